@@ -1,0 +1,93 @@
+"""Checkpoints of a run: what inference needs apart from what only training needs.
+
+A step's folder holds three items: `weights` (params, batch_stats, prototypes), `training` (step, opt_state, rng) and
+`info` (JSON: position of the data iterator, stage, config). Orbax writes to a temporary folder and renames it, so a
+folder that is there is whole.
+"""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+
+from pose_common.training.state import TrainState
+
+WEIGHTS, TRAINING, INFO = "weights", "training", "info"
+
+
+class Checkpoints:
+    """The checkpoints of one working directory. Steps are numbered by `TrainState.step`."""
+
+    def __init__(self, directory: str | pathlib.Path, *, keep: int = 3, keep_every: int | None = None):
+        """
+        Args:
+          directory: made if absent.
+          keep: how many of the newest to keep.
+          keep_every: also keep every step that is a multiple of this, for ever.
+        """
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, keep_period=keep_every, create=True)
+        self._manager = ocp.CheckpointManager(
+            epath.Path(directory).absolute(), item_names=(WEIGHTS, TRAINING, INFO), options=options
+        )
+
+    @property
+    def directory(self) -> pathlib.Path:
+        """Where the steps' folders are."""
+        return pathlib.Path(self._manager.directory)
+
+    @property
+    def latest_step(self) -> int | None:
+        """The newest whole checkpoint, or None."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, state: TrainState, info: dict[str, Any]) -> None:
+        """Starts writing; a step that is already there is left alone."""
+        if step in self._manager.all_steps():
+            return
+        training = {"step": state.step, "opt_state": state.opt_state, "rng": state.rng}
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                **{
+                    WEIGHTS: ocp.args.StandardSave(state.weights),
+                    TRAINING: ocp.args.StandardSave(training),
+                    INFO: ocp.args.JsonSave(info),
+                }
+            ),
+        )
+
+    def read_info(self, step: int) -> dict[str, Any]:
+        """The `info` that was saved with a step."""
+        return self._manager.restore(step, args=ocp.args.Composite(**{INFO: ocp.args.JsonRestore()}))[INFO]
+
+    def restore(self, step: int, shapes: TrainState, shardings: TrainState) -> TrainState:
+        """The state saved at `step`, laid out by `shardings`, whatever number of devices wrote it.
+
+        Raises:
+          ValueError: the saved arrays' names or shapes are not those of `shapes`; nothing is restored then.
+        """
+        abstract = jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
+        )
+        training = {"step": abstract.step, "opt_state": abstract.opt_state, "rng": abstract.rng}
+        try:
+            saved = self._manager.restore(
+                step,
+                args=ocp.args.Composite(
+                    **{WEIGHTS: ocp.args.StandardRestore(abstract.weights), TRAINING: ocp.args.StandardRestore(training)}
+                ),
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"the checkpoint {self._manager.directory / str(step)} does not fit this configuration: {error}"
+            ) from error
+        return TrainState(**saved[WEIGHTS], **saved[TRAINING])
+
+    def close(self) -> None:
+        """Waits until everything is on disk."""
+        self._manager.wait_until_finished()
+        self._manager.close()

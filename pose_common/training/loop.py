@@ -1,0 +1,229 @@
+"""The one training loop: stages, steps, figures, checkpoints, evaluation, stops and resumes."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+import pathlib
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+import tqdm
+
+from pose_common.training import parallel, report
+from pose_common.training.checkpoints import Checkpoints
+from pose_common.training.distributed import StopSignal
+from pose_common.training.optimizers import GroupedAdamW
+from pose_common.training.stages import Stage, stage_index, total_epochs
+from pose_common.training.state import TrainState
+from pose_common.training.step import train_step
+from pose_common.training.writers import MetricWriter
+
+
+class Method(Protocol):
+    """What the loop needs to know of a method."""
+
+    stages: tuple[Stage, ...]
+    optimizer: GroupedAdamW
+
+    def init(self, key: jax.Array) -> TrainState:
+        """A fresh state for the first stage; traceable."""
+
+    def loss(self, params, state, batch, key, stage, axis_name):
+        """See `step.LossFunction`."""
+
+    def enter_stage(self, state: TrainState, stage: Stage) -> tuple[Callable[[TrainState], TrainState], dict]:
+        """How a (global) state changes when `stage` begins: a traceable function, and notes for the checkpoint."""
+
+    def shapes(self, stage: Stage, notes: dict) -> TrainState:
+        """Shapes of a state inside `stage`, given the notes of the `enter_stage` calls so far."""
+
+
+class DataIterator(Protocol):
+    """A resumable stream of this process's rows of every global batch (Grain's iterators are such)."""
+
+    def __next__(self) -> dict[str, np.ndarray]: ...
+
+    def get_state(self) -> dict[str, Any]: ...
+
+    def set_state(self, state: dict[str, Any]) -> None: ...
+
+
+Evaluate = Callable[[dict[str, Any], int], dict[str, dict[str, float]]]
+"""evaluate(weights, step) -> {split: {metric: value}}."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LoopSettings:
+    """How often the loop does what. Epochs and steps count from 0 and are global.
+
+    `checkpoint_every` and `log_every` are in steps, `evaluate_every` in epochs; 0 means only at the end.
+    """
+
+    steps_per_epoch: int
+    log_every: int = 50
+    checkpoint_every: int = 1000
+    evaluate_every: int = 10
+    keep: int = 3
+    keep_every: int | None = None
+    config: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass
+class _Run:
+    """The loop's own state; `state` is laid out by the plan."""
+
+    state: Any
+    step: int
+    stage: int
+    notes: dict[str, Any]
+
+
+def train(
+    method: Method,
+    data: DataIterator,
+    plan: parallel.Plan,
+    settings: LoopSettings,
+    workdir: str | pathlib.Path,
+    *,
+    evaluate: Evaluate | None = None,
+    key: jax.Array,
+    prepare: Callable[[TrainState], TrainState] | None = None,
+) -> tuple[TrainState, bool]:
+    """Trains to the end of the last stage, or to a stop signal, from the newest checkpoint in `workdir` if any.
+
+    Args:
+      prepare: applied to a fresh state's global form (loading converted weights, say); not on a resume.
+
+    Returns:
+      (the final state in its global form, whether the run is complete).
+
+    Raises:
+      NonFiniteLossError: names the step, the terms and the last good checkpoint.
+    """
+    workdir = pathlib.Path(workdir)
+    checkpoints = Checkpoints(workdir / "checkpoints", keep=settings.keep, keep_every=settings.keep_every)
+    writer = MetricWriter(workdir, enabled=jax.process_index() == 0)
+    try:
+        run = _resume(method, data, plan, checkpoints) or _start(method, plan, key, prepare)
+        report.log_parameters(plan.to_global(run.state).params, workdir)
+        with StopSignal() as stop:
+            loop = _Loop(method, data, plan, settings, checkpoints, writer, evaluate, stop)
+            complete = loop.run(run)
+        return plan.to_global(run.state), complete
+    finally:
+        checkpoints.close()
+        writer.close()
+
+
+def _start(method: Method, plan: parallel.Plan, key: jax.Array, prepare) -> _Run:
+    state = plan.create(method.init, key)
+    if prepare is not None:
+        state = plan.from_global(prepare(plan.to_global(state)))
+    return _Run(state=state, step=0, stage=-1, notes={})
+
+
+def _resume(method: Method, data: DataIterator, plan: parallel.Plan, checkpoints: Checkpoints) -> _Run | None:
+    step = checkpoints.latest_step
+    if step is None:
+        return None
+    info = checkpoints.read_info(step)
+    shapes = method.shapes(method.stages[info["stage"]], info["notes"])
+    state = plan.from_global(checkpoints.restore(step, shapes, plan.shardings(shapes)))
+    data.set_state(info["data"])
+    logging.info("resumed from step %d (stage %s)", step, method.stages[info["stage"]].name)
+    return _Run(state=state, step=step, stage=info["stage"], notes=info["notes"])
+
+
+class _Loop:
+    """Step after step; everything that happens between steps is a method of its own."""
+
+    def __init__(self, method, data, plan, settings, checkpoints, writer, evaluate, stop):
+        self.method, self.data, self.plan, self.settings = method, data, plan, settings
+        self.checkpoints, self.writer, self.evaluate, self.stop = checkpoints, writer, evaluate, stop
+        self.total_steps = total_epochs(method.stages) * settings.steps_per_epoch
+        self.figures = report.Figures()
+
+    def run(self, run: _Run) -> bool:
+        """Trains `run` in place; False when a signal stopped it first."""
+        bar = tqdm.tqdm(total=self.total_steps, initial=run.step, unit="step", disable=jax.process_index() != 0,
+                        mininterval=1.0, dynamic_ncols=True)
+        step_function = None
+        with bar:
+            while run.step < self.total_steps:
+                index = stage_index(self.method.stages, run.step // self.settings.steps_per_epoch)
+                if index != run.stage:
+                    self._enter_stage(run, index)
+                    step_function = None
+                if step_function is None:
+                    step_function = self._compile(run)
+                    bar.set_description(self.method.stages[index].name)
+                self._step(run, step_function)
+                bar.update()
+                self._between_steps(run, bar)
+                if self.stop.reached(run.step):
+                    self._log(run, bar)
+                    self._save(run)
+                    return run.step >= self.total_steps
+        return True
+
+    def _enter_stage(self, run: _Run, index: int) -> None:
+        for later in range(run.stage + 1, index + 1):
+            stage = self.method.stages[later]
+            change, notes = self.method.enter_stage(self.plan.to_global(run.state), stage)
+            run.state = self.plan.transform(change, run.state)
+            run.notes = {**run.notes, **notes}
+            run.stage = later
+            logging.info("step %d: stage %s trains %s on %s", run.step, stage.name, stage.train, stage.losses)
+
+    def _compile(self, run: _Run) -> Callable:
+        stage = self.method.stages[run.stage]
+        step = functools.partial(train_step, loss=self.method.loss, optimizer=self.method.optimizer, stage=stage)
+        return self.plan.compile(step, run.state)
+
+    def _step(self, run: _Run, step_function: Callable) -> None:
+        began = time.perf_counter()
+        rows = next(self.data)
+        waited = time.perf_counter() - began
+        if not self.figures.images_seen:
+            report.log_batch(rows)
+        run.state, metrics = step_function(run.state, self.plan.put(rows))
+        self.figures.add(run.step, metrics, images=len(rows["image"]), waited=waited)
+        run.step += 1
+
+    def _between_steps(self, run: _Run, bar) -> None:
+        settings = self.settings
+        last = run.step == self.total_steps
+
+        def due(every: int) -> bool:
+            return last or (every > 0 and run.step % every == 0)
+
+        if due(settings.log_every):
+            self._log(run, bar)
+        if due(settings.checkpoint_every):
+            self._save(run)
+        if self.evaluate and due(settings.evaluate_every * settings.steps_per_epoch):
+            weights = self.plan.to_global(run.state).weights
+            for split, values in self.evaluate(weights, run.step).items():
+                self.writer.write(run.step, f"eval/{split}", values)
+            self.figures.restart_clock()
+
+    def _log(self, run: _Run, bar) -> None:
+        values = self.figures.collect(self._last_good)
+        if values:
+            self.writer.write(run.step, "train", values)
+            bar.set_postfix(loss=f"{values['loss']:.3g}")
+
+    def _save(self, run: _Run) -> None:
+        # A checkpoint is good only if every step before it was: look at the figures still on their way first.
+        self.figures.check(self._last_good)
+        info = {"stage": run.stage, "notes": run.notes, "data": self.data.get_state(), "config": self.settings.config}
+        self.checkpoints.save(run.step, self.plan.to_global(run.state), info)
+
+    def _last_good(self) -> str:
+        step = self.checkpoints.latest_step
+        return "none was saved yet" if step is None else f"{self.checkpoints.directory / str(step)}"

@@ -1,0 +1,100 @@
+"""What a run says of itself: parameter table, first batch, and its figures between two log lines."""
+
+from __future__ import annotations
+
+import logging
+import pathlib
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+
+def parameter_table(params: Any) -> str:
+    """One line a parameter (name, shape, dtype, count, sharding) and a line of totals a group."""
+    lines, totals = [], {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        name = "/".join(str(getattr(key, "key", key)) for key in path)
+        spec = getattr(getattr(leaf, "sharding", None), "spec", "")
+        lines.append(f"{name:<64} {str(leaf.shape):<22} {str(leaf.dtype):<9} {leaf.size:>12,} {spec}")
+        group = name.split("/")[0]
+        totals[group] = totals.get(group, 0) + leaf.size
+    lines += [f"{group:<64} {'':<22} {'':<9} {count:>12,}" for group, count in totals.items()]
+    lines.append(f"{'all':<64} {'':<22} {'':<9} {sum(totals.values()):>12,}")
+    return "\n".join(lines)
+
+
+def log_parameters(params: Any, workdir: pathlib.Path) -> None:
+    """Writes the table to `parameters.txt` and its totals to the log."""
+    if jax.process_index() != 0:
+        return
+    table = parameter_table(params)
+    (workdir / "parameters.txt").write_text(table + "\n", encoding="utf8")
+    count = len({leaf.split("/")[0] for leaf in table.splitlines()})
+    logging.info("parameters (whole table in %s):\n%s", workdir / "parameters.txt",
+                 "\n".join(table.splitlines()[-count:]))
+
+
+def log_batch(rows: dict[str, np.ndarray]) -> None:
+    """Shapes, dtypes and ranges of the first batch: the cheapest check that a pipeline is right."""
+    for name, value in rows.items():
+        value = np.asarray(value)
+        extent = f"{value.min():.4g} .. {value.max():.4g}" if value.size and value.dtype.kind in "biuf" else ""
+        logging.info("first batch %-14s %-22s %-8s %s", name, value.shape, value.dtype, extent)
+
+
+class NonFiniteLossError(RuntimeError):
+    """A loss term became NaN or infinite."""
+
+
+class Figures:
+    """Metrics of the steps since the last log line. They stay on the device until asked for."""
+
+    def __init__(self):
+        self.images_seen = 0
+        self._pending: list[tuple[int, dict]] = []
+        self._checked: list[dict[str, float]] = []
+        self.restart_clock()
+
+    def restart_clock(self) -> None:
+        """Leaves out the time spent on something other than training."""
+        self._began, self._images, self._waited = time.perf_counter(), 0, 0.0
+
+    def add(self, step: int, metrics: dict[str, jax.Array], *, images: int, waited: float) -> None:
+        """Notes one step of `images` local images that waited `waited` seconds for its data."""
+        if len(self._pending) > 1:
+            # Keeps the host at most two steps ahead, so that queued batches do not fill the memory.
+            jax.block_until_ready(self._pending[-2][1])
+        self._pending.append((step, metrics))
+        self.images_seen += images
+        self._images += images
+        self._waited += waited
+
+    def check(self, last_good: Callable[[], str]) -> None:
+        """Fetches what is pending; raises NonFiniteLossError at the first step with a value that is not finite."""
+        pending, self._pending = self._pending, []
+        for step, metrics in zip((s for s, _ in pending), jax.device_get([m for _, m in pending]), strict=True):
+            bad = sorted(name for name, value in metrics.items() if not np.isfinite(value))
+            if bad:
+                raise NonFiniteLossError(
+                    f"step {step}: {', '.join(bad)} not finite; last good checkpoint: {last_good()}. "
+                    "Lower the learning rate, or set config.dtype='float32' to see whether it is the precision"
+                )
+            self._checked.append(metrics)
+
+    def collect(self, last_good: Callable[[], str]) -> dict[str, float]:
+        """Means since the last call, images a second a device and the share of time spent waiting for data."""
+        self.check(last_good)
+        if not self._checked:
+            return {}
+        means = {name: float(np.mean([m[name] for m in self._checked])) for name in self._checked[-1]}
+        means["learning_rate"] = float(self._checked[-1].get("learning_rate", np.nan))
+        seconds = time.perf_counter() - self._began
+        if self._images:
+            means["images_per_second_per_device"] = self._images / seconds / jax.local_device_count()
+            means["data_wait_share"] = self._waited / seconds
+        self._checked = []
+        self.restart_clock()
+        return means

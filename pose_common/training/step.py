@@ -1,0 +1,66 @@
+"""One training step, for any method: gradients of the asked-for terms, one optimizer step, new statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import jax
+
+from pose_common.collectives import global_sum
+from pose_common.training.optimizers import GroupedAdamW
+from pose_common.training.stages import Stage
+from pose_common.training.state import TrainState
+
+
+class LossOutput(flax.struct.PyTreeNode):
+    """What a method's loss returns beside the value to differentiate.
+
+    Attributes:
+      terms: this device's share of every loss term and logged figure (shares add up to the global value).
+      batch_stats: new running statistics of the groups that train; already global.
+      prototypes: new method state; already global.
+    """
+
+    terms: dict[str, jax.Array]
+    batch_stats: dict[str, Any]
+    prototypes: Any
+
+
+LossFunction = Callable[..., tuple[jax.Array, LossOutput]]
+"""loss(params, state, batch, key, stage, axis_name) -> (this device's share of the total, LossOutput)."""
+
+
+def train_step(
+    state: TrainState,
+    batch: dict[str, jax.Array],
+    *,
+    loss: LossFunction,
+    optimizer: GroupedAdamW,
+    stage: Stage,
+    axis_name: str | None = None,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """(state, batch) -> (new state, metrics). Pure; the caller applies jit, sharding or pmap.
+
+    Only the groups in `stage.train` are differentiated. Metrics hold every term, their sum `loss`, `grad_norm` before
+    the clip and `learning_rate`; they are global values, equal on every device.
+    """
+    key = jax.random.fold_in(state.rng, state.step)
+    frozen = {group: value for group, value in state.params.items() if group not in stage.train}
+
+    def share(trained):
+        return loss({**frozen, **trained}, state, batch, key, stage, axis_name)
+
+    trained = {group: state.params[group] for group in stage.train}
+    (total, output), grads = jax.value_and_grad(share, has_aux=True)(trained)
+    grads, total, terms = global_sum((grads, total, output.terms), axis_name)
+    updated, opt_state, figures = optimizer.update(grads, state.opt_state, trained, state.step)
+    new_state = state.replace(
+        step=state.step + 1,
+        params={**state.params, **updated},
+        batch_stats={**state.batch_stats, **output.batch_stats},
+        opt_state=opt_state,
+        prototypes=output.prototypes,
+    )
+    return new_state, {"loss": total, **terms, **figures}

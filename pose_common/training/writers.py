@@ -1,0 +1,88 @@
+"""Where a run's figures go: console, JSON lines, TensorBoard; and curves drawn from the JSON lines."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import pathlib
+from collections.abc import Mapping
+
+import tensorboardX
+
+
+class MetricWriter:
+    """Writes scalars of one run. Only the first process should make one; the others pass `enabled=False`.
+
+    `metrics.jsonl` gets one object a call, {"step", "split", name: value}; it is appended to when a run resumes.
+    """
+
+    def __init__(self, workdir: str | pathlib.Path, enabled: bool = True):
+        self._enabled = enabled
+        if enabled:
+            self.path = pathlib.Path(workdir) / "metrics.jsonl"
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._lines = self.path.open("a", encoding="utf8")
+            self._board = tensorboardX.SummaryWriter(str(self.path.parent / "tensorboard"))
+
+    def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
+        """Writes `values` under `split` ('train' or 'eval/<dataset>')."""
+        if not self._enabled:
+            return
+        values = {name: float(value) for name, value in values.items()}
+        # JSON has no NaN; null keeps the file readable by any parser.
+        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        self._lines.write(json.dumps({"step": step, "split": split, **finite}) + "\n")
+        self._lines.flush()
+        for name, value in values.items():
+            self._board.add_scalar(f"{split}/{name}", value, step)
+        logging.info("step %d %s: %s", step, split, ", ".join(f"{n} {v:.4g}" for n, v in values.items()))
+
+    def close(self) -> None:
+        """Flushes and closes the files."""
+        if self._enabled:
+            self._lines.close()
+            self._board.close()
+
+
+def read_metrics(path: str | pathlib.Path) -> list[dict]:
+    """The rows of a `metrics.jsonl`; later rows win where a resumed run wrote a step again."""
+    rows: dict[tuple, dict] = {}
+    for line in pathlib.Path(path).read_text(encoding="utf8").splitlines():
+        row = json.loads(line)
+        rows[row["split"], row["step"]] = row
+    return sorted(rows.values(), key=lambda row: (row["split"], row["step"]))
+
+
+def draw_curves(metrics_path: str | pathlib.Path, picture_path: str | pathlib.Path) -> None:
+    """One panel a figure, training and evaluation splits together, against the step."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    rows = read_metrics(metrics_path)
+    series: dict[str, dict[str, list]] = {}
+    for row in rows:
+        for name, value in row.items():
+            if name not in ("step", "split") and value is not None:
+                points = series.setdefault(name, {}).setdefault(row["split"], ([], []))
+                points[0].append(row["step"])
+                points[1].append(value)
+    if not series:
+        return
+    columns = min(4, len(series))
+    lines = math.ceil(len(series) / columns)
+    figure, axes = plt.subplots(lines, columns, figsize=(4 * columns, 2.6 * lines), squeeze=False)
+    for axis, (name, by_split) in zip(axes.flat, series.items(), strict=False):
+        for split, (steps, values) in by_split.items():
+            axis.plot(steps, values, marker="o" if len(steps) < 8 else None, markersize=3, label=split)
+        axis.set_title(name, fontsize=9)
+        if name.startswith("loss") or name.endswith("_loss"):
+            axis.set_yscale("log")
+        axis.legend(fontsize=6)
+    for axis in axes.flat[len(series):]:
+        axis.axis("off")
+    figure.tight_layout()
+    figure.savefig(picture_path, dpi=90)
+    plt.close(figure)

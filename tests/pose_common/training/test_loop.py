@@ -1,0 +1,135 @@
+"""The loop: the same numbers however the devices are used, exact resumes, orderly stops."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from pose_common.training import loop, parallel
+from pose_common.training.checkpoints import Checkpoints
+from pose_common.training.loop import LoopSettings
+from pose_common.training.mesh import make_mesh
+from pose_common.training.report import NonFiniteLossError
+from pose_common.training.step import train_step
+from pose_common.training.writers import draw_curves, read_metrics
+from tests.pose_common.training.toy import ToyData, ToyMethod
+
+SETTINGS = LoopSettings(steps_per_epoch=3, log_every=1, checkpoint_every=2, evaluate_every=0, keep=20)
+PLANS = {
+    "one device": lambda: parallel.ShardedPlan(jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("data", "fsdp"))),
+    "eight sharded": lambda: parallel.make_plan("sharded"),
+    "fsdp": lambda: parallel.make_plan("sharded", fsdp=4, fsdp_min_size=1),
+    "pmap": lambda: parallel.make_plan("pmap"),
+}
+
+
+def run(workdir, plan="eight sharded", settings=SETTINGS, data=None, **kwargs):
+    data = data or ToyData()
+    return loop.train(ToyMethod(), data, PLANS[plan](), settings, workdir, key=jax.random.PRNGKey(0), **kwargs)
+
+
+def losses(workdir):
+    return [row["loss"] for row in read_metrics(workdir / "metrics.jsonl") if row["split"] == "train"]
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("one")
+    state, complete = run(workdir, "one device")
+    assert complete
+    return losses(workdir), jax.device_get(state)
+
+
+@pytest.mark.parametrize("plan", ["eight sharded", "fsdp", "pmap"])
+def test_same_numbers_on_any_layout(plan, reference, tmp_path):
+    state, _ = run(tmp_path, plan)
+    # float32 sums in another order, through twelve Adam steps.
+    np.testing.assert_allclose(losses(tmp_path), reference[0], rtol=2e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), jax.device_get(state), reference[1])
+
+
+def test_fsdp_splits_parameters_and_moments():
+    plan = PLANS["fsdp"]()
+    state = plan.create(ToyMethod().init, jax.random.PRNGKey(0))
+    weight, moment = state.params["head"]["w"], state.opt_state["head"].mu["w"]
+    assert weight.addressable_shards[0].data.size == moment.addressable_shards[0].data.size == weight.size // 4
+    assert state.prototypes["bank"].is_fully_replicated
+
+
+@pytest.mark.parametrize("plan", ["eight sharded", "pmap"])
+@pytest.mark.parametrize("stop_after", [5, 6, 7])
+def test_resume_is_exact(plan, stop_after, tmp_path):
+    run(tmp_path / "whole", plan)
+
+    class Interrupted(ToyData):
+        def __next__(self):
+            if self.position == stop_after - 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return super().__next__()
+
+    _, complete = run(tmp_path / "cut", plan, data=Interrupted())
+    assert not complete
+    assert Checkpoints(tmp_path / "cut" / "checkpoints").latest_step == stop_after
+    _, complete = run(tmp_path / "cut", plan)
+    assert complete
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")  # to the last bit
+
+
+def test_restore_on_another_layout(tmp_path):
+    run(tmp_path, "fsdp", dataclasses.replace(SETTINGS, steps_per_epoch=1))
+    method, checkpoints = ToyMethod(), Checkpoints(tmp_path / "checkpoints")
+    shapes = method.shapes(method.stages[-1], {})
+    mesh = make_mesh()
+    one = checkpoints.restore(4, shapes, parallel.ShardedPlan(mesh).shardings(shapes))
+    assert int(one.step) == 4 and set(one.opt_state) == {"body", "head"}
+    # The second group thawed at step 2: its bias correction counts from there.
+    assert int(one.opt_state["head"].count) == 4 and int(one.opt_state["body"].count) == 2
+
+
+def test_a_misfit_checkpoint_is_refused(tmp_path):
+    run(tmp_path, settings=dataclasses.replace(SETTINGS, steps_per_epoch=1))
+    method, checkpoints = ToyMethod(), Checkpoints(tmp_path / "checkpoints")
+    shapes = method.shapes(method.stages[-1], {})
+    shapes = shapes.replace(params={**shapes.params, "head": {"w": jax.ShapeDtypeStruct((16, 5), np.float32)}})
+    with pytest.raises(ValueError, match="does not fit"):
+        checkpoints.restore(4, shapes, parallel.make_plan("sharded").shardings(shapes))
+
+
+def test_non_finite_loss_stops_and_names_the_last_good_checkpoint(tmp_path):
+    settings = dataclasses.replace(SETTINGS, log_every=50)
+    with pytest.raises(NonFiniteLossError, match=r"step 5: .*mse.*checkpoints/4"):
+        run(tmp_path, settings=settings, data=ToyData(poison_at=5))
+    assert Checkpoints(tmp_path / "checkpoints").latest_step == 4
+
+
+def test_frozen_group_does_not_move():
+    plan, method = PLANS["eight sharded"](), ToyMethod()
+    state = plan.create(method.init, jax.random.PRNGKey(0))
+    before = np.asarray(state.params["body"]["w"])
+    step = functools.partial(train_step, loss=method.loss, optimizer=method.optimizer, stage=method.stages[0])
+    step = plan.compile(step, state)
+    state, _ = step(state, plan.put(next(ToyData())))
+    np.testing.assert_array_equal(before, state.params["body"]["w"])
+    assert set(state.opt_state) == {"head"}
+
+
+def test_evaluation_figures_and_curves(tmp_path):
+    def evaluate(weights, step):
+        return {"toy": {"AP": float(step) / 12, "norm": float(np.abs(weights["params"]["head"]["w"]).sum())}}
+
+    run(tmp_path, settings=dataclasses.replace(SETTINGS, evaluate_every=2), evaluate=evaluate)
+    rows = read_metrics(tmp_path / "metrics.jsonl")
+    assert [(r["step"], r["AP"]) for r in rows if r["split"] == "eval/toy"] == [(6, 0.5), (12, 1.0)]
+    train = [r for r in rows if r["split"] == "train"]
+    assert {"loss", "mse", "grad_norm", "learning_rate", "images_per_second_per_device", "data_wait_share"} <= set(train[0])
+    draw_curves(tmp_path / "metrics.jsonl", tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").stat().st_size > 1000
+    assert "all" in (tmp_path / "parameters.txt").read_text()
+    json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
