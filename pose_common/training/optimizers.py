@@ -29,7 +29,7 @@ def step_schedule(
         regular = base * factor**passed
         if warmup_steps == 0:
             return regular
-        ramp = 1 - (1 - xp.minimum(step / warmup_steps, 1.0)) * (1 - warmup_ratio)
+        ramp = warmup_ratio + (1 - warmup_ratio) * xp.minimum(step / warmup_steps, 1.0)
         return regular * ramp
 
     return schedule
