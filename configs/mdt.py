@@ -1,0 +1,133 @@
+"""PoseBH, multi-dataset training (CVPR 2025, section 4; schedule and weights as in the released configuration).
+
+    python -m posebh_jax.main --config=configs/mdt.py:base --workdir=workdir/base --config.data_dir=data
+
+Arguments after the colon: `base` (default), `huge`, `large`, `small`, and `demo`, which needs no data: it renders a
+synthetic mixture and shrinks everything, so that the whole way takes minutes on two CPU cores. Any field can be set on
+the command line: `--config.batch_size=256`, `--config.stages[0].epochs=10`.
+
+The paper's runs start from ViTPose++ weights of the same size: `--config.init_from=vitpose++_base.pth`.
+"""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+DATASETS = ("coco", "aic", "mpii", "ap10k", "apt36k", "coco_wholebody")
+MULTI_HEAD_LOSSES = ("heatmap",)
+PROTOTYPE_LOSSES = ("prototype", "prototype_heatmap")
+ALL_LOSSES = ("heatmap", "prototype", "prototype_heatmap", "cluster", "cross_type")
+
+
+def get_config(arg: str = "base") -> ConfigDict:
+    """The configuration of one size, or of the demo."""
+    if arg not in ("base", "huge", "large", "small", "demo"):
+        raise ValueError(f"configs/mdt.py:{arg}: expected base, huge, large, small or demo")
+    config = _full("tiny" if arg == "demo" else arg)
+    if arg == "base":
+        # In the released base run a slip keeps the backbone frozen to the end; the huge one thaws it (fidelity.md).
+        config.stages[2].train = ("heads", "embedding")
+    return _demo(config) if arg == "demo" else config
+
+
+def _full(size: str) -> ConfigDict:
+    config = ConfigDict()
+    config.method = "posebh"  # or "multi_head": the same code with the prototype parts off (ViTPose++)
+    config.mode = "train"  # or "evaluate"
+    config.checkpoint = ""  # evaluate: a working directory, a checkpoint of it, or a folder of weights
+    config.init_from = ""  # train: weights to start from (same forms, or a .pth/.safetensors file)
+    config.seed = 0
+
+    # Data. Splits and boxes are per dataset; boxes are 'ground_truth' or the path of a COCO detection file.
+    config.data_dir = "data"
+    config.datasets = DATASETS
+    config.train_splits = ConfigDict({"ap10k": "train-split1"})
+    config.eval_splits = ConfigDict({"ap10k": "val-split1"})
+    config.default_train_split, config.default_eval_split = "train", "val"
+    config.boxes = ConfigDict()
+    config.mixture = "concat"  # all instances shuffled as one; or "balanced", or {dataset: weight}
+    config.batch_size = 512  # over all devices
+    config.eval_batch_size = 512
+    config.input_size = (192, 256)  # width, height
+    config.loader_threads = 16
+    config.loader_workers = 0  # processes; 0 decodes in threads
+    config.synthetic = ConfigDict()  # images to render first, for synthetic datasets only
+
+    # Model.
+    config.size = size
+    config.head_filters = (256, 256)
+    config.embedding_width, config.embedding_dim = 64, 64
+    config.dtype = "bfloat16"  # of backbone and heatmap heads; the rest is float32 whatever this says
+    config.remat = False
+
+    # Losses (section 4.2 to 4.4).
+    config.losses = ConfigDict()
+
+    # Schedule. Epochs count from 0 over the whole mixture.
+    config.stages = [
+        _stage("prototypes", 50, ("embedding",), PROTOTYPE_LOSSES, prototypes=True),
+        _stage("self-supervision", 40, ("heads", "embedding"), ALL_LOSSES),
+        _stage("all", 10, ("backbone", "heads", "embedding"), ALL_LOSSES),
+    ]
+    config.steps_per_epoch = 0  # 0: instances // batch_size
+    config.learning_rate = 1e-3
+    config.decay_epochs = (50, 90)
+    config.decay_factor = 0.1
+    config.warmup_steps = 500
+    config.weight_decay = 0.1
+    config.clip_norm = 1.0
+    config.num_clusters = 0  # 0: the choice of the paper among 64, 96, 128; it is logged
+
+    # Devices.
+    config.parallel = "sharded"  # or "pmap"
+    config.fsdp = 1  # devices that share one copy of the parameters
+    config.fsdp_min_size = 2**16
+    config.compilation_cache = "~/.cache/posebh_jax/jax"
+
+    # What is written when; steps, but evaluate_every in epochs. 0: at the end only.
+    config.log_every = 50
+    config.checkpoint_every = 2000
+    config.evaluate_every = 10
+    config.keep_checkpoints = 3
+    config.keep_checkpoints_every = 0
+    config.pictures = 24  # predictions drawn per dataset
+    return config
+
+
+def _stage(name, epochs, train, losses, prototypes=False) -> ConfigDict:
+    return ConfigDict({"name": name, "epochs": epochs, "train": train, "losses": losses, "prototypes": prototypes})
+
+
+def multi_head(config: ConfigDict) -> ConfigDict:
+    """The ViTPose++ baseline: 210 epochs of plain multi-head training from a MAE backbone, no prototype parts."""
+    config.method = "multi_head"
+    config.stages = [_stage("multi-head", 210, ("backbone", "heads"), MULTI_HEAD_LOSSES)]
+    config.decay_epochs = (170, 200)
+    return config
+
+
+def _demo(config: ConfigDict) -> ConfigDict:
+    """People and animals from the renderer; a stage before the paper's three trains backbone and heads from nothing."""
+    config.datasets = tuple(f"synthetic_{name}" for name in DATASETS)
+    config.train_splits, config.eval_splits = ConfigDict(), ConfigDict()
+    config.synthetic = ConfigDict({"train": 200, "val": 40})
+    config.data_dir = "workdir/demo_data"
+    config.batch_size = config.eval_batch_size = 64
+    config.input_size = (96, 128)
+    config.loader_threads = 2
+    config.head_filters = (32, 32)
+    config.embedding_width, config.embedding_dim = 32, 32
+    config.dtype = "float32"
+    config.stages = [
+        _stage("multi-head", 24, ("backbone", "heads"), MULTI_HEAD_LOSSES),
+        _stage("prototypes", 3, ("embedding",), PROTOTYPE_LOSSES, prototypes=True),
+        _stage("self-supervision", 2, ("heads", "embedding"), ALL_LOSSES),
+        _stage("all", 2, ("backbone", "heads", "embedding"), ALL_LOSSES),
+    ]
+    config.decay_epochs = (20,)
+    config.warmup_steps = 50
+    config.log_every = 20
+    config.checkpoint_every = 200
+    config.evaluate_every = 0
+    config.pictures = 12
+    return config
