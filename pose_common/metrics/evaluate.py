@@ -1,0 +1,207 @@
+"""The evaluation protocol of every dataset, from the network's keypoints to its table row.
+
+`evaluate` is `final_poses` (one pose an instance, rescored, duplicates suppressed) and then `metrics_of`. Call the two
+yourself to write the results in between, or to evaluate poses that were scored and suppressed elsewhere.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Callable, Mapping
+
+import numpy as np
+
+from data_pipelines.keypoint_sets import PoseDataset
+from pose_common.metrics import nms, oks, pck
+from pose_common.metrics.columns import GroundTruth, Poses, ground_truth_from_coco
+
+# CrowdPose's levels by `crowdIndex`: easy below the first bound, hard from the second on. Texts say 0.1, the tools 0.2.
+CROWD_LEVELS = (0.2, 0.8)
+# InterHand's protocol: PCK at this share of the longer side of the hand's box, AUC up to this many pixels.
+HAND_PCK_THRESHOLD = 0.2
+HAND_AUC_LIMIT = 30.0
+
+
+def evaluate(
+    dataset: PoseDataset, ground_truth: Mapping[str, Any], predictions: Poses, **options: Any
+) -> dict[str, float]:
+    """Metrics of top-down predictions by the dataset's protocol.
+
+    Args:
+      dataset: decides metric, sigmas and the objects' size.
+      ground_truth: COCO-format document. Images may carry `crowdIndex`, annotations `head_size` (PCKh).
+      predictions: what the network found, `score` being the boxes' score. Repeated instances count once.
+      **options: see `final_poses`.
+
+    Returns:
+      Metric name -> value; OKS metrics and PCK are in [0, 1], PCKh in percent, EPE in pixels; -1 = nothing to evaluate.
+    """
+    return metrics_of(dataset, ground_truth, final_poses(dataset, ground_truth, predictions, **options))
+
+
+def final_poses(
+    dataset: PoseDataset,
+    ground_truth: Mapping[str, Any],
+    predictions: Poses,
+    *,
+    confidence_threshold: float = 0.2,
+    suppression: str = "hard",
+    oks_threshold: float = 0.9,
+) -> Poses:
+    """One pose an instance, rescored and without duplicates, with its category.
+
+    Args:
+      dataset: PCKh and hand metrics judge every instance, so nothing is suppressed for them.
+      ground_truth: COCO-format document; without annotations (a test set) it needs a single category.
+      predictions: `score` being the boxes' score.
+      confidence_threshold: confidences above it enter the pose's score.
+      suppression: 'hard', 'soft' or 'none', at `oks_threshold`.
+
+    Returns:
+      Poses ordered by image, then best first where suppressed, else by instance.
+    """
+    keys = np.stack([predictions.image_id, predictions.instance_id], axis=1)
+    poses = predictions.take(np.unique(keys, axis=0, return_index=True)[1])
+    poses = dataclasses.replace(
+        poses,
+        score=nms.rescore(poses.keypoints, poses.score, confidence_threshold),
+        category=_categories(ground_truth, poses.instance_id) if poses.category is None else poses.category,
+    )
+    if dataset.metric in ("mpii", "hand") or suppression == "none":
+        return poses
+    sigmas = np.array(dataset.keypoints.sigmas)
+    if suppression == "hard":
+        return poses.take(
+            nms.oks_nms(poses.keypoints, poses.area, poses.score, sigmas, oks_threshold, poses.image_id)
+        )
+    if suppression != "soft":
+        raise ValueError(f"suppression must be 'hard', 'soft' or 'none', not {suppression!r}")
+    kept = []
+    for rows in np.split(np.arange(len(poses)), np.flatnonzero(np.diff(poses.image_id)) + 1):
+        image = poses.take(rows)
+        kept.append(rows[nms.soft_oks_nms(image.keypoints, image.area, image.score, sigmas, oks_threshold)])
+    return poses.take(np.concatenate(kept))
+
+
+def metrics_of(dataset: PoseDataset, ground_truth: Mapping[str, Any], poses: Poses) -> dict[str, float]:
+    """Metrics of finished poses; see `evaluate`."""
+    try:
+        protocol = _PROTOCOLS[dataset.metric]
+    except KeyError:
+        known = ", ".join(_PROTOCOLS)
+        raise ValueError(f"dataset {dataset.name!r} asks for metric {dataset.metric!r}; known: {known}") from None
+    return protocol(dataset, ground_truth_from_coco(ground_truth, dataset.keypoints), poses)
+
+
+def oks_metrics(
+    dataset: PoseDataset, truth: GroundTruth, poses: Poses, part: tuple[int, int] | None = None
+) -> dict[str, float]:
+    """COCO's ten numbers, of all keypoints or of the range `part` = (first, end)."""
+    return _summary(*oks.average_precision(_matches(dataset, truth, poses, part)))
+
+
+def _matches(dataset: PoseDataset, truth: GroundTruth, poses: Poses, part: tuple[int, int] | None = None):
+    sigmas = np.array(dataset.keypoints.sigmas)
+    if len(sigmas) != dataset.num_keypoints:
+        raise ValueError(f"keypoint set {dataset.keypoint_set!r} has no sigma for each keypoint, which OKS needs")
+    # Tools take the extent of a detection from its `keypoints` list, which holds the body alone in whole-body sets.
+    extent = slice(*dataset.keypoints.parts[0][1:]) if dataset.keypoints.parts else slice(None)
+    return oks.match(
+        truth, poses, sigmas, part=slice(*part) if part else slice(None), size=dataset.area, extent=extent,
+        ignore_by_count=dataset.metric == "crowdpose",
+    )
+
+
+def _summary(precision: np.ndarray, recall: np.ndarray) -> dict[str, float]:
+    result = {}
+    for name, table in (("AP", precision), ("AR", recall)):
+        half, three_quarters = (int(np.argmin(abs(oks.OKS_THRESHOLDS - t))) for t in (0.5, 0.75))
+        everything, medium, large = (table[:, a] for a in range(3))
+        result |= {
+            name: _mean_present(everything),
+            f"{name} .5": _mean_present(everything[:, half]),
+            f"{name} .75": _mean_present(everything[:, three_quarters]),
+            f"{name} (M)": _mean_present(medium),
+            f"{name} (L)": _mean_present(large),
+        }
+    return result
+
+
+def _mean_present(table: np.ndarray) -> float:
+    present = table[table > -1]
+    return float(present.mean()) if present.size else -1.0
+
+
+def _coco(dataset: PoseDataset, truth: GroundTruth, poses: Poses) -> dict[str, float]:
+    return oks_metrics(dataset, truth, poses)
+
+
+def _wholebody(dataset: PoseDataset, truth: GroundTruth, poses: Poses) -> dict[str, float]:
+    """The ten numbers of all keypoints, and AP and AR of each part."""
+    result = oks_metrics(dataset, truth, poses)
+    for name, *part in dataset.keypoints.parts:
+        numbers = oks_metrics(dataset, truth, poses, tuple(part))
+        result |= {f"AP ({name})": numbers["AP"], f"AR ({name})": numbers["AR"]}
+    return result
+
+
+def _crowdpose(dataset: PoseDataset, truth: GroundTruth, poses: Poses) -> dict[str, float]:
+    """AP and AR, and AP of the images of each level as if they were the whole dataset, rounded to four digits."""
+    matches = _matches(dataset, truth, poses)
+    numbers = _summary(*oks.average_precision(matches))
+    result = {name: numbers[name] for name in ("AP", "AP .5", "AP .75", "AR", "AR .5", "AR .75")}
+    levels = np.where(np.isnan(truth.crowd_index), -1, np.digitize(truth.crowd_index, CROWD_LEVELS))
+    for level, letter in enumerate("EMH"):
+        precision, _ = oks.average_precision(matches, levels == level)
+        result[f"AP({letter})"] = round(float(precision[:, 0].mean()), 4)
+    return result
+
+
+def _mpii(dataset: PoseDataset, truth: GroundTruth, poses: Poses) -> dict[str, float]:
+    rows = _prediction_rows(truth, poses)
+    mask = truth.keypoints[..., 2] > 0
+    unmeasured = np.flatnonzero(mask.any(1) & (truth.head_size <= 0))
+    if len(unmeasured):
+        raise ValueError(f"annotation {truth.id[unmeasured[0]]} has no head_size, which PCKh divides by")
+    head_size = np.where(truth.head_size > 0, truth.head_size, 1.0)
+    return pck.pckh(
+        poses.keypoints[rows, :, :2], truth.keypoints[..., :2], mask, head_size, dataset.keypoints.keypoints
+    )
+
+
+def _hand(dataset: PoseDataset, truth: GroundTruth, poses: Poses) -> dict[str, float]:
+    predicted = poses.keypoints[_prediction_rows(truth, poses), :, :2]
+    target, mask = truth.keypoints[..., :2], truth.keypoints[..., 2] > 0
+    longer_side = np.repeat(truth.box[:, 2:].max(1, keepdims=True), 2, axis=1)
+    return {
+        "PCK": pck.pck(predicted, target, mask, HAND_PCK_THRESHOLD, longer_side)[1],
+        "AUC": pck.auc(predicted, target, mask, HAND_AUC_LIMIT),
+        "EPE": pck.epe(predicted, target, mask),
+    }
+
+
+_PROTOCOLS: dict[str, Callable[[PoseDataset, GroundTruth, Poses], dict[str, float]]] = {
+    "coco": _coco, "wholebody": _wholebody, "crowdpose": _crowdpose, "mpii": _mpii, "hand": _hand,
+}
+
+
+def _categories(ground_truth: Mapping[str, Any], instance_id: np.ndarray) -> np.ndarray:
+    """The only category, else that of each instance's annotation."""
+    categories = [category["id"] for category in ground_truth["categories"]]
+    if len(categories) == 1:
+        return np.full(len(instance_id), categories[0], np.int64)
+    known = {a["id"]: a["category_id"] for a in ground_truth.get("annotations", ())}
+    unknown = [i for i in instance_id.tolist() if i not in known]
+    if unknown:
+        raise ValueError(f"instance {unknown[0]} has no annotation to take a category from")
+    return np.array([known[i] for i in instance_id.tolist()], np.int64)
+
+
+def _prediction_rows(truth: GroundTruth, poses: Poses) -> np.ndarray:
+    """The row of each annotation's prediction; a ValueError where a labelled one has none."""
+    row_of = {instance: row for row, instance in enumerate(poses.instance_id.tolist())}
+    labelled = (truth.keypoints[..., 2] > 0).any(1)
+    missing = [i for i in truth.id[labelled].tolist() if i not in row_of]
+    if missing:
+        raise ValueError(f"{len(missing)} annotated instances have no prediction, the first is {missing[0]}")
+    return np.array([row_of.get(i, 0) for i in truth.id.tolist()], np.int64)
