@@ -1,0 +1,212 @@
+"""Backbone, neck and heads against recorded numbers; initial values; what the inference model leaves out."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from boir_jax.aspp import ASPP
+from boir_jax.heads import DenseHead, InstanceKeypointHead, box_head, clamped_sigmoid
+from boir_jax.hrnet import HRNet
+from boir_jax.losses import focal_loss
+from boir_jax.model import VARIANTS, BoIR
+from tests.boir_jax.golden_weights import HEADS, conv_norms, stacked, state_dict, variables
+from tests.golden_files import golden
+
+
+def last(maps: np.ndarray) -> np.ndarray:
+    """[B, C, h, w] -> [B, h, w, C]."""
+    return np.moveaxis(maps, 1, -1)
+
+
+@functools.cache
+def backbone():
+    tree = variables(state_dict("boir/weights.npz"))
+    model = HRNet(width=4)
+    weights = {kind: tree[kind]["backbone"] for kind in tree}
+    train = jax.jit(lambda x: model.apply(weights, x, True, mutable=["batch_stats"]))
+    return train, jax.jit(lambda x: model.apply(weights, x, False))
+
+
+def test_backbone_maps():
+    """The full topology in narrow widths. float32 noise of the recorded maps is 5e-5 at a scale of 10."""
+    record = golden("boir/hrnet.npz")
+    train, infer = backbone()
+    square = infer(last(record["x_sq"]))
+    np.testing.assert_allclose(square[:1], last(record["y_sq_eval_img0"]), atol=2e-4)
+    oblong = infer(last(record["x_rect"]))
+    np.testing.assert_allclose(oblong, last(record["y_rect_eval"]), atol=2e-4)
+
+    maps, _ = train(last(record["x_sq"]))
+    np.testing.assert_allclose(maps[:1], last(record["y_sq_train_img0"]), atol=2e-4)
+
+
+def test_backbone_batch_statistics():
+    """Running statistics after one step; the recorded variances are the unbiased ones."""
+    record = golden("boir/hrnet.npz")
+    _, updated = backbone()[0](last(record["x_sq"]))
+    names = list(record["after_sq:names"])
+    sizes = [golden("boir/weights.npz")[f"param:backbone.{name}.running_mean"].size for name in names]
+    for leaf in ("mean", "var"):
+        parts = np.split(record[f"after_sq:running_{leaf}"], np.cumsum(sizes)[:-1])
+        after = {f"backbone.{name}.running_{leaf}": part for name, part in zip(names, parts, strict=True)}
+        compared = 0
+        for path, _, norm, ranges in conv_norms():
+            group, *keys = path.split("/")
+            if group != "backbone":
+                continue
+            ours = functools.reduce(lambda node, key: node[key], keys, updated["batch_stats"])["norm"][leaf]
+            expected = stacked(after, f"{norm}.running_{leaf}", ranges, "same")
+            np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-5, err_msg=path)
+            compared += expected.size
+        assert compared == sum(sizes)
+
+
+@pytest.fixture(scope="module")
+def dense_weights():
+    """Neck and heads of `aspp_heads`, whose names lack the wrapper's prefix."""
+    record = golden("boir/aspp_heads.npz")
+    state = {f"multihead.{key[6:]}": value for key, value in record.items() if key.startswith("param:")}
+    groups = ("neck", "centre_head", "keypoint_head", "embedding_head", "box_head")
+    return variables(state, only=groups)
+
+
+@pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
+def test_neck_and_dense_heads(dense_weights, train):
+    """Dilation 36 exceeds what a map of 40 rows can hold, so most taps see the padding."""
+    record, tag = golden("boir/aspp_heads.npz"), "train" if train else "eval"
+
+    def run(group, model, x):
+        weights = {kind: dense_weights[kind][group] for kind in dense_weights}
+        return model.apply(weights, x, train, mutable=["batch_stats", "intermediates"])
+
+    neck, after = run("neck", ASPP(8, 16), last(record["x"]))
+    np.testing.assert_allclose(neck[:, ::2, ::2], last(record[f"neck_{tag}_s2"]), atol=1e-4)
+    outputs = {"center": 1, "buk": 17, "emb": 8, "bbox": 4}
+    for group, torch_name in HEADS.items():
+        name = torch_name.removesuffix("_head")
+        maps, _ = run(group, DenseHead(outputs[name], 8), neck)
+        if name == "center":
+            np.testing.assert_allclose(maps, last(record[f"center_{tag}"]), atol=1e-4)
+            if not train:
+                np.testing.assert_allclose(clamped_sigmoid(maps), last(record["center_map_eval"]), atol=1e-5)
+        else:
+            np.testing.assert_allclose(maps[:, ::2, ::2], last(record[f"{name}_{tag}_s2"]), atol=1e-4)
+    if train:
+        pooled = after["batch_stats"]["pooled"]["norm"]
+        for leaf in ("mean", "var"):
+            expected = record[f"after:neck.0.convs.4.2.running_{leaf}"]
+            np.testing.assert_allclose(pooled[leaf], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def instance_record():
+    record = golden("boir/inst_kpt_head.npz")
+    state = {f"kpt_head.{key[6:]}": value for key, value in record.items() if key.startswith("param:")}
+    grads = {f"kpt_head.{key[5:]}": value for key, value in record.items() if key.startswith("grad:")}
+    weights = variables(state, only=("instance_head",))["params"]["instance_head"]
+    gradients = variables(grads, only=("instance_head",))["params"]["instance_head"]
+    return record, weights, gradients
+
+
+def test_instance_head(instance_record):
+    """Maps, loss and gradients; both images in one group, and as groups of one image each."""
+    record, weights, gradients = instance_record
+    head = InstanceKeypointHead(17, 8)
+    features = last(record["features"])
+    image = record["instance_imgid"].astype(np.int32)
+    cells = record["instance_coord_yx"][:, ::-1].astype(np.int32)
+
+    def loss(weights, features):
+        maps = clamped_sigmoid(head.apply({"params": weights}, features[None], image[None], cells[None]))[0]
+        mask = last(record["instance_mask"])
+        return focal_loss(maps, last(record["instance_heatmap"]), mask), maps
+
+    step = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))
+    (value, maps), (by_weight, by_feature) = step(weights, features)
+    np.testing.assert_allclose(maps, last(record["heatmaps_eval"]), atol=2e-5)
+    np.testing.assert_allclose(value, record["loss_train"], rtol=2e-5)
+    # Gradients of biases in front of an instance norm are rounding noise: hence absolute, as for all.
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=2e-5), by_weight, gradients)
+    # The record treats each person's feature vector as an independent input.
+    expected = last(record["grad_features"]).copy()
+    np.add.at(expected, (image, cells[:, 1], cells[:, 0]), record["grad_param"])
+    np.testing.assert_allclose(by_feature, expected, atol=2e-5)
+
+    for i in range(2):
+        rows = image == i
+        first = np.zeros_like(image[rows])[None]
+        alone = head.apply({"params": weights}, features[i][None, None], first, cells[rows][None])
+        np.testing.assert_allclose(clamped_sigmoid(alone)[0], maps[rows], atol=1e-5)
+
+
+def test_inference_model_has_no_training_heads():
+    image = jnp.zeros((1, 64, 64, 3))
+
+    def groups(training_heads):
+        model = BoIR(num_keypoints=17, training_heads=training_heads, **VARIANTS["small"])
+        return jax.eval_shape(lambda: model.init(jax.random.key(0), image, train=False))
+
+    full, slim = groups(True), groups(False)
+    assert set(full["params"]) - set(slim["params"]) == {"keypoint_head", "embedding_head", "box_head"}
+    assert set(slim["params"]) == {"backbone", "neck", "centre_head", "instance_head"}
+    for kind in slim:
+        for group in slim[kind]:
+            assert jax.tree.map(jnp.shape, slim[kind][group]) == jax.tree.map(jnp.shape, full[kind][group])
+
+
+def test_initial_values():
+    """Against statistics of a freshly made reference; the box head in its repaired form."""
+    record = golden("boir/init_stats.json")
+    stats = record["released"]["stats"] | record["fixed"]["stats"]
+    # Part by part: drawing the backbone's values only to throw them away takes most of a minute.
+    x, rows = jnp.zeros((1, 4, 4, 256)), jnp.zeros((1, 1), jnp.int32)
+    model = BoIR(num_keypoints=17).bind({})
+    parts = {group: getattr(model, group).clone(parent=None) for group in ("neck", *HEADS, "instance_head")}
+    arguments = dict.fromkeys(parts, (x, False)) | {"instance_head": (x[None], rows, rows[..., None].repeat(2, -1))}
+    params = {group: part.init(jax.random.key(0), *arguments[group])["params"] for group, part in parts.items()}
+
+    pairs = [(params["neck"]["project"]["conv"]["kernel"], "multihead.neck.0.project.0.weight")]
+    for ours, theirs in HEADS.items():
+        prefix = f"multihead.{theirs}.head."
+        block = params[ours]["block"]
+        pairs += [(block[f"conv{k}"]["conv"]["kernel"], f"{prefix}0.conv{k}.weight") for k in (1, 2)]
+        pairs += [(params[ours]["output"]["kernel"], prefix + "1.weight")]
+        pairs += [(params[ours]["output"]["bias"], prefix + "1.bias")]
+    head = params["instance_head"]
+    for ours, theirs in (("reduce", "conv_down"), ("mask", "s_attn.conv"), ("output", "heatmap_conv")):
+        pairs += [(head[ours]["kernel"], f"kpt_head.{theirs}.weight")]
+        pairs += [(head[ours]["bias"], f"kpt_head.{theirs}.bias")]
+    pairs += [(head["channel_dense"]["kernel"], "kpt_head.c_attn.atn.0.weight")]
+    pairs += [(head["channel_dense"]["bias"], "kpt_head.c_attn.atn.0.bias")]
+    pairs += [(head["fuse_kernel"], "kpt_head.fuse_attn.0.weight")]
+    pairs += [(head["fuse_bias"], "kpt_head.fuse_attn.0.bias")]
+    for values, name in pairs:
+        mean, std, low, _ = stats[name]
+        values = np.asarray(values)
+        if std == 0:
+            np.testing.assert_allclose(values, low, atol=5e-4, err_msg=name)
+        else:
+            # Five standard errors of a sample of this size, for the deviation and for the mean.
+            assert abs(values.std() / std - 1) < 5 / np.sqrt(2 * min(values.size, 75)), name
+            assert abs(values.mean() - mean) < 5 * 2 * std / np.sqrt(values.size), name
+
+
+def test_fresh_box_head_learns():
+    """In the release every layer of the box head starts at zero and only the last bias has a gradient."""
+    head = box_head(8)
+    x = jax.random.normal(jax.random.key(1), (2, 8, 8, 4))
+    fresh = head.init(jax.random.key(0), x, True)
+
+    def loss(params):
+        maps, _ = head.apply({**fresh, "params": params}, x, True, mutable=["batch_stats"])
+        return jnp.square(maps - 3).sum()
+
+    step = jax.grad(loss)(fresh["params"])
+    assert np.abs(step["output"]["kernel"]).max() > 1
+    moved = jax.tree.map(lambda p, g: p - 1e-3 * g, fresh["params"], step)
+    assert np.abs(jax.grad(loss)(moved)["block"]["conv1"]["conv"]["kernel"]).max() > 1e-3
