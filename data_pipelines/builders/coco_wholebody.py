@@ -1,0 +1,31 @@
+"""COCO-WholeBody: COCO's people with feet, face and hands (133 keypoints)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from data_pipelines.builders.coco_format import CocoFormatBuilder
+from data_pipelines.builders.raw_files import Layout
+from data_pipelines.builders.report import Fault
+
+_PARTS = {"keypoints": 17, "foot_kpts": 6, "face_kpts": 68, "lefthand_kpts": 21, "righthand_kpts": 21}
+
+
+class CocoWholeBody(CocoFormatBuilder):
+    dataset = "coco_wholebody"
+    folders = ("coco",)
+    layouts = {
+        split: Layout((f"annotations/coco_wholebody_{split}_v1.0.json",), (f"{split}2017",))
+        for split in ("train", "val")
+    }
+
+    def instance(self, annotation: dict[str, Any]) -> dict[str, Any]:
+        """Joins the five keypoint lists; where one has another length, the sum shows it to the check."""
+        instance = super().instance(annotation)
+        if all(isinstance(annotation.get(part), np.ndarray) for part in _PARTS):
+            instance["keypoints"] = np.concatenate([annotation[part].reshape(-1) for part in _PARTS])
+        else:
+            instance.pop("keypoints", None)
+        return instance

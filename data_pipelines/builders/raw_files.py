@@ -1,0 +1,103 @@
+"""Finding and reading the files of a public download."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from data_pipelines.builders.report import RawDataError
+
+# Long lists of numbers that are worth an array at once: as Python floats they take four times the memory.
+_NUMBER_LISTS = frozenset({
+    "keypoints", "foot_kpts", "face_kpts", "lefthand_kpts", "righthand_kpts", "smpl_joint_img", "world_coord"})
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Where one split lies, relative to the dataset's folder. Of several names the first that exists counts."""
+
+    annotations: tuple[str, ...]
+    images: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class RawFiles:
+    """The annotation file and the picture folder of one split."""
+
+    annotations: pathlib.Path
+    images: pathlib.Path
+
+
+def locate(
+    folders: Sequence[str], layout: Layout, raw_dir: str | os.PathLike | None,
+    annotations: str | os.PathLike | None = None, images: str | os.PathLike | None = None,
+) -> RawFiles:
+    """The files of a split under `raw_dir`, which is the folder of all downloads or the dataset's own.
+
+    `annotations` and `images` name a file and a folder that lie elsewhere.
+
+    Raises:
+      RawDataError: with every place that was looked at.
+    """
+    roots = []
+    if raw_dir is not None:
+        roots = [pathlib.Path(raw_dir) / folder for folder in folders] + [pathlib.Path(raw_dir)]
+    return RawFiles(
+        _first("annotation file", annotations, roots, layout.annotations, pathlib.Path.is_file),
+        _first("picture folder", images, roots, layout.images, pathlib.Path.is_dir))
+
+
+def _first(
+    what: str, given: str | os.PathLike | None, roots: Sequence[pathlib.Path], names: Sequence[str],
+    exists: Callable[[pathlib.Path], bool],
+) -> pathlib.Path:
+    candidates = [pathlib.Path(given)] if given else [root / name for root in roots for name in names]
+    for path in candidates:
+        if exists(path):
+            return path
+    raise RawDataError(f"no {what}; looked for {', '.join(map(str, candidates)) or 'nothing: give --raw_dir'}")
+
+
+def read_json(path: pathlib.Path) -> Any:
+    """A JSON document whose long number lists (keypoints and the like) are float64 arrays already.
+
+    Raises:
+      RawDataError: the file is missing or is not JSON; with line and column.
+    """
+    try:
+        with path.open(encoding="utf-8") as file:
+            return json.load(file, object_hook=_compact)
+    except FileNotFoundError:
+        raise RawDataError(f"no file {path}") from None
+    except json.JSONDecodeError as error:
+        raise RawDataError(f"{path} is not valid JSON: {error}") from None
+    except UnicodeDecodeError as error:
+        raise RawDataError(f"{path} is not UTF-8 text: {error}") from None
+
+
+def document_lists(path: pathlib.Path, document: Any, *required: str) -> list[list]:
+    """The lists of that name in a JSON object. Raises RawDataError when one is not there."""
+    if not isinstance(document, dict):
+        raise RawDataError(f"{path} does not hold a JSON object but a {type(document).__name__}")
+    for name in required:
+        if not isinstance(document.get(name), list):
+            raise RawDataError(f"{path} has no list {name!r}; it has {', '.join(map(repr, document)) or 'nothing'}")
+    return [document[name] for name in required]
+
+
+def _compact(entry: dict[str, Any]) -> dict[str, Any]:
+    for key in _NUMBER_LISTS.intersection(entry):
+        try:
+            entry[key] = np.asarray(entry[key], np.float64)
+        except (TypeError, ValueError, OverflowError):
+            pass  # stays as it is, for the check of the instance to report
+    # Polygons are half of COCO's file, and only those of crowds and unlabelled people become part of a record.
+    if "segmentation" in entry and entry.get("num_keypoints") and not entry.get("iscrowd"):
+        del entry["segmentation"]
+    return entry

@@ -1,0 +1,74 @@
+"""What a preparation kept, what it left out and why."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import os
+from typing import Any
+
+EXAMPLES_PER_REASON = 1000
+
+
+class RawDataError(RuntimeError):
+    """The raw data cannot be used: a file is missing or unreadable, or, in strict mode, an entry is broken."""
+
+
+class Fault(Exception):
+    """One entry is broken: `reason` is the kind that is counted, `detail` what exactly is wrong with this one."""
+
+    def __init__(self, reason: str, detail: str = ""):
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+        self.reason, self.detail = reason, detail
+
+
+@dataclasses.dataclass
+class _Tally:
+    count: int = 0
+    examples: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+
+    def add(self, file: str, number: Any, detail: str) -> None:
+        self.count += 1
+        if len(self.examples) < EXAMPLES_PER_REASON:
+            self.examples.append({"file": file, "id": number, "detail": detail})
+
+
+class Report:
+    """Counts by reason, each with file and id of its cases (the first thousand).
+
+    Three kinds: `images` and `instances` are broken and dropped (in strict mode the first one raises RawDataError);
+    `remarks` are not faults: entries that are kept though unusual, or left out because the protocol says so.
+    """
+
+    def __init__(self, strict: bool = False):
+        self._strict = strict
+        self._tallies: dict[str, dict[str, _Tally]] = {
+            kind: collections.defaultdict(_Tally) for kind in ("images", "instances", "remarks")}
+
+    def drop_image(self, fault: Fault, file: str | os.PathLike, number: Any) -> None:
+        self._drop("images", fault, file, number)
+
+    def drop_instance(self, fault: Fault, file: str | os.PathLike, number: Any) -> None:
+        self._drop("instances", fault, file, number)
+
+    def remark(self, what: str, file: str | os.PathLike, number: Any, detail: str = "") -> None:
+        self._tallies["remarks"][what].add(os.fspath(file), _plain(number), detail)
+
+    @property
+    def num_dropped(self) -> int:
+        return sum(tally.count for kind in ("images", "instances") for tally in self._tallies[kind].values())
+
+    def as_dict(self) -> dict[str, dict[str, Any]]:
+        return {kind: {reason: dataclasses.asdict(tally) for reason, tally in sorted(tallies.items())}
+                for kind, tallies in self._tallies.items()}
+
+    def _drop(self, kind: str, fault: Fault, file: str | os.PathLike, number: Any) -> None:
+        file = os.fspath(file)
+        if self._strict:
+            raise RawDataError(f"{file}: {'image' if kind == 'images' else 'annotation'} {number!r}: {fault}")
+        self._tallies[kind][fault.reason].add(file, _plain(number), fault.detail)
+
+
+def _plain(number: Any) -> int | str | None:
+    """An id as JSON can hold it: a broken one may be of any type and size."""
+    return number if number is None or (isinstance(number, int) and abs(number) < 2**63) else repr(number)[:100]
