@@ -148,11 +148,12 @@ def ciou_loss(predicted: jax.Array, actual: jax.Array, epsilon: float = 1e-10) -
     """
     px1, py1, px2, py2 = jnp.moveaxis(predicted, -1, 0)
     ax1, ay1, ax2, ay2 = jnp.moveaxis(actual, -1, 0)
-    across = jnp.maximum(jnp.minimum(px2, ax2) - jnp.maximum(px1, ax1), 0)
-    down = jnp.maximum(jnp.minimum(py2, ay2) - jnp.maximum(py1, ay1), 0)
+    across = jnp.minimum(px2, ax2) - jnp.maximum(px1, ax1)
+    down = jnp.minimum(py2, ay2) - jnp.maximum(py1, ay1)
     pw, ph = px2 - px1, py2 - py1 + epsilon
     aw, ah = ax2 - ax1, ay2 - ay1 + epsilon
-    inter = across * down
+    # Full gradient for boxes that just touch, so that they are drawn together (jnp.maximum would halve it).
+    inter = jnp.where(across >= 0, across, 0.0) * jnp.where(down >= 0, down, 0.0)
     iou = inter / (pw * ph + aw * ah - inter + epsilon)
 
     hull_w = jnp.maximum(px2, ax2) - jnp.minimum(px1, ax1)
