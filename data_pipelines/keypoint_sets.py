@@ -62,7 +62,8 @@ class PoseDataset:
       padding: factor on the box before cropping.
       half_body, centre_jitter: whether these augmentations apply.
       scale_factor, rotation_factor: standard deviations of the scale and rotation (degrees) augmentation.
-      drop_unlabelled_by: 'num_keypoints' (the annotation's own count) or 'visibility'.
+      drop_unlabelled_by: which people are left out as unlabelled: those whose own count 'num_keypoints' is 0 or whose
+        keypoint numbers all are, by 'visibility' only the latter, or 'never'.
     """
 
     name: str
@@ -315,7 +316,7 @@ DATASETS: dict[str, PoseDataset] = {
         PoseDataset("coco", "coco", codec="udp"),
         PoseDataset("aic", "aic", area="box"),
         PoseDataset("mpii", "mpii", metric="mpii", codec="udp", clean_box=False, aspect_box=False,
-                    half_body=False, centre_jitter=False),
+                    half_body=False, centre_jitter=False, drop_unlabelled_by="never"),
         PoseDataset("ap10k", "ap10k"),
         PoseDataset("apt36k", "ap10k"),
         PoseDataset("coco_wholebody", "coco_wholebody", metric="wholebody", drop_unlabelled_by="visibility"),
@@ -326,6 +327,12 @@ DATASETS: dict[str, PoseDataset] = {
         PoseDataset("pw3d", "pw3d", area="box"),
         PoseDataset("halpe", "halpe"),
     )
+}
+# Rendered stand-ins (`builders/synthetic.py`), each with the protocol of the real one.
+DATASETS |= {
+    f"synthetic_{name}": dataclasses.replace(DATASETS[like], name=f"synthetic_{name}")
+    for name, like in (("coco", "coco"), ("aic", "aic"), ("mpii", "mpii"), ("ap10k", "ap10k"), ("apt36k", "apt36k"),
+                       ("coco_wholebody", "coco_wholebody"), ("crowd", "crowdpose"))
 }
 
 

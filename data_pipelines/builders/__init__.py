@@ -14,8 +14,10 @@ from data_pipelines.builders.interhand2d import InterHand2d
 from data_pipelines.builders.mpii import Mpii
 from data_pipelines.builders.ochuman import OcHuman
 from data_pipelines.builders.pw3d import Pw3d
+from data_pipelines.builders.synthetic import SYNTHETIC
 
 BUILDERS: dict[str, type[PoseBuilder]] = {
     builder.dataset: builder
-    for builder in (Coco, CocoWholeBody, Aic, Mpii, Ap10k, Apt36k, CrowdPose, OcHuman, InterHand2d, Pw3d, Halpe)
+    for builder in (Coco, CocoWholeBody, Aic, Mpii, Ap10k, Apt36k, CrowdPose, OcHuman, InterHand2d, Pw3d, Halpe,
+                    *SYNTHETIC.values())
 }

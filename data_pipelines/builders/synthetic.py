@@ -1,16 +1,18 @@
-"""The embedded datasets: pictures of the synthetic world, annotated like the public dataset whose name they bear.
+"""The embedded datasets: the synthetic world, annotated like the public datasets they are named after.
 
-`synthetic_<name>` has the skeleton and the protocol of `<name>`; `synthetic_crowd` shows overlapping people with
-CrowdPose's, distant crowds and people too hidden to label (with masks) included. No download is needed:
+`synthetic_<name>` has the skeleton and the protocol of `<name>`; `synthetic_crowd` shows overlapping people
+with CrowdPose's, including distant crowds and people too hidden to label (both with masks).
+No download is needed:
 
     python -m scripts.prepare_data synthetic_coco --data_dir=data
 
-Truth in other skeletons: a picture depends on (kind of scene, seed, split, its number) only, not on the labels. Two
-datasets of one kind (people: coco, aic, mpii, coco_wholebody; animals: ap10k, apt36k) prepared with the same `seed`
-hold the same pictures, file names, image ids and instance ids. What AIC's annotators would have said of
-synthetic_coco's validation pictures is therefore synthetic_aic with synthetic_coco's seed, in a folder of its own:
+Truth in other skeletons: a picture depends on (kind of scene, seed, split, its number), not on the labels.
+Two datasets of one kind (people: coco, aic, mpii, coco_wholebody; animals: ap10k, apt36k) prepared with the same
+`seed` hold the same pictures, file names, image ids and instance ids. AIC's annotation of synthetic_coco's
+validation pictures is synthetic_aic with synthetic_coco's seed, in a folder of its own:
 
-    prepare_synthetic("truth", ["synthetic_aic"], num_train=0, num_val=40, seed=default_seed("synthetic_coco"))
+    seed = default_seed("synthetic_coco")
+    prepare_synthetic("truth", ["synthetic_aic"], num_train=0, num_val=40, seed=seed)
 
 By default every dataset has a seed, hence pictures, of its own.
 """
@@ -48,7 +50,7 @@ class SyntheticBuilder(PoseBuilder):
         """
         Args:
           split: 'train' or 'val'; they share no picture.
-          num_images: how many to render, by default `DEFAULT_IMAGES[split]`. The first n are the same for every number.
+          num_images: how many to render, by default `DEFAULT_IMAGES[split]`. More images begin with the same.
           seed: of the pictures, by default `default_seed(dataset)`.
           **kwargs: those of `PoseBuilder`.
         """
@@ -60,8 +62,8 @@ class SyntheticBuilder(PoseBuilder):
         self.seed = default_seed(self.dataset) if seed is None else seed
 
     def describe_source(self) -> dict[str, str]:
-        return {"rendered": f"{self.num_images} scenes of {self.kind}", "seed": str(self.seed), "world": _WORLD,
-                "opencv": cv2.__version__}
+        return {"rendered": f"{self.num_images} scenes of {self.kind}", "seed": str(self.seed),
+                "world": _WORLD, "opencv": cv2.__version__}
 
     def images(self) -> Iterator[tuple[bytes, dict[str, Any]]]:
         for index in range(self.num_images):
@@ -71,8 +73,10 @@ class SyntheticBuilder(PoseBuilder):
                 for number, instance in enumerate(scene.instances, start=1)
                 if instance.labelled or self.pose_dataset.metric != "mpii"  # MPII knows labelled people only
             ]
-            record = {"image_id": index + 1, "file_name": f"{self.kind}_{self.seed}_{self.split}_{index:06d}.jpg",
-                      "height": scene.image.shape[0], "width": scene.image.shape[1], "instances": instances}
+            height, width, _ = scene.image.shape
+            file_name = f"{self.kind}_{self.seed}_{self.split}_{index:06d}.jpg"
+            record = {"image_id": index + 1, "file_name": file_name, "height": height, "width": width,
+                      "instances": instances}
             if self.pose_dataset.metric == "crowdpose":
                 record["crowd_index"] = crowd_index(scene.instances, self.pose_dataset.keypoints)
             yield _jpeg(scene.image), record
@@ -87,7 +91,8 @@ class SyntheticBuilder(PoseBuilder):
         if self.pose_dataset.area == "annotated":
             entry["area"] = instance.area
         if self.pose_dataset.metric == "mpii":
-            entry |= {"centre": instance.centre, "scale": 1.25 * instance.scale, "head_size": instance.head_size}
+            entry |= {"centre": instance.centre, "scale": 1.25 * instance.scale,
+                      "head_size": instance.head_size}
         else:
             counted = _COUNTED.get(self.pose_dataset.keypoint_set)
             entry["num_keypoints"] = int((keypoints[:counted, 2] > 0).sum())
@@ -135,13 +140,13 @@ def default_seed(dataset: str) -> int:
 
 
 def prepare_synthetic(
-    data_dir: str | os.PathLike, datasets: Sequence[str], num_train: int, num_val: int, seed: int | None = None,
-    progress: bool = False,
+    data_dir: str | os.PathLike, datasets: Sequence[str], num_train: int, num_val: int,
+    seed: int | None = None, progress: bool = False,
 ) -> None:
-    """Makes sure that these synthetic datasets are prepared with this many pictures; quick when they are already.
+    """Makes sure that these synthetic datasets are prepared with this many pictures.
 
-    Splits that were made with other settings are made again. An interrupted call leaves no half-written split. When
-    several processes share `data_dir`, one of them calls this and the others wait for it.
+    Splits that are there already are kept; those made with other settings are made again. An interrupted call
+    leaves no half-written split. When several processes share `data_dir`, one of them calls this.
 
     Args:
       datasets: names of synthetic datasets.
