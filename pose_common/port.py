@@ -1,0 +1,241 @@
+"""Carries weights between torch state dicts and Flax trees, from a table.
+
+A family of checkpoints is a list of `Rule`s. The engine compares what the rules expect with what is there, in both
+directions, before it touches a number: every source entry is used or deliberately dropped, every target is filled or
+deliberately left for fresh initialisation, and everything that does not fit is reported at once.
+
+Trees are flat here: {"params/backbone/blocks/attn/qkv/kernel": array}. `flatten` and `unflatten` convert.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import re
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from typing import Any
+
+import flax.traverse_util
+import ml_dtypes
+import numpy as np
+
+# target axis i is source axis AXES[i]
+LINEAR = (1, 0)  # [out, in] -> [in, out]
+CONV = (2, 3, 1, 0)  # [out, in, kh, kw] -> [kh, kw, in, out]
+DECONV = (2, 3, 0, 1)  # [in, out, kh, kw] -> [kh, kw, in, out]
+
+_PLACEHOLDER = re.compile(r"\{(\w+)(?:\+(\d+))?\}")
+
+
+class PortError(ValueError):
+    """Weights that do not fit; `problems` lists every reason."""
+
+    def __init__(self, summary: str, problems: Sequence[str]):
+        super().__init__("\n  ".join([f"{summary} ({len(problems)} problems):", *problems]))
+        self.problems = tuple(problems)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """One line of a table.
+
+    Attributes:
+      source: torch name. A placeholder stands for the position along a stacked axis: "blocks.{layer}.norm1.weight";
+        "{block+1}" counts from 1.
+      target: path of the target.
+      axes: target axis i (after the stacked ones) is source axis axes[i]; None leaves them.
+      stack: placeholders of the target's leading axes, in their order.
+      part: (i, n) when the source is the i-th of n equal parts of the target's last axis.
+    """
+
+    source: str
+    target: str
+    axes: tuple[int, ...] | None = None
+    stack: tuple[str, ...] = ()
+    part: tuple[int, int] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Slot:
+    """The place of one source entry inside a target."""
+
+    rule: Rule
+    index: tuple[int, ...]
+
+    def view(self, target: np.ndarray) -> np.ndarray:
+        """The slot of `target`, in the source's layout; writing to it writes to the target."""
+        view = target[self.index]
+        if self.rule.part is not None:
+            position, count = self.rule.part
+            width = view.shape[-1] // count
+            view = view[..., position * width : (position + 1) * width]
+        return view if self.rule.axes is None else view.transpose(np.argsort(self.rule.axes))
+
+
+@dataclasses.dataclass(frozen=True)
+class Ported:
+    """A filled tree and what happened on the way.
+
+    Attributes:
+      tree: flat tree of float32 arrays, without the fresh targets.
+      used, dropped: source names.
+      fresh: targets without a source, left for initialisation.
+    """
+
+    tree: dict[str, np.ndarray]
+    used: tuple[str, ...]
+    dropped: tuple[str, ...]
+    fresh: tuple[str, ...]
+
+
+def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """{"a": {"b": x}} -> {"a/b": x}."""
+    return flax.traverse_util.flatten_dict(tree, sep="/")
+
+
+def unflatten(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """{"a/b": x} -> {"a": {"b": x}}."""
+    return flax.traverse_util.unflatten_dict(tree, sep="/")
+
+
+def expected_sources(rules: Iterable[Rule], targets: Mapping[str, Any]) -> dict[str, Slot]:
+    """The source names that the rules expect for these targets, and where each belongs.
+
+    Rules whose target is absent expect nothing. Stacked axes are as long as the target says.
+    """
+    slots: dict[str, Slot] = {}
+    for rule in rules:
+        if rule.target not in targets:
+            continue
+        lengths = targets[rule.target].shape[: len(rule.stack)]
+        for index in itertools.product(*map(range, lengths)):
+            name = _source_name(rule, index)
+            if name in slots:
+                raise ValueError(f"the table uses {name!r} twice")
+            slots[name] = Slot(rule, index)
+    return slots
+
+
+def _source_name(rule: Rule, index: tuple[int, ...]) -> str:
+    position = dict(zip(rule.stack, index, strict=True))
+    return _PLACEHOLDER.sub(lambda match: str(position[match[1]] + int(match[2] or 0)), rule.source)
+
+
+def to_flax(
+    state: MutableMapping[str, np.ndarray],
+    rules: Iterable[Rule],
+    targets: Mapping[str, Any],
+    *,
+    dropped: Sequence[str] = (),
+    fresh: Sequence[str] = (),
+) -> Ported:
+    """Fills the targets from a state dict.
+
+    Args:
+      state: torch name -> array, any floating dtype. Entries are removed as they are used, so that the two copies of
+        the weights never exist side by side.
+      rules: the table.
+      targets: flat tree of anything with a shape.
+      dropped: regular expressions of the source names that are deliberately not used.
+      fresh: regular expressions of the targets that may stay without a source.
+
+    Raises:
+      PortError: names every entry that is missing, unexpected, of another shape or type, or not finite.
+    """
+    slots = expected_sources(rules, targets)
+    present = {slot.rule.target for name, slot in slots.items() if name in state}
+    left_fresh = tuple(path for path in targets if path not in present and _matches(path, fresh))
+    slots = {name: slot for name, slot in slots.items() if slot.rule.target not in left_fresh}
+    surplus = tuple(name for name in state if name not in slots)
+    left_out = tuple(name for name in surplus if _matches(name, dropped))
+    unfilled = set(targets) - set(left_fresh) - {slot.rule.target for slot in slots.values()}
+
+    problems = [f"no rule fills {path} {_shape(targets[path])}" for path in sorted(unfilled)]
+    problems += [
+        f"unexpected {name} {_shape(state[name])}" for name in sorted(set(surplus) - set(left_out), key=_natural)
+    ]
+    for name, slot in slots.items():
+        problems += _misfit(name, slot, state, targets[slot.rule.target].shape)
+    if problems:
+        raise PortError("the weights do not fit", problems)
+    for name in left_out:
+        del state[name]
+    return Ported(_fill(state, slots, targets), tuple(slots), left_out, left_fresh)
+
+
+def to_torch(tree: Mapping[str, np.ndarray], rules: Iterable[Rule]) -> dict[str, np.ndarray]:
+    """The state dict of a flat tree: the inverse of `to_flax`.
+
+    Raises:
+      PortError: lists the entries that no rule knows.
+    """
+    slots = expected_sources(rules, tree)
+    unknown = sorted(set(tree) - {slot.rule.target for slot in slots.values()})
+    if unknown:
+        raise PortError("no torch name", [f"{path} {_shape(tree[path])}" for path in unknown])
+    return {name: np.ascontiguousarray(slot.view(tree[slot.rule.target])) for name, slot in slots.items()}
+
+
+def require_finite(tree: Mapping[str, np.ndarray]) -> None:
+    """Raises a PortError that names the arrays with NaN or infinite entries."""
+    problems = [message for name, values in tree.items() for message in _not_finite(name, values)]
+    if problems:
+        raise PortError("weights that are not finite", problems)
+
+
+def _misfit(name: str, slot: Slot, state: Mapping[str, np.ndarray], target_shape: tuple[int, ...]) -> list[str]:
+    """What is wrong with the source of a slot, as far as that shows without reading its numbers."""
+    shape = slot.view(np.broadcast_to(np.float32(0), target_shape)).shape
+    if name not in state:
+        return [f"missing {name} {_dimensions(shape)}"]
+    source = state[name]
+    problems = []
+    if source.shape != shape:
+        problems.append(f"{name} has shape {_dimensions(source.shape)}, expected {_dimensions(shape)}")
+    if not is_float(source.dtype):
+        problems.append(f"{name} has type {source.dtype}, expected a floating one")
+    return problems
+
+
+def _fill(
+    state: MutableMapping[str, np.ndarray], slots: Mapping[str, Slot], targets: Mapping[str, Any]
+) -> dict[str, np.ndarray]:
+    tree: dict[str, np.ndarray] = {}
+    problems = []
+    for name, slot in slots.items():
+        path = slot.rule.target
+        if path not in tree:
+            tree[path] = np.empty(targets[path].shape, np.float32)
+        source = state.pop(name)
+        problems += _not_finite(name, source)
+        slot.view(tree[path])[...] = source
+    if problems:
+        raise PortError("weights that are not finite", problems)
+    return tree
+
+
+def is_float(dtype: Any) -> bool:
+    """Whether a dtype is a floating one, bfloat16 included."""
+    return np.issubdtype(dtype, np.floating) or dtype == ml_dtypes.bfloat16
+
+
+def _not_finite(name: str, values: np.ndarray) -> list[str]:
+    bad = values.size - int(np.count_nonzero(np.isfinite(values)))
+    return [f"{name} has {bad} of {values.size} entries that are NaN or infinite"] if bad else []
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(re.fullmatch(pattern, name) for pattern in patterns)
+
+
+def _dimensions(shape: Sequence[int]) -> str:
+    return "[" + ", ".join(map(str, shape)) + "]"
+
+
+def _shape(value: Any) -> str:
+    return _dimensions(value.shape)
+
+
+def _natural(name: str) -> list:
+    """Sort key that puts layer 2 before layer 10."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]

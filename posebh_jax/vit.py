@@ -1,0 +1,258 @@
+"""Vision transformer with one small expert a dataset (PoseBH section 3, ViTPose++ section 3.3).
+
+Symbols: B images, N tokens (row-major over the h x w patch grid), C = dim, E experts. Maps are [B, h, w, C].
+
+Matrix products run in `dtype`; parameters, the residual stream, norms and the softmax are float32. Depth is one
+scanned block: every parameter under `blocks` has a leading axis of length depth.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+LAYER_NORM_EPSILON = 1e-6
+
+# The reference cuts this normal at 100 standard deviations, which is never.
+_normal = nn.initializers.normal(0.02)
+
+
+@dataclasses.dataclass(frozen=True)
+class ViTSize:
+    """Width and depth of a backbone, and the training settings that go with them.
+
+    Attributes:
+      dim: width C of a token.
+      depth: number of blocks.
+      num_heads: attention heads.
+      part_features: features of a token that the dataset's expert yields, out of dim.
+      drop_path: drop probability of the last block's branches; linear from 0 at the first block.
+      layer_decay: factor between the learning rates of neighbouring layers.
+    """
+
+    dim: int
+    depth: int
+    num_heads: int
+    part_features: int
+    drop_path: float = 0.0
+    layer_decay: float = 1.0
+
+
+SIZES: dict[str, ViTSize] = {
+    "tiny": ViTSize(128, 4, 4, 32),
+    "small": ViTSize(384, 12, 12, 192, drop_path=0.1, layer_decay=0.8),
+    "base": ViTSize(768, 12, 12, 192, drop_path=0.3, layer_decay=0.75),
+    "large": ViTSize(1024, 24, 16, 256, drop_path=0.5, layer_decay=0.8),
+    "huge": ViTSize(1280, 32, 16, 320, drop_path=0.55, layer_decay=0.8),
+}
+
+
+def drop_path_rates(maximum: float, depth: int) -> np.ndarray:
+    """Drop probability of each block [depth]: linear from 0 to `maximum`."""
+    return np.linspace(0.0, maximum, depth, dtype=np.float32)
+
+
+def drop_path_scales(sample_keys: jax.Array, rates: np.ndarray) -> jax.Array:
+    """Factors of the two residual branches of every block for every sample.
+
+    Args:
+      sample_keys: PRNG keys [B], one a sample.
+      rates: drop probabilities [depth].
+
+    Returns:
+      float32 [depth, 2, B]: 0 where the branch is dropped, else 1 / (1 - rate).
+    """
+    keep = 1.0 - jnp.asarray(rates, jnp.float32)[:, None]
+    uniform = jax.vmap(lambda key: jax.random.uniform(key, (len(rates), 2)))(sample_keys)
+    return jnp.moveaxis(jnp.where(uniform < keep, 1.0 / keep, 0.0), 0, -1)
+
+
+def _layer_norm(name: str | None = None) -> nn.LayerNorm:
+    return nn.LayerNorm(epsilon=LAYER_NORM_EPSILON, dtype=jnp.float32, name=name)
+
+
+def _dense(features: int, dtype: Any, name: str | None = None) -> nn.Dense:
+    return nn.Dense(features, dtype=dtype, kernel_init=_normal, name=name)
+
+
+def _torch_conv_bias(fan_in: int):
+    """U(-1/sqrt(fan_in), 1/sqrt(fan_in)), torch's default for the bias of a convolution."""
+    bound = fan_in**-0.5
+    return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention; the columns of `qkv` are ordered q, k, v, then head."""
+
+    num_heads: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, N, C] -> [B, N, C]."""
+        batch, tokens, dim = x.shape
+        qkv = _dense(3 * dim, self.dtype, name="qkv")(x)
+        qkv = qkv.reshape(batch, tokens, 3, self.num_heads, dim // self.num_heads)
+        q, k, v = (qkv[:, :, i] for i in range(3))
+        out = jax.nn.dot_product_attention(q, k, v)
+        return _dense(dim, self.dtype, name="proj")(out.reshape(batch, tokens, dim))
+
+
+@jax.checkpoint
+def apply_experts(x: jax.Array, dataset: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+    """Pushes every sample through the expert of its dataset, at the cost of one expert a sample.
+
+    Each sample gets a copy of its expert's weights, and one batched product does the rest: nothing moves between the
+    devices that share a batch, as sorting samples by expert would, and the absent experts cost nothing. The copies
+    are made again in the backward pass rather than kept, one set a block.
+
+    Args:
+      x: [B, N, H].
+      dataset: int32 [B]; an index without an expert gives zeros.
+      kernel: [E, H, P].
+      bias: [E, P].
+
+    Returns:
+      [B, N, P].
+    """
+    def of_sample(weights):
+        return weights.at[dataset].get(mode="fill", fill_value=0, wrap_negative_indices=False)
+
+    return jnp.einsum("bnh,bhp->bnp", x, of_sample(kernel)) + of_sample(bias)[:, None]
+
+
+class Experts(nn.Module):
+    """One linear layer a dataset."""
+
+    num_experts: int
+    features: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array, dataset: jax.Array) -> jax.Array:
+        """x [B, N, H], dataset int32 [B] -> [B, N, features]."""
+        kernel = self.param("kernel", _normal, (self.num_experts, x.shape[-1], self.features))
+        bias = self.param("bias", nn.initializers.zeros, (self.num_experts, self.features))
+        return apply_experts(x, dataset, kernel.astype(self.dtype), bias.astype(self.dtype))
+
+
+class Mlp(nn.Module):
+    """Two layers with exact GELU; with experts, the last `part_features` outputs come from the dataset's expert."""
+
+    num_experts: int
+    part_features: int
+    ratio: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array, dataset: jax.Array) -> jax.Array:
+        """x [B, N, C], dataset int32 [B] -> [B, N, C]."""
+        dim = x.shape[-1]
+        hidden = nn.gelu(_dense(self.ratio * dim, self.dtype, name="fc1")(x), approximate=False)
+        if not self.num_experts:
+            return _dense(dim, self.dtype, name="fc2")(hidden)
+        shared = _dense(dim - self.part_features, self.dtype, name="fc2")(hidden)
+        own = Experts(self.num_experts, self.part_features, self.dtype, name="experts")(hidden, dataset)
+        return jnp.concatenate([shared, own], axis=-1)
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block, in the form that `nn.scan` wants: (carry, ...) -> (carry, None)."""
+
+    num_heads: int
+    num_experts: int
+    part_features: int
+    mlp_ratio: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array, dataset: jax.Array, scales: jax.Array | None) -> tuple[jax.Array, None]:
+        """x [B, N, C], dataset int32 [B], scales [2, B] of the two branches or None -> ([B, N, C], None)."""
+        attention = Attention(self.num_heads, self.dtype, name="attn")
+        mlp = Mlp(self.num_experts, self.part_features, self.mlp_ratio, self.dtype, name="mlp")
+        x += _scaled(attention(_layer_norm("norm1")(x)), scales, 0)
+        x += _scaled(mlp(_layer_norm("norm2")(x), dataset), scales, 1)
+        return x, None
+
+
+def _scaled(branch: jax.Array, scales: jax.Array | None, index: int) -> jax.Array:
+    """The branch [B, N, C] in float32, times its factor for each sample."""
+    branch = branch.astype(jnp.float32)
+    return branch if scales is None else branch * scales[index, :, None, None]
+
+
+class ViT(nn.Module):
+    """Vision transformer; without experts (`num_experts=0`) a plain one, to which the dataset makes no difference.
+
+    Attributes:
+      size: width, depth, heads and expert features.
+      num_experts: number of experts, one a dataset; 0 for a plain transformer.
+      dtype: dtype of the matrix products.
+      remat: recompute each block in the backward pass instead of keeping its activations.
+      patch_size: side and stride of the patch convolution, in pixels.
+      patch_padding: zero pixels around the image.
+      mlp_ratio: hidden width of the MLP over dim.
+    """
+
+    size: ViTSize
+    num_experts: int = 0
+    dtype: Any = jnp.float32
+    remat: bool = False
+    patch_size: int = 16
+    patch_padding: int = 2
+    mlp_ratio: int = 4
+
+    @nn.compact
+    def __call__(self, images: jax.Array, dataset: jax.Array, drop_path: jax.Array | None = None) -> jax.Array:
+        """Features of a batch of images.
+
+        Args:
+          images: float32 [B, H, W, 3], normalised.
+          dataset: int32 [B]; which expert an image uses.
+          drop_path: float32 [depth, 2, B] from `drop_path_scales`, or None for inference.
+
+        Returns:
+          float32 [B, h, w, C] with h = (H + 2 padding - patch) // patch + 1, likewise w.
+        """
+        x = self._patches(images)
+        batch, height, width, dim = x.shape
+        position = self.param("pos_embed", _normal, (1, height * width + 1, dim))
+        x = x.reshape(batch, height * width, dim) + (position[:, 1:] + position[:, :1])
+
+        block = nn.remat(Block, prevent_cse=False) if self.remat else Block
+        blocks = nn.scan(
+            block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=(nn.broadcast, 0 if drop_path is not None else nn.broadcast),
+            length=self.size.depth,
+        )(
+            self.size.num_heads,
+            self.num_experts,
+            self.size.part_features,
+            self.mlp_ratio,
+            self.dtype,
+            name="blocks",
+        )
+        x, _ = blocks(x, dataset, drop_path)
+        return _layer_norm("last_norm")(x).reshape(batch, height, width, dim)
+
+    def _patches(self, images: jax.Array) -> jax.Array:
+        """[B, H, W, 3] -> float32 [B, h, w, C]."""
+        fan_in = self.patch_size**2 * images.shape[-1]
+        convolution = nn.Conv(
+            self.size.dim,
+            (self.patch_size,) * 2,
+            (self.patch_size,) * 2,
+            padding=self.patch_padding,
+            dtype=self.dtype,
+            kernel_init=nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform"),
+            bias_init=_torch_conv_bias(fan_in),
+            name="patch_embed",
+        )
+        return convolution(images).astype(jnp.float32)

@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from posebh_jax.heads import EmbeddingHead, HeatmapHead, upsample2
+from posebh_jax.tables import embedding_rules, head_rules
+from tests.golden_files import golden, golden_config
+from tests.posebh_jax.golden_weights import golden_state, maps, module_variables
+
+HEATMAP, EMBEDDING = "posebh/simple_head.npz", "posebh/proto_head_embed.npz"
+# Recorded float32 outputs lie within 3e-6 of float64, buffers within 2e-7.
+OUTPUT_TOLERANCE, BUFFER_TOLERANCE = 1e-5, 1e-6
+
+
+def build(name: str, axis_name: str | None = None):
+    config = golden_config(name)
+    filters = config["num_deconv_filters"][0]
+    if name == HEATMAP:
+        return HeatmapHead(config["out_channels"], filters, axis_name=axis_name), head_rules("", "head")
+    head = EmbeddingHead(config["out_channels"], config["extra"]["channels"], filters, axis_name=axis_name)
+    return head, embedding_rules("", "head")
+
+
+@functools.cache
+def recorded(name: str):
+    """(variables, input, jitted eval, jitted train, rules, shapes) of a recorded head."""
+    head, rules = build(name)
+    x = maps(golden(name)["x"])
+    shapes = jax.eval_shape(functools.partial(head.init, train=False), jax.random.key(0), x)
+    variables = module_variables(shapes, golden_state(name), rules, "head")
+    evaluate = jax.jit(functools.partial(head.apply, train=False))
+    train = jax.jit(functools.partial(head.apply, train=True, mutable=["batch_stats"]))
+    return variables, x, evaluate, train, rules, shapes
+
+
+@pytest.mark.parametrize("name", [HEATMAP, EMBEDDING])
+def test_outputs_and_buffers_are_the_originals(name):
+    variables, x, evaluate, train, rules, shapes = recorded(name)
+    arrays = golden(name)
+    np.testing.assert_allclose(evaluate(variables, x), maps(arrays["out_eval"]), atol=OUTPUT_TOLERANCE)
+
+    output, updated = train(variables, x)
+    np.testing.assert_allclose(output, maps(arrays["out_train"]), atol=OUTPUT_TOLERANCE)
+    after = {k.removeprefix("after_train:"): v for k, v in arrays.items() if k.startswith("after_train:")}
+    expected = module_variables(shapes, golden_state(name) | after, rules, "head")
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=BUFFER_TOLERANCE),
+        updated["batch_stats"],
+        expected["batch_stats"],
+    )
+
+    moved = evaluate({"params": variables["params"], **updated}, x)
+    np.testing.assert_allclose(moved, maps(arrays["out_eval_after_bn_update"]), atol=OUTPUT_TOLERANCE)
+
+
+def test_pmap_over_the_batch_equals_one_device():
+    variables, x, _, train, _, _ = recorded(EMBEDDING)
+    head, _ = build(EMBEDDING, axis_name="batch")
+    devices = jax.devices()[: len(x)]
+
+    @functools.partial(jax.pmap, axis_name="batch", in_axes=(None, 0), devices=devices)
+    def step(variables, x):
+        return head.apply(variables, x, train=True, mutable=["batch_stats"])
+
+    output, updated = step(variables, x[:, None])
+    expected, expected_stats = train(variables, x)
+    np.testing.assert_allclose(output[:, 0], expected, atol=OUTPUT_TOLERANCE)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a[0], b, atol=BUFFER_TOLERANCE), updated, expected_stats)
+
+
+def test_upsampling_follows_its_definition():
+    rng = np.random.default_rng(0)
+    x, kernel = rng.normal(size=(2, 3, 5, 4)), rng.normal(size=(4, 4, 4, 3))
+    expected = np.zeros((2, 2 * 3 + 2, 2 * 5 + 2, 3))
+    for y in range(3):
+        for z in range(5):
+            expected[:, 2 * y : 2 * y + 4, 2 * z : 2 * z + 4] += np.einsum("bi,klio->bklo", x[:, y, z], kernel)
+    np.testing.assert_allclose(
+        upsample2(jnp.asarray(x, jnp.float32), jnp.asarray(kernel, jnp.float32)), expected[:, 1:-1, 1:-1], atol=1e-5
+    )
+
+
+def test_the_shortcut_is_the_identity_when_widths_agree():
+    x = jnp.zeros((1, 2, 2, 4))
+
+    def neck(filters):
+        init = functools.partial(EmbeddingHead(3, 8, filters).init, train=False)
+        return jax.eval_shape(init, jax.random.key(0), x)["params"]["neck"]
+
+    assert set(neck(8)) == set(neck(16)) - {"shortcut_conv", "shortcut_norm"}
+
+
+def test_the_embedding_head_keeps_float32_when_asked():
+    """bfloat16 arithmetic would show: the float32 result differs from it, and equals the reference."""
+    variables, x, evaluate, _, _, _ = recorded(EMBEDDING)
+    config = golden_config(EMBEDDING)
+    half = EmbeddingHead(config["out_channels"], config["extra"]["channels"], 32, dtype=jnp.bfloat16)
+    output = jax.jit(functools.partial(half.apply, train=False))(variables, x)
+    assert output.dtype == jnp.float32
+    difference = jnp.abs(output - evaluate(variables, x)).max()
+    assert 1e-4 < difference < 0.1
+
+
+def test_initial_values_are_the_originals():
+    head = EmbeddingHead(16, 20, 32)
+    init = jax.jit(functools.partial(head.init, train=False))
+    params = init(jax.random.key(0), jnp.zeros((1, 2, 2, 24)))["params"]
+    for path, value in jax.tree_util.tree_leaves_with_path(params):
+        kind = path[-1].key
+        if kind == "kernel":
+            assert abs(float(value.std()) - 1e-3) < 2e-4
+        else:
+            assert (value == (1.0 if kind == "scale" else 0.0)).all()
