@@ -154,7 +154,7 @@ def coco_results(poses: Poses, keypoint_set: KeypointSet) -> list[dict[str, Any]
     columns = {
         "image_id": poses.image_id.tolist(),
         "category_id": poses.category.tolist(),
-        **{key: poses.keypoints[:, a:b].reshape(len(poses), -1).tolist() for key, (a, b) in parts.items()},
+        **{key: poses.keypoints[:, a:b].reshape(len(poses), 3 * (b - a)).tolist() for key, (a, b) in parts.items()},
         "score": poses.score.tolist(),
     }
     return [dict(zip(columns, row)) for row in zip(*columns.values())]

@@ -1,0 +1,235 @@
+"""The whole protocol of every dataset against recorded numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import scipy.io
+
+from data_pipelines.keypoint_sets import get_dataset
+from pose_common.metrics import evaluate
+from pose_common.metrics.columns import ground_truth_from_coco
+from tests.golden_files import GOLDEN, golden, shared_path
+from tests.pose_common.metrics.cases import random_document, recorded_poses
+
+# Recorded to 1e-9 with float32 or float64 arithmetic; scores pass through float32 sums.
+METRIC_TOLERANCE, SCORE_TOLERANCE = 1e-9, 1e-6
+
+SYNTHETIC = {
+    "aic_synth": "aic_synth_gt",
+    "ap10k_synth": "ap10k_synth_gt",
+    "apt36k_synth": "apt36k_synth_gt",
+    "coco_synth": "coco_synth_gt",
+    "coco_synth_gtbox": "coco_synth_gt",
+    "coco_wholebody_synth": "coco_wholebody_synth_gt",
+    "crowdpose_synth": "crowdpose_synth_gt",
+    "crowdpose_synth_det": "crowdpose_synth_gt",
+    "ochuman_synth": "ochuman_synth_gt",
+    "pw3d_synth": "pw3d_synth_gt",
+}
+REAL = {
+    "aic": "aic/test_aic.json",
+    "ap10k": "ap10k/test_ap10k.json",
+    "coco": "coco/test_coco.json",
+    "coco_wholebody": "coco/test_coco_wholebody.json",
+    "crowdpose": "crowdpose/test_crowdpose.json",
+    "ochuman": "ochuman/test_ochuman.json",
+}
+VARIANTS = {
+    "no_nms": {"suppression": "none"},
+    "soft_nms": {"suppression": "soft"},
+    "oks_thr_0.5": {"oks_threshold": 0.5},
+    "vis_thr_0.05": {"confidence_threshold": 0.05},
+}
+
+
+def _assert_metrics(actual: dict[str, float], expected: dict[str, float], tolerance: float = METRIC_TOLERANCE):
+    assert {name: actual[name] for name in expected} == pytest.approx(expected, rel=0, abs=tolerance)
+
+
+def _check_oks_case(dataset, document, rows, expected):
+    poses = evaluate.final_poses(dataset, document, recorded_poses(rows, dataset))
+    _assert_metrics(evaluate.metrics_of(dataset, document, poses), expected["metrics"])
+
+    # The recording lists images as they first appear, ours by id; both list an image's poses best first.
+    first = {}
+    for row, entry in enumerate(rows):
+        first.setdefault((entry["image_id"], entry["bbox_id"]), row)
+    kept = [first[key] for key in zip(poses.image_id.tolist(), poses.instance_id.tolist())]
+    recorded = sorted(expected["kept"], key=lambda entry: rows[entry[0]]["image_id"])
+    assert kept == [row for row, _ in recorded]
+    np.testing.assert_allclose(poses.score, [score for _, score in recorded], atol=SCORE_TOLERANCE)
+
+    truth = ground_truth_from_coco(document, dataset.keypoints)
+    if dataset.metric == "wholebody":
+        parts = [(first, end) for _, first, end in dataset.keypoints.parts] + [None]
+        for part, stats in zip(parts, expected["stats"], strict=True):
+            numbers = list(evaluate.oks_metrics(dataset, truth, poses, part).values())
+            np.testing.assert_allclose(numbers, stats["values"], rtol=0, atol=METRIC_TOLERANCE)
+
+
+@pytest.mark.parametrize("name", SYNTHETIC)
+def test_recorded_synthetic(name):
+    expected = golden(f"data/eval/{name}_expected.json")
+    document = golden(f"data/eval/{SYNTHETIC[name]}.json")
+    _check_oks_case(get_dataset(expected["dataset"]), document, golden(f"data/eval/{name}_pred.json"), expected)
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_recorded_on_sample_annotations(name):
+    document, rows, expected = (
+        json.loads(shared_path(path).read_text())
+        for path in (
+            f"samples/{REAL[name]}",
+            f"golden/data/eval/{name}_real_pred.json",
+            f"golden/data/eval/{name}_real_expected.json",
+        )
+    )
+    _check_oks_case(get_dataset(name), document, rows, expected)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_recorded_variants_of_suppression_and_scoring(variant):
+    dataset, document = get_dataset("coco"), golden("data/eval/coco_synth_gt.json")
+    poses = recorded_poses(golden("data/eval/coco_synth_pred.json"), dataset)
+    metrics = evaluate.evaluate(dataset, document, poses, **VARIANTS[variant])
+    _assert_metrics(metrics, golden("data/eval/coco_synth_expected.json")["variants"][variant]["metrics"])
+
+
+@pytest.mark.parametrize("name", ["ap10k_synth", "apt36k_synth"])
+def test_animals_are_averaged_over_categories_and_take_their_annotations_category(name):
+    expected = golden(f"data/eval/{name}_expected.json")
+    dataset, document = get_dataset(expected["dataset"]), golden(f"data/eval/{name}_gt.json")
+    rows = golden(f"data/eval/{name}_pred.json")
+    poses = recorded_poses(rows, dataset)
+    # A recorded prediction names its annotation by position within the image.
+    ids: dict[int, list[int]] = {}
+    for annotation in document["annotations"]:
+        ids.setdefault(annotation["image_id"], []).append(annotation["id"])
+    annotation_id = np.array([ids[row["image_id"]][row["bbox_id"]] for row in rows])
+    poses = dataclasses.replace(poses, instance_id=annotation_id, category=None)
+    _assert_metrics(evaluate.evaluate(dataset, document, poses), expected["metrics"])
+
+    per_category = [value for value in expected["ap_per_category"].values() if value > -1]
+    assert expected["metrics"]["AP"] == pytest.approx(np.mean(per_category))
+
+
+def test_crowdpose_equals_four_public_evaluators():
+    expected = golden("boir/crowdpose_eval.json")
+    dataset, document = get_dataset("crowdpose"), golden("boir/crowdpose_gt.json")
+    rows = golden("boir/crowdpose_pred.json")
+    poses = recorded_poses([row | {"bbox_id": i, "box_score": row["score"]} for i, row in enumerate(rows)], dataset)
+    metrics = evaluate.metrics_of(dataset, document, poses)
+    names = ["AP", "AP .5", "AP .75", "AR", "AR .5", "AR .75", "AP(E)", "AP(M)", "AP(H)"]
+    for tool in ("xtcocotools", "xthotcoco", "faster_coco_eval"):
+        # The archive keeps float32 confidences and scores as text; ranks, and so the metrics, are the same.
+        _assert_metrics(metrics, dict(zip(names, expected[tool].values(), strict=True)))
+
+
+def test_mpii():
+    expected = golden("data/eval/mpii_synth_expected.json")
+    mat = scipy.io.loadmat(GOLDEN / "data/eval/mpii_synth_gt_val.mat")
+    dataset = get_dataset("mpii")
+    points = mat["pos_gt_src"].transpose(2, 0, 1) - 1  # Matlab counts pixels from 1
+    labelled = 1 - mat["jnt_missing"].T
+    head = 0.6 * np.linalg.norm(mat["headboxes_src"][1] - mat["headboxes_src"][0], axis=0)
+    document = {
+        "images": [{"id": 0}],
+        "categories": [{"id": 1}],
+        "annotations": [
+            {
+                "id": i, "image_id": 0, "category_id": 1, "bbox": [0, 0, 1, 1], "head_size": head[i],
+                "keypoints": np.column_stack([points[i], labelled[i]]).ravel().tolist(),
+            }
+            for i in range(len(head))
+        ],
+    }
+    metrics = evaluate.evaluate(dataset, document, recorded_poses(golden("data/eval/mpii_synth_pred.json"), dataset))
+    # Predictions pass through float32 on both sides, PCKh@0.1 through a float32 table in the reference.
+    _assert_metrics(metrics, expected["metrics"], tolerance=1e-5)
+
+
+def _hand_document(instances, category=1):
+    return {
+        "images": [{"id": image} for image in sorted({i["image_id"] for i in instances})],
+        "categories": [{"id": category}],
+        "annotations": [
+            {
+                "id": row, "image_id": i["image_id"], "category_id": category, "bbox": i["bbox"],
+                "keypoints": np.column_stack([np.array(i["joints"])[:, :2], i["visible"]]).ravel().tolist(),
+            }
+            for row, i in enumerate(instances)
+        ],
+    }
+
+
+def _check_hand_case(rows, expected):
+    dataset = get_dataset("interhand2d")
+    metrics = evaluate.evaluate(dataset, _hand_document(expected["instances"]), recorded_poses(rows, dataset))
+    epe = {"EPE": expected["metrics"]["EPE"]}
+    _assert_metrics(metrics, {name: value for name, value in expected["metrics"].items() if name != "EPE"}, 1e-5)
+    _assert_metrics(metrics, epe, tolerance=1e-3)  # the recorded joints are rounded to 4 digits
+
+
+def test_hands():
+    name = "data/eval/interhand2d_synth"
+    _check_hand_case(golden(f"{name}_pred.json"), golden(f"{name}_expected.json"))
+
+
+def test_hands_on_sample_annotations():
+    rows, expected = (
+        json.loads(shared_path(f"golden/data/eval/interhand2d_real_{kind}.json").read_text())
+        for kind in ("pred", "expected")
+    )
+    _check_hand_case(rows, expected)
+
+
+def test_repeated_predictions_and_row_order_do_not_matter():
+    dataset = get_dataset("coco")
+    document, poses = random_document(0, dataset)
+    rng = np.random.default_rng(0)
+    poses = dataclasses.replace(poses, score=rng.random(len(poses)))  # distinct, so that order is defined
+    expected = evaluate.evaluate(dataset, document, poses)
+    doubled = poses.take(rng.permutation(np.r_[np.arange(len(poses)), np.arange(9)]))
+    assert evaluate.evaluate(dataset, document, doubled) == expected
+    shuffled = document | {"images": document["images"][::-1]}
+    assert evaluate.evaluate(dataset, shuffled, doubled) == expected
+
+
+def test_perfect_predictions_score_one():
+    dataset = get_dataset("coco")
+    document, _ = random_document(1, dataset)
+    labelled = [a for a in document["annotations"] if a["num_keypoints"] and not a["iscrowd"]]
+    rows = [
+        {
+            "image_id": a["image_id"], "bbox_id": a["id"], "area": 0.0,
+            "keypoints": np.where(np.arange(len(a["keypoints"])) % 3 == 2, 1, a["keypoints"]).tolist(),
+        }
+        for a in labelled
+    ]
+    poses = recorded_poses(rows, dataset)
+    metrics = evaluate.metrics_of(dataset, document, dataclasses.replace(poses, category=np.ones(len(poses), int)))
+    assert metrics["AP"] == pytest.approx(1) and metrics["AR"] == 1
+
+
+def test_what_cannot_be_evaluated_is_said():
+    dataset = get_dataset("coco")
+    document, poses = random_document(2, dataset)
+    with pytest.raises(ValueError, match="image 999"):
+        evaluate.evaluate(dataset, document, dataclasses.replace(poses, image_id=poses.image_id + 998))
+    broken = poses.keypoints.copy()
+    broken[0, 0, 0] = np.nan
+    with pytest.raises(ValueError, match="not finite"):
+        evaluate.evaluate(dataset, document, dataclasses.replace(poses, keypoints=broken))
+    with pytest.raises(ValueError, match="no prediction"):
+        hand = get_dataset("interhand2d")
+        document, poses = random_document(3, hand)
+        evaluate.evaluate(hand, document, poses.take(np.arange(3)))
+    with pytest.raises(ValueError, match="head_size"):
+        mpii = get_dataset("mpii")
+        document, _ = random_document(4, mpii, images=2)
+        rows = [{"image_id": 1, "bbox_id": a["id"], "keypoints": a["keypoints"]} for a in document["annotations"]]
+        evaluate.evaluate(mpii, document, recorded_poses(rows, mpii))
