@@ -1,0 +1,198 @@
+"""Heatmap codecs: recorded numbers of the original code, and properties."""
+
+from __future__ import annotations
+
+import functools
+
+import cv2
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pose_common import heatmaps
+from tests.golden_files import golden, golden_config
+
+DECODE, FLIP, FUNCTIONS = "posebh/decode.npz", "posebh/flip_inference.npz", "data/pipeline_functions.npz"
+# In heatmap cells (DARK), and in image pixels, ten to twenty of which make a cell here.
+DARK_TOLERANCE, UDP_IMAGE_TOLERANCE, IMAGE_TOLERANCE = 1e-4, 2e-3, 1e-4
+
+_encode = jax.jit(heatmaps.encode, static_argnames=("input_size", "heatmap_size", "sigma"))
+_dark = jax.jit(heatmaps.decode_dark_udp, static_argnames="kernel")
+_quarter = jax.jit(heatmaps.decode_quarter_shift, static_argnames="per_axis")
+_decode = jax.jit(heatmaps.decode, static_argnames=("udp", "input_size", "kernel"))
+
+
+def _last(maps: np.ndarray) -> np.ndarray:
+    """Recorded [B, K, h, w] -> [B, h, w, K]."""
+    return np.moveaxis(maps, 1, -1)
+
+
+def _inverse_warp(centre: np.ndarray, scale: np.ndarray, udp: bool, size: tuple[int, int]) -> np.ndarray:
+    """Crop -> image without rotation, of boxes of 200 x scale pixels."""
+    extent = 200.0 * scale
+    factor = extent / (np.array(size) - 1 if udp else np.array(size))
+    warp = np.zeros((len(centre), 2, 3), np.float32)
+    warp[:, [0, 1], [0, 1]] = factor
+    warp[:, :, 2] = centre - extent / 2
+    return warp
+
+
+def _flip_index(pairs: np.ndarray, count: int) -> np.ndarray:
+    index = np.arange(count)
+    index[pairs[:, 0]], index[pairs[:, 1]] = pairs[:, 1].copy(), pairs[:, 0].copy()
+    return index
+
+
+@pytest.mark.parametrize("codec", ["udp", "msra"])
+def test_targets_at_and_beyond_the_borders_equal_the_recorded_ones(codec):
+    data = golden(FUNCTIONS)
+    target, weight = _encode(
+        data["edge/joints"][None],
+        data["edge/visible"][None],
+        codec == "udp",
+        input_size=tuple(data["edge/image_size_wh"].tolist()),
+        heatmap_size=tuple(data["edge/heatmap_size_wh"].tolist()),
+    )
+    recorded = np.moveaxis(data[f"edge/{codec}_target_sigma2"], 0, -1)
+    np.testing.assert_allclose(target[0], recorded, atol=2e-6)
+    np.testing.assert_allclose(weight[0], data[f"edge/{codec}_weight_sigma2"], atol=1e-6)
+
+
+def test_codec_may_differ_within_a_batch():
+    rng = np.random.default_rng(0)
+    points, visible = rng.uniform(0, [192, 256], (4, 5, 2)).astype(np.float32), np.ones((4, 5), np.float32)
+    sizes = {"input_size": (192, 256), "heatmap_size": (48, 64)}
+    udp = np.array([True, False, False, True])
+    mixed, _ = _encode(points, visible, udp, **sizes)
+    for sample, codec in enumerate(udp):
+        alone, _ = _encode(points[sample : sample + 1], visible[:1], bool(codec), **sizes)
+        np.testing.assert_array_equal(mixed[sample], alone[0])
+    crop = heatmaps.to_crop(jnp.ones((4, 5, 2)), jnp.asarray(udp), **sizes)
+    np.testing.assert_allclose(crop[0, 0], [191 / 47, 255 / 63])
+    np.testing.assert_allclose(crop[1, 0], [4, 4])
+
+
+def test_peaks_equal_the_recorded_ones():
+    data = golden(DECODE)
+    coords, score = heatmaps.decode_argmax(_last(data["heatmaps"]))
+    np.testing.assert_array_equal(coords, data["max_preds"])
+    np.testing.assert_array_equal(score, data["max_vals"][..., 0])
+
+
+@pytest.mark.parametrize("kernel", [11, 5])
+def test_dark_equals_the_recorded_one(kernel):
+    data = golden(DECODE)
+    coords, _ = _dark(_last(data["heatmaps"]), kernel=kernel)
+    valid = data["valid"]
+    np.testing.assert_allclose(np.asarray(coords)[valid], data[f"dark_coords_k{kernel}"][valid], atol=DARK_TOLERANCE)
+    # A map without a positive value has no peak; the reference reads beyond it, we say so.
+    np.testing.assert_array_equal(np.asarray(coords)[~valid], -1)
+
+
+@pytest.mark.parametrize("size", [(16, 12), (7, 6)])
+@pytest.mark.parametrize("kernel", [3, 5, 7, 11])
+def test_the_blur_is_opencvs(size, kernel):
+    image = np.random.default_rng(0).random(size).astype(np.float32)
+    rows, columns = (heatmaps._blur_matrix(n, kernel) for n in size)
+    np.testing.assert_allclose(rows @ image @ columns.T, cv2.GaussianBlur(image, (kernel, kernel), 0), atol=1e-6)
+
+
+@pytest.mark.parametrize("name, udp", [("udp_default", True), ("default", False)])
+def test_decoding_to_the_image_equals_the_recorded_one(name, udp):
+    data = golden(DECODE)
+    warp = _inverse_warp(data["center"], data["scale"], udp, (192, 256))
+    result = np.asarray(_decode(_last(data["heatmaps"]), warp, udp=udp, input_size=(192, 256)))
+    tolerance = UDP_IMAGE_TOLERANCE if udp else IMAGE_TOLERANCE
+    np.testing.assert_allclose(result[..., :2][data["valid"]], data[f"{name}/preds"][data["valid"]], atol=tolerance)
+    np.testing.assert_array_equal(result[..., 2], data[f"{name}/maxvals"][..., 0])
+
+
+@pytest.mark.parametrize("shift", [False, True])
+def test_flip_equals_the_recorded_one(shift):
+    data = golden(FLIP)
+    raw = _last(data["heatmap_flipped_image_raw"])
+    index = _flip_index(data["flip_pairs"], raw.shape[-1])
+    expected = data["heatmap_flipped_back_shifted" if shift else "heatmap_flipped_back"]
+    np.testing.assert_array_equal(heatmaps.flip_back(raw, index, shift), _last(expected))
+    per_sample = heatmaps.flip_back(raw, index, jnp.array([shift] * len(raw)))
+    np.testing.assert_array_equal(per_sample, _last(expected))
+
+
+@pytest.mark.parametrize(
+    "name, udp, flip, shift",
+    [
+        ("flip_udp", True, True, False),
+        ("noflip_udp", True, False, False),
+        ("flip_noudp", False, True, False),
+        ("flip_shift_noudp", False, True, True),
+    ],
+)
+def test_flip_test_predictions_equal_the_recorded_ones(name, udp, flip, shift):
+    data, (height, width) = golden(FLIP), golden_config(FLIP)["img"]
+    maps = _last(data["heatmap_plain"])
+    if flip:
+        index = _flip_index(data["flip_pairs"], maps.shape[-1])
+        maps = heatmaps.flip_merge(maps, _last(data["heatmap_flipped_image_raw"]), index, shift)
+    if name == "flip_udp":
+        np.testing.assert_allclose(maps, _last(data["heatmap_average"]), atol=1e-7)
+    warp = _inverse_warp(data["center"], data["scale"], udp, (width, height))
+    result = _decode(maps, warp, udp=udp, input_size=(width, height))
+    tolerance = UDP_IMAGE_TOLERANCE if udp else IMAGE_TOLERANCE
+    np.testing.assert_allclose(result, data[f"{name}/preds"], atol=tolerance)
+
+
+def test_flipping_twice_changes_nothing():
+    maps = np.random.default_rng(0).random((2, 8, 6, 5)).astype(np.float32)
+    back = functools.partial(heatmaps.flip_back, flip_index=np.array([0, 2, 1, 4, 3]), shift=False)
+    np.testing.assert_array_equal(back(back(maps)), maps)
+
+
+def _round_trip(udp: bool) -> np.ndarray:
+    """Error in crop pixels of encode -> decode for points whose patch lies inside the map."""
+    points = np.random.default_rng(0).uniform([32, 32], [160, 224], (1, 300, 2)).astype(np.float32)
+    sizes = {"input_size": (192, 256), "heatmap_size": (48, 64)}
+    target, weight = _encode(points, np.ones((1, 300), np.float32), udp, **sizes)
+    assert weight.min() == 1
+    coords, score = _dark(target) if udp else _quarter(target)
+    assert score.max() <= 1 + 1e-6
+    return np.abs(heatmaps.to_crop(coords, udp, **sizes) - points)
+
+
+def test_round_trip_is_sub_pixel():
+    # UDP keeps the position in the Gaussian; the cut patch and the clipped logarithm leave under a quarter pixel.
+    assert _round_trip(udp=True).max() < 0.25
+    # The unshifted codec rounds to a cell of 4 pixels, so half a cell is lost (its peak is symmetric: no quarter step).
+    assert 1.0 < _round_trip(udp=False).max() <= 2.0 + 1e-4
+
+
+def test_dark_decodes_an_untruncated_gaussian_exactly():
+    """The logarithm of a (blurred) Gaussian is a quadratic, whose top one Newton step finds."""
+    x, y = np.meshgrid(np.arange(48.0), np.arange(64.0))
+    centres = np.array([[20.3, 30.8], [25.5, 31.2], [23.9, 28.6]])
+    maps = np.stack([np.exp(-((x - cx) ** 2 + (y - cy) ** 2) / 8) for cx, cy in centres], -1)[None]
+    coords, _ = _dark(maps.astype(np.float32))
+    np.testing.assert_allclose(coords[0], centres, atol=5e-3)  # the blur is cut at 11 taps
+
+
+def test_quarter_shift_rules():
+    maps = np.zeros((1, 6, 7, 1), np.float32)
+    peaks = {}
+    for y in range(6):
+        for x in range(7):
+            maps[:] = np.arange(7)[None, :, None] * 0.01 + np.arange(6)[:, None, None] * 0.01  # larger to the right, below
+            maps[0, y, x, 0] = 1
+            peaks[x, y] = [np.asarray(_quarter(maps, per_axis=rule)[0])[0, 0] - [x, y] for rule in (False, True)]
+    for (x, y), (top_down, single_stage) in peaks.items():
+        moves = 1 < x < 6 and 1 < y < 5
+        np.testing.assert_allclose(top_down, [0.25, 0.25] if moves else [0, 0])
+        np.testing.assert_allclose(single_stage, [0.25 * (0 < x < 6), 0.25 * (0 < y < 5)])
+
+
+def test_flat_and_empty_maps_stay_finite():
+    flat = jnp.stack([jnp.zeros((16, 12)), jnp.ones((16, 12)), -jnp.ones((16, 12))], -1)[None]
+    for decode in (_dark, _quarter):
+        coords, score = decode(flat)
+        assert np.isfinite(coords).all()
+        np.testing.assert_array_equal(coords[0, [0, 2]], -1)
+        np.testing.assert_array_equal(score[0], [0, 1, -1])
