@@ -1,0 +1,180 @@
+"""Cluster prototypes: a smaller bank shared by all skeletons, made once from the trained prototypes.
+
+Keypoints of different skeletons that mean the same end up with similar prototypes. Soft k-means groups them; each
+cluster's prototypes then supervise the embedding on targets moved from keypoints to clusters (PoseBH, CVPR 2025,
+section 3.3). The clustering runs once, on the host in float64, so that every process and platform gets the same bank;
+the loss runs inside the step with the bank as a constant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pose_common.collectives import global_batch_size
+from posebh_jax.layout import SkeletonLayout
+from posebh_jax.losses import contrast, heatmap_mse
+from posebh_jax.prototypes import PRECISE, PrototypeConfig, best_similarities, label_pixels, prototype_heatmaps
+
+# Below this share of the prototypes' energy a reconstruction error is rounding (float32 prototypes) and counts as none.
+_ROUNDING = 1e-9
+
+
+class ClusterBank(NamedTuple):
+    """Frozen cluster prototypes [C, M, D] and the global keypoint id [C] that each cluster takes its targets from."""
+
+    prototypes: jax.Array
+    keypoint: jax.Array
+
+
+class ClusterChoice(NamedTuple):
+    """The bank, and what decided its size.
+
+    Attributes:
+      bank: the cluster prototypes.
+      errors: option -> squared residual of reconstructing all prototypes from its centres, unweighted.
+      weighted: option -> error x (C/T)^2, the criterion, 0 where the error is rounding. The first smallest wins.
+    """
+
+    bank: ClusterBank
+    errors: dict[int, float]
+    weighted: dict[int, float]
+
+    def summary(self) -> str:
+        """One line for the log."""
+        options = ", ".join(f"{c}: error {e:.3g}, weighted {self.weighted[c]:.3g}" for c, e in self.errors.items())
+        return f"chose {len(self.bank.keypoint)} clusters ({options})"
+
+
+def soft_kmeans(
+    points: np.ndarray, centres: np.ndarray, *, rounds: int = 500, beta: float = 20.0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Soft k-means under the cosine distance (1 - cos) / 2.
+
+    Args:
+      points: [N, D].
+      centres: [C, D] to start from.
+      rounds: updates of the centres, each the mean of all points weighted by softmax(-beta x distance) over centres.
+
+    Returns:
+      centres [C, D], not normalised, and the distances [N, C] to them.
+    """
+    unit = _unit(points)
+
+    def distances(centres):
+        return (1 - unit @ _unit(centres).T) / 2
+
+    for _ in range(rounds):
+        share = assignments(distances(centres), beta)
+        centres = share.T @ points / share.sum(axis=0)[:, None]
+    return centres, distances(centres)
+
+
+def assignments(distances: np.ndarray, beta: float = 20.0) -> np.ndarray:
+    """Soft assignment [N, C] of points to centres: softmax(-beta x distance)."""
+    weight = np.exp(-beta * (distances - distances.min(axis=1, keepdims=True)))
+    return weight / weight.sum(axis=1, keepdims=True)
+
+
+def reconstruction_error(points: np.ndarray, centres: np.ndarray) -> float:
+    """Squared residual of the best linear combinations of centres [C, D] for points [N, D].
+
+    Rank-revealing: coinciding centres count once.
+    """
+    weights = np.linalg.lstsq(centres.T, points.T, rcond=None)[0]
+    return float(np.square(points.T - centres.T @ weights).sum())
+
+
+def nearest_prototypes(distances: np.ndarray, per_cluster: int) -> np.ndarray:
+    """[C, per_cluster]: the prototypes nearest to each centre, nearest first, from distances [N, C]."""
+    return np.argsort(distances, axis=0, kind="stable")[:per_cluster].T
+
+
+def choose_clusters(
+    prototypes: np.ndarray,
+    options: Sequence[int] = (64, 96, 128),
+    *,
+    fixed: int | None = None,
+    rounds: int = 500,
+    beta: float = 20.0,
+) -> ClusterChoice:
+    """Clusters the prototypes and chooses how many clusters to keep.
+
+    Kept is the option with the least error x (C/T)^2. With C >= D the centres usually span the space and every error is
+    rounding, which made the reference's choice arbitrary: such errors count as 0 here, and the first option wins.
+
+    Args:
+      prototypes: [T, M, D].
+      options: numbers of clusters to try; those not below T are skipped.
+      fixed: take this number instead.
+      rounds, beta: see `soft_kmeans`, which starts at the first prototype of the first C keypoints.
+
+    Raises:
+      ValueError: no option is below T.
+    """
+    prototypes = np.asarray(prototypes, np.float64)
+    keypoints, per_keypoint, dim = prototypes.shape
+    points = _unit(prototypes.reshape(-1, dim))
+    options = [count for count in ([fixed] if fixed else options) if count < keypoints]
+    if not options:
+        raise ValueError(f"no number of clusters below the {keypoints} keypoints of the mixture was given")
+
+    errors, weighted, nearest = {}, {}, {}
+    for count in options:
+        start = points[: count * per_keypoint : per_keypoint]
+        centres, distances = soft_kmeans(points, start, rounds=rounds, beta=beta)
+        errors[count] = reconstruction_error(points, centres)
+        rounding = errors[count] <= _ROUNDING * len(points)
+        weighted[count] = 0.0 if rounding else errors[count] * (count / keypoints) ** 2
+        nearest[count] = nearest_prototypes(distances, per_keypoint)
+    chosen = nearest[min(weighted, key=weighted.get)]
+    bank = ClusterBank(
+        jnp.asarray(points[chosen], jnp.float32), jnp.asarray(chosen[:, 0] // per_keypoint, jnp.int32)
+    )
+    return ClusterChoice(bank, errors, weighted)
+
+
+def _unit(x: np.ndarray) -> np.ndarray:
+    return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-8)
+
+
+def cluster_terms(
+    embedding: jax.Array,
+    targets: jax.Array,
+    weights: jax.Array,
+    bank: ClusterBank,
+    *,
+    config: PrototypeConfig,
+    axis_name: str | None = None,
+) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+    """Prototype and heatmap loss of the cluster bank on targets moved to clusters.
+
+    A cluster whose keypoint belongs to another dataset has an empty target and no weight. Clusters that share a keypoint
+    have equal targets, and the first of them owns the pixels. The heatmap loss is over the whole batch.
+
+    Args:
+      embedding: [B, h, w, D].
+      targets, weights: [B, h, w, T], [B, T].
+      bank: from `choose_clusters`.
+
+    Returns:
+      The weighted share {"cluster"}, and global values: unweighted `cross_entropy`, `distance`, and `samples`.
+    """
+    layout = SkeletonLayout((bank.keypoint.shape[0],))
+    # A product with a 0/1 matrix copies exactly; gathers along the last axis are slow on matrix hardware.
+    moves = jax.nn.one_hot(bank.keypoint, targets.shape[-1], axis=0)
+    targets = jnp.matmul(targets, moves, precision=PRECISE)
+    weights = jnp.matmul(weights, moves, precision=PRECISE)
+
+    labels = label_pixels(targets, jnp.zeros(targets.shape[0], jnp.int32), config.label_threshold)
+    terms = contrast(embedding, bank.prototypes, labels, layout=layout, config=config, axis_name=axis_name)
+    maps = prototype_heatmaps(best_similarities(embedding, bank.prototypes))
+    images = global_batch_size(maps.shape[0], axis_name)
+    error = heatmap_mse(maps, targets, weights, images, layout).sum()
+    loss = config.cluster_weight * (terms.loss + config.heatmap_weight * error)
+    aux = {"cross_entropy": terms.cross_entropy, "distance": terms.distance, "samples": terms.samples.sum()}
+    return {"cluster": loss}, aux

@@ -1,0 +1,231 @@
+"""Keypoint prototypes: similarity, assignment of pixels, momentum update (PoseBH, CVPR 2025, section 3.2).
+
+Every keypoint of every skeleton owns M unit vectors in the embedding space, P [T, M, D]. A pixel is compared with all
+of them by the absolute cosine; the best of a keypoint's M is that keypoint's value in the *prototype heatmap*.
+
+Nothing here loops over datasets, keypoints or people. A labelled pixel is a *sample* with a global keypoint id; which
+samples belong to a keypoint is a 0/1 matrix [pixels, T], and everything that is "per keypoint over its samples" is a
+product with it. Products (not scatters) are deterministic on every platform and fast on matrix units. An image may hold several samples at
+one pixel, one per *slot*: G = 1 where only its own dataset labels it, G = n where every other dataset does
+(see `cross_type.py`). Axes: B images, h, w map, T keypoints, M prototypes of a keypoint, D embedding, G slots.
+
+Prototypes are not trained by gradients: everything here treats them as constants. All arithmetic is float32 with full
+precision products, because arg-maxes are taken of the results. Functions that reduce over the batch take `axis_name`
+and return values that are global and equal on all devices.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from pose_common.collectives import global_sum
+from posebh_jax.layout import SkeletonLayout
+
+PRECISE = jax.lax.Precision.HIGHEST
+
+# Prototype heatmaps are kept away from 0 and 1, as in the release; no gradient flows where this clips.
+HEATMAP_RANGE = (1e-4, 1 - 1e-4)
+
+
+@dataclasses.dataclass(frozen=True)
+class PrototypeConfig:
+    """Settings of the prototype losses; defaults are the paper's for mixed-dataset training.
+
+    Attributes:
+      momentum: share of the old prototype that an update keeps.
+      sinkhorn_epsilon: temperature of the assignment.
+      sinkhorn_rounds: rounds of (columns, rows) normalisation.
+      label_threshold: a pixel is a sample where its largest target exceeds this.
+      weigh_by_correctness: samples enter an update with weight 1 when correct, else 0, instead of their confidence.
+      contrast_weight: weight of cross entropy and distance together.
+      cross_entropy_weight, distance_weight: their weights within that.
+      heatmap_weight: of the prototype heatmaps' squared error, in the cluster and cross-type terms as well.
+      cluster_weight: of the cluster terms.
+      cross_type_weight: of the cross-type terms.
+      cross_type_threshold: both peaks must exceed this.
+      cross_type_distance: cells that the two peaks may lie apart.
+    """
+
+    momentum: float = 0.999
+    sinkhorn_epsilon: float = 0.05
+    sinkhorn_rounds: int = 3
+    label_threshold: float = 0.0
+    weigh_by_correctness: bool = False
+    contrast_weight: float = 1.25e-5
+    cross_entropy_weight: float = 0.01
+    distance_weight: float = 0.001
+    heatmap_weight: float = 3.33e-6
+    cluster_weight: float = 1e-2
+    cross_type_weight: float = 1e-3
+    cross_type_threshold: float = 0.25
+    cross_type_distance: float = 2.1
+
+
+class Labels(NamedTuple):
+    """Samples: which keypoint a pixel stands for.
+
+    Attributes:
+      keypoint: int32 [B, h, w, G], global id, -1 where the pixel is no sample.
+      confidence: float32 [B, h, w, G], target value at the pixel.
+      dataset: int32 [B, G], the dataset whose keypoints compete in a slot. Slots of an image differ in it.
+    """
+
+    keypoint: jax.Array
+    confidence: jax.Array
+    dataset: jax.Array
+
+
+def init_prototypes(key: jax.Array, num_keypoints: int, per_keypoint: int, dim: int) -> jax.Array:
+    """Random unit vectors [T, M, D].
+
+    The reference draws N(0, 0.02) cut at +-2, a hundred deviations, and normalises: a plain normal draw is the same.
+    """
+    return normalise(jax.random.normal(key, (num_keypoints, per_keypoint, dim)))
+
+
+def normalise(x: jax.Array) -> jax.Array:
+    """Unit length along the last axis; a zero vector stays zero."""
+    return x / jnp.sqrt(jnp.maximum(jnp.sum(jnp.square(x), axis=-1, keepdims=True), 1e-24))
+
+
+def similarities(embedding: jax.Array, prototypes: jax.Array) -> jax.Array:
+    """|cos| of each pixel and each prototype: [..., D], [T, M, D] -> [..., M, T] in [0, 1].
+
+    The largest array of the method; keypoints are its last axis because reductions over them are products.
+    """
+    unit = normalise(embedding.astype(jnp.float32))
+    bank = normalise(jax.lax.stop_gradient(prototypes)).swapaxes(0, 1)
+    return jnp.abs(jnp.einsum("...d,mtd->...mt", unit, bank, precision=PRECISE))
+
+
+@jax.checkpoint
+def best_similarities(embedding: jax.Array, prototypes: jax.Array) -> jax.Array:
+    """Each pixel's similarity to a keypoint's nearest prototype, unclipped: [..., D], [T, M, D] -> [..., T].
+
+    Recomputed in the backward pass: one product costs less than keeping M values a keypoint.
+    """
+    return similarities(embedding, prototypes).max(axis=-2)
+
+
+def prototype_heatmaps(best: jax.Array) -> jax.Array:
+    """Heatmaps [B, h, w, T] from `best_similarities`."""
+    return jnp.clip(best, *HEATMAP_RANGE)
+
+
+def label_pixels(targets: jax.Array, dataset: jax.Array, threshold: float) -> Labels:
+    """Samples of each image's own dataset: the keypoint with the largest target, the first on ties.
+
+    Args:
+      targets: [B, h, w, T], zero for keypoints of other datasets.
+      dataset: int32 [B].
+      threshold: a pixel is a sample where its largest target exceeds this.
+
+    Returns:
+      Labels with one slot.
+    """
+    confidence = targets.max(axis=-1)
+    keypoint = jnp.where(confidence > threshold, jnp.argmax(targets, axis=-1), -1)
+    return Labels(keypoint[..., None], confidence[..., None], dataset[:, None])
+
+
+def sample_matrix(labels: Labels, num_keypoints: int) -> jax.Array:
+    """float32 [B, h, w, T]: 1 where the pixel is a sample of the keypoint. Slots never share a keypoint."""
+    return (labels.keypoint[..., None] == jnp.arange(num_keypoints)).any(axis=-2).astype(jnp.float32)
+
+
+def slot_members(labels: Labels, layout: SkeletonLayout) -> jax.Array:
+    """float32 [B, T, G]: 1 where a keypoint competes in a slot."""
+    return layout.own(labels.dataset).swapaxes(1, 2).astype(jnp.float32)
+
+
+def is_correct(labels: Labels, best: jax.Array, layout: SkeletonLayout) -> jax.Array:
+    """bool [B, h, w]: the sample's own keypoint is the most similar one of its dataset (one slot).
+
+    Keypoints of other datasets do not compete: a left shoulder of another skeleton would win for no fault of ours.
+    """
+    own = layout.own(labels.dataset[:, 0])[:, None, None, :]
+    return jnp.argmax(jnp.where(own, best, -1.0), axis=-1) == labels.keypoint[..., 0]
+
+
+def assign(
+    similarity: jax.Array,
+    labels: Labels,
+    *,
+    layout: SkeletonLayout,
+    config: PrototypeConfig,
+    axis_name: str | None = None,
+) -> jax.Array:
+    """Sinkhorn's soft assignment of samples to their keypoint's prototypes, for all keypoints at once.
+
+    A keypoint's n samples share its M prototypes equally: rounds of (each prototype's column to 1/M, each sample's row to
+    1/n), then times n. Only the ratio of such constants to the next normalisation matters, so columns are brought to 1
+    and rows to 1. exp(s / epsilon) would reach 5e8 at epsilon 0.05; exp((s - 1) / epsilon) differs by a constant factor
+    and lies in (2e-9, 1]. A single sample ties exactly.
+
+    Args:
+      similarity: [B, h, w, M, G], similarity of a sample to its own keypoint's prototypes.
+      labels: the samples.
+
+    Returns:
+      [B, h, w, M, G]: rows sum to 1 over M; zero where there is no sample.
+    """
+    samples, members = sample_matrix(labels, layout.total), slot_members(labels, layout)
+    valid = (labels.keypoint >= 0)[..., None, :]
+    q = jnp.where(valid, jnp.exp((similarity - 1) / config.sinkhorn_epsilon), 0.0)
+
+    def one_round(_, q):
+        per_slot = jnp.einsum("bhwt,bhwmg->btmg", samples, q, precision=PRECISE)
+        columns = global_sum(jnp.einsum("btmg,btg->tm", per_slot, members, precision=PRECISE), axis_name)
+        at_slot = jnp.einsum("tm,btg->btmg", columns, members, precision=PRECISE)
+        at_sample = jnp.einsum("bhwt,btmg->bhwmg", samples, at_slot, precision=PRECISE)
+        q = q / jnp.where(valid, at_sample, 1.0)
+        return q / jnp.where(valid, q.sum(axis=-2, keepdims=True), 1.0)
+
+    return jax.lax.fori_loop(0, config.sinkhorn_rounds, one_round, q)
+
+
+def gumbel_noise(keys: jax.Array, height: int, width: int, per_keypoint: int) -> jax.Array:
+    """Gumbel(0, 1) noise [B, h, w, M], one key [B] an image."""
+    return jax.vmap(lambda key: jax.random.gumbel(key, (height, width, per_keypoint)))(keys)
+
+
+def update_prototypes(
+    prototypes: jax.Array,
+    embedding: jax.Array,
+    labels: Labels,
+    assignment: jax.Array,
+    weight: jax.Array,
+    noise: jax.Array,
+    *,
+    momentum: float,
+    axis_name: str | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """Moves prototypes towards the samples that a hard Gumbel draw gives them.
+
+    The noise is added to the probabilities, not to their logarithms, and the weight enters squared, both as released.
+    The arg-max is all that a hard Gumbel-softmax keeps, so its temperature has no effect.
+
+    Args:
+      prototypes: [T, M, D] unit vectors.
+      embedding: [B, h, w, D].
+      labels: samples of each image's own dataset (one slot).
+      assignment: [B, h, w, M] from `assign`.
+      weight: [B, h, w], confidence or correctness; samples with 0 move nothing.
+      noise: [B, h, w, M] Gumbel(0, 1).
+
+    Returns:
+      prototypes [T, M, D], those without samples untouched, and the mass [T, M] that each received.
+    """
+    per_keypoint = prototypes.shape[1]
+    drawn = jax.nn.one_hot(jnp.argmax(assignment + noise, axis=-1), per_keypoint) * weight[..., None]
+    features = normalise(embedding.astype(jnp.float32)) * weight[..., None]
+    pulls = drawn[..., None] * features[..., None, :]
+    samples = sample_matrix(labels, prototypes.shape[0])
+    mass = global_sum(jnp.einsum("bhwt,bhwm->tm", samples, drawn, precision=PRECISE), axis_name)
+    pull = global_sum(jnp.einsum("bhwt,bhwmd->tmd", samples, pulls, precision=PRECISE), axis_name)
+    moved = normalise(momentum * prototypes + (1 - momentum) * normalise(pull))
+    return jnp.where(mass[..., None] > 0, moved, prototypes), mass
