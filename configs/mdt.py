@@ -32,7 +32,7 @@ def get_config(arg: str = "base") -> ConfigDict:
 
 def _full(size: str) -> ConfigDict:
     config = ConfigDict()
-    config.method = "posebh"  # or "multi_head": the same code with the prototype parts off (ViTPose++)
+    config.method = "posebh"  # "multi_head" leaves the prototype parts out: see configs/multi_head.py
     config.mode = "train"  # or "evaluate"
     config.checkpoint = ""  # evaluate: a working directory, a checkpoint of it, or a folder of weights
     config.init_from = ""  # train: weights to start from (same forms, or a .pth/.safetensors file)
@@ -51,7 +51,7 @@ def _full(size: str) -> ConfigDict:
     config.input_size = (192, 256)  # width, height
     config.loader_threads = 16
     config.loader_workers = 0  # processes; 0 decodes in threads
-    config.synthetic = ConfigDict()  # images to render first, for synthetic datasets only
+    config.synthetic = ConfigDict()  # arguments of `prepare_synthetic`, where the datasets are rendered
 
     # Model.
     config.size = size
@@ -65,9 +65,9 @@ def _full(size: str) -> ConfigDict:
 
     # Schedule. Epochs count from 0 over the whole mixture.
     config.stages = [
-        _stage("prototypes", 50, ("embedding",), PROTOTYPE_LOSSES, prototypes=True),
-        _stage("self-supervision", 40, ("heads", "embedding"), ALL_LOSSES),
-        _stage("all", 10, ("backbone", "heads", "embedding"), ALL_LOSSES),
+        stage("prototypes", 50, ("embedding",), PROTOTYPE_LOSSES, prototypes=True),
+        stage("self-supervision", 40, ("heads", "embedding"), ALL_LOSSES),
+        stage("all", 10, ("backbone", "heads", "embedding"), ALL_LOSSES),
     ]
     config.steps_per_epoch = 0  # 0: instances // batch_size
     config.learning_rate = 1e-3
@@ -84,33 +84,27 @@ def _full(size: str) -> ConfigDict:
     config.fsdp_min_size = 2**16
     config.compilation_cache = "~/.cache/posebh_jax/jax"
 
-    # What is written when; steps, but evaluate_every in epochs. 0: at the end only.
+    # What is done when; in steps, but evaluate_every in epochs. 0: at the end only.
     config.log_every = 50
     config.checkpoint_every = 2000
     config.evaluate_every = 10
+    config.evaluate_stages = True  # also at the start and at the end of each stage
     config.keep_checkpoints = 3
     config.keep_checkpoints_every = 0
     config.pictures = 24  # predictions drawn per dataset
     return config
 
 
-def _stage(name, epochs, train, losses, prototypes=False) -> ConfigDict:
+def stage(name: str, epochs: int, train: tuple, losses: tuple, prototypes: bool = False) -> ConfigDict:
+    """One row of `config.stages`; the fields are those of `pose_common.training.stages.Stage`."""
     return ConfigDict({"name": name, "epochs": epochs, "train": train, "losses": losses, "prototypes": prototypes})
-
-
-def multi_head(config: ConfigDict) -> ConfigDict:
-    """The ViTPose++ baseline: 210 epochs of plain multi-head training from a MAE backbone, no prototype parts."""
-    config.method = "multi_head"
-    config.stages = [_stage("multi-head", 210, ("backbone", "heads"), MULTI_HEAD_LOSSES)]
-    config.decay_epochs = (170, 200)
-    return config
 
 
 def _demo(config: ConfigDict) -> ConfigDict:
     """People and animals from the renderer; a stage before the paper's three trains backbone and heads from nothing."""
     config.datasets = tuple(f"synthetic_{name}" for name in DATASETS)
     config.train_splits, config.eval_splits = ConfigDict(), ConfigDict()
-    config.synthetic = ConfigDict({"train": 200, "val": 40})
+    config.synthetic = ConfigDict({"num_train": 200, "num_val": 40})
     config.data_dir = "workdir/demo_data"
     config.batch_size = config.eval_batch_size = 64
     config.input_size = (96, 128)
@@ -119,10 +113,10 @@ def _demo(config: ConfigDict) -> ConfigDict:
     config.embedding_width, config.embedding_dim = 32, 32
     config.dtype = "float32"
     config.stages = [
-        _stage("multi-head", 24, ("backbone", "heads"), MULTI_HEAD_LOSSES),
-        _stage("prototypes", 3, ("embedding",), PROTOTYPE_LOSSES, prototypes=True),
-        _stage("self-supervision", 2, ("heads", "embedding"), ALL_LOSSES),
-        _stage("all", 2, ("backbone", "heads", "embedding"), ALL_LOSSES),
+        stage("multi-head", 24, ("backbone", "heads"), MULTI_HEAD_LOSSES),
+        stage("prototypes", 3, ("embedding",), PROTOTYPE_LOSSES, prototypes=True),
+        stage("self-supervision", 2, ("heads", "embedding"), ALL_LOSSES),
+        stage("all", 2, ("backbone", "heads", "embedding"), ALL_LOSSES),
     ]
     config.decay_epochs = (20,)
     config.warmup_steps = 50

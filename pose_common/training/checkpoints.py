@@ -70,24 +70,45 @@ class Checkpoints:
         Raises:
           ValueError: the saved arrays' names or shapes are not those of `shapes`; nothing is restored then.
         """
-        abstract = jax.tree.map(
-            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
-        )
+        abstract = _abstract(shapes, shardings)
         training = {"step": abstract.step, "opt_state": abstract.opt_state, "rng": abstract.rng}
+        saved = self._restore(step, {WEIGHTS: abstract.weights, TRAINING: training})
+        return TrainState(**saved[WEIGHTS], **saved[TRAINING])
+
+    def restore_weights(self, step: int, shapes: dict[str, Any], shardings: dict[str, Any]) -> dict[str, Any]:
+        """The weights alone; see `restore`."""
+        return self._restore(step, {WEIGHTS: _abstract(shapes, shardings)})[WEIGHTS]
+
+    def _restore(self, step: int, items: dict[str, Any]) -> dict[str, Any]:
+        arguments = {name: ocp.args.StandardRestore(item) for name, item in items.items()}
         try:
-            saved = self._manager.restore(
-                step,
-                args=ocp.args.Composite(
-                    **{WEIGHTS: ocp.args.StandardRestore(abstract.weights), TRAINING: ocp.args.StandardRestore(training)}
-                ),
-            )
+            return self._manager.restore(step, args=ocp.args.Composite(**arguments))
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
-                f"the checkpoint {self._manager.directory / str(step)} does not fit this configuration: {error}"
+                f"the checkpoint {self.directory / str(step)} does not fit this configuration: {error}"
             ) from error
-        return TrainState(**saved[WEIGHTS], **saved[TRAINING])
 
     def close(self) -> None:
         """Waits until everything is on disk."""
         self._manager.wait_until_finished()
         self._manager.close()
+
+
+def _abstract(shapes: Any, shardings: Any) -> Any:
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+
+
+def find_checkpoint(path: str | pathlib.Path) -> tuple[pathlib.Path, int] | None:
+    """The checkpoint that `path` means: a working directory (its newest), its `checkpoints` folder, or one step's folder.
+
+    Returns:
+      (folder of the checkpoints, step), or None where `path` is something else.
+    """
+    path = pathlib.Path(path)
+    if path.name.isdigit() and (path / WEIGHTS).is_dir():
+        return path.parent, int(path.name)
+    for folder in (path / "checkpoints", path):
+        steps = [int(child.name) for child in folder.glob("*") if child.name.isdigit() and (child / WEIGHTS).is_dir()]
+        if steps:
+            return folder, max(steps)
+    return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import logging
 import pathlib
 import time
@@ -13,15 +14,16 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from pose_common.training import parallel, report
 from pose_common.training.checkpoints import Checkpoints
 from pose_common.training.distributed import StopSignal
 from pose_common.training.optimizers import GroupedAdamW
-from pose_common.training.stages import Stage, stage_index, total_epochs
+from pose_common.training.stages import Stage, stage_index
 from pose_common.training.state import TrainState
 from pose_common.training.step import train_step
-from pose_common.training.writers import MetricWriter
+from pose_common.training.writers import TRAIN, MetricWriter
 
 
 class Method(Protocol):
@@ -62,12 +64,14 @@ class LoopSettings:
     """How often the loop does what. Epochs and steps count from 0 and are global.
 
     `checkpoint_every` and `log_every` are in steps, `evaluate_every` in epochs; 0 means only at the end.
+    `evaluate_stages` adds an evaluation of the fresh state and one at the end of each stage.
     """
 
     steps_per_epoch: int
     log_every: int = 50
     checkpoint_every: int = 1000
     evaluate_every: int = 10
+    evaluate_stages: bool = False
     keep: int = 3
     keep_every: int | None = None
     config: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -111,7 +115,7 @@ def train(
     try:
         run = _resume(method, data, plan, checkpoints) or _start(method, plan, key, prepare)
         report.log_parameters(plan.to_global(run.state).params, workdir)
-        with StopSignal() as stop:
+        with StopSignal() as stop, logging_redirect_tqdm():
             loop = _Loop(method, data, plan, settings, checkpoints, writer, evaluate, stop)
             complete = loop.run(run)
         return plan.to_global(run.state), complete
@@ -145,7 +149,9 @@ class _Loop:
     def __init__(self, method, data, plan, settings, checkpoints, writer, evaluate, stop):
         self.method, self.data, self.plan, self.settings = method, data, plan, settings
         self.checkpoints, self.writer, self.evaluate, self.stop = checkpoints, writer, evaluate, stop
-        self.total_steps = total_epochs(method.stages) * settings.steps_per_epoch
+        ends = itertools.accumulate(stage.epochs * settings.steps_per_epoch for stage in method.stages)
+        self.stage_ends = tuple(ends)
+        self.total_steps = self.stage_ends[-1]
         self.figures = report.Figures()
 
     def run(self, run: _Run) -> bool:
@@ -156,7 +162,10 @@ class _Loop:
         with bar:
             while run.step < self.total_steps:
                 index = stage_index(self.method.stages, run.step // self.settings.steps_per_epoch)
+                if run.step == 0 and self.settings.evaluate_stages:
+                    self._evaluate(run)
                 if index != run.stage:
+                    self._log(run, bar)  # the next stage's figures are others
                     self._enter_stage(run, index)
                     step_function = None
                 if step_function is None:
@@ -206,16 +215,23 @@ class _Loop:
             self._log(run, bar)
         if due(settings.checkpoint_every):
             self._save(run)
-        if self.evaluate and due(settings.evaluate_every * settings.steps_per_epoch):
-            weights = self.plan.to_global(run.state).weights
-            for split, values in self.evaluate(weights, run.step).items():
-                self.writer.write(run.step, f"eval/{split}", values)
-            self.figures.restart_clock()
+        if due(settings.evaluate_every * settings.steps_per_epoch) or (
+            settings.evaluate_stages and run.step in self.stage_ends
+        ):
+            self._evaluate(run)
+
+    def _evaluate(self, run: _Run) -> None:
+        if self.evaluate is None:
+            return
+        weights = self.plan.to_global(run.state).weights
+        for split, values in self.evaluate(weights, run.step).items():
+            self.writer.write(run.step, f"eval/{split}", values)
+        self.figures.restart_clock()
 
     def _log(self, run: _Run, bar) -> None:
         values = self.figures.collect(self._last_good)
         if values:
-            self.writer.write(run.step, "train", values)
+            self.writer.write(run.step, TRAIN, values)
             bar.set_postfix(loss=f"{values['loss']:.3g}")
 
     def _save(self, run: _Run) -> None:

@@ -12,6 +12,13 @@ import jax
 import numpy as np
 
 
+def start_logging() -> None:
+    """The project's own messages on the console; libraries only when something is wrong."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True)
+    for library in ("absl", "jax", "orbax", "grain", "tensorboardX"):
+        logging.getLogger(library).setLevel(logging.WARNING)
+
+
 def parameter_table(params: Any) -> str:
     """One line a parameter (name, shape, dtype, count, sharding) and a line of totals a group."""
     lines, totals = [], {}

@@ -54,8 +54,3 @@ def stage_index(stages: Sequence[Stage], epoch: int) -> int:
         if epoch < end:
             return index
     return len(stages) - 1
-
-
-def total_epochs(stages: Sequence[Stage]) -> int:
-    """Length of the whole run."""
-    return sum(stage.epochs for stage in stages)

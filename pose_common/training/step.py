@@ -18,12 +18,14 @@ class LossOutput(flax.struct.PyTreeNode):
     """What a method's loss returns beside the value to differentiate.
 
     Attributes:
-      terms: this device's share of every loss term and logged figure (shares add up to the global value).
+      terms: this device's share of every loss term (shares add up to the global value).
+      figures: other logged values; already global.
       batch_stats: new running statistics of the groups that train; already global.
       prototypes: new method state; already global.
     """
 
     terms: dict[str, jax.Array]
+    figures: dict[str, jax.Array]
     batch_stats: dict[str, Any]
     prototypes: Any
 
@@ -43,8 +45,8 @@ def train_step(
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """(state, batch) -> (new state, metrics). Pure; the caller applies jit, sharding or pmap.
 
-    Only the groups in `stage.train` are differentiated. Metrics hold every term, their sum `loss`, `grad_norm` before
-    the clip and `learning_rate`; they are global values, equal on every device.
+    Only the groups in `stage.train` are differentiated. Metrics hold every term, their sum `loss`, the method's figures,
+    `grad_norm` before the clip and `learning_rate`; they are global values, equal on every device.
     """
     key = jax.random.fold_in(state.rng, state.step)
     frozen = {group: value for group, value in state.params.items() if group not in stage.train}
@@ -55,7 +57,7 @@ def train_step(
     trained = {group: state.params[group] for group in stage.train}
     (total, output), grads = jax.value_and_grad(share, has_aux=True)(trained)
     grads, total, terms = global_sum((grads, total, output.terms), axis_name)
-    updated, opt_state, figures = optimizer.update(grads, state.opt_state, trained, state.step)
+    updated, opt_state, moved = optimizer.update(grads, state.opt_state, trained, state.step)
     new_state = state.replace(
         step=state.step + 1,
         params={**state.params, **updated},
@@ -63,4 +65,4 @@ def train_step(
         opt_state=opt_state,
         prototypes=output.prototypes,
     )
-    return new_state, {"loss": total, **terms, **figures}
+    return new_state, {"loss": total, **terms, **output.figures, **moved}

@@ -6,9 +6,12 @@ import json
 import logging
 import math
 import pathlib
+import re
 from collections.abc import Mapping
 
 import tensorboardX
+
+TRAIN = "train"
 
 
 class MetricWriter:
@@ -35,8 +38,9 @@ class MetricWriter:
         self._lines.write(json.dumps({"step": step, "split": split, **finite}) + "\n")
         self._lines.flush()
         for name, value in values.items():
-            self._board.add_scalar(f"{split}/{name}", value, step)
-        logging.info("step %d %s: %s", step, split, ", ".join(f"{n} {v:.4g}" for n, v in values.items()))
+            self._board.add_scalar(re.sub(r"[^\w./-]+", "_", f"{split}/{name}"), value, step)
+        if split == TRAIN:  # evaluations print a table of their own
+            logging.info("step %d: %s", step, ", ".join(f"{n} {v:.4g}" for n, v in values.items()))
 
     def close(self) -> None:
         """Flushes and closes the files."""

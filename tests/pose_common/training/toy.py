@@ -46,7 +46,7 @@ class ToyMethod:
         mean = jax.lax.stop_gradient(mean)
         stats = {"body": {"mean": 0.9 * state.batch_stats["body"]["mean"] + 0.1 * mean}}
         bank = 0.9 * state.prototypes["bank"] + 0.1 * mean if stage.prototypes else state.prototypes["bank"]
-        return share, LossOutput({"mse": share}, stats, {**state.prototypes, "bank": bank})
+        return share, LossOutput({"mse": share}, {}, stats, {**state.prototypes, "bank": bank})
 
     def enter_stage(self, state, stage):
         def change(state):
