@@ -28,6 +28,7 @@ import numpy as np
 
 from data_pipelines import records
 from data_pipelines.builders.base import PoseBuilder, read_summary
+from data_pipelines.builders.report import RawDataError
 from data_pipelines.synthetic_world import Instance, crowd_index, render_scene, skeleton_keypoints
 
 DEFAULT_IMAGES = {"train": 1000, "val": 200}
@@ -55,7 +56,7 @@ class SyntheticBuilder(PoseBuilder):
           **kwargs: those of `PoseBuilder`.
         """
         if split not in self.splits:
-            raise ValueError(f"unknown split {split!r} of {self.dataset}; known: {', '.join(self.splits)}")
+            raise RawDataError(f"unknown split {split!r} of {self.dataset}; known: {', '.join(self.splits)}")
         super().__init__(split, **kwargs)
         self.categories = _ANIMALS if self.kind == "animals" else _PERSON
         self.num_images = DEFAULT_IMAGES[split] if num_images is None else num_images
