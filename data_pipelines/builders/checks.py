@@ -89,10 +89,10 @@ def check_image_entry(entry: Mapping[str, Any], width: int, height: int) -> dict
     file_name = entry.get("file_name")
     if not isinstance(file_name, str) or not file_name:
         raise Fault("bad image entry", f"file_name is {file_name!r}")
-    annotated = tuple(width if entry.get(key) is None and key == "width" else
-                      height if entry.get(key) is None else entry[key] for key in ("width", "height"))
-    if annotated != (width, height):
-        raise Fault("image size differs", f"{file_name} is {width}x{height}, annotated as {annotated[0]!r}x{annotated[1]!r}")
+    for key, stored in (("width", width), ("height", height)):
+        annotated = entry.get(key)
+        if annotated is not None and annotated != stored:
+            raise Fault("image size differs", f"{file_name} is {width}x{height}, but its {key} is given as {annotated!r:.80}")
     crowd_index = entry.get("crowd_index", -1.0)
     return {"image_id": image_id, "file_name": file_name, "height": height, "width": width,
             "crowd_index": float(numbers({"crowdIndex": crowd_index}, "crowdIndex", 1)[0])}
@@ -129,12 +129,14 @@ def check_instance(
     if category not in categories:
         raise Fault("unknown category", f"category {category}")
     count = integer(instance, "num_keypoints", default=-1, bits=32)
+    centre, scale, head_size = (
+        numbers({key: instance.get(key, np.zeros(length))}, key, length)
+        for key, length in (("centre", 2), ("scale", 1), ("head_size", 1)))
     unlabelled = crowd or count == 0 or not (keypoints[:, 2] > 0).any()
     return {
         "id": integer(instance, "id"), "box": box.astype(np.float32), "area": np.float32(area), "crowd": crowd,
         "category": category, "keypoints": keypoints.astype(np.float32), "num_keypoints": count,
-        "centre": np.asarray(instance.get("centre", (0, 0)), np.float32),
-        "scale": np.float32(instance.get("scale", 0)), "head_size": np.float32(instance.get("head_size", 0)),
+        "centre": centre.astype(np.float32), "scale": np.float32(scale[0]), "head_size": np.float32(head_size[0]),
         "mask": _mask(instance.get("segmentation"), remarks) if unlabelled else "",
     }, remarks
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from data_pipelines.builders import checks, raw_files
 from data_pipelines.builders.base import PoseBuilder
 from data_pipelines.builders.raw_files import Layout
-from data_pipelines.builders.report import Fault
+from data_pipelines.builders.report import Fault, RawDataError
 
 _INSTANCE_KEYS = {  # field of a record -> key of COCO's format
     "id": "id", "box": "bbox", "keypoints": "keypoints", "area": "area", "crowd": "iscrowd",
@@ -67,8 +67,7 @@ class CocoFormatBuilder(PoseBuilder):
         (images,) = raw_files.document_lists(path, document, "images")
         # Test sets (COCO's test-dev) come without annotations.
         (annotations,) = raw_files.document_lists(path, document, "annotations") if "annotations" in document else ([],)
-        if categories := document.get("categories"):
-            self.categories = tuple((category["id"], category["name"]) for category in categories)
+        self.categories = self._categories(document)
         self.num_images = len(images)
         by_image = self._group(images, annotations)
         del document, annotations
@@ -83,6 +82,15 @@ class CocoFormatBuilder(PoseBuilder):
                 "height": image.get("height"), "crowd_index": image.get("crowdIndex", -1.0),
                 # Popped: a second image of the same id gets none, and is dropped.
                 "instances": [self.instance(entry) for entry in by_image.pop(checks.hashable(number), ())]}
+
+    def _categories(self, document: dict[str, Any]) -> tuple[tuple[int, str], ...]:
+        if not document.get("categories"):
+            return self.categories
+        (entries,) = raw_files.document_lists(self.files.annotations, document, "categories")
+        try:
+            return tuple((checks.integer(entry, "id", bits=32), str(entry["name"])) for entry in entries)
+        except (Fault, AttributeError, KeyError, TypeError) as error:
+            raise RawDataError(f"{self.files.annotations}: a category without usable id and name: {error!r}") from error
 
     def _group(self, images: list, annotations: list) -> dict[Any, list[dict]]:
         """Annotations by image id; those that are no objects or belong to no image are reported."""

@@ -96,7 +96,7 @@ def _hands(image: dict, annotation: dict, cameras: dict, joints: dict) -> list[d
         checks.numbers(view, "focal", 2), checks.numbers(view, "princpt", 2)).reshape(2, NUM_JOINTS, 2)
     valid = checks.numbers(annotation, "joint_valid", 2 * NUM_JOINTS).reshape(2, NUM_JOINTS) > 0
     valid &= valid[:, WRIST:]
-    size = np.array([image.get("width") or np.inf, image.get("height") or np.inf])
+    size = np.array([checks.numbers(image, key, 1)[0] for key in ("width", "height")])
     return [
         {"category": category, "keypoints": np.column_stack([points[hand], valid[hand]]),
          "num_keypoints": int(valid[hand].sum()), "box": _tight_box(points[hand][valid[hand]], size)}

@@ -10,9 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from data_pipelines.builders import checks, raw_files
 from data_pipelines.builders.coco_format import CocoFormatBuilder
 from data_pipelines.builders.raw_files import Layout
+from data_pipelines.builders.report import Fault
 
+NUM_JOINTS = 24
 _UNUSED = {"fitted_3d_pose", "smpl_param", "h36m_joints", "smpl_joint_img", "smpl_joint_cam", "joint_2d"}
 
 
@@ -25,33 +28,37 @@ class Pw3d(CocoFormatBuilder):
     }
 
     def load(self) -> dict[str, Any]:
-        return prepare_release(super().load())
+        document = super().load()
+        raw_files.document_lists(self.files.annotations, document, "images", "annotations")
+        return prepare_release(document)
 
 
 def prepare_release(document: dict[str, Any]) -> dict[str, Any]:
-    """The COCO-format form of the release; entries that are in it already stay as they are.
+    """The COCO-format form of the release; a document that is in it already is returned as it is.
 
     A joint is visible (1.0) where 0 <= x < width, 0 <= y < height and its depth value is not negative, else 0.0;
     coordinates are kept. Pictures get the name `<sequence>/<file>`.
     """
-    images, sizes = [], {}
-    for image in document.get("images", []):
-        if isinstance(image, dict):
-            sizes[repr(image.get("id"))] = image.get("width"), image.get("height")
-            if "cam_param" in image and "sequence" in image:
-                image = image | {"file_name": f"{image['sequence']}/{image.get('file_name')}"}
-        images.append(image)
-    annotations = [_with_keypoints(entry, sizes) if isinstance(entry, dict) and "smpl_joint_img" in entry else entry
-                   for entry in document.get("annotations", [])]
-    return document | {"images": images, "annotations": annotations}
+    entries = document["annotations"]
+    if not any(isinstance(entry, dict) and "smpl_joint_img" in entry for entry in entries):
+        return document
+    images = [
+        image | {"file_name": f"{image['sequence']}/{image.get('file_name')}"}
+        if isinstance(image, dict) and "sequence" in image else image for image in document["images"]]
+    sizes = {repr(image.get("id")): (image.get("width"), image.get("height"))
+             for image in images if isinstance(image, dict)}
+    return document | {"images": images, "annotations": [
+        _with_keypoints(entry, sizes) if isinstance(entry, dict) else entry for entry in entries]}
 
 
 def _with_keypoints(annotation: dict[str, Any], sizes: dict[str, tuple]) -> dict[str, Any]:
-    joints = np.asarray(annotation["smpl_joint_img"], np.float64).reshape(-1, 3)
-    # An annotation of no image keeps its joints; the builder reports it for lacking one.
-    width, height = sizes.get(repr(annotation.get("image_id")), (np.inf, np.inf))
-    inside = (joints >= 0).all(axis=1) & (joints[:, 0] < width) & (joints[:, 1] < height)
+    """The annotation in COCO's form; without keypoints, for the check to report, where its joints are damaged."""
     kept = {key: value for key, value in annotation.items() if key not in _UNUSED}
-    return kept | {
-        "keypoints": np.column_stack([joints[:, :2], inside]).reshape(-1), "num_keypoints": int(inside.sum()),
-        "iscrowd": 0, "category_id": 1}
+    kept |= {"iscrowd": 0, "category_id": 1}
+    try:
+        joints = checks.numbers(annotation, "smpl_joint_img", 3 * NUM_JOINTS).reshape(NUM_JOINTS, 3)
+        size = checks.numbers({"size": sizes.get(repr(annotation.get("image_id")))}, "size", 2)
+    except Fault:
+        return kept
+    inside = (joints >= 0).all(axis=1) & (joints[:, :2] < size).all(axis=1)
+    return kept | {"keypoints": np.column_stack([joints[:, :2], inside]).reshape(-1), "num_keypoints": int(inside.sum())}

@@ -6,12 +6,12 @@ import dataclasses
 import json
 import os
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from data_pipelines.builders.report import RawDataError
+from data_pipelines.builders.report import NoAnnotations, RawDataError
 
 # Long lists of numbers that are worth an array at once: as Python floats they take four times the memory.
 _NUMBER_LISTS = frozenset({
@@ -43,25 +43,27 @@ def locate(
     `annotations` and `images` name a file and a folder that lie elsewhere.
 
     Raises:
-      RawDataError: with every place that was looked at.
+      NoAnnotations: the annotation file is not there.
+      RawDataError: the picture folder is not there. Both name every place that was looked at.
     """
     roots = []
     if raw_dir is not None:
         roots = [pathlib.Path(raw_dir) / folder for folder in folders] + [pathlib.Path(raw_dir)]
-    return RawFiles(
-        _first("annotation file", annotations, roots, layout.annotations, pathlib.Path.is_file),
-        _first("picture folder", images, roots, layout.images, pathlib.Path.is_dir))
+    files = _candidates(annotations, roots, layout.annotations)
+    found = next((path for path in files if path.is_file()), None)
+    if found is None:
+        raise NoAnnotations(f"no annotation file; looked for {', '.join(map(str, files)) or 'nothing'}")
+    pictures = _candidates(images, roots, layout.images)
+    folder = next((path for path in pictures if path.is_dir()), None)
+    if folder is None:
+        raise RawDataError(f"no picture folder; looked for {', '.join(map(str, pictures)) or 'nothing'}")
+    return RawFiles(found, folder)
 
 
-def _first(
-    what: str, given: str | os.PathLike | None, roots: Sequence[pathlib.Path], names: Sequence[str],
-    exists: Callable[[pathlib.Path], bool],
-) -> pathlib.Path:
-    candidates = [pathlib.Path(given)] if given else [root / name for root in roots for name in names]
-    for path in candidates:
-        if exists(path):
-            return path
-    raise RawDataError(f"no {what}; looked for {', '.join(map(str, candidates)) or 'nothing: give --raw_dir'}")
+def _candidates(
+    given: str | os.PathLike | None, roots: Sequence[pathlib.Path], names: Sequence[str],
+) -> list[pathlib.Path]:
+    return [pathlib.Path(given)] if given else [root / name for root in roots for name in names]
 
 
 def read_json(path: pathlib.Path) -> Any:
@@ -73,12 +75,10 @@ def read_json(path: pathlib.Path) -> Any:
     try:
         with path.open(encoding="utf-8") as file:
             return json.load(file, object_hook=_compact)
-    except FileNotFoundError:
-        raise RawDataError(f"no file {path}") from None
-    except json.JSONDecodeError as error:
-        raise RawDataError(f"{path} is not valid JSON: {error}") from None
-    except UnicodeDecodeError as error:
-        raise RawDataError(f"{path} is not UTF-8 text: {error}") from None
+    except OSError as error:
+        raise RawDataError(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:  # not JSON, not UTF-8, or a number of thousands of digits
+        raise RawDataError(f"{path} is not valid JSON: {error}") from error
 
 
 def document_lists(path: pathlib.Path, document: Any, *required: str) -> list[list]:

@@ -14,6 +14,10 @@ class RawDataError(RuntimeError):
     """The raw data cannot be used: a file is missing or unreadable, or, in strict mode, an entry is broken."""
 
 
+class NoAnnotations(RawDataError):
+    """The split's annotation file is not among the downloads."""
+
+
 class Fault(Exception):
     """One entry is broken: `reason` is the kind that is counted, `detail` what exactly is wrong with this one."""
 

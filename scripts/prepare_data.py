@@ -1,0 +1,132 @@
+"""Prepares a downloaded dataset: checks every picture and annotation and writes them as ArrayRecord.
+
+    python -m scripts.prepare_data coco --raw_dir=/datasets                      # every split that is there
+    python -m scripts.prepare_data ap10k --raw_dir=/datasets --split=val-split1  # one split
+    python -m scripts.prepare_data coco --split=val --annotations=test_coco.json --images=pictures/
+    python -m scripts.prepare_data synthetic_coco                                # rendered: needs no download
+
+`--raw_dir` is the folder of all downloads or the dataset's own; docs/datasets.md has every layout. Broken entries are
+left out and reported with file and id, in the output and in `summary.json` beside the records; `--strict` stops at the
+first instead. Finished splits are kept as they are (`--overwrite` makes them again), so the command can be repeated
+after an interruption. The exit status is 1 if a split could not be prepared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import rich.box
+import rich.console
+import rich.markup
+import rich.table
+
+from data_pipelines import records
+from data_pipelines.builders import BUILDERS
+from data_pipelines.builders.base import read_summary
+from data_pipelines.builders.coco_format import CocoFormatBuilder
+from data_pipelines.builders.report import NoAnnotations, RawDataError
+
+_SHOWN_CASES = 3
+_COLUMNS = {  # heading -> entry of the summary
+    "images": "images", "empty": "images_without_instances", "instances": "instances", "crowds": "crowds",
+    "no keypoints": "without_keypoints",
+}
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line; exits with a message where arguments do not fit together."""
+    parser = argparse.ArgumentParser(
+        prog="python -m scripts.prepare_data", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("dataset", choices=sorted(BUILDERS), metavar="dataset", help=", ".join(sorted(BUILDERS)))
+    parser.add_argument("--raw_dir", help="folder of all downloads, or the dataset's own")
+    parser.add_argument("--data_dir", default="data", help="where prepared datasets lie (default: %(default)s)")
+    parser.add_argument("--split", action="append", help="a split to prepare; may be repeated (default: all found)")
+    parser.add_argument("--annotations", help="this split's annotation file, if it lies elsewhere")
+    parser.add_argument("--images", help="this split's picture folder, if it lies elsewhere")
+    parser.add_argument("--strict", action="store_true", help="stop at the first broken entry")
+    parser.add_argument("--decode", action="store_true", help="also decode every picture (slower)")
+    parser.add_argument("--overwrite", action="store_true", help="make finished splits again")
+    args = parser.parse_args(argv)
+    if _reads_files(args) and args.raw_dir is None and not (args.annotations and args.images):
+        parser.error("give --raw_dir, or both --annotations and --images")
+    if not _reads_files(args) and (args.raw_dir or args.annotations or args.images):
+        parser.error(f"{args.dataset} is rendered: it takes no --raw_dir, --annotations or --images")
+    if (args.annotations or args.images) and len(args.split or ()) != 1:
+        parser.error("--annotations and --images belong to one split: give --split once")
+    return args
+
+
+def prepare_splits(args: argparse.Namespace) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+    """Prepares the splits asked for: ({split: summary}, {split: what went wrong})."""
+    summaries: dict[str, dict[str, Any]] = {}
+    errors: dict[str, str] = {}
+    missing: dict[str, str] = {}
+    for split in args.split or BUILDERS[args.dataset].splits:
+        try:
+            summaries[split] = _prepare_split(args, split)
+        except NoAnnotations as error:
+            missing[split] = str(error)
+        except RawDataError as error:
+            errors[split] = str(error)
+    # Of the splits that a dataset may have, a user downloads some; asked for by name, a split must be there.
+    return summaries, errors | (missing if args.split or not (summaries or errors) else {})
+
+
+def print_summaries(dataset: str, summaries: dict[str, dict[str, Any]]) -> None:
+    """One table for all splits, and below it what was dropped or is unusual, by reason, with its first cases."""
+    console = rich.console.Console(soft_wrap=True, highlight=False)
+    table = rich.table.Table(title=dataset, box=rich.box.SIMPLE, caption="dropped: images / instances")
+    for name in ("split", *_COLUMNS, "dropped", "MB"):
+        table.add_column(name, justify="left" if name == "split" else "right")
+    for split, summary in summaries.items():
+        dropped = [str(sum(tally["count"] for tally in tallies.values())) for tallies in summary["dropped"].values()]
+        table.add_row(split, *(str(summary[key]) for key in _COLUMNS.values()), " / ".join(dropped),
+                      f"{summary['bytes'] / 1e6:.1f}")
+    console.print(table)
+    for split, summary in summaries.items():
+        kinds = {f"dropped {kind}": tallies for kind, tallies in summary["dropped"].items()}
+        for kind, tallies in (kinds | {"remark": summary["remarks"]}).items():
+            for reason, tally in tallies.items():
+                lines = [f"{split}: {kind}: {reason}: {tally['count']}", *map(_case, tally["examples"][:_SHOWN_CASES])]
+                console.print(rich.markup.escape("\n".join(lines)))
+        for key, value in summary["metadata"].items():
+            console.print(rich.markup.escape(f"{split}: {key}: {value}"))
+    console.print("All cases are in summary.json beside the records.")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit status."""
+    args = parse_args(argv)
+    summaries, errors = prepare_splits(args)
+    if summaries:
+        print_summaries(args.dataset, summaries)
+    for split, error in errors.items():
+        print(f"{args.dataset} ({split}) was not prepared: {error}", file=sys.stderr)
+    return 1 if errors else 0
+
+
+def _case(example: dict[str, Any]) -> str:
+    return f"    {example['file']}, id {example['id']}" + (f": {example['detail']}" if example["detail"] else "")
+
+
+def _prepare_split(args: argparse.Namespace, split: str) -> dict[str, Any]:
+    if records.is_prepared(args.dataset, split, args.data_dir) and not args.overwrite:
+        directory = records.split_dir(args.dataset, split, args.data_dir)
+        print(f"{args.dataset} ({split}) is finished already: {directory} (--overwrite makes it again)")
+        return read_summary(directory)
+    files = {"raw_dir": args.raw_dir, "annotations": args.annotations, "images": args.images}
+    builder = BUILDERS[args.dataset](
+        split, data_dir=args.data_dir, strict=args.strict, decode=args.decode, **(files if _reads_files(args) else {}))
+    return builder.prepare(overwrite=args.overwrite)
+
+
+def _reads_files(args: argparse.Namespace) -> bool:
+    """Whether the dataset comes from a download; the synthetic ones are rendered."""
+    return issubclass(BUILDERS[args.dataset], CocoFormatBuilder)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

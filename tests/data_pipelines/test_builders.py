@@ -1,0 +1,525 @@
+"""What the builders keep, what they refuse, and that nothing unfinished passes for a dataset."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import scipy.io
+
+from data_pipelines import records
+from data_pipelines.builders import BUILDERS, apt36k, base, checks
+from data_pipelines.builders.interhand2d import InterHand2d
+from data_pipelines.builders.mpii import HEAD_SIZE_FROM_BOX, HEAD_SIZE_FROM_JOINTS, Mpii
+from data_pipelines.builders.pw3d import prepare_release
+from data_pipelines.builders.raw_files import read_json
+from data_pipelines.builders.report import Fault, RawDataError
+from data_pipelines.keypoint_sets import DATASETS
+from tests.data_pipelines import tiny_sets
+from tests.golden_files import GOLDEN, golden
+
+ALL_IDS = [10, 11, 20, 21, 30, 31, 40, 41]
+
+
+def _prepare(root: pathlib.Path, content: dict, **options) -> dict:
+    tiny_sets.write_coco(root, content)
+    return _build(root, **options)
+
+
+def _build(root: pathlib.Path, **options) -> dict:
+    builder = BUILDERS["coco"]("val", raw_dir=root, data_dir=root / "data", progress=False, **options)
+    return builder.prepare()
+
+
+def _table(root: pathlib.Path) -> records.Annotations:
+    return records.load_annotations("coco", "val", root / "data")
+
+
+def _edit(number: int, **changes):
+    """An edit of the document: changes of one annotation; a change to None removes the key."""
+    def apply(content: dict) -> None:
+        (entry,) = (entry for entry in content["annotations"] if entry["id"] == number)
+        entry.update(changes)
+        for key in [key for key, value in changes.items() if value is None]:
+            del entry[key]
+    return apply
+
+
+def _edit_image(number: int, **changes):
+    def apply(content: dict) -> None:
+        (entry,) = (entry for entry in content["images"] if entry["id"] == number)
+        entry.update(changes)
+    return apply
+
+
+def _keypoints(**changes: float) -> list[float]:
+    keypoints = list(tiny_sets.annotation(1, 1)["keypoints"])
+    for place, value in changes.items():
+        keypoints[int(place[1:])] = value
+    return keypoints
+
+
+INSTANCE_FAULTS = {
+    "keypoints too short": (_edit(21, keypoints=[1, 2, 2] * 16), "wrong number of keypoints", 21),
+    "keypoints too long": (_edit(21, keypoints=[1, 2, 2] * 18), "wrong number of keypoints", 21),
+    "keypoints missing": (_edit(21, keypoints=None), "missing field", 21),
+    "keypoints ragged": (_edit(21, keypoints=[[1, 2, 2], [3]]), "not a number", 21),
+    "keypoint NaN": (_edit(21, keypoints=_keypoints(_0=float("nan"))), "not finite", 21),
+    "keypoint infinite": (_edit(21, keypoints=_keypoints(_1=float("inf"))), "not finite", 21),
+    "keypoint text": (_edit(21, keypoints=_keypoints(_1="left")), "not a number", 21),
+    "keypoint huge": (_edit(21, keypoints=_keypoints(_1=1e12)), "number out of range", 21),
+    "visibility negative": (_edit(21, keypoints=_keypoints(_2=-1)), "number out of range", 21),
+    "box missing": (_edit(21, bbox=None), "missing field", 21),
+    "box of three": (_edit(21, bbox=[1, 2, 3]), "wrong length", 21),
+    "box NaN": (_edit(21, bbox=[1, 2, float("nan"), 4]), "not finite", 21),
+    "box negative": (_edit(21, bbox=[10, 10, -5, 8]), "negative box", 21),
+    "box outside": (_edit(21, bbox=[500, 5, 20, 20]), "box outside the image", 21),
+    "box outside, left": (_edit(21, bbox=[-90, 5, 20, 20]), "box outside the image", 21),
+    "box huge": (_edit(21, bbox=[1, 2, 1e30, 4]), "number out of range", 21),
+    "box beyond float": (_edit(21, bbox=[1, 2, 10**400, 4]), "not a number", 21),
+    "area huge": (_edit(21, area=1e300), "number out of range", 21),
+    "area negative": (_edit(21, area=-3), "number out of range", 21),
+    "id missing": (_edit(21, id=None), "missing field", None),
+    "id huge": (_edit(21, id=2**70), "bad id", str(2**70)),
+    "id text": (_edit(21, id="x21"), "bad id", "'x21'"),
+    "id collides": (_edit(21, id=10), "duplicate annotation id", 10),
+    "image id missing": (_edit(21, image_id=None), "missing field", 21),
+    "image id unknown": (_edit(21, image_id=999), "annotation without image", 21),
+    "image id a list": (_edit(21, image_id=[1]), "annotation without image", 21),
+    "category unknown": (_edit(21, category_id=7), "unknown category", 21),
+    "count huge": (_edit(21, num_keypoints=2**40), "not a number", 21),
+    "not an object": (lambda content: content["annotations"].__setitem__(3, [1, 2]), "not an object", None),
+}
+
+
+@pytest.mark.parametrize("case", INSTANCE_FAULTS)
+def test_broken_annotation_is_reported_and_nothing_else_is_lost(tmp_path, case):
+    edit, reason, number = INSTANCE_FAULTS[case]
+    content = tiny_sets.document()
+    edit(content)
+    summary = _prepare(tmp_path, content)
+
+    assert summary["dropped"]["images"] == {}
+    assert list(summary["dropped"]["instances"]) == [reason]
+    tally = summary["dropped"]["instances"][reason]
+    assert tally["count"] == 1
+    assert tally["examples"][0]["file"] == str(tmp_path / "coco/annotations/person_keypoints_val2017.json")
+    assert tally["examples"][0]["id"] == number
+    assert _table(tmp_path).id.tolist() == [number for number in ALL_IDS if number != 21]
+    assert summary["instances"] == 7 and summary["images"] == 4
+
+    with pytest.raises(RawDataError, match="person_keypoints_val2017.json: annotation") as error:
+        BUILDERS["coco"]("val", raw_dir=tmp_path, data_dir=tmp_path / "strict", progress=False, strict=True).prepare()
+    assert reason in str(error.value) and repr(content["annotations"][3]["id"] if number else None) in str(error.value)
+    assert not records.is_prepared("coco", "val", tmp_path / "strict")
+    assert not list((tmp_path / "strict").rglob("incomplete.*"))
+
+
+def _picture(number: int, change):
+    """Changes the bytes of a picture; None removes it."""
+    def apply(root: pathlib.Path) -> None:
+        path = root / "coco/val2017" / f"{number:012d}.jpg"
+        data = change(path.read_bytes())
+        path.unlink() if data is None else path.write_bytes(data)
+    return apply
+
+
+PICTURE_FAULTS = {
+    "missing": (_picture(2, lambda data: None), "missing image"),
+    "empty": (_picture(2, lambda data: b""), "not a JPEG"),
+    "a PNG": (_picture(2, lambda data: b"\x89PNG\r\n\x1a\n" + data), "not a JPEG"),
+    "half of it": (_picture(2, lambda data: data[:len(data) // 2]), "truncated JPEG"),
+    "last byte gone": (_picture(2, lambda data: data[:-1]), "truncated JPEG"),
+    "headers only": (_picture(2, lambda data: data[:60]), "truncated JPEG"),
+    "tail of zeros": (_picture(2, lambda data: data[:-200] + bytes(200)), "truncated JPEG"),
+    "other size": (_picture(2, lambda data: tiny_sets.jpeg(tiny_sets.WIDTH + 1, tiny_sets.HEIGHT)), "image size differs"),
+}
+
+
+@pytest.mark.parametrize("case", PICTURE_FAULTS)
+def test_broken_picture_is_reported_and_nothing_else_is_lost(tmp_path, case):
+    damage, reason = PICTURE_FAULTS[case]
+    tiny_sets.write_coco(tmp_path, tiny_sets.document())
+    damage(tmp_path)
+    summary = _build(tmp_path)
+
+    assert list(summary["dropped"]["images"]) == [reason] and summary["dropped"]["instances"] == {}
+    (example,) = summary["dropped"]["images"][reason]["examples"]
+    assert example["file"] == str(tmp_path / "coco/val2017/000000000002.jpg") and example["id"] == 2
+    assert summary["remarks"]["instance lost with its image"]["count"] == 2
+    assert _table(tmp_path).image_id.tolist() == [1, 3, 4]
+    assert _table(tmp_path).id.tolist() == [number for number in ALL_IDS if number // 10 != 2]
+    with pytest.raises(RawDataError, match=f"000000000002.jpg: image 2: {reason}"):
+        BUILDERS["coco"]("val", raw_dir=tmp_path, data_dir=tmp_path / "strict", progress=False, strict=True).prepare()
+
+
+IMAGE_FAULTS = {
+    "duplicate id": (_edit_image(2, id=1), "duplicate image id"),
+    "no id": (_edit_image(2, id=None), "missing field"),
+    "text id": (_edit_image(2, id="two"), "bad id"),
+    "NaN id": (_edit_image(2, id=float("nan")), "bad id"),
+    "no file name": (_edit_image(2, file_name=None), "bad image entry"),
+    "NaN width": (_edit_image(2, width=float("nan")), "image size differs"),
+    "not an object": (lambda content: content["images"].__setitem__(1, "two"), "bad image entry"),
+}
+
+
+@pytest.mark.parametrize("case", IMAGE_FAULTS)
+def test_broken_image_entry_is_reported_and_no_other_image_is_lost(tmp_path, case):
+    edit, reason = IMAGE_FAULTS[case]
+    content = tiny_sets.document()
+    tiny_sets.write_coco(tmp_path, content)
+    edit(content)
+    (tmp_path / "coco/annotations/person_keypoints_val2017.json").write_text(json.dumps(content))
+    summary = _build(tmp_path)
+
+    assert list(summary["dropped"]["images"]) == [reason]
+    assert set(ALL_IDS) - set(_table(tmp_path).id.tolist()) == {20, 21}
+    assert _table(tmp_path).image_id.tolist() == [1, 3, 4]
+
+
+@pytest.mark.parametrize("text, message", [
+    ('{"images": [', "not valid JSON.*line 1"),
+    ("", "not valid JSON"),
+    ("[1, 2]", "does not hold a JSON object"),
+    ('{"annotations": []}', "no list 'images'"),
+    ('{"images": {}}', "no list 'images'"),
+    ('{"images": [], "annotations": 3}', "no list 'annotations'"),
+    ('{"images": [], "categories": [{"id": 1}]}', "category without usable id"),
+    ('{"images": [], "annotations": [], "categories": []}', "not one usable image"),
+    ('{"images": [' + "1" * 5000 + "]}", "not valid JSON"),
+])
+def test_unusable_annotation_file_is_named(tmp_path, text, message):
+    path = tiny_sets.write_coco(tmp_path, tiny_sets.document())
+    path.write_text(text)
+    with pytest.raises(RawDataError, match=message) as error:
+        _build(tmp_path)
+    assert "person_keypoints_val2017.json" in str(error.value) or "not one usable" in message
+    assert not records.is_prepared("coco", "val", tmp_path / "data")
+
+
+def test_unusual_entries_are_kept_with_a_remark(tmp_path):
+    content = tiny_sets.document()
+    _edit(10, bbox=[-6, 5, 20, 20])(content)
+    _edit(11, bbox=[8, 8, 0, 0])(content)
+    _edit(20, iscrowd=1, num_keypoints=0, keypoints=[0] * 51, segmentation={"counts": 3})(content)
+    summary = _prepare(tmp_path, content)
+    assert {name: tally["count"] for name, tally in summary["remarks"].items()} == {
+        "box reaches over the border (kept)": 1, "box without extent (kept)": 1,
+        "unusable segmentation (instance kept without)": 1}
+    assert _table(tmp_path).id.tolist() == ALL_IDS
+    assert summary["crowds"] == 1 and summary["without_keypoints"] == 0
+
+
+def test_masks_are_kept_for_crowds_and_unlabelled_people_only(tmp_path):
+    content = tiny_sets.document()
+    polygon, runs = [[1, 2, 9.5, 2, 9, 8]], {"counts": [3, 4, 5], "size": [32, 48]}
+    _edit(10, segmentation=polygon)(content)
+    _edit(11, segmentation=runs, iscrowd=1, keypoints=None)(content)
+    _edit(20, segmentation=polygon, num_keypoints=0)(content)
+    _edit(21, segmentation=polygon, num_keypoints=None, keypoints=[0] * 51)(content)
+    _prepare(tmp_path, content)
+    masks = dict(zip(_table(tmp_path).id.tolist(), _table(tmp_path).mask, strict=True))
+    assert masks[10] == "" and json.loads(masks[11]) == runs
+    assert json.loads(masks[20]) == polygon and json.loads(masks[21]) == polygon
+    assert _table(tmp_path).crowd.tolist() == [number == 11 for number in ALL_IDS]
+
+
+def test_absent_fields_are_marked_absent(tmp_path):
+    content = tiny_sets.document(1)
+    for entry in content["annotations"]:
+        for key in ("area", "iscrowd", "num_keypoints", "category_id"):
+            del entry[key]
+    del content["categories"]
+    for key in ("width", "height"):
+        del content["images"][0][key]
+    tiny_sets.write_coco(tmp_path, tiny_sets.document(1))
+    (tmp_path / "coco/annotations/person_keypoints_val2017.json").write_text(json.dumps(content))
+    _build(tmp_path)
+    table = _table(tmp_path)
+    assert table.area.tolist() == [-1, -1] and table.num_keypoints.tolist() == [-1, -1]
+    assert (table.width[0], table.height[0]) == (tiny_sets.WIDTH, tiny_sets.HEIGHT)
+    assert table.categories == ((1, "person"),)
+    assert not {"area", "num_keypoints", "segmentation", "head_size"} & set(table.to_coco()["annotations"][0])
+
+
+def test_full_decode_finds_what_the_headers_hide():
+    data = tiny_sets.jpeg(seed=1)
+    frame = data.index(b"\xff\xc0")
+    broken = data[:frame + 9] + b"\x09" + data[frame + 10:]  # nine colour components
+    assert checks.read_jpeg(broken)[1:] == (tiny_sets.WIDTH, tiny_sets.HEIGHT)
+    with pytest.raises(Fault, match="undecodable JPEG"):
+        checks.read_jpeg(broken, decode=True)
+
+
+def test_jpeg_with_thumbnail_and_trailing_data():
+    """The end marker of an embedded thumbnail is not the picture's; data behind the picture do no harm."""
+    data, thumbnail = tiny_sets.jpeg(seed=1), tiny_sets.jpeg(8, 8)
+    segment = b"\xff\xe1" + (len(thumbnail) + 2).to_bytes(2, "big") + thumbnail
+    with_thumbnail = data[:2] + segment + data[2:]
+    assert checks.read_jpeg(with_thumbnail + b"\0" * 9)[1:] == (tiny_sets.WIDTH, tiny_sets.HEIGHT)
+    with pytest.raises(Fault, match="truncated JPEG"):
+        checks.read_jpeg(with_thumbnail[:-2])
+
+
+def test_shards_keep_every_image_in_order(tmp_path, monkeypatch):
+    content = tiny_sets.document(150)  # more than two chunks of the table
+    monkeypatch.setattr(base, "SHARD_BYTES", 100_000)
+    _prepare(tmp_path, content)
+    directory = records.split_dir("coco", "val", tmp_path / "data")
+    assert len(list(directory.glob("*.array_record*"))) > 3
+    source, table = records.open_records("coco", "val", tmp_path / "data"), _table(tmp_path)
+    assert [int(source[i]["image_id"]) for i in range(len(source))] == list(range(1, 151))
+    assert table.image_id.tolist() == list(range(1, 151))
+    assert table.image_index.tolist() == np.repeat(np.arange(150), 2).tolist()
+
+
+def test_only_one_process_prepares_a_split(tmp_path):
+    tiny_sets.write_coco(tmp_path, tiny_sets.document())
+    code = ("import sys; from data_pipelines.builders import base; import pathlib\n"
+            "with base._only_one(pathlib.Path(sys.argv[1])):\n    print('held', flush=True); sys.stdin.read()")
+    directory = records.split_dir("coco", "val", tmp_path / "data").parent
+    with subprocess.Popen([sys.executable, "-c", code, str(directory)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                          text=True) as other:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(RawDataError, match="being prepared by another process"):
+            _build(tmp_path)
+        other.stdin.close()
+    assert _build(tmp_path)["images"] == 4
+
+
+def test_failure_half_way_leaves_nothing(tmp_path, monkeypatch):
+    content = tiny_sets.document(150)
+    write = base._ShardWriter.write
+
+    def failing(self, example):
+        if sum(self.lengths) == 100:
+            raise KeyboardInterrupt
+        write(self, example)
+
+    monkeypatch.setattr(base._ShardWriter, "write", failing)
+    with pytest.raises(KeyboardInterrupt):
+        _prepare(tmp_path, content)
+    assert not records.is_prepared("coco", "val", tmp_path / "data")
+    assert not list((tmp_path / "data").rglob("*.array_record*"))
+
+
+def test_tensorflow_and_jax_are_never_imported(tmp_path):
+    """Even where TensorFlow could be imported it must not be."""
+    tiny_sets.write_coco(tmp_path, tiny_sets.document())
+    code = (
+        "import sys; from data_pipelines import records; from data_pipelines.builders import BUILDERS\n"
+        f"BUILDERS['coco']('val', raw_dir={str(tmp_path)!r}, data_dir={str(tmp_path / 'data')!r}).prepare()\n"
+        f"records.open_records('coco', 'val', {str(tmp_path / 'data')!r})[0]\n"
+        f"records.load_annotations('coco', 'val', {str(tmp_path / 'data')!r})\n"
+        "print(sorted({name.split('.')[0] for name in sys.modules} & {'tensorflow', 'jax', 'torch'}))")
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+def test_every_dataset_has_a_builder():
+    assert set(DATASETS) == set(BUILDERS)
+    assert all(builder.splits for builder in BUILDERS.values())
+
+
+def test_wholebody_parts_are_joined_and_checked(tmp_path):
+    parts = {"foot_kpts": 6, "face_kpts": 68, "lefthand_kpts": 21, "righthand_kpts": 21}
+    content = tiny_sets.document(2)
+    for entry in content["annotations"]:
+        entry |= {part: [7.5, 8, 0.25] * count for part, count in parts.items()}
+    content["annotations"][1]["face_kpts"] = [7, 8, 1] * 67
+    content["annotations"][2].pop("lefthand_kpts")
+    path = tiny_sets.write_coco(tmp_path, content)
+    path.rename(path.with_name("coco_wholebody_val_v1.0.json"))
+    summary = BUILDERS["coco_wholebody"]("val", raw_dir=tmp_path, data_dir=tmp_path / "data", progress=False).prepare()
+    assert {reason: tally["examples"][0]["id"] for reason, tally in summary["dropped"]["instances"].items()} == {
+        "wrong number of keypoints": 11, "missing field": 20}
+    table = records.load_annotations("coco_wholebody", "val", tmp_path / "data")
+    assert table.keypoints.shape == (2, 133, 3)
+    assert (table.keypoints[:, 17:] == np.float32([7.5, 8, 0.25])).all()
+
+
+def test_apt36k_split_is_the_authors():
+    raw, expected = golden("data/prepro/apt36k_raw.json"), golden("data/prepro/apt36k_expected.json")
+    for variant, whole_videos in (("released", False), ("fixed_unique_videos", True)):
+        parts = apt36k.split_release(copy.deepcopy(raw), whole_videos)
+        for split, part in expected[variant].items():
+            assert [image["id"] for image in parts[split]["images"]] == part["images"], (variant, split)
+            assert [entry["id"] for entry in parts[split]["annotations"]] == part["annotations"], (variant, split)
+    parts = apt36k.split_release(raw)
+    train = parts["train"]
+    assert {str(image["id"]): image["file_name"] for part in parts.values() for image in part["images"]} | \
+        expected["file_names"] == {str(image["id"]): image["file_name"] for part in parts.values()
+                                   for image in part["images"]}
+    assert [category["id"] for category in train["categories"]] == expected["category_order"]
+    assert sorted(train) == expected["top_level_keys"]
+    assert sorted(train["annotations"][0]) == expected["first_annotation_keys"]
+
+
+def test_apt36k_builder_splits_the_release(tmp_path):
+    raw, expected = golden("data/prepro/apt36k_raw.json"), golden("data/prepro/apt36k_expected.json")["released"]
+    root = tmp_path / "ap36k"
+    (root / "annotations").mkdir(parents=True)
+    broken = copy.deepcopy(raw)
+    del broken["images"][0]["video_id"]  # the frames keep their order otherwise
+    (root / "annotations/apt36k_annotations.json").write_text(json.dumps(raw))
+    for part in apt36k.split_release(raw).values():
+        tiny_sets.write_pictures(root / "images", part["images"], noisy=False)
+    renamed = next((root / "images/cat").glob("clip46*"))
+    renamed.rename(renamed.with_name("clip46√"))  # an archive unpacked with the right encoding
+    for split, part in expected.items():
+        summary = BUILDERS["apt36k"](split, raw_dir=tmp_path, data_dir=tmp_path / "data", progress=False).prepare()
+        table = records.load_annotations("apt36k", split, tmp_path / "data")
+        assert table.image_id.tolist() == part["images"]
+        assert sorted(table.id.tolist()) == part["annotations"]
+        assert table.categories == ((1, "cat"), (2, "deer"), (3, "zebra"), (4, "lion"))
+        assert "sizes differ from the authors' split" in summary["remarks"]
+    (root / "annotations/apt36k_annotations.json").write_text(json.dumps(broken))
+    summary = BUILDERS["apt36k"]("val", raw_dir=tmp_path, data_dir=tmp_path / "damaged", progress=False).prepare()
+    assert summary["dropped"]["images"]["bad image entry"]["examples"][0]["id"] == raw["images"][0]["id"]
+
+
+def test_pw3d_release_is_prepared_by_the_authors_rule(tmp_path):
+    expected = golden("data/prepro/pw3d_expected.json")
+    path = GOLDEN / "data/prepro/pw3d_raw.json"
+    prepared = prepare_release(read_json(path))
+    plain = {**prepared, "annotations": [
+        entry | {"keypoints": entry["keypoints"].tolist()} for entry in prepared["annotations"]]}
+    assert plain == expected
+    assert prepare_release(plain) == plain  # prepared files pass unchanged
+
+    tiny_sets.write_pictures(tmp_path, expected["images"], noisy=False)
+    BUILDERS["pw3d"]("test", annotations=path, images=tmp_path, data_dir=tmp_path / "data", progress=False).prepare()
+    table = records.load_annotations("pw3d", "test", tmp_path / "data")
+    np.testing.assert_array_equal(
+        table.keypoints, np.float32([entry["keypoints"] for entry in expected["annotations"]]).reshape(-1, 24, 3))
+    assert table.num_keypoints.tolist() == [entry["num_keypoints"] for entry in expected["annotations"]]
+
+
+def test_interhand_projection_and_hands_on_recorded_scenes(tmp_path):
+    """Boxes are float32 in the recording, joints rounded to 4 digits: 1e-3 pixels."""
+    data = GOLDEN / "data/eval/interhand2d_synth_data.json"
+    expected = golden("data/eval/interhand2d_synth_expected.json")["instances"]
+    tiny_sets.write_pictures(tmp_path, json.loads(data.read_text())["images"], noisy=False)
+    InterHand2d("test", annotations=data, images=tmp_path, data_dir=tmp_path / "data", progress=False).prepare()
+    table = records.load_annotations("interhand2d", "test", tmp_path / "data")
+    assert table.image_id[table.image_index].tolist() == [entry["image_id"] for entry in expected]
+    assert table.id.tolist() == list(range(len(expected)))
+    np.testing.assert_allclose(table.box, [entry["bbox"] for entry in expected], atol=1e-3)
+    np.testing.assert_allclose(table.keypoints[..., :2], [entry["joints"] for entry in expected], atol=1e-3)
+    np.testing.assert_array_equal(table.keypoints[..., 2], [entry["visible"] for entry in expected])
+
+
+def test_interhand_faults(tmp_path):
+    source = GOLDEN / "data/eval/interhand2d_synth_data.json"
+    content = json.loads(source.read_text())
+    for kind in ("camera", "joint_3d"):
+        (tmp_path / f"hands_{kind}.json").write_bytes(source.with_name(f"interhand2d_synth_{kind}.json").read_bytes())
+    tiny_sets.write_pictures(tmp_path, content["images"], noisy=False)
+    first, second, third, fourth = (image["id"] for image in content["images"][:4])
+    content["images"][0]["camera"] = "nowhere"
+    content["images"][1]["frame_idx"] = -5
+    (entry,) = (entry for entry in content["annotations"] if entry["image_id"] == third)
+    entry["joint_valid"] = entry["joint_valid"][:-1]
+    content["annotations"] = [entry for entry in content["annotations"] if entry["image_id"] != fourth]
+    path = tmp_path / "hands_data.json"
+    path.write_text(json.dumps(content))
+    summary = InterHand2d("test", annotations=path, images=tmp_path, data_dir=tmp_path / "data", progress=False).prepare()
+    dropped = {example["id"]: reason for reason, tally in summary["dropped"]["images"].items()
+               for example in tally["examples"]}
+    assert dropped == {first: "no camera or no joints", second: "no camera or no joints", third: "wrong length",
+                       fourth: "image without annotation"}
+
+
+def _mpii(root: pathlib.Path, entries: list, split: str = "val", mat: bool = True) -> dict:
+    (root / "annotations").mkdir(parents=True, exist_ok=True)
+    (root / f"annotations/mpii_{split}.json").write_text(json.dumps(entries))
+    if mat:
+        (root / "annotations/mpii_gt_val.mat").write_bytes((GOLDEN / "data/eval/mpii_synth_gt_val.mat").read_bytes())
+    names = {entry["image"] for entry in entries if isinstance(entry, dict) and "image" in entry}
+    tiny_sets.write_pictures(
+        root / "images", [{"file_name": name, "width": 640, "height": 480, "id": 0} for name in names], noisy=False)
+    return Mpii(split, raw_dir=root, data_dir=root / "data", progress=False).prepare()
+
+
+def test_mpii_people_become_zero_based_with_their_head_sizes(tmp_path):
+    entries = golden("data/eval/mpii_synth_val.json")
+    summary = _mpii(tmp_path, entries)
+    table = records.load_annotations("mpii", "val", tmp_path / "data")
+    assert summary["instances"] == len(entries) == table.num_instances
+    order = np.argsort(table.id)
+    assert table.id[order].tolist() == list(range(len(entries)))
+    assert (np.diff(table.image_index) >= 0).all()
+    joints = np.array([entry["joints"] for entry in entries])
+    np.testing.assert_array_equal(table.keypoints[order][..., :2], (joints - 1).astype(np.float32))
+    np.testing.assert_array_equal(table.keypoints[order][..., 2], [entry["joints_vis"] for entry in entries])
+    names = [table.file_name[table.image_index[row]] for row in order]
+    assert names == [entry["image"] for entry in entries]
+    assert all(int(name[:-4]) == table.image_id[table.image_index[row]] for name, row in zip(names, order))
+
+    boxes = scipy.io.loadmat(GOLDEN / "data/eval/mpii_synth_gt_val.mat")["headboxes_src"].astype(float)
+    np.testing.assert_allclose(table.head_size[order], 0.6 * np.linalg.norm(boxes[1] - boxes[0], axis=0), rtol=1e-6)
+    assert table.metadata["head_size"] == HEAD_SIZE_FROM_BOX
+    # The square is the one that the protocols crop: 1.25 scale, moved down by 15 scale units.
+    centre = np.float32([entry["center"] for entry in entries])
+    scale = np.float32([entry["scale"] for entry in entries])
+    np.testing.assert_allclose(table.scale[order], 1.25 * scale, rtol=1e-6)
+    np.testing.assert_allclose(table.centre[order], centre + np.outer(15 * scale, [0, 1]) - 1, atol=1e-3)
+    np.testing.assert_allclose(table.box[order][:, :2] + table.box[order][:, 2:] / 2, table.centre[order], atol=1e-3)
+
+
+def test_mpii_without_mat_measures_heads_by_joints(tmp_path):
+    entries = golden("data/eval/mpii_synth_val.json")
+    _mpii(tmp_path, entries, mat=False)
+    table = records.load_annotations("mpii", "val", tmp_path / "data")
+    assert table.metadata["head_size"] == HEAD_SIZE_FROM_JOINTS
+    both = (table.keypoints[:, [8, 9], 2] > 0).all(axis=1)
+    lengths = np.linalg.norm(table.keypoints[:, 9, :2] - table.keypoints[:, 8, :2], axis=1)
+    np.testing.assert_allclose(table.head_size, np.where(both, lengths, 0), rtol=1e-6)
+    assert 0 < both.sum() < len(both)
+
+
+def test_mpii_faults_and_test_set(tmp_path):
+    entries = copy.deepcopy(golden("data/eval/mpii_synth_val.json")[:8])
+    entries[0]["scale"] = -1
+    entries[1]["joints"] = entries[1]["joints"][:-1]
+    entries[2]["center"] = [float("nan"), 3]
+    del entries[3]["image"]
+    entries[4] = "person"
+    summary = _mpii(tmp_path, entries, mat=False)
+    dropped = {example["id"]: reason for reason, tally in summary["dropped"]["instances"].items()
+               for example in tally["examples"]}
+    assert dropped == {0: "number out of range", 1: "wrong length", 2: "not finite", 3: "missing field", 4: "missing field"}
+    assert summary["instances"] == 3
+    with pytest.raises(RawDataError, match="head boxes of shape"):
+        _mpii(tmp_path / "other", entries)
+
+    for entry in entries[5:]:
+        del entry["joints"], entry["joints_vis"]
+    summary = _mpii(tmp_path / "test", entries[5:], split="test", mat=False)
+    assert summary["instances"] == summary["without_keypoints"] == 3
+
+
+def test_builder_of_ones_own(tmp_path):
+    """What the documentation of the base class says is enough."""
+    class Mine(base.PoseBuilder):
+        dataset, splits = "coco", ("mine",)
+
+        def images(self):
+            yield tiny_sets.jpeg(seed=3), {"image_id": 5, "file_name": "five.jpg", "instances": [
+                {"id": 1, "box": [1, 2, 20, 20], "keypoints": np.ones((17, 3))}]}
+            yield tiny_sets.jpeg(seed=4), {"image_id": 6, "file_name": "six.jpg", "instances": [
+                {"id": 2, "box": [1, 2, 20, 20], "keypoints": np.ones((16, 3))}]}
+
+    summary = Mine("mine", data_dir=tmp_path, progress=False).prepare()
+    assert summary["images"] == 2 and summary["instances"] == 1
+    assert summary["dropped"]["instances"]["wrong number of keypoints"]["examples"] == [
+        {"file": "six.jpg", "id": 2, "detail": "keypoints has 48 numbers, 51 are needed"}]
+    assert records.open_records("coco", "mine", tmp_path)[0]["image"] == tiny_sets.jpeg(seed=3)
+    assert os.listdir(tmp_path / "coco/mine/1.0.0")
