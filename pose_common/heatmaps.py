@@ -1,10 +1,11 @@
 """Keypoints to heatmaps and back, on the device.
 
-Maps are [B, h, w, K]. Coordinates are (x, y); the centre of the top-left pixel is (0, 0); sizes are (width, height).
-Two codecs relate crop pixels to heatmap cells and must not be mixed:
+Maps are [B, h, w, K]. Coordinates are (x, y); the centre of the top-left pixel is (0, 0); sizes are
+(width, height). Two codecs relate crop pixels to heatmap cells and must not be mixed:
 
-* UDP ("unbiased data processing", Huang et al., CVPR 2020): borders are the centres of the outermost pixels, so the
-  stride is (W-1)/(w-1); the Gaussian sits on the sub-pixel position and is decoded by DARK (Zhang et al., CVPR 2020).
+* UDP ("unbiased data processing", Huang et al., CVPR 2020): borders are the centres of the outermost pixels,
+  so the stride is (W-1)/(w-1); the Gaussian sits on the sub-pixel position and is decoded by DARK
+  (Zhang et al., CVPR 2020).
 * unshifted: stride W/w; the Gaussian sits on the rounded cell and is decoded by a quarter-cell shift.
 
 Everything has static shapes and may run inside a jitted training step.
@@ -43,9 +44,9 @@ def encode(
 ) -> tuple[jax.Array, jax.Array]:
     """Gaussian targets.
 
-    A Gaussian is cut off outside the square of +-3 sigma cells around its rounded centre, and is not normalised: the
-    unshifted peak is 1, the UDP peak is at most 1. A keypoint whose square lies outside the map gets weight 0; a
-    weight of 0.5 or less stays but draws nothing, as in the reference.
+    A Gaussian is cut off outside the square of +-3 sigma cells around its rounded centre, and is not
+    normalised: the unshifted peak is 1, the UDP peak is at most 1. A keypoint whose square lies outside the
+    map gets weight 0; a weight of 0.5 or less stays but draws nothing, as in the reference.
 
     Args:
       keypoints: [B, K, 2] crop pixels. Pass `input_size=heatmap_size` for positions in heatmap cells.
@@ -97,9 +98,9 @@ def decode_quarter_shift(heatmaps: jax.Array, *, per_axis: bool = False) -> tupl
 
     Args:
       heatmaps: [B, h, w, K].
-      per_axis: False (top-down): the peak moves only when it lies two or more cells from the first and one from the
-        last row and column (1 < x < w-1 and 1 < y < h-1). True (single-stage): an axis moves whenever the peak is not
-        on that axis's border, whatever the other axis.
+      per_axis: False (top-down): the peak moves only when it lies two or more cells from the first and one
+        from the last row and column (1 < x < w-1 and 1 < y < h-1). True (single-stage): an axis moves
+        whenever the peak is not on that axis's border, whatever the other axis.
 
     Returns:
       coords [B, K, 2] in heatmap cells, (-1, -1) where no value is positive, and the maximum [B, K].
@@ -124,8 +125,8 @@ def decode_quarter_shift(heatmaps: jax.Array, *, per_axis: bool = False) -> tupl
 def decode_dark_udp(heatmaps: jax.Array, kernel: int = 11) -> tuple[jax.Array, jax.Array]:
     """Highest cell, refined by one Newton step on the logarithm of the blurred map (DARK, in its UDP form).
 
-    Only the 3x3 neighbourhood of a peak is ever blurred: a blurred row is a fixed weighting of the map's rows, so three
-    rows and three columns of the blur's band matrices give it, mirrored borders included.
+    Only the 3x3 neighbourhood of a peak is ever blurred: a blurred row is a fixed weighting of the map's
+    rows, so three rows and three columns of the blur's band matrices give it, mirrored borders included.
 
     Args:
       heatmaps: [B, h, w, K].
@@ -139,9 +140,11 @@ def decode_dark_udp(heatmaps: jax.Array, kernel: int = 11) -> tuple[jax.Array, j
     around = jnp.maximum(coords, 0).astype(jnp.int32)[..., None] + jnp.arange(-1, 2)  # [B, K, (x, y), 3]
     columns = jnp.asarray(_blur_matrix(width, kernel))[jnp.clip(around[..., 0, :], 0, width - 1)]
     rows = jnp.asarray(_blur_matrix(height, kernel))[jnp.clip(around[..., 1, :], 0, height - 1)]
-    patch = jnp.einsum("bkih,bhwk->bkiw", rows, heatmaps.astype(jnp.float32), precision=jax.lax.Precision.HIGHEST)
-    patch = jnp.einsum("bkiw,bkjw->bkij", patch, columns, precision=jax.lax.Precision.HIGHEST)
-    return coords + jnp.where(score[..., None] > 0, _newton_step(jnp.log(jnp.clip(patch, *_LOG_RANGE))), 0.0), score
+    product = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
+    patch = product("bkih,bhwk->bkiw", rows, heatmaps.astype(jnp.float32))
+    patch = product("bkiw,bkjw->bkij", patch, columns)
+    offset = _newton_step(jnp.log(jnp.clip(patch, *_LOG_RANGE)))
+    return coords + jnp.where(score[..., None] > 0, offset, 0.0), score
 
 
 def flip_back(heatmaps: jax.Array, flip_index: jax.Array, shift: bool | jax.Array) -> jax.Array:
@@ -150,8 +153,8 @@ def flip_back(heatmaps: jax.Array, flip_index: jax.Array, shift: bool | jax.Arra
     Args:
       heatmaps: maps of the mirrored images.
       flip_index: [K], the mirrored keypoint of each.
-      shift: whether to move the result one column to the right (the first column stays), which the unshifted codec
-        needs because it does not map the crop's mirror axis to the heatmap's; one for all or [B].
+      shift: whether to move the result one column to the right (the first column stays), which the unshifted
+        codec needs because it does not map the crop's mirror axis to the heatmap's; one for all or [B].
     """
     back = heatmaps[:, :, ::-1, :][..., jnp.asarray(flip_index)]
     shifted = jnp.concatenate([back[:, :, :1], back[:, :, :-1]], axis=2)
@@ -159,7 +162,9 @@ def flip_back(heatmaps: jax.Array, flip_index: jax.Array, shift: bool | jax.Arra
     return jnp.where(shift[:, None, None, None] if shift.ndim else shift, shifted, back)
 
 
-def flip_merge(heatmaps: jax.Array, mirrored: jax.Array, flip_index: jax.Array, shift: bool | jax.Array) -> jax.Array:
+def flip_merge(
+    heatmaps: jax.Array, mirrored: jax.Array, flip_index: jax.Array, shift: bool | jax.Array
+) -> jax.Array:
     """Average of the maps of images and of their mirror images, all [B, h, w, K]; see `flip_back`."""
     return 0.5 * (heatmaps + flip_back(mirrored, flip_index, shift))
 
@@ -190,7 +195,8 @@ def decode(
       kernel: side of DARK's Gaussian.
 
     Returns:
-      [B, K, 3]: x, y in image pixels and the map's maximum. A map without a positive value decodes to cell (-1, -1).
+      [B, K, 3]: x, y in image pixels and the map's maximum. A map without a positive value decodes to the
+      cell (-1, -1).
     """
     height, width = heatmaps.shape[1:3]
     coords, score = decode_dark_udp(heatmaps, kernel) if udp else decode_quarter_shift(heatmaps)
@@ -226,7 +232,7 @@ def _newton_step(log_patch: jax.Array) -> jax.Array:
 
 @functools.cache
 def _blur_matrix(size: int, kernel: int) -> np.ndarray:
-    """float32 [size, size]: OpenCV's Gaussian blur along one axis, the border mirrored without repeating its cell."""
+    """float32 [size, size]: OpenCV's Gaussian blur along one axis, borders mirrored about their cell."""
     taps = cv2.getGaussianKernel(kernel, 0, cv2.CV_64F)[:, 0]
     source = np.pad(np.arange(size), kernel // 2, mode="reflect")
     matrix = np.zeros((size, size))

@@ -1,4 +1,4 @@
-"""Metrics on the host: OKS average precision, PCKh, PCK, AUC, EPE, and the suppression and scoring before them.
+"""Metrics on the host: OKS average precision, PCKh, PCK, AUC, EPE, and the suppression and scoring before.
 
-`evaluate.evaluate` runs a dataset's whole protocol; the other modules are its parts and know nothing of datasets.
+`evaluate.evaluate` runs a dataset's whole protocol; the other modules are its parts.
 """

@@ -1,6 +1,7 @@
 """Annotations and predictions as columns of arrays, and the COCO formats they come from and go to.
 
-Coordinates are image pixels (x, y), the centre of the top-left pixel at (0, 0); boxes are (x, y, width, height).
+Coordinates are image pixels (x, y), the centre of the top-left pixel at (0, 0); boxes are
+(x, y, width, height).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 
 from data_pipelines.keypoint_sets import KeypointSet
 
-# An object's size where no usable area is annotated, as a share of its box (CrowdPose's and AIC's convention).
+# An object's size where no usable area is annotated, as a share of its box (as for CrowdPose and AIC).
 BOX_AREA = 0.53
 
 
@@ -28,7 +29,8 @@ class Poses:
       instance_id: int64 [N], unique within an image; the annotation's id where its box made the crop.
       keypoints: [N, K, 3], x, y and confidence.
       score: [N], the box's score until `evaluate.final_poses` turns it into the pose's.
-      area: [N], size for suppression: that of the padded crop box (top-down) or of the pose's extent (single-stage).
+      area: [N], size for suppression: that of the padded crop box (top-down) or of the pose's extent
+        (single-stage).
       category: int64 [N], or None until it is looked up.
     """
 
@@ -92,7 +94,7 @@ class GroundTruth:
 def ground_truth_from_coco(document: Mapping[str, Any], keypoint_set: KeypointSet) -> GroundTruth:
     """Columns of a COCO-format document.
 
-    Whole-body annotations may hold all keypoints in `keypoints`, or each part in its own list (`foot_kpts`, ...).
+    Whole-body annotations may hold all keypoints in `keypoints`, or each part in a list `<part>_kpts`.
 
     Raises:
       ValueError: an annotation of an unknown image, or a keypoint list of another length than the set's.
@@ -102,7 +104,7 @@ def ground_truth_from_coco(document: Mapping[str, Any], keypoint_set: KeypointSe
     image_id = np.array([image["id"] for image in images], np.int64)
     annotated = np.array([a["image_id"] for a in annotations], np.int64)
     image = np.searchsorted(image_id, annotated)
-    known = image_id[np.minimum(image, max(len(image_id) - 1, 0))] == annotated if len(image_id) else annotated < 0
+    known = np.isin(annotated, image_id)
     if not known.all():
         bad = annotations[int(np.argmin(known))]
         raise ValueError(f"annotation {bad['id']} belongs to image {bad['image_id']}, which is not listed")
@@ -135,7 +137,8 @@ def _keypoint_columns(annotations: list[Mapping[str, Any]], keypoint_set: Keypoi
             row = [*row, *(value for key in part_keys for value in annotation.get(key, ()))]
         if len(row) != length:
             raise ValueError(
-                f"annotation {annotation['id']} has {len(row)} keypoint numbers, not {length} ({keypoint_set.name})"
+                f"annotation {annotation['id']} has {len(row)} keypoint numbers, "
+                f"{keypoint_set.name} has {length}"
             )
         rows.append(row)
     return np.array(rows, np.float64).reshape(-1, keypoint_set.num_keypoints, 3)
@@ -154,10 +157,13 @@ def coco_results(poses: Poses, keypoint_set: KeypointSet) -> list[dict[str, Any]
     columns = {
         "image_id": poses.image_id.tolist(),
         "category_id": poses.category.tolist(),
-        **{key: poses.keypoints[:, a:b].reshape(len(poses), 3 * (b - a)).tolist() for key, (a, b) in parts.items()},
+        **{
+            key: poses.keypoints[:, start:end].reshape(len(poses), 3 * (end - start)).tolist()
+            for key, (start, end) in parts.items()
+        },
         "score": poses.score.tolist(),
     }
-    return [dict(zip(columns, row)) for row in zip(*columns.values())]
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
 def write_results(path: str | os.PathLike[str], poses: Poses, keypoint_set: KeypointSet) -> None:

@@ -1,7 +1,8 @@
 """The evaluation protocol of every dataset, from the network's keypoints to its table row.
 
-`evaluate` is `final_poses` (one pose an instance, rescored, duplicates suppressed) and then `metrics_of`. Call the two
-yourself to write the results in between, or to evaluate poses that were scored and suppressed elsewhere.
+`evaluate` is `final_poses` (one pose an instance, rescored, duplicates suppressed) and then `metrics_of`.
+Call the two yourself to write the results in between, or to evaluate poses that were scored and suppressed
+elsewhere.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from data_pipelines.keypoint_sets import PoseDataset
 from pose_common.metrics import nms, oks, pck
 from pose_common.metrics.columns import GroundTruth, Poses, ground_truth_from_coco
 
-# CrowdPose's levels by `crowdIndex`: easy below the first bound, hard from the second on. Texts say 0.1, the tools 0.2.
+# CrowdPose's levels by `crowdIndex`: easy below the first bound (texts say 0.1, the tools 0.2), hard from the
+# second on.
 CROWD_LEVELS = (0.2, 0.8)
 # InterHand's protocol: PCK at this share of the longer side of the hand's box, AUC up to this many pixels.
 HAND_PCK_THRESHOLD = 0.2
@@ -34,7 +36,8 @@ def evaluate(
       **options: see `final_poses`.
 
     Returns:
-      Metric name -> value; OKS metrics and PCK are in [0, 1], PCKh in percent, EPE in pixels; -1 = nothing to evaluate.
+      Metric name -> value; OKS metrics and PCK are in [0, 1], PCKh in percent, EPE in pixels; -1 = nothing to
+      evaluate.
     """
     return metrics_of(dataset, ground_truth, final_poses(dataset, ground_truth, predictions, **options))
 
@@ -89,7 +92,7 @@ def metrics_of(dataset: PoseDataset, ground_truth: Mapping[str, Any], poses: Pos
         protocol = _PROTOCOLS[dataset.metric]
     except KeyError:
         known = ", ".join(_PROTOCOLS)
-        raise ValueError(f"dataset {dataset.name!r} asks for metric {dataset.metric!r}; known: {known}") from None
+        raise ValueError(f"{dataset.name} asks for metric {dataset.metric!r}; known: {known}") from None
     return protocol(dataset, ground_truth_from_coco(ground_truth, dataset.keypoints), poses)
 
 
@@ -103,8 +106,8 @@ def oks_metrics(
 def _matches(dataset: PoseDataset, truth: GroundTruth, poses: Poses, part: tuple[int, int] | None = None):
     sigmas = np.array(dataset.keypoints.sigmas)
     if len(sigmas) != dataset.num_keypoints:
-        raise ValueError(f"keypoint set {dataset.keypoint_set!r} has no sigma for each keypoint, which OKS needs")
-    # Tools take the extent of a detection from its `keypoints` list, which holds the body alone in whole-body sets.
+        raise ValueError(f"OKS needs a sigma for each keypoint; {dataset.keypoint_set!r} has {len(sigmas)}")
+    # The tools take a detection's extent from its `keypoints` list: in whole-body sets, the body alone.
     extent = slice(*dataset.keypoints.parts[0][1:]) if dataset.keypoints.parts else slice(None)
     return oks.match(
         truth, poses, sigmas, part=slice(*part) if part else slice(None), size=dataset.area, extent=extent,
@@ -146,7 +149,7 @@ def _wholebody(dataset: PoseDataset, truth: GroundTruth, poses: Poses) -> dict[s
 
 
 def _crowdpose(dataset: PoseDataset, truth: GroundTruth, poses: Poses) -> dict[str, float]:
-    """AP and AR, and AP of the images of each level as if they were the whole dataset, rounded to four digits."""
+    """AP and AR, and AP of each level's images as if they were the whole dataset, rounded to four digits."""
     matches = _matches(dataset, truth, poses)
     numbers = _summary(*oks.average_precision(matches))
     result = {name: numbers[name] for name in ("AP", "AP .5", "AP .75", "AR", "AR .5", "AR .75")}

@@ -1,6 +1,6 @@
 """Rescoring of poses and suppression of duplicates by object keypoint similarity (OKS).
 
-The similarity of two *predictions* is symmetric: their size is the mean of both areas, and all keypoints count.
+The similarity of two *predictions* is symmetric: the mean of both areas is the size, all keypoints count.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ _BLOCK = 4096
 
 
 def rescore(keypoints: np.ndarray, box_score: np.ndarray, threshold: float = 0.2) -> np.ndarray:
-    """Box score times the mean of the keypoint confidences above `threshold`, 0 where none is; [N, K, 3], [N] -> [N]."""
+    """[N, K, 3], [N] -> [N]: box score times the mean of the confidences above `threshold`, 0 without any."""
     confidence = keypoints[..., 2]
     counts = confidence > threshold
     total = np.where(counts, confidence, 0).sum(1, dtype=np.float64)
@@ -57,8 +57,8 @@ def oks_nms(
 ) -> np.ndarray:
     """Greedy suppression: best first, a pose is removed when its OKS with a kept one exceeds `threshold`.
 
-    All images are treated at once: in step i every image compares its i-th best pose, if that is still there, with the
-    later ones.
+    All images are treated at once: in step i every image compares its i-th best pose, if that is still there,
+    with the later ones.
 
     Args:
       keypoints: [N, K, 3].
@@ -99,7 +99,7 @@ def soft_oks_nms(
     threshold: float,
     max_poses: int = 20,
 ) -> np.ndarray:
-    """Soft suppression in one image: picks the best pose, multiplies the others' scores by exp(-OKS^2 / threshold).
+    """Soft suppression in one image: the best pose multiplies the others' scores by exp(-OKS^2 / threshold).
 
     Nothing is dropped but what exceeds `max_poses`, and the decayed scores only choose the order.
 
@@ -127,10 +127,12 @@ def _terms(points, others, area, other_area, sigmas) -> np.ndarray:
 
 
 def _suppress(points, area, real, sigmas, threshold) -> np.ndarray:
-    """Kept poses, bool [I, n], of padded images: points [I, n, K, 2], area [I, n], real [I, n], best first."""
+    """Kept poses, bool [I, n], of padded images [I, n, K, 2] whose poses are in order, best first."""
     alive = real.copy()
     for i in range(alive.shape[1] - 1):
         rows = np.flatnonzero(alive[:, i])
-        terms = _terms(points[rows, i, None], points[rows, i + 1 :], area[rows, i, None], area[rows, i + 1 :], sigmas)
-        alive[rows, i + 1 :] &= terms.mean(-1) <= threshold
+        later = slice(i + 1, None)
+        best, rest = (points[rows, i, None], area[rows, i, None]), (points[rows, later], area[rows, later])
+        terms = _terms(best[0], rest[0], best[1], rest[1], sigmas)
+        alive[rows, later] &= terms.mean(-1) <= threshold
     return alive

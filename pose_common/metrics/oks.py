@@ -1,7 +1,7 @@
 """COCO's keypoint metric: average precision and recall over object keypoint similarity (OKS).
 
-The rules are those of pycocotools and, for parts, box sizes and CrowdPose, xtcocotools; the work is a few array
-operations over all images instead of loops over images, thresholds and people.
+The rules are those of pycocotools and, for parts, box sizes and CrowdPose, xtcocotools; the work is a few
+array operations over all images instead of loops over images, thresholds and people.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class Matches:
     """What became of every detection and annotation. A, T are size ranges and OKS thresholds.
 
     Attributes:
-      image, category: int64 [D], indices into the ground truth's images and categories; detections are in the order of
-        images, best first.
+      image, category: int64 [D], indices into the ground truth's images and categories; detections are in the
+        order of images, best first.
       score: [D].
       matched, ignored: bool [A, T, D].
       truth_image, truth_category: int64 [N].
@@ -59,9 +59,10 @@ def match(
 ) -> Matches:
     """Matches detections to annotations of their image and category, greedily, best score first.
 
-    An annotation is ignored (a detection on it counts neither way) when it is a crowd, has no labelled keypoint of the
-    part, or its size lies outside the range. Crowds may be matched repeatedly. A detection without a positive
-    confidence in the part does not exist. At most `MAX_DETECTIONS` an image and category take part.
+    An annotation is ignored (a detection on it counts neither way) when it is a crowd, has no labelled
+    keypoint of the part, or its size lies outside the range. Crowds may be matched repeatedly. A detection
+    without a positive confidence in the part does not exist. At most `MAX_DETECTIONS` an image and category
+    take part.
 
     Args:
       truth, poses: `poses.category` must be set.
@@ -69,10 +70,10 @@ def match(
       part: the keypoints to score.
       size: 'annotated', or 'box' for `BOX_AREA` of the annotated box.
       extent: the keypoints whose extent is an unmatched detection's size.
-      ignore_by_count: take "no labelled keypoint" from the annotation's own count (CrowdPose), where it has one.
+      ignore_by_count: take "no labelled keypoint" from the annotation's own count, where it has one.
 
     Raises:
-      ValueError: a pose of an image or category that the ground truth does not list, or a number that is not finite.
+      ValueError: a pose is of an image or category that the ground truth does not list, or not finite.
     """
     image, category = _locate(truth, poses)
     area = truth.area if size == "annotated" else BOX_AREA * truth.box[:, 2] * truth.box[:, 3]
@@ -84,7 +85,8 @@ def match(
     truth_ignored = truth.crowd | empty | (area < lower) | (area > upper)
 
     # Both sides in the order of (image, category), which are then contiguous groups.
-    truth_group = truth.image * len(truth.category_id) + category_index(truth, truth.category)
+    truth_category = category_index(truth, truth.category)
+    truth_group = truth.image * len(truth.category_id) + truth_category
     truth_order = np.argsort(truth_group, kind="stable")
     group = image * len(truth.category_id) + category
     exists = np.flatnonzero((poses.keypoints[:, part, 2] > 0).any(1))
@@ -102,8 +104,10 @@ def match(
     extents = extent_area(poses.keypoints[order][:, extent])
     outside = (extents < lower) | (extents > upper)
     ignored |= ~matched & outside[:, None]
-    return Matches(image[order], category[order], poses.score[order].astype(np.float64), matched, ignored, truth.image,
-                   category_index(truth, truth.category), truth_ignored, len(truth.category_id))
+    return Matches(
+        image[order], category[order], poses.score[order].astype(np.float64), matched, ignored,
+        truth.image, truth_category, truth_ignored, len(truth.category_id),
+    )
 
 
 def similarity(
@@ -117,8 +121,8 @@ def similarity(
 ) -> np.ndarray:
     """OKS of pairs of a detection and an annotation, float64 [P].
 
-    Where an annotation has no labelled keypoint of the part, distances are to its box grown by its own width and height
-    on every side, over all keypoints.
+    Where an annotation has no labelled keypoint of the part, distances are to its box grown by its own width
+    and height on every side, over all keypoints.
 
     Args:
       truth: annotations [N].
@@ -141,7 +145,8 @@ def similarity(
         unlabelled = np.flatnonzero(count[a] == 0)
         if len(unlabelled):
             point, box = found[d[unlabelled]], a[unlabelled]
-            offset[unlabelled] = np.maximum(low[box, None] - point, 0) + np.maximum(point - high[box, None], 0)
+            below, above = low[box, None] - point, point - high[box, None]
+            offset[unlabelled] = np.maximum(below, 0) + np.maximum(above, 0)
         np.square(offset, out=offset)
         exponent = (offset[..., 0] + offset[..., 1]) * weights / (area[a] + np.spacing(1))[:, None]
         terms = np.exp(exponent, out=exponent)
@@ -158,7 +163,8 @@ def average_precision(matches: Matches, images: np.ndarray | None = None) -> tup
       images: bool [I], the images that count; None for all.
 
     Returns:
-      precision [C, A, T, R] at the recall points and recall [C, A, T]; -1 where a category has no annotation to find.
+      precision [C, A, T, R] at the recall points and recall [C, A, T]; -1 where a category has no annotation
+      to find.
     """
     ranges, thresholds = matches.matched.shape[:2]
     precision = np.full((matches.num_categories, ranges, thresholds, len(RECALL_POINTS)), -1.0)
@@ -220,8 +226,8 @@ def _rank_in_run(sorted_keys: np.ndarray) -> np.ndarray:
 def _assign(oks, detection, annotation, rank, truth_ignored, crowd) -> tuple[np.ndarray, np.ndarray]:
     """Greedy assignment. Returns matched and ignored, bool [A, T, D].
 
-    Detections of equal rank in their image never compete, so ranks are the only loop. A detection takes the free
-    annotation of largest OKS, one that is not ignored before any that is, the later one on ties.
+    Detections of equal rank in their image never compete, so ranks are the only loop. A detection takes the
+    free annotation of largest OKS, one that is not ignored before any that is, the later one on ties.
 
     Args:
       oks, detection, annotation: [P] pairs, those of a detection together and in file order.
@@ -238,7 +244,7 @@ def _assign(oks, detection, annotation, rank, truth_ignored, crowd) -> tuple[np.
     for turn in np.unique(rank[detection]):
         pairs = np.flatnonzero(rank[detection] == turn)
         rows, first, count = np.unique(detection[pairs], return_index=True, return_counts=True)
-        # Rivals of each detection [n, G], the last in file order first so that argmax resolves ties as wanted.
+        # Rivals of each detection [n, G], in reverse file order so that argmax resolves ties as wanted.
         slot = np.arange(count.max())
         real = slot < count[:, None]
         pair = pairs[np.where(real, (first + count - 1)[:, None] - slot, 0)]

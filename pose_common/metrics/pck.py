@@ -30,11 +30,12 @@ def pck(
     Args:
       predicted, truth, mask: see the module.
       threshold: on the normalised distance.
-      reference: [N, 2] lengths that divide the distances along x and y. An instance with a zero is left out, a negative
-        length never counts as far.
+      reference: [N, 2] lengths that divide the distances along x and y. An instance with a zero is left out,
+        a negative length never counts as far.
 
     Returns:
-      Ratio per keypoint [K] (-1 where it is never annotated), the mean of the others (0 if there is none), their number.
+      Ratio per keypoint [K] (-1 where it is never annotated), the mean of the others (0 if there is none),
+      their number.
     """
     distance, valid = _normalised_distance(predicted, truth, mask, reference)
     count = valid.sum(0)
@@ -44,7 +45,7 @@ def pck(
 
 
 def auc(predicted: np.ndarray, truth: np.ndarray, mask: np.ndarray, limit: float, steps: int = 20) -> float:
-    """Area under the PCK curve for distances up to `limit` pixels, at `steps` thresholds from 0 (excluding the end)."""
+    """Area under the PCK curve up to `limit` pixels, at `steps` thresholds from 0, the end excluded."""
     reference = np.full((len(predicted), 2), float(limit))
     return float(np.mean([pck(predicted, truth, mask, i / steps, reference)[1] for i in range(steps)]))
 
@@ -55,7 +56,7 @@ def epe(predicted: np.ndarray, truth: np.ndarray, mask: np.ndarray) -> float:
 
 
 def nme(predicted: np.ndarray, truth: np.ndarray, mask: np.ndarray, reference: np.ndarray) -> float:
-    """Mean distance over annotated keypoints, divided by [N, 2] reference lengths (see `pck`), 0 if there is none."""
+    """Mean distance of annotated keypoints over [N, 2] reference lengths (see `pck`), 0 if there is none."""
     distance, valid = _normalised_distance(predicted, truth, mask, reference)
     return float(distance[valid].mean()) if valid.any() else 0.0
 
@@ -63,7 +64,7 @@ def nme(predicted: np.ndarray, truth: np.ndarray, mask: np.ndarray, reference: n
 def pckh(
     predicted: np.ndarray, truth: np.ndarray, mask: np.ndarray, head_size: np.ndarray, names: Sequence[str]
 ) -> dict[str, float]:
-    """MPII's PCKh: percentages of keypoints within 0.5 (and 0.1) of a reference length of the head, inclusive.
+    """MPII's PCKh: percentages of keypoints within 0.5 (and 0.1) of the head's reference length, inclusive.
 
     Args:
       predicted, truth, mask: see the module.
@@ -71,8 +72,8 @@ def pckh(
       names: [K] keypoint names; groups whose keypoints are not among them are left out.
 
     Returns:
-      Percentage per joint group, `PCKh` and `PCKh@0.1`. The last two weight keypoints by how often they are annotated and
-      leave out pelvis and thorax. -1 where nothing is annotated.
+      Percentage per joint group, `PCKh` and `PCKh@0.1`. The last two weight keypoints by how often they are
+      annotated and leave out pelvis and thorax. -1 where nothing is annotated.
     """
     mask = np.asarray(mask, bool)
     distance = np.linalg.norm(predicted.astype(np.float64) - truth, axis=-1) / head_size[:, None]
@@ -87,7 +88,8 @@ def pckh(
 
     index = {name: i for i, name in enumerate(names)}
     groups = {group: [index[n] for n in members if n in index] for group, members in _PCKH_GROUPS.items()}
-    result = {group: percent(members, 0.5, np.ones(len(names))) for group, members in groups.items() if members}
+    alike = np.ones(len(names))
+    result = {group: percent(members, 0.5, alike) for group, members in groups.items() if members}
     counted = [i for i, name in enumerate(names) if name not in _PCKH_EXCLUDED]
     return result | {"PCKh": percent(counted, 0.5, count), "PCKh@0.1": percent(counted, 0.1, count)}
 

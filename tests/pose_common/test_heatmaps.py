@@ -83,11 +83,11 @@ def test_peaks_equal_the_recorded_ones():
 @pytest.mark.parametrize("kernel", [11, 5])
 def test_dark_equals_the_recorded_one(kernel):
     data = golden(DECODE)
-    coords, _ = _dark(_last(data["heatmaps"]), kernel=kernel)
-    valid = data["valid"]
-    np.testing.assert_allclose(np.asarray(coords)[valid], data[f"dark_coords_k{kernel}"][valid], atol=DARK_TOLERANCE)
+    coords = np.asarray(_dark(_last(data["heatmaps"]), kernel=kernel)[0])
+    valid, expected = data["valid"], data[f"dark_coords_k{kernel}"]
+    np.testing.assert_allclose(coords[valid], expected[valid], atol=DARK_TOLERANCE)
     # A map without a positive value has no peak; the reference reads beyond it, we say so.
-    np.testing.assert_array_equal(np.asarray(coords)[~valid], -1)
+    np.testing.assert_array_equal(coords[~valid], -1)
 
 
 @pytest.mark.parametrize("size", [(16, 12), (7, 6)])
@@ -95,7 +95,8 @@ def test_dark_equals_the_recorded_one(kernel):
 def test_the_blur_is_opencvs(size, kernel):
     image = np.random.default_rng(0).random(size).astype(np.float32)
     rows, columns = (heatmaps._blur_matrix(n, kernel) for n in size)
-    np.testing.assert_allclose(rows @ image @ columns.T, cv2.GaussianBlur(image, (kernel, kernel), 0), atol=1e-6)
+    expected = cv2.GaussianBlur(image, (kernel, kernel), 0)
+    np.testing.assert_allclose(rows @ image @ columns.T, expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("name, udp", [("udp_default", True), ("default", False)])
@@ -103,8 +104,8 @@ def test_decoding_to_the_image_equals_the_recorded_one(name, udp):
     data = golden(DECODE)
     warp = _inverse_warp(data["center"], data["scale"], udp, (192, 256))
     result = np.asarray(_decode(_last(data["heatmaps"]), warp, udp=udp, input_size=(192, 256)))
-    tolerance = UDP_IMAGE_TOLERANCE if udp else IMAGE_TOLERANCE
-    np.testing.assert_allclose(result[..., :2][data["valid"]], data[f"{name}/preds"][data["valid"]], atol=tolerance)
+    tolerance, valid = UDP_IMAGE_TOLERANCE if udp else IMAGE_TOLERANCE, data["valid"]
+    np.testing.assert_allclose(result[..., :2][valid], data[f"{name}/preds"][valid], atol=tolerance)
     np.testing.assert_array_equal(result[..., 2], data[f"{name}/maxvals"][..., 0])
 
 
@@ -160,9 +161,11 @@ def _round_trip(udp: bool) -> np.ndarray:
 
 
 def test_round_trip_is_sub_pixel():
-    # UDP keeps the position in the Gaussian; the cut patch and the clipped logarithm leave under a quarter pixel.
+    # UDP keeps the position in the Gaussian; the cut patch and the clipped logarithm leave under a quarter
+    # pixel.
     assert _round_trip(udp=True).max() < 0.25
-    # The unshifted codec rounds to a cell of 4 pixels, so half a cell is lost (its peak is symmetric: no quarter step).
+    # The unshifted codec rounds to a cell of 4 pixels, so half a cell is lost (its peak is symmetric: no
+    # quarter step).
     assert 1.0 < _round_trip(udp=False).max() <= 2.0 + 1e-4
 
 
@@ -175,18 +178,19 @@ def test_dark_decodes_an_untruncated_gaussian_exactly():
     np.testing.assert_allclose(coords[0], centres, atol=5e-3)  # the blur is cut at 11 taps
 
 
-def test_quarter_shift_rules():
-    maps = np.zeros((1, 6, 7, 1), np.float32)
-    peaks = {}
-    for y in range(6):
-        for x in range(7):
-            maps[:] = np.arange(7)[None, :, None] * 0.01 + np.arange(6)[:, None, None] * 0.01  # larger to the right, below
-            maps[0, y, x, 0] = 1
-            peaks[x, y] = [np.asarray(_quarter(maps, per_axis=rule)[0])[0, 0] - [x, y] for rule in (False, True)]
-    for (x, y), (top_down, single_stage) in peaks.items():
-        moves = 1 < x < 6 and 1 < y < 5
-        np.testing.assert_allclose(top_down, [0.25, 0.25] if moves else [0, 0])
-        np.testing.assert_allclose(single_stage, [0.25 * (0 < x < 6), 0.25 * (0 < y < 5)])
+@pytest.mark.parametrize("per_axis", [False, True])
+def test_quarter_shift_rules(per_axis):
+    height, width = 6, 7
+    slope = 0.01 * np.add.outer(np.arange(height), np.arange(width))  # larger to the right and below
+    for y, x in np.ndindex(height, width):
+        maps = slope.copy()
+        maps[y, x] = 1
+        coords, _ = _quarter(maps[None, :, :, None].astype(np.float32), per_axis=per_axis)
+        if per_axis:
+            step = [0 < x < width - 1, 0 < y < height - 1]
+        else:
+            step = [1 < x < width - 1 and 1 < y < height - 1] * 2
+        np.testing.assert_allclose(coords[0, 0] - np.array([x, y]), 0.25 * np.array(step))
 
 
 def test_flat_and_empty_maps_stay_finite():

@@ -17,10 +17,11 @@ def recorded_poses(rows: list[dict[str, Any]], dataset: PoseDataset) -> Poses:
     def column(key: str, default: float, dtype: type) -> np.ndarray:
         return np.array([row.get(key, default) for row in rows], dtype)
 
+    keypoints = np.array([row["keypoints"] for row in rows], np.float32)
     return Poses(
         image_id=column("image_id", 0, np.int64),
         instance_id=column("bbox_id", 0, np.int64),
-        keypoints=np.array([row["keypoints"] for row in rows], np.float32).reshape(-1, dataset.num_keypoints, 3),
+        keypoints=keypoints.reshape(-1, dataset.num_keypoints, 3),
         score=column("box_score", 1.0, np.float32),
         area=column("area", 0.0, np.float32),
         category=column("category_id", 0, np.int64) if "category_id" in rows[0] else None,
@@ -32,8 +33,9 @@ def random_document(
 ) -> tuple[dict[str, Any], Poses]:
     """Ground truth and detections with what goes wrong in practice.
 
-    Images without people, without detections, with more than 20; crowds; people without keypoints; zero areas; two people
-    at one place; equal scores within and across images; detections that equal the annotation.
+    Images without people, without detections, with more than 20; crowds; people without keypoints; zero
+    areas; two people at one place; equal scores within and across images; detections that equal the
+    annotation.
     """
     rng = np.random.default_rng(seed)
     count = dataset.num_keypoints
@@ -48,18 +50,19 @@ def random_document(
             if copied and rng.random() < 0.2:  # two people at one place
                 box, points, visible = copied[-1]
             copied.append((box, points, visible))
+            labelled = np.concatenate([points * (visible > 0)[:, None], visible[:, None]], axis=1)
             annotations.append({
                 "id": len(annotations) + 1,
                 "image_id": image,
                 "category_id": int(rng.choice(categories)),
                 "bbox": box.tolist(),
-                "area": float(rng.choice([0.6 * size.prod(), 0.6 * size.prod(), 0.6 * size.prod(), 0.0])),
+                "area": float(rng.choice([0.6, 0.6, 0.6, 0.0]) * size.prod()),
                 "iscrowd": int(rng.random() < 0.1),
-                "keypoints": np.concatenate([points * (visible > 0)[:, None], visible[:, None]], 1).ravel().tolist(),
+                "keypoints": labelled.ravel().tolist(),
                 "num_keypoints": int(np.count_nonzero(visible)),
             })
         for _ in range(int(rng.choice([0, 3, 8, 26]))):
-            box, points, _ = copied[int(rng.integers(people))] if people else (None, rng.uniform(0, 300, (count, 2)), None)
+            points = copied[int(rng.integers(people))][1] if people else rng.uniform(0, 300, (count, 2))
             noise = rng.choice([0.0, 2.0, 8.0, 100.0])
             confidence = rng.uniform(0.05, 1, (count, 1))
             keypoints = np.concatenate([points + rng.normal(size=(count, 2)) * noise, confidence], axis=1)

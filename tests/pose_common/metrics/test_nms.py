@@ -13,7 +13,8 @@ RECORDED = "data/eval/oks_nms.npz"
 
 
 def _layout(name: str) -> dict[str, np.ndarray]:
-    return {key.removeprefix(f"{name}/"): value for key, value in golden(RECORDED).items() if key.startswith(f"{name}/")}
+    arrays = golden(RECORDED).items()
+    return {key.removeprefix(f"{name}/"): array for key, array in arrays if key.startswith(f"{name}/")}
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
@@ -22,9 +23,8 @@ def test_recorded(name):
     keypoints, area, score, sigmas = (data[key] for key in ("keypoints", "area", "score", "sigmas"))
     # Recorded as float32.
     np.testing.assert_allclose(nms.pose_similarity(keypoints, area, sigmas), data["oks_matrix"], atol=1e-6)
-    np.testing.assert_allclose(
-        nms.pose_similarity(keypoints, area, sigmas, min_confidence=0.4), data["oks_matrix_visthr0.4_fixed"], atol=1e-6
-    )
+    seen = nms.pose_similarity(keypoints, area, sigmas, min_confidence=0.4)
+    np.testing.assert_allclose(seen, data["oks_matrix_visthr0.4_fixed"], atol=1e-6)
     for threshold in (0.9, 0.5, 0.2):
         kept = nms.oks_nms(keypoints, area, score, sigmas, threshold)
         np.testing.assert_array_equal(kept, data[f"keep_nms_{threshold}"])
@@ -43,9 +43,9 @@ def test_recorded_single_stage_poses():
     for case in range(config["n_nms"]):
         poses, score = data[f"nms{case}:poses"], data[f"nms{case}:scores"]
         area = nms.extent_area(poses)
-        np.testing.assert_allclose(
-            nms.pose_similarity(poses, area, sigmas), data[f"nms{case}:oks_matrix"], atol=1e-5  # float32 distances
-        )
+        similarity = nms.pose_similarity(poses, area, sigmas)
+        # The recording subtracts and squares in float32.
+        np.testing.assert_allclose(similarity, data[f"nms{case}:oks_matrix"], atol=1e-5)
         kept = nms.oks_nms(poses, area, score, sigmas, float(data[f"nms{case}:thresh"]))
         np.testing.assert_array_equal(kept, data[f"nms{case}:keep"])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import io
 
 import numpy as np
@@ -70,7 +71,8 @@ def test_no_detections():
 def test_no_people():
     document, poses = random_document(0, get_dataset("coco"))
     _assert_equal_to_pycocotools("coco", document | {"annotations": []}, poses)
-    assert set(evaluate.metrics_of(get_dataset("coco"), document | {"annotations": []}, poses).values()) == {-1.0}
+    numbers = evaluate.metrics_of(get_dataset("coco"), document | {"annotations": []}, poses)
+    assert set(numbers.values()) == {-1.0}
 
 
 def test_every_annotation_ignored():
@@ -81,7 +83,7 @@ def test_every_annotation_ignored():
 
 def test_all_scores_equal():
     document, poses = random_document(5, get_dataset("coco"))
-    poses = Poses(poses.image_id, poses.instance_id, poses.keypoints, np.ones(len(poses)), poses.area, poses.category)
+    poses = dataclasses.replace(poses, score=np.ones(len(poses)))
     _assert_equal_to_pycocotools("coco", document, poses)
 
 
@@ -92,7 +94,8 @@ def test_similarities_equal_the_recorded_ones():
         dataset = get_dataset(expected["dataset"])
         document = golden(f"data/eval/{name}_gt.json")
         truth = ground_truth_from_coco(document, dataset.keypoints)
-        poses = evaluate.final_poses(dataset, document, recorded_poses(golden(f"data/eval/{name}_pred.json"), dataset))
+        found = recorded_poses(golden(f"data/eval/{name}_pred.json"), dataset)
+        poses = evaluate.final_poses(dataset, document, found)
         area = truth.area if dataset.area == "annotated" else 0.53 * truth.box[:, 2] * truth.box[:, 3]
         for case in expected["oks"]:
             rows = np.flatnonzero(poses.image_id == case["image_id"])
@@ -117,6 +120,7 @@ def test_similarity_of_a_pose_with_itself_is_one_and_does_not_depend_on_position
 
     moved = truth.keypoints + [3.0, -2.0, 0.0]
     before = oks.similarity(truth, moved, truth.area, sigmas, slice(None), rows, rows)
-    scaled = truth.__class__(**{**vars(truth), "keypoints": truth.keypoints * [2, 2, 1] + [50, 70, 0]})
-    after = oks.similarity(scaled, moved * [2, 2, 1] + [50, 70, 0], truth.area * 4, sigmas, slice(None), rows, rows)
+    larger, away = [2, 2, 1], [50, 70, 0]
+    scaled = dataclasses.replace(truth, keypoints=truth.keypoints * larger + away)
+    after = oks.similarity(scaled, moved * larger + away, truth.area * 4, sigmas, slice(None), rows, rows)
     np.testing.assert_allclose(after, before, rtol=1e-9)
