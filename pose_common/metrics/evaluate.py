@@ -161,21 +161,17 @@ def _crowdpose(dataset: PoseDataset, truth: GroundTruth, poses: Poses) -> dict[s
 
 
 def _mpii(dataset: PoseDataset, truth: GroundTruth, poses: Poses) -> dict[str, float]:
-    rows = _prediction_rows(truth, poses)
-    mask = truth.keypoints[..., 2] > 0
-    unmeasured = np.flatnonzero(mask.any(1) & (truth.head_size <= 0))
-    if len(unmeasured):
-        raise ValueError(f"annotation {truth.id[unmeasured[0]]} has no head_size, which PCKh divides by")
-    head_size = np.where(truth.head_size > 0, truth.head_size, 1.0)
-    return pck.pckh(
-        poses.keypoints[rows, :, :2], truth.keypoints[..., :2], mask, head_size, dataset.keypoints.keypoints
-    )
+    predicted, target, mask, rows = _judged(truth, poses)
+    head_size = truth.head_size[rows]
+    if (head_size <= 0).any():
+        unmeasured = truth.id[rows[np.argmin(head_size)]]
+        raise ValueError(f"annotation {unmeasured} has no head_size, which PCKh divides by")
+    return pck.pckh(predicted, target, mask, head_size, dataset.keypoints.keypoints)
 
 
 def _hand(dataset: PoseDataset, truth: GroundTruth, poses: Poses) -> dict[str, float]:
-    predicted = poses.keypoints[_prediction_rows(truth, poses), :, :2]
-    target, mask = truth.keypoints[..., :2], truth.keypoints[..., 2] > 0
-    longer_side = np.repeat(truth.box[:, 2:].max(1, keepdims=True), 2, axis=1)
+    predicted, target, mask, rows = _judged(truth, poses)
+    longer_side = np.repeat(truth.box[rows, 2:].max(1, keepdims=True), 2, axis=1)
     return {
         "PCK": pck.pck(predicted, target, mask, HAND_PCK_THRESHOLD, longer_side)[1],
         "AUC": pck.auc(predicted, target, mask, HAND_AUC_LIMIT),
@@ -200,11 +196,17 @@ def _categories(ground_truth: Mapping[str, Any], instance_id: np.ndarray) -> np.
     return np.array([known[i] for i in instance_id.tolist()], np.int64)
 
 
-def _prediction_rows(truth: GroundTruth, poses: Poses) -> np.ndarray:
-    """The row of each annotation's prediction; a ValueError where a labelled one has none."""
+def _judged(truth: GroundTruth, poses: Poses) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Predicted and annotated points [n, K, 2], mask [n, K], rows [n]: labelled annotations, no crowds.
+
+    Raises:
+      ValueError: one of them has no prediction.
+    """
+    mask = truth.keypoints[..., 2] > 0
+    rows = np.flatnonzero(mask.any(1) & ~truth.crowd)
     row_of = {instance: row for row, instance in enumerate(poses.instance_id.tolist())}
-    labelled = (truth.keypoints[..., 2] > 0).any(1)
-    missing = [i for i in truth.id[labelled].tolist() if i not in row_of]
+    missing = [i for i in truth.id[rows].tolist() if i not in row_of]
     if missing:
         raise ValueError(f"{len(missing)} annotated instances have no prediction, the first is {missing[0]}")
-    return np.array([row_of.get(i, 0) for i in truth.id.tolist()], np.int64)
+    found = np.array([row_of[i] for i in truth.id[rows].tolist()], np.int64)
+    return poses.keypoints[found, :, :2], truth.keypoints[rows, :, :2], mask[rows], rows
