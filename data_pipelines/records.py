@@ -97,7 +97,7 @@ class RecordSource:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """The image's fields, `image` as undecoded bytes and `instances` as arrays [n, ...] (see the module's head)."""
-        example = self._features.deserialize_example_np(self._source[int(index)], decoders=_UNDECODED)
+        example = self._features.deserialize_example_np(self._bytes(index), decoders=_UNDECODED)
         instances = example.pop("instances")
         record = {name: example[name].decode() if dtype is str else dtype(example[name])
                   for name, dtype in _IMAGE_FIELDS.items()}
@@ -111,7 +111,12 @@ class RecordSource:
 
     def image(self, index: int) -> bytes:
         """The image's undecoded bytes alone, at a third of the time."""
-        return self._image_only.deserialize_example_np(self._source[int(index)], decoders=_UNDECODED)["image"]
+        return self._image_only.deserialize_example_np(self._bytes(index), decoders=_UNDECODED)["image"]
+
+    def _bytes(self, index: int) -> bytes:
+        if not 0 <= index < len(self):
+            raise IndexError(f"record {index} of {len(self)}")
+        return self._source[int(index)]
 
 
 def open_records(dataset: str, split: str, data_dir: str | pathlib.Path) -> RecordSource:
@@ -165,8 +170,8 @@ class Annotations:
     def to_coco(self) -> dict[str, Any]:
         """The split as a COCO ground-truth document (lists and Python numbers), which pycocotools accepts.
 
-        What the annotation did not have (area, num_keypoints, crowd index, head size) is absent here too. Keypoints of sets with
-        parts are written as COCO-WholeBody does: `keypoints` for the body, `<part>_kpts` for the others.
+        What the annotation did not have (area, num_keypoints, crowd index, head size) is absent here too. Keypoints
+        of sets with parts are written as COCO-WholeBody does: `keypoints` for the body, `<part>_kpts` for the others.
         """
         images = [
             {"id": image_id, "file_name": name, "height": height, "width": width}
@@ -183,7 +188,8 @@ class Annotations:
             "iscrowd": self.crowd.astype(int).tolist(),
             "bbox": self.box.tolist(),
             **{"keypoints" if part == "body" else f"{part}_kpts":
-               self.keypoints[:, first:end].reshape(self.num_instances, -1).tolist() for part, first, end in parts},
+               self.keypoints[:, first:end].reshape(self.num_instances, 3 * (end - first)).tolist()
+               for part, first, end in parts},
         }
         annotations = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
         for annotation, area, count, head_size, mask in zip(

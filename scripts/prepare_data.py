@@ -32,7 +32,7 @@ from data_pipelines.builders.report import NoAnnotations, RawDataError
 _SHOWN_CASES = 3
 _COLUMNS = {  # heading -> entry of the summary
     "images": "images", "empty": "images_without_instances", "instances": "instances", "crowds": "crowds",
-    "no keypoints": "without_keypoints",
+    "unlabelled": "without_keypoints",
 }
 
 
@@ -80,7 +80,7 @@ def print_summaries(dataset: str, summaries: dict[str, dict[str, Any]]) -> None:
     console = rich.console.Console(soft_wrap=True, highlight=False)
     table = rich.table.Table(title=dataset, box=rich.box.SIMPLE, caption="dropped: images / instances")
     for name in ("split", *_COLUMNS, "dropped", "MB"):
-        table.add_column(name, justify="left" if name == "split" else "right")
+        table.add_column(name, justify="left" if name == "split" else "right", no_wrap=True)
     for split, summary in summaries.items():
         dropped = [str(sum(tally["count"] for tally in tallies.values())) for tallies in summary["dropped"].values()]
         table.add_row(split, *(str(summary[key]) for key in _COLUMNS.values()), " / ".join(dropped),

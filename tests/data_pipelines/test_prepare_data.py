@@ -1,0 +1,210 @@
+"""The command line, on the samples laid out as the public downloads are, and under interruption."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from data_pipelines import records
+from data_pipelines.builders import apt36k
+from scripts import prepare_data
+from tests.data_pipelines import tiny_sets
+from tests.golden_files import GOLDEN, golden, shared_path
+
+# (dataset, split) -> ({place in the public layout: sample}, images, instances)
+PUBLIC = {
+    ("coco", "val"): ({"coco/annotations/person_keypoints_val2017.json": "coco/test_coco.json",
+                       "coco/val2017": "coco"}, 3, 9),
+    ("coco_wholebody", "val"): ({"coco/annotations/coco_wholebody_val_v1.0.json": "coco/test_coco_wholebody.json",
+                                 "coco/val2017": "coco"}, 3, 9),
+    ("aic", "train"): ({
+        "aic/annotations/aic_train.json": "aic/test_aic.json",
+        "aic/ai_challenger_keypoint_train_20170902/keypoint_train_images_20170902": "aic"}, 2, 6),
+    ("mpii", "val"): ({"mpii/annotations/mpii_val.json": "mpii/test_mpii.json", "mpii/images": "mpii"}, 3, 3),
+    ("ap10k", "test-split2"): ({"ap10k/annotations/ap10k-test-split2.json": "ap10k/test_ap10k.json",
+                                "ap10k/data": "ap10k"}, 1, 1),
+    ("crowdpose", "trainval"): ({"crowdpose/annotations/mmpose_crowdpose_trainval.json": "crowdpose/test_crowdpose.json",
+                                 "crowdpose/images": "crowdpose"}, 1, 3),
+    ("ochuman", "test"): ({
+        "ochuman/annotations/ochuman_coco_format_test_range_0.00_1.00.json": "ochuman/test_ochuman.json",
+        "ochuman/images": "ochuman"}, 2, 3),
+    ("halpe", "val"): ({"halpe/annotations/halpe_val_v1.json": "halpe/test_halpe.json", "coco/val2017": "coco"}, 3, 9),
+    ("interhand2d", "val"): ({
+        **{f"interhand2.6m/annotations/machine_annot/InterHand2.6M_val_{kind}.json":
+           f"interhand2.6m/test_interhand2.6m_{kind}.json" for kind in ("data", "camera", "joint_3d")},
+        "interhand2.6m/images/val": "interhand2.6m"}, 3, 4),
+}
+
+
+def _lay_out(root: pathlib.Path, places: dict[str, str]) -> None:
+    for place, sample in places.items():
+        (root / place).parent.mkdir(parents=True, exist_ok=True)
+        (root / place).symlink_to(shared_path(f"samples/{sample}"))
+
+
+def _summary(dataset: str, split: str, data_dir: pathlib.Path) -> dict:
+    return json.loads((records.split_dir(dataset, split, data_dir) / records.SUMMARY_FILE).read_text())
+
+
+@pytest.mark.parametrize("dataset, split", PUBLIC)
+def test_samples_in_the_public_layout(dataset, split, tmp_path, capsys):
+    places, images, instances = PUBLIC[dataset, split]
+    _lay_out(tmp_path, places)
+    arguments = [dataset, f"--raw_dir={tmp_path}", f"--data_dir={tmp_path / 'data'}", "--strict", "--decode"]
+    assert prepare_data.main(arguments) == 0
+    assert split in capsys.readouterr().out
+    summary = _summary(dataset, split, tmp_path / "data")
+    assert (summary["images"], summary["instances"]) == (images, instances)
+    assert len(records.open_records(dataset, split, tmp_path / "data")) == images
+    assert [path.name for path in (tmp_path / "data" / dataset).iterdir() if path.name[0] != "."] == [split]
+
+
+def test_coco_mini_from_its_own_folder(tmp_path):
+    assert prepare_data.main(["coco", f"--raw_dir={shared_path('samples/coco_mini')}", f"--data_dir={tmp_path}"]) == 0
+    for split, labelled in (("train", 86), ("val", 68)):
+        summary = _summary("coco", split, tmp_path)
+        assert summary["images"] == 40
+        assert summary["instances"] - summary["crowds"] - summary["without_keypoints"] == labelled
+        assert summary["dropped"] == {"images": {}, "instances": {}}
+
+
+def test_coco_test_dev_has_pictures_without_annotation(tmp_path):
+    document = {"images": [tiny_sets.image_entry(number) for number in (7, 9)],
+                "categories": [{"id": 1, "name": "person"}, {"id": 18, "name": "dog"}]}
+    path = tmp_path / "coco/annotations/image_info_test-dev2017.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(document))
+    tiny_sets.write_pictures(tmp_path / "coco/test2017", document["images"])
+    data_dir = tmp_path / "data"
+    assert prepare_data.main(["coco", f"--raw_dir={tmp_path}", f"--data_dir={data_dir}", "--split=test-dev"]) == 0
+    table = records.load_annotations("coco", "test-dev", data_dir)
+    assert (table.num_images, table.num_instances, table.keypoints.shape) == (2, 0, (0, 17, 3))
+    assert table.to_coco()["annotations"] == [] and len(table.categories) == 2
+    record = records.open_records("coco", "test-dev", data_dir)[1]
+    assert record["image_id"] == 9 and record["instances"]["box"].shape == (0, 4)
+
+
+def test_apt36k_and_pw3d_from_their_releases(tmp_path):
+    raw = golden("data/prepro/apt36k_raw.json")
+    folder = tmp_path / "ap36k"
+    (folder / "annotations").mkdir(parents=True)
+    (folder / "annotations/apt36k_annotations.json").write_text(json.dumps(raw))
+    for part in apt36k.split_release(raw).values():
+        tiny_sets.write_pictures(folder / "images", part["images"], noisy=False)
+    annotations = tmp_path / "pw3d/annotations"
+    annotations.mkdir(parents=True)
+    (annotations / "3DPW_test.json").write_bytes((GOLDEN / "data/prepro/pw3d_raw.json").read_bytes())
+    tiny_sets.write_pictures(
+        tmp_path / "pw3d/imageFiles", golden("data/prepro/pw3d_expected.json")["images"], noisy=False)
+    for dataset in ("apt36k", "pw3d"):
+        assert prepare_data.main([dataset, f"--raw_dir={tmp_path}", f"--data_dir={tmp_path / 'data'}"]) == 0
+    assert [_summary("apt36k", split, tmp_path / "data")["images"] for split in apt36k.SPLITS] == [155, 16, 30]
+    assert _summary("pw3d", "test", tmp_path / "data")["instances"] == 9
+
+
+def test_synthetic_sets_need_no_download(tmp_path, monkeypatch):
+    from data_pipelines.builders import synthetic
+    monkeypatch.setattr(synthetic, "DEFAULT_IMAGES", {"train": 2, "val": 1})
+    assert prepare_data.main(["synthetic_coco", f"--data_dir={tmp_path}"]) == 0
+    assert _summary("synthetic_coco", "train", tmp_path)["images"] == 2
+    with pytest.raises(SystemExit):
+        prepare_data.main(["synthetic_coco", "--raw_dir=somewhere"])
+
+
+def test_faults_are_printed_with_file_and_id(tmp_path, capsys):
+    content = tiny_sets.document()
+    content["annotations"][0]["keypoints"] = [1, 2, 2]
+    tiny_sets.write_coco(tmp_path, content)
+    (tmp_path / "coco/val2017/000000000003.jpg").unlink()
+    arguments = ["coco", f"--raw_dir={tmp_path}", f"--data_dir={tmp_path / 'data'}"]
+    assert prepare_data.main([*arguments, "--strict"]) == 1
+    assert "annotation 10: wrong number of keypoints" in capsys.readouterr().err
+    assert prepare_data.main(arguments) == 0
+    output = capsys.readouterr().out
+    assert "val: dropped images: missing image: 1" in output
+    assert f"{tmp_path / 'coco/val2017/000000000003.jpg'}, id 3" in output
+    assert "val: dropped instances: wrong number of keypoints: 1" in output
+    assert "person_keypoints_val2017.json, id 10: keypoints has 3 numbers, 51 are needed" in output
+    assert "1 / 1" in output
+
+
+def test_one_broken_file_does_not_stop_the_other_splits(tmp_path, capsys):
+    tiny_sets.write_coco(tmp_path, tiny_sets.document(), "train").write_text('{"images": [')
+    tiny_sets.write_coco(tmp_path, tiny_sets.document(), "val")
+    assert prepare_data.main(["coco", f"--raw_dir={tmp_path}", f"--data_dir={tmp_path / 'data'}"]) == 1
+    assert "coco (train) was not prepared" in capsys.readouterr().err
+    assert records.is_prepared("coco", "val", tmp_path / "data")
+    assert not records.is_prepared("coco", "train", tmp_path / "data")
+
+
+def test_missing_files_are_named(tmp_path, capsys):
+    assert prepare_data.main(["mpii", f"--raw_dir={tmp_path}", f"--data_dir={tmp_path / 'data'}"]) == 1
+    error = capsys.readouterr().err
+    assert str(tmp_path / "mpii/annotations/mpii_val.json") in error
+    path = tiny_sets.write_coco(tmp_path, tiny_sets.document())
+    (path.parents[1] / "val2017").rename(tmp_path / "elsewhere")
+    arguments = ["coco", f"--raw_dir={tmp_path}", f"--data_dir={tmp_path / 'data'}"]
+    assert prepare_data.main(arguments) == 1
+    assert "no picture folder; looked for" in capsys.readouterr().err
+    assert prepare_data.main([*arguments, "--split=val", f"--images={tmp_path / 'elsewhere'}"]) == 0
+
+
+@pytest.mark.parametrize("arguments", [
+    ["coco"], ["coco", "--annotations=a.json", "--images=b"], ["coco", "--annotations=a.json", "--split=val"],
+    ["nothing", "--raw_dir=."]])
+def test_arguments_that_do_not_fit_together(arguments):
+    with pytest.raises(SystemExit) as error:
+        prepare_data.parse_args(arguments)
+    assert error.value.code == 2
+
+
+def test_finished_splits_are_kept_and_can_be_made_again(tmp_path, capsys):
+    path = tiny_sets.write_coco(tmp_path, tiny_sets.document(3))
+    arguments = ["coco", f"--raw_dir={tmp_path}", f"--data_dir={tmp_path / 'data'}"]
+    assert prepare_data.main(arguments) == 0
+    directory = records.split_dir("coco", "val", tmp_path / "data")
+    before = {file.name: (file.stat().st_mtime_ns, file.read_bytes()) for file in directory.iterdir()}
+    tiny_sets.write_coco(tmp_path, tiny_sets.document(5))
+    assert prepare_data.main(arguments) == 0
+    assert {file.name: (file.stat().st_mtime_ns, file.read_bytes()) for file in directory.iterdir()} == before
+    assert "finished already" in capsys.readouterr().out
+    assert prepare_data.main([*arguments, "--overwrite"]) == 0
+    assert _summary("coco", "val", tmp_path / "data")["images"] == 5
+    assert path.is_file() and not list((tmp_path / "data").rglob("incomplete.*"))
+
+
+def test_killed_run_leaves_nothing_that_passes_for_a_dataset(tmp_path):
+    """The last picture is a pipe that nobody writes to: the run hangs there, half-written, until it is killed."""
+    content = tiny_sets.document(300)
+    tiny_sets.write_coco(tmp_path, content)
+    last = tmp_path / "coco/val2017" / content["images"][-1]["file_name"]
+    picture = last.read_bytes()
+    last.unlink()
+    os.mkfifo(last)
+    arguments = ["coco", f"--raw_dir={tmp_path}", f"--data_dir={tmp_path / 'data'}"]
+    process = subprocess.Popen([sys.executable, "-m", "scripts.prepare_data", *arguments], stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 60
+        while not list((tmp_path / "data").rglob("incomplete.*/*array_record*")):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+        assert not records.is_prepared("coco", "val", tmp_path / "data")
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert list((tmp_path / "data").rglob("incomplete.*"))
+    with pytest.raises(records.DatasetNotPrepared):
+        records.open_records("coco", "val", tmp_path / "data")
+
+    last.unlink()
+    last.write_bytes(picture)
+    assert prepare_data.main(arguments) == 0
+    assert len(records.open_records("coco", "val", tmp_path / "data")) == 300
+    assert not list((tmp_path / "data").rglob("incomplete.*"))
