@@ -1,20 +1,23 @@
 """Records: what a prepared dataset holds, how it is read, and its annotation table.
 
-A prepared split is one folder, `<data_dir>/<dataset>/<split>/<version>/`: a TFDS dataset in ArrayRecord format (one
-example an image, with all its instances), `annotations.npz` (everything but the pixels, in columns) and
-`summary.json` (what was kept, what was dropped and why). It is made under another name and renamed when complete, so a
-folder of that name is a finished split. `scripts/prepare_data.py` makes it; nothing here needs TensorFlow.
+A prepared split is one folder, `<data_dir>/<dataset>/<split>/<version>/`: a TFDS dataset in ArrayRecord
+format (one example an image, with all its instances), `annotations.npz` (everything but the pixels, in
+columns) and `summary.json` (what was kept, what was dropped and why). It is made under another name and
+renamed when complete, so a folder of that name is a finished split. `scripts/prepare_data.py` makes it;
+nothing here needs TensorFlow.
 
-Conventions: coordinates are (x, y) in pixels of the stored picture, the centre of the top-left pixel is (0, 0); boxes
-are (x, y, width, height) as annotated. Fields of an image (I images) and of an instance (N instances, K keypoints):
+Conventions: coordinates are (x, y) in pixels of the stored picture, the centre of the top-left pixel is
+(0, 0); boxes are (x, y, width, height) as annotated. The fields of an image, and of an instance with K
+keypoints:
 
   image_id int64 · file_name str · height, width int32 · crowd_index float32 (CrowdPose's; -1 elsewhere)
+
   id int64 · box float32 [4] · area float32 (-1: not annotated) · crowd bool · category int32
-  keypoints float32 [K, 3] (x, y, v; v > 0 is a labelled point, and may be fractional)
-  num_keypoints int32 (the annotation's own count, which need not be the number of v > 0; -1: not annotated)
-  centre float32 [2], scale float32: MPII's person position, final: 0-based, moved down by 15 scale units and the scale
-    enlarged by 1.25 as every MPII protocol does, so that the crop is the square of side 200 * scale around the
-    centre without further padding. 0 elsewhere.
+  keypoints float32 [K, 3]: x, y, v; v > 0 is a labelled point, and may be fractional
+  num_keypoints int32: the annotation's own count, which need not be that of v > 0 (-1: not annotated)
+  centre float32 [2], scale float32: MPII's person position, final: 0-based, moved down by 15 scale units and
+    the scale enlarged by 1.25 as every MPII protocol does, so that the crop is the square of side 200 * scale
+    around the centre without further padding. 0 elsewhere
   head_size float32: reference length of MPII's PCKh in pixels (0: unknown, or another dataset)
   mask str: JSON of the COCO segmentation, kept only for crowds and for people without keypoints; "" elsewhere
 """
@@ -37,7 +40,11 @@ ANNOTATIONS_FILE = "annotations.npz"
 SUMMARY_FILE = "summary.json"
 
 _IMAGE_FIELDS: dict[str, type] = {
-    "image_id": np.int64, "file_name": str, "height": np.int32, "width": np.int32, "crowd_index": np.float32,
+    "image_id": np.int64,
+    "file_name": str,
+    "height": np.int32,
+    "width": np.int32,
+    "crowd_index": np.float32,
 }
 
 
@@ -48,9 +55,17 @@ class DatasetNotPrepared(FileNotFoundError):
 def instance_fields(num_keypoints: int) -> dict[str, tuple[type, tuple[int, ...]]]:
     """Name -> (dtype, shape of one instance) of every instance field."""
     return {
-        "id": (np.int64, ()), "box": (np.float32, (4,)), "area": (np.float32, ()), "crowd": (np.bool_, ()),
-        "category": (np.int32, ()), "keypoints": (np.float32, (num_keypoints, 3)), "num_keypoints": (np.int32, ()),
-        "centre": (np.float32, (2,)), "scale": (np.float32, ()), "head_size": (np.float32, ()), "mask": (str, ()),
+        "id": (np.int64, ()),
+        "box": (np.float32, (4,)),
+        "area": (np.float32, ()),
+        "crowd": (np.bool_, ()),
+        "category": (np.int32, ()),
+        "keypoints": (np.float32, (num_keypoints, 3)),
+        "num_keypoints": (np.int32, ()),
+        "centre": (np.float32, (2,)),
+        "scale": (np.float32, ()),
+        "head_size": (np.float32, ()),
+        "mask": (str, ()),
     }
 
 
@@ -61,11 +76,13 @@ def record_features(dataset: PoseDataset) -> tfds.features.FeaturesDict:
         return tfds.features.Text() if dtype is str else tfds.features.Tensor(shape=shape, dtype=dtype)
 
     fields = instance_fields(dataset.num_keypoints)
-    return tfds.features.FeaturesDict({
-        "image": tfds.features.Image(shape=(None, None, 3), encoding_format="jpeg"),
-        **{name: feature(dtype) for name, dtype in _IMAGE_FIELDS.items()},
-        "instances": tfds.features.Sequence({name: feature(*spec) for name, spec in fields.items()}),
-    })
+    return tfds.features.FeaturesDict(
+        {
+            "image": tfds.features.Image(shape=(None, None, 3), encoding_format="jpeg"),
+            **{name: feature(dtype) for name, dtype in _IMAGE_FIELDS.items()},
+            "instances": tfds.features.Sequence({name: feature(*spec) for name, spec in fields.items()}),
+        }
+    )
 
 
 def split_dir(dataset: str, split: str, data_dir: str | pathlib.Path) -> pathlib.Path:
@@ -90,20 +107,25 @@ class RecordSource:
         (name,) = builder.info.splits
         self._features = builder.info.features
         self._image_only = tfds.features.FeaturesDict({"image": self._features["image"]})
-        self._source = builder.as_data_source(name, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
+        self._source = builder.as_data_source(
+            name, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
+        )
 
     def __len__(self) -> int:
         return len(self._source)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """The image's fields, `image` as undecoded bytes and `instances` as arrays [n, ...] (see the module's head)."""
+        """The image's fields; `image` are undecoded bytes, `instances` arrays [n, ...] (see the module)."""
         example = self._features.deserialize_example_np(self._bytes(index), decoders=_UNDECODED)
         instances = example.pop("instances")
-        record = {name: example[name].decode() if dtype is str else dtype(example[name])
-                  for name, dtype in _IMAGE_FIELDS.items()}
+        record = {
+            name: example[name].decode() if dtype is str else dtype(example[name])
+            for name, dtype in _IMAGE_FIELDS.items()
+        }
         record["image"] = example["image"]
         record["instances"] = {
-            name: _strings(value.decode() for value in instances[name]) if dtype is str
+            name: _strings(value.decode() for value in instances[name])
+            if dtype is str
             else np.asarray(instances[name], dtype).reshape(-1, *shape)
             for name, (dtype, shape) in self._fields.items()
         }
@@ -125,16 +147,18 @@ def open_records(dataset: str, split: str, data_dir: str | pathlib.Path) -> Reco
     Raises:
       DatasetNotPrepared: with the command that prepares them.
     """
-    return RecordSource(_prepared_dir(dataset, split, data_dir), instance_fields(get_dataset(dataset).num_keypoints))
+    return RecordSource(
+        _prepared_dir(dataset, split, data_dir), instance_fields(get_dataset(dataset).num_keypoints)
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class Annotations:
     """Every field of a split but the pixels, in columns.
 
-    Image columns have I rows, in the order of the records; instance columns have N rows, sorted by `image_index`
-    (the image's row) and, within an image, in the order of the annotation file. `metadata` are remarks of the builder,
-    such as where MPII's head sizes come from.
+    Image columns have I rows, in the order of the records; instance columns have N rows, sorted by
+    `image_index` (the image's row) and, within an image, in the order of the annotation file. `metadata` are
+    remarks of the builder, such as where MPII's head sizes come from.
     """
 
     dataset: str
@@ -170,15 +194,21 @@ class Annotations:
     def to_coco(self) -> dict[str, Any]:
         """The split as a COCO ground-truth document (lists and Python numbers), which pycocotools accepts.
 
-        What the annotation did not have (area, num_keypoints, crowd index, head size) is absent here too. Keypoints
-        of sets with parts are written as COCO-WholeBody does: `keypoints` for the body, `<part>_kpts` for the others.
+        What the annotation did not have (area, num_keypoints, crowd index, head size) is absent here too.
+        Keypoints of sets with parts are written as COCO-WholeBody does: `keypoints` for the body,
+        `<part>_kpts` for the others.
         """
         images = [
             {"id": image_id, "file_name": name, "height": height, "width": width}
             | ({"crowdIndex": crowd_index} if crowd_index >= 0 else {})
             for image_id, name, height, width, crowd_index in zip(
-                self.image_id.tolist(), self.file_name, self.height.tolist(), self.width.tolist(),
-                self.crowd_index.tolist(), strict=True)
+                self.image_id.tolist(),
+                self.file_name,
+                self.height.tolist(),
+                self.width.tolist(),
+                self.crowd_index.tolist(),
+                strict=True,
+            )
         ]
         parts = get_dataset(self.dataset).keypoints.parts or (("body", 0, self.keypoints.shape[1]),)
         columns = {
@@ -187,14 +217,22 @@ class Annotations:
             "category_id": self.category.tolist(),
             "iscrowd": self.crowd.astype(int).tolist(),
             "bbox": self.box.tolist(),
-            **{"keypoints" if part == "body" else f"{part}_kpts":
-               self.keypoints[:, first:end].reshape(self.num_instances, 3 * (end - first)).tolist()
-               for part, first, end in parts},
+            **{
+                "keypoints" if part == "body" else f"{part}_kpts": self.keypoints[:, first:end]
+                .reshape(self.num_instances, 3 * (end - first))
+                .tolist()
+                for part, first, end in parts
+            },
         }
         annotations = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
         for annotation, area, count, head_size, mask in zip(
-                annotations, self.area.tolist(), self.num_keypoints.tolist(), self.head_size.tolist(), self.mask,
-                strict=True):
+            annotations,
+            self.area.tolist(),
+            self.num_keypoints.tolist(),
+            self.head_size.tolist(),
+            self.mask,
+            strict=True,
+        ):
             annotation |= {"area": area} if area >= 0 else {}
             annotation |= {"num_keypoints": count} if count >= 0 else {}
             annotation |= {"head_size": head_size} if head_size > 0 else {}
@@ -216,8 +254,12 @@ def load_annotations(dataset: str, split: str, data_dir: str | pathlib.Path) -> 
     for name in ("file_name", "mask"):
         columns[name] = _unpack_strings(columns.pop(f"{name}_text"), columns.pop(f"{name}_end"))
     return Annotations(
-        dataset=dataset, split=split, categories=tuple((number, name) for number, name in header["categories"]),
-        metadata=header["metadata"], **columns)
+        dataset=dataset,
+        split=split,
+        categories=tuple((number, name) for number, name in header["categories"]),
+        metadata=header["metadata"],
+        **columns,
+    )
 
 
 class AnnotationTableWriter:
@@ -233,7 +275,9 @@ class AnnotationTableWriter:
         self._blocks.append(self._block(examples, self._num_images))
         self._num_images += len(examples)
 
-    def save(self, path: pathlib.Path, categories: Iterable[tuple[int, str]], metadata: Mapping[str, str]) -> None:
+    def save(
+        self, path: pathlib.Path, categories: Iterable[tuple[int, str]], metadata: Mapping[str, str]
+    ) -> None:
         columns = {name: np.concatenate([block[name] for block in self._blocks]) for name in self._blocks[0]}
         for name in ("file_name", "mask"):
             columns[f"{name}_text"], columns[f"{name}_end"] = _pack_strings(columns.pop(name))
@@ -243,12 +287,16 @@ class AnnotationTableWriter:
 
     def _block(self, examples: Sequence[Mapping[str, Any]], first_image: int) -> dict[str, np.ndarray]:
         instances = [instance for example in examples for instance in example["instances"]]
-        block = {name: _column([example[name] for example in examples], dtype, ())
-                 for name, dtype in _IMAGE_FIELDS.items()}
+        block = {
+            name: _column([example[name] for example in examples], dtype, ())
+            for name, dtype in _IMAGE_FIELDS.items()
+        }
         counts = [len(example["instances"]) for example in examples]
         block["image_index"] = np.repeat(np.arange(first_image, first_image + len(examples)), counts)
-        return block | {name: _column([instance[name] for instance in instances], dtype, shape)
-                        for name, (dtype, shape) in self._fields.items()}
+        return block | {
+            name: _column([instance[name] for instance in instances], dtype, shape)
+            for name, (dtype, shape) in self._fields.items()
+        }
 
 
 def _prepared_dir(dataset: str, split: str, data_dir: str | pathlib.Path) -> pathlib.Path:
@@ -257,8 +305,9 @@ def _prepared_dir(dataset: str, split: str, data_dir: str | pathlib.Path) -> pat
         raise DatasetNotPrepared(
             f"{dataset} ({split}) is not prepared: there is no {directory}. Prepare it with\n"
             f"  python -m scripts.prepare_data {dataset} --raw_dir=<the download> --data_dir={data_dir}"
-            f" --split={split}\n(docs/datasets.md says where to get it). The configuration `:demo` makes its own data and"
-            " needs none.")
+            f" --split={split}\n(docs/datasets.md says where to get it). The configuration `:demo` makes"
+            " its own data and needs none."
+        )
     return directory
 
 
@@ -277,7 +326,9 @@ def _strings(values: Iterable[str]) -> np.ndarray:
 def _pack_strings(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """All strings in one byte array, and the end of each in it."""
     encoded = [value.encode() for value in values]
-    return np.frombuffer(b"".join(encoded), np.uint8), np.cumsum([len(text) for text in encoded], dtype=np.int64)
+    return np.frombuffer(b"".join(encoded), np.uint8), np.cumsum(
+        [len(text) for text in encoded], dtype=np.int64
+    )
 
 
 def _unpack_strings(text: np.ndarray, end: np.ndarray) -> np.ndarray:

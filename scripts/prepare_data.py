@@ -5,10 +5,10 @@
     python -m scripts.prepare_data coco --split=val --annotations=test_coco.json --images=pictures/
     python -m scripts.prepare_data synthetic_coco                                # rendered: needs no download
 
-`--raw_dir` is the folder of all downloads or the dataset's own; docs/datasets.md has every layout. Broken entries are
-left out and reported with file and id, in the output and in `summary.json` beside the records; `--strict` stops at the
-first instead. Finished splits are kept as they are (`--overwrite` makes them again), so the command can be repeated
-after an interruption. The exit status is 1 if a split could not be prepared.
+`--raw_dir` is the folder of all downloads or the dataset's own; docs/datasets.md has every layout. Broken
+entries are left out and reported with file and id, in the output and in `summary.json` beside the records;
+`--strict` stops at the first instead. Finished splits are kept as they are (`--overwrite` makes them again),
+so the command can be repeated after an interruption. The exit status is 1 if a split could not be prepared.
 """
 
 from __future__ import annotations
@@ -31,7 +31,10 @@ from data_pipelines.builders.report import NoAnnotations, RawDataError
 
 _SHOWN_CASES = 3
 _COLUMNS = {  # heading -> entry of the summary
-    "images": "images", "empty": "images_without_instances", "instances": "instances", "crowds": "crowds",
+    "images": "images",
+    "empty": "images_without_instances",
+    "instances": "instances",
+    "crowds": "crowds",
     "unlabelled": "without_keypoints",
 }
 
@@ -39,11 +42,20 @@ _COLUMNS = {  # heading -> entry of the summary
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line; exits with a message where arguments do not fit together."""
     parser = argparse.ArgumentParser(
-        prog="python -m scripts.prepare_data", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("dataset", choices=sorted(BUILDERS), metavar="dataset", help=", ".join(sorted(BUILDERS)))
+        prog="python -m scripts.prepare_data",
+        description=__doc__,
+        formatter_class=argparse.RawTextHelpFormatter,
+    )
+    parser.add_argument(
+        "dataset", choices=sorted(BUILDERS), metavar="dataset", help=", ".join(sorted(BUILDERS))
+    )
     parser.add_argument("--raw_dir", help="folder of all downloads, or the dataset's own")
-    parser.add_argument("--data_dir", default="data", help="where prepared datasets lie (default: %(default)s)")
-    parser.add_argument("--split", action="append", help="a split to prepare; may be repeated (default: all found)")
+    parser.add_argument(
+        "--data_dir", default="data", help="where prepared datasets lie (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--split", action="append", help="a split to prepare; may be repeated (default: all found)"
+    )
     parser.add_argument("--annotations", help="this split's annotation file, if it lies elsewhere")
     parser.add_argument("--images", help="this split's picture folder, if it lies elsewhere")
     parser.add_argument("--strict", action="store_true", help="stop at the first broken entry")
@@ -76,21 +88,30 @@ def prepare_splits(args: argparse.Namespace) -> tuple[dict[str, dict[str, Any]],
 
 
 def print_summaries(dataset: str, summaries: dict[str, dict[str, Any]]) -> None:
-    """One table for all splits, and below it what was dropped or is unusual, by reason, with its first cases."""
+    """One table for all splits; below it what was dropped or is unusual, by reason, with the first cases."""
     console = rich.console.Console(soft_wrap=True, highlight=False)
     table = rich.table.Table(title=dataset, box=rich.box.SIMPLE, caption="dropped: images / instances")
     for name in ("split", *_COLUMNS, "dropped", "MB"):
         table.add_column(name, justify="left" if name == "split" else "right", no_wrap=True)
     for split, summary in summaries.items():
-        dropped = [str(sum(tally["count"] for tally in tallies.values())) for tallies in summary["dropped"].values()]
-        table.add_row(split, *(str(summary[key]) for key in _COLUMNS.values()), " / ".join(dropped),
-                      f"{summary['bytes'] / 1e6:.1f}")
+        dropped = [
+            str(sum(tally["count"] for tally in tallies.values())) for tallies in summary["dropped"].values()
+        ]
+        table.add_row(
+            split,
+            *(str(summary[key]) for key in _COLUMNS.values()),
+            " / ".join(dropped),
+            f"{summary['bytes'] / 1e6:.1f}",
+        )
     console.print(table)
     for split, summary in summaries.items():
         kinds = {f"dropped {kind}": tallies for kind, tallies in summary["dropped"].items()}
         for kind, tallies in (kinds | {"remark": summary["remarks"]}).items():
             for reason, tally in tallies.items():
-                lines = [f"{split}: {kind}: {reason}: {tally['count']}", *map(_case, tally["examples"][:_SHOWN_CASES])]
+                lines = [
+                    f"{split}: {kind}: {reason}: {tally['count']}",
+                    *map(_case, tally["examples"][:_SHOWN_CASES]),
+                ]
                 console.print(rich.markup.escape("\n".join(lines)))
         for key, value in summary["metadata"].items():
             console.print(rich.markup.escape(f"{split}: {key}: {value}"))
@@ -109,7 +130,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _case(example: dict[str, Any]) -> str:
-    return f"    {example['file']}, id {example['id']}" + (f": {example['detail']}" if example["detail"] else "")
+    return f"    {example['file']}, id {example['id']}" + (
+        f": {example['detail']}" if example["detail"] else ""
+    )
 
 
 def _prepare_split(args: argparse.Namespace, split: str) -> dict[str, Any]:
@@ -119,7 +142,12 @@ def _prepare_split(args: argparse.Namespace, split: str) -> dict[str, Any]:
         return read_summary(directory)
     files = {"raw_dir": args.raw_dir, "annotations": args.annotations, "images": args.images}
     builder = BUILDERS[args.dataset](
-        split, data_dir=args.data_dir, strict=args.strict, decode=args.decode, **(files if _reads_files(args) else {}))
+        split,
+        data_dir=args.data_dir,
+        strict=args.strict,
+        decode=args.decode,
+        **(files if _reads_files(args) else {}),
+    )
     return builder.prepare(overwrite=args.overwrite)
 
 

@@ -1,4 +1,4 @@
-"""One builder a dataset: raw downloads (or a rendered world) to ArrayRecord. `base.py` tells how to add one."""
+"""One builder a dataset: raw downloads or a rendered world to ArrayRecord. `base.py` tells how to add one."""
 
 from __future__ import annotations
 
@@ -18,6 +18,18 @@ from data_pipelines.builders.synthetic import SYNTHETIC
 
 BUILDERS: dict[str, type[PoseBuilder]] = {
     builder.dataset: builder
-    for builder in (Coco, CocoWholeBody, Aic, Mpii, Ap10k, Apt36k, CrowdPose, OcHuman, InterHand2d, Pw3d, Halpe,
-                    *SYNTHETIC.values())
+    for builder in (
+        Coco,
+        CocoWholeBody,
+        Aic,
+        Mpii,
+        Ap10k,
+        Apt36k,
+        CrowdPose,
+        OcHuman,
+        InterHand2d,
+        Pw3d,
+        Halpe,
+        *SYNTHETIC.values(),
+    )
 }

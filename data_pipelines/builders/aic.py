@@ -14,8 +14,12 @@ class Aic(CocoFormatBuilder):
     folders = ("aic",)
     layouts = {
         # The second name is the one that the released multi-dataset configuration uses for the same file.
-        "train": Layout(("annotations/aic_train.json", "annotations/person_keypoints_train2017.json"),
-                        ("ai_challenger_keypoint_train_20170902/keypoint_train_images_20170902",)),
-        "val": Layout(("annotations/aic_val.json", "annotations/person_keypoints_val2017.json"),
-                      ("ai_challenger_keypoint_validation_20170911/keypoint_validation_images_20170911",)),
+        "train": Layout(
+            ("annotations/aic_train.json", "annotations/person_keypoints_train2017.json"),
+            ("ai_challenger_keypoint_train_20170902/keypoint_train_images_20170902",),
+        ),
+        "val": Layout(
+            ("annotations/aic_val.json", "annotations/person_keypoints_val2017.json"),
+            ("ai_challenger_keypoint_validation_20170911/keypoint_validation_images_20170911",),
+        ),
     }

@@ -11,5 +11,6 @@ class Ap10k(CocoFormatBuilder):
     folders = ("ap10k", "ap-10k")
     layouts = {
         f"{part}-split{number}": Layout((f"annotations/ap10k-{part}-split{number}.json",), ("data",))
-        for number in (1, 2, 3) for part in ("train", "val", "test")
+        for number in (1, 2, 3)
+        for part in ("train", "val", "test")
     }

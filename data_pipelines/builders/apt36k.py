@@ -1,8 +1,9 @@
 """APT-36K: animals in video clips, with AP-10K's skeleton.
 
-The public release is one file for all clips. Its authors' split is 7:1:2 by video within each kind of animal, in the
-file's order, and this module rebuilds it. The released script lists a video once per *frame*, so the cuts fall at
-frame counts, and a video that is cut in two belongs to the earlier part; published figures are on that split.
+The public release is one file for all clips. Its authors' split is 7:1:2 by video within each kind of animal,
+in the file's order, and this module rebuilds it. The released script lists a video once per *frame*, so the
+cuts fall at frame counts, and a video that is cut in two belongs to the earlier part; published figures are
+on that split.
 """
 
 from __future__ import annotations
@@ -34,8 +35,15 @@ class Apt36k(CocoFormatBuilder):
     folders = ("ap36k", "apt36k")
     # Split files under the names that circulate; else the release itself, which is split here.
     layouts = {
-        split: Layout((f"annotations/apt36k_{split}.json", f"annotations/ap36k_{split}.json",
-                       f"annotations/{split}_annotations_1.json", f"annotations/{RAW_FILE}"), ("images",))
+        split: Layout(
+            (
+                f"annotations/apt36k_{split}.json",
+                f"annotations/ap36k_{split}.json",
+                f"annotations/{split}_annotations_1.json",
+                f"annotations/{RAW_FILE}",
+            ),
+            ("images",),
+        )
         for split in SPLITS
     }
 
@@ -48,12 +56,18 @@ class Apt36k(CocoFormatBuilder):
         for image in images:
             if _video_of(image) is None:
                 number = image.get("id") if isinstance(image, dict) else None
-                self.report.drop_image(Fault("bad image entry", f"no video_id or no path: {image!r:.200}"), path, number)
+                self.report.drop_image(
+                    Fault("bad image entry", f"no video_id or no path: {image!r:.200}"), path, number
+                )
         part = split_release(document)[self.split]
         sizes = len(part["images"]), len(part["annotations"])
         if sizes != SPLIT_SIZES[self.split]:
-            self.report.remark("sizes differ from the authors' split", path, None,
-                               f"{sizes} images and annotations, published are {SPLIT_SIZES[self.split]}")
+            self.report.remark(
+                "sizes differ from the authors' split",
+                path,
+                None,
+                f"{sizes} images and annotations, published are {SPLIT_SIZES[self.split]}",
+            )
         return part
 
     def picture(self, file_name: str) -> pathlib.Path:
@@ -68,14 +82,21 @@ class Apt36k(CocoFormatBuilder):
 def split_release(document: dict[str, Any], whole_videos: bool = False) -> dict[str, dict[str, Any]]:
     """The release as one COCO document a split.
 
-    Image names are cut to their last three parts (kind, clip, frame), `is_crowd` becomes `iscrowd`, categories are
-    sorted by id. With `whole_videos` a video counts once, not once a frame: what the ratio was meant to be.
-    Images without a video or with another kind of name are left out.
+    Image names are cut to their last three parts (kind, clip, frame), `is_crowd` becomes `iscrowd`,
+    categories are sorted by id. With `whole_videos` a video counts once, not once a frame: what the ratio was
+    meant to be. Images without a video or with another kind of name are left out.
     """
     images = [image for image in document["images"] if _video_of(image) is not None]
     split_of = _split_of_videos(images, whole_videos)
-    parts = {split: document | {"images": [], "annotations": [], "categories": sorted(
-        document.get("categories", []), key=lambda category: category["id"])} for split in SPLITS}
+    parts = {
+        split: document
+        | {
+            "images": [],
+            "annotations": [],
+            "categories": sorted(document.get("categories", []), key=lambda category: category["id"]),
+        }
+        for split in SPLITS
+    }
     video_of_image = {repr(image.get("id")): image["video_id"] for image in images}
     for image in images:
         parts[split_of[image["video_id"]]]["images"].append(image | {"file_name": _file_name(image)})

@@ -3,20 +3,22 @@
 To add a dataset:
 
 1. Enter it in `data_pipelines/keypoint_sets.py` (or call `register_dataset`).
-2. Write a subclass of `PoseBuilder` with `dataset`, `splits` and `images()`, which yields (picture, record) pairs:
+2. Write a subclass of `PoseBuilder` with `dataset`, `splits` and `images()`, which yields pairs of a picture
+   (a pathlib.Path or the JPEG's bytes, stored as they are) and its record:
 
-     picture: a pathlib.Path, or the JPEG's bytes. It is stored as it is.
-     record: {"image_id": int, "file_name": str, "instances": [...]}, optionally "width", "height" (checked against the
-       picture) and "crowd_index". An instance is {"id": int, "box": [x, y, w, h], "keypoints": [x, y, v] * K} and
-       optionally any other instance field of `data_pipelines.records` and "segmentation" (COCO's). Pixels count from
-       0. Nothing needs to be checked: the base class does that for every dataset, in one place.
+     {"image_id": 7, "file_name": "a.jpg", "instances": [
+         {"id": 1, "box": [x, y, width, height], "keypoints": [x, y, v] * K}]}
+
+   Optional are an image's "width" and "height" (checked against the picture) and "crowd_index", and every
+   other instance field of `data_pipelines.records`, with COCO's "segmentation" for the mask. Pixels count from
+   0. A builder checks nothing: the base class does that for every dataset, in one place.
 
    A COCO-format file needs no more than a subclass of `CocoFormatBuilder` that says where its files lie.
 3. Enter the class in `BUILDERS` of `data_pipelines/builders/__init__.py`.
 
-The records are written by our own loop into the folder that TFDS provides and renames when it is complete. TFDS's
-generator path keeps a gigabyte in memory and then wants TensorFlow for its temporary files; this one streams, needs no
-TensorFlow, and keeps the order of the annotation file.
+The records are written by our own loop into the folder that TFDS provides and renames when it is complete.
+TFDS's generator path keeps a gigabyte in memory and then wants TensorFlow for its temporary files; this one
+streams, needs no TensorFlow, and keeps the order of the annotation file.
 """
 
 from __future__ import annotations
@@ -63,11 +65,19 @@ class PoseBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(skip_registration=True, **kwargs)
-        cls.BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=split, version=cls.VERSION) for split in cls.splits]
+        cls.BUILDER_CONFIGS = [
+            tfds.core.BuilderConfig(name=split, version=cls.VERSION) for split in cls.splits
+        ]
 
     def __init__(
-        self, split: str, *, data_dir: str | os.PathLike, strict: bool = False, decode: bool = False,
-        progress: bool = True, dataset: str | None = None,
+        self,
+        split: str,
+        *,
+        data_dir: str | os.PathLike,
+        strict: bool = False,
+        decode: bool = False,
+        progress: bool = True,
+        dataset: str | None = None,
     ):
         """
         Args:
@@ -84,12 +94,17 @@ class PoseBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         self.report = Report(strict)
         self.metadata: dict[str, str] = {}
         self._decode, self._progress = decode, progress
-        super().__init__(data_dir=os.fspath(data_dir), file_format="array_record",
-                         config=split if split in self.splits else tfds.core.BuilderConfig(
-                             name=split, version=self.VERSION))
+        super().__init__(
+            data_dir=os.fspath(data_dir),
+            file_format="array_record",
+            config=next(
+                (config for config in self.BUILDER_CONFIGS if config.name == split),
+                tfds.core.BuilderConfig(name=split, version=self.VERSION),
+            ),
+        )
 
     def images(self) -> Iterator[tuple[Picture, dict[str, Any]]]:
-        """Yields every picture of the split with its record, unchecked, in the order in which to store them."""
+        """Yields every picture of the split with its record, unchecked, in the order to store them in."""
         raise NotImplementedError
 
     def describe_source(self) -> dict[str, str]:
@@ -100,7 +115,7 @@ class PoseBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         """Writes the split unless it is finished already; returns its summary.
 
         Raises:
-          RawDataError: the raw data cannot be used at all, or strict mode found a fault. Nothing is left behind.
+          RawDataError: the raw data cannot be used at all, or strict mode found a fault. Nothing is left.
         """
         directory = records.split_dir(self.name, self.split, self._data_dir_root)
         with _only_one(directory.parent):
@@ -110,8 +125,11 @@ class PoseBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
-            builder=self, features=records.record_features(self.pose_dataset), disable_shuffling=True,
-            description=f"{self.name}: people or animals with keypoints, one example an image.")
+            builder=self,
+            features=records.record_features(self.pose_dataset),
+            disable_shuffling=True,
+            description=f"{self.name}: people or animals with keypoints, one example an image.",
+        )
 
     def _log_download_bytes(self) -> None:
         """Nothing is downloaded, and the summary says what is written."""
@@ -124,10 +142,17 @@ class PoseBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         return {self.split.replace("-", "_"): self._generate_examples()}
 
     def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        check = _Checker(self.pose_dataset.num_keypoints, self.report, self.describe_source().get("annotations", ""))
+        check = _Checker(
+            self.pose_dataset.num_keypoints, self.report, self.describe_source().get("annotations", "")
+        )
         images = _read_ahead(lambda item: _read(item, self._decode), self.images())
-        with tqdm.tqdm(images, total=self.num_images, desc=f"{self.name} {self.split}", unit=" images",
-                       disable=not self._progress) as bar:
+        with tqdm.tqdm(
+            images,
+            total=self.num_images,
+            desc=f"{self.name} {self.split}",
+            unit=" images",
+            disable=not self._progress,
+        ) as bar:
             number = itertools.count()
             for picture, record, read in bar:
                 bar.total = self.num_images  # known once the annotation file is read
@@ -143,9 +168,16 @@ class PoseBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         start = time.monotonic()
         ((name, examples),) = self._split_generators(dl_manager).items()
         table = records.AnnotationTableWriter(self.pose_dataset.num_keypoints)
-        shards = _ShardWriter(tfds.core.ShardedFileTemplate(
-            dataset_name=self.name, data_dir=self.data_path, split=name, filetype_suffix="array_record",
-            template="{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_INDEX}"), self.info.features)
+        shards = _ShardWriter(
+            tfds.core.ShardedFileTemplate(
+                dataset_name=self.name,
+                data_dir=self.data_path,
+                split=name,
+                filetype_suffix="array_record",
+                template="{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_INDEX}",
+            ),
+            self.info.features,
+        )
         counts = collections.Counter()
         try:
             while chunk := [example for _, example in itertools.islice(examples, _CHUNK)]:
@@ -156,13 +188,22 @@ class PoseBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         finally:
             shards.close()
         if not counts["images"]:
-            raise RawDataError(f"{self.name} ({self.split}): not one usable image; {_first_faults(self.report)}")
+            raise RawDataError(
+                f"{self.name} ({self.split}): not one usable image; {_first_faults(self.report)}"
+            )
         table.save(pathlib.Path(self.data_path) / records.ANNOTATIONS_FILE, self.categories, self.metadata)
         self.info.set_splits(tfds.core.SplitDict([shards.split_info(name)]))
         summary = {
-            "dataset": self.name, "split": self.split, "source": self.describe_source(), "metadata": self.metadata,
-            **counts, "bytes": sum(shards.bytes), "seconds": round(time.monotonic() - start, 1),
-            "dropped": {kind: tallies for kind, tallies in self.report.as_dict().items() if kind != "remarks"},
+            "dataset": self.name,
+            "split": self.split,
+            "source": self.describe_source(),
+            "metadata": self.metadata,
+            **counts,
+            "bytes": sum(shards.bytes),
+            "seconds": round(time.monotonic() - start, 1),
+            "dropped": {
+                kind: tallies for kind, tallies in self.report.as_dict().items() if kind != "remarks"
+            },
             "remarks": self.report.as_dict()["remarks"],
         }
         (pathlib.Path(self.data_path) / records.SUMMARY_FILE).write_text(json.dumps(summary, indent=1))
@@ -197,7 +238,8 @@ class _ShardWriter:
 
     def split_info(self, name: str) -> tfds.core.SplitInfo:
         return tfds.core.SplitInfo(
-            name=name, shard_lengths=self.lengths, num_bytes=sum(self.bytes), filename_template=self._template)
+            name=name, shard_lengths=self.lengths, num_bytes=sum(self.bytes), filename_template=self._template
+        )
 
 
 class _Checker:
@@ -209,7 +251,10 @@ class _Checker:
         self._instance_ids: set[int] = set()
 
     def __call__(
-        self, picture: Picture, record: dict[str, Any], read: tuple[bytes, int, int] | Fault,
+        self,
+        picture: Picture,
+        record: dict[str, Any],
+        read: tuple[bytes, int, int] | Fault,
         categories: frozenset[int],
     ) -> dict[str, Any] | None:
         file = picture if isinstance(picture, pathlib.Path) else str(record.get("file_name"))
@@ -226,8 +271,13 @@ class _Checker:
                 self._report.remark("instance lost with its image", self._file or file, instance.get("id"))
             return None
         self._image_ids.add(example["image_id"])
-        instances = [self._instance(instance, file, width, height, categories) for instance in record["instances"]]
-        return example | {"image": data, "instances": [instance for instance in instances if instance is not None]}
+        instances = [
+            self._instance(instance, file, width, height, categories) for instance in record["instances"]
+        ]
+        return example | {
+            "image": data,
+            "instances": [instance for instance in instances if instance is not None],
+        }
 
     def _instance(self, instance, file, width, height, categories) -> dict[str, Any] | None:
         file = self._file or file
@@ -280,13 +330,17 @@ def _count(counts: collections.Counter, examples: list[dict[str, Any]]) -> None:
     counts["instances"] += len(instances)
     counts["crowds"] += sum(instance["crowd"] for instance in instances)
     counts["without_keypoints"] += sum(
-        not instance["crowd"] and (instance["num_keypoints"] == 0 or not (instance["keypoints"][:, 2] > 0).any())
-        for instance in instances)
+        not instance["crowd"]
+        and (instance["num_keypoints"] == 0 or not (instance["keypoints"][:, 2] > 0).any())
+        for instance in instances
+    )
 
 
 def _first_faults(report: Report) -> str:
-    found = [f"{reason} ({tally['count']}, first {tally['examples'][0]['file']})"
-             for reason, tally in report.as_dict()["images"].items()]
+    found = [
+        f"{reason} ({tally['count']}, first {tally['examples'][0]['file']})"
+        for reason, tally in report.as_dict()["images"].items()
+    ]
     return "dropped: " + "; ".join(found) if found else "the annotation file lists none"
 
 

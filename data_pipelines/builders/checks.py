@@ -1,7 +1,7 @@
 """The checks that every entry of every dataset passes before it becomes a record.
 
-One place for all builders: a builder hands over what it found, unchecked, and these functions either return it in the
-records' own types or raise `Fault`.
+One place for all builders: a builder hands over what it found, unchecked, and these functions either return
+it in the records' own types or raise `Fault`.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ _START_OF_SCAN = 0xDA
 def read_jpeg(image: pathlib.Path | bytes, decode: bool = False) -> tuple[bytes, int, int]:
     """(bytes, width, height) of a complete JPEG.
 
-    The headers are walked and the end marker is looked for, which finds truncated files without decoding. `decode`
-    decodes the pixels as well.
+    The headers are walked and the end marker is looked for, which finds truncated files without decoding.
+    `decode` decodes the pixels as well.
 
     Raises:
       Fault: missing image, not a JPEG, truncated JPEG, undecodable JPEG.
@@ -43,8 +43,8 @@ def read_jpeg(image: pathlib.Path | bytes, decode: bool = False) -> tuple[bytes,
     if not image.startswith(b"\xff\xd8\xff"):
         raise Fault("not a JPEG", f"{len(image)} bytes that start with {image[:8].hex(' ') or 'nothing'}")
     width, height, scan = _jpeg_frame(image)
-    # Within the scans every 0xff byte is followed by 0x00 or a restart marker: an end marker after the first scan's
-    # start is the end of the picture. Some cameras append other data behind it.
+    # Within the scans every 0xff byte is followed by 0x00 or a restart marker: an end marker after the first
+    # scan's start is the end of the picture. Some cameras append other data behind it.
     if image.rfind(b"\xff\xd9", scan) < 0:
         raise Fault("truncated JPEG", f"no end-of-image marker in {len(image)} bytes")
     if decode and cv2.imdecode(np.frombuffer(image, np.uint8), cv2.IMREAD_COLOR) is None:
@@ -70,9 +70,9 @@ def _jpeg_frame(data: bytes) -> tuple[int, int, int]:
                 raise Fault("not a JPEG", "no picture size before the first scan")
             return width, height, position
         if marker in _START_OF_FRAME and position + 9 <= len(data):
-            height = int.from_bytes(data[position + 5:position + 7], "big")
-            width = int.from_bytes(data[position + 7:position + 9], "big")
-        position += 2 + int.from_bytes(data[position + 2:position + 4], "big")
+            height = int.from_bytes(data[position + 5 : position + 7], "big")
+            width = int.from_bytes(data[position + 7 : position + 9], "big")
+        position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
     raise Fault("truncated JPEG", f"the {len(data)} bytes end within the headers")
 
 
@@ -92,23 +92,31 @@ def check_image_entry(entry: Mapping[str, Any], width: int, height: int) -> dict
     for key, stored in (("width", width), ("height", height)):
         annotated = entry.get(key)
         if annotated is not None and annotated != stored:
-            raise Fault("image size differs", f"{file_name} is {width}x{height}, but its {key} is given as {annotated!r:.80}")
+            raise Fault(
+                "image size differs",
+                f"{file_name} is {width}x{height}, but its {key} is given as {annotated!r:.80}",
+            )
     crowd_index = entry.get("crowd_index", -1.0)
-    return {"image_id": image_id, "file_name": file_name, "height": height, "width": width,
-            "crowd_index": float(numbers({"crowdIndex": crowd_index}, "crowdIndex", 1)[0])}
+    return {
+        "image_id": image_id,
+        "file_name": file_name,
+        "height": height,
+        "width": width,
+        "crowd_index": float(numbers({"crowdIndex": crowd_index}, "crowdIndex", 1)[0]),
+    }
 
 
 def check_instance(
-    instance: Mapping[str, Any], num_keypoints: int, width: int, height: int, categories: frozenset[int],
+    instance: Mapping[str, Any], num_keypoints: int, width: int, height: int, categories: frozenset[int]
 ) -> tuple[dict[str, Any], list[str]]:
     """(instance in the records' types, remarks) of one instance of an image of `width` x `height` pixels.
 
-    `instance` has id, box and keypoints (flat or [K, 3]; they may be missing on crowds), and optionally every other
-    instance field and `segmentation`.
+    `instance` has id, box and keypoints (flat or [K, 3]; they may be missing on crowds), and optionally every
+    other instance field and `segmentation`.
 
     Raises:
-      Fault: missing field, bad id, wrong number of keypoints, not a number, not finite, number out of range, negative
-        box, box outside the image, unknown category.
+      Fault: missing field, bad id, wrong number of keypoints, not a number, not finite, number out of range,
+        negative box, box outside the image, unknown category.
     """
     remarks: list[str] = []
     crowd = bool(instance.get("crowd") or False)
@@ -131,12 +139,20 @@ def check_instance(
     count = integer(instance, "num_keypoints", default=-1, bits=32)
     centre, scale, head_size = (
         numbers({key: instance.get(key, np.zeros(length))}, key, length)
-        for key, length in (("centre", 2), ("scale", 1), ("head_size", 1)))
+        for key, length in (("centre", 2), ("scale", 1), ("head_size", 1))
+    )
     unlabelled = crowd or count == 0 or not (keypoints[:, 2] > 0).any()
     return {
-        "id": integer(instance, "id"), "box": box.astype(np.float32), "area": np.float32(area), "crowd": crowd,
-        "category": category, "keypoints": keypoints.astype(np.float32), "num_keypoints": count,
-        "centre": centre.astype(np.float32), "scale": np.float32(scale[0]), "head_size": np.float32(head_size[0]),
+        "id": integer(instance, "id"),
+        "box": box.astype(np.float32),
+        "area": np.float32(area),
+        "crowd": crowd,
+        "category": category,
+        "keypoints": keypoints.astype(np.float32),
+        "num_keypoints": count,
+        "centre": centre.astype(np.float32),
+        "scale": np.float32(scale[0]),
+        "head_size": np.float32(head_size[0]),
         "mask": _mask(instance.get("segmentation"), remarks) if unlabelled else "",
     }, remarks
 
@@ -150,7 +166,11 @@ def integer(entry: Mapping[str, Any], key: str, default: int | None = None, bits
         raise Fault("missing field", key)
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not -(2**(bits - 1)) <= value < 2**(bits - 1):
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, (int, np.integer))
+        or not -(2 ** (bits - 1)) <= value < 2 ** (bits - 1)
+    ):
         raise Fault("bad id" if key.endswith("id") else "not a number", f"{key} is {value!r:.80}")
     return int(value)
 
@@ -170,8 +190,10 @@ def numbers(entry: Mapping[str, Any], key: str, count: int) -> np.ndarray:
     except (TypeError, ValueError, OverflowError):
         raise Fault("not a number", f"{key} is {value!r:.80}") from None
     if len(array) != count:
-        raise Fault("wrong number of keypoints" if key == "keypoints" else "wrong length",
-                    f"{key} has {len(array)} numbers, {count} are needed")
+        raise Fault(
+            "wrong number of keypoints" if key == "keypoints" else "wrong length",
+            f"{key} has {len(array)} numbers, {count} are needed",
+        )
     if not np.isfinite(array).all():
         raise Fault("not finite", f"{key} holds {array[~np.isfinite(array)][0]}")
     return array
@@ -201,9 +223,13 @@ def _mask(segmentation: Any, remarks: list[str]) -> str:
     if not segmentation:
         return ""
     if isinstance(segmentation, dict):
-        usable = isinstance(segmentation.get("counts"), (list, str)) and _is_list_of_numbers(segmentation.get("size"), 2)
+        usable = isinstance(segmentation.get("counts"), (list, str)) and _is_list_of_numbers(
+            segmentation.get("size"), 2
+        )
     else:
-        usable = isinstance(segmentation, list) and all(_is_list_of_numbers(polygon, 6) for polygon in segmentation)
+        usable = isinstance(segmentation, list) and all(
+            _is_list_of_numbers(polygon, 6) for polygon in segmentation
+        )
     if not usable:
         remarks.append("unusable segmentation (instance kept without)")
         return ""
@@ -211,5 +237,9 @@ def _mask(segmentation: Any, remarks: list[str]) -> str:
 
 
 def _is_list_of_numbers(values: Any, least: int) -> bool:
-    return (isinstance(values, list) and len(values) >= least and len(values) % 2 == 0
-            and all(isinstance(value, (int, float)) and math.isfinite(value) for value in values))
+    return (
+        isinstance(values, list)
+        and len(values) >= least
+        and len(values) % 2 == 0
+        and all(isinstance(value, (int, float)) and math.isfinite(value) for value in values)
+    )

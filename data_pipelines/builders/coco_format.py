@@ -13,13 +13,19 @@ from data_pipelines.builders.raw_files import Layout
 from data_pipelines.builders.report import Fault, RawDataError
 
 _INSTANCE_KEYS = {  # field of a record -> key of COCO's format
-    "id": "id", "box": "bbox", "keypoints": "keypoints", "area": "area", "crowd": "iscrowd",
-    "category": "category_id", "num_keypoints": "num_keypoints", "segmentation": "segmentation",
+    "id": "id",
+    "box": "bbox",
+    "keypoints": "keypoints",
+    "area": "area",
+    "crowd": "iscrowd",
+    "category": "category_id",
+    "num_keypoints": "num_keypoints",
+    "segmentation": "segmentation",
 }
 
 
 class CocoFormatBuilder(PoseBuilder):
-    """A subclass says where the files lie; one whose format departs from COCO's overrides `load` or `instance`."""
+    """A subclass says where its files lie; one whose format differs overrides `load` or `instance`."""
 
     folders: ClassVar[tuple[str, ...]] = ()
     layouts: ClassVar[Mapping[str, Layout]]
@@ -29,8 +35,13 @@ class CocoFormatBuilder(PoseBuilder):
         super().__init_subclass__(**kwargs)
 
     def __init__(
-        self, split: str, *, raw_dir: str | os.PathLike | None = None, annotations: str | os.PathLike | None = None,
-        images: str | os.PathLike | None = None, **kwargs,
+        self,
+        split: str,
+        *,
+        raw_dir: str | os.PathLike | None = None,
+        annotations: str | os.PathLike | None = None,
+        images: str | os.PathLike | None = None,
+        **kwargs,
     ):
         """
         Args:
@@ -66,7 +77,9 @@ class CocoFormatBuilder(PoseBuilder):
         document = self.load()
         (images,) = raw_files.document_lists(path, document, "images")
         # Test sets (COCO's test-dev) come without annotations.
-        (annotations,) = raw_files.document_lists(path, document, "annotations") if "annotations" in document else ([],)
+        (annotations,) = (
+            raw_files.document_lists(path, document, "annotations") if "annotations" in document else ([],)
+        )
         self.categories = self._categories(document)
         self.num_images = len(images)
         by_image = self._group(images, annotations)
@@ -77,11 +90,20 @@ class CocoFormatBuilder(PoseBuilder):
                 self.report.drop_image(Fault("bad image entry", f"{image!r:.200}"), path, number)
                 continue
             number = image.get("id")
-            yield self.picture(image["file_name"]), {
-                "image_id": number, "file_name": image["file_name"], "width": image.get("width"),
-                "height": image.get("height"), "crowd_index": image.get("crowdIndex", -1.0),
-                # Popped: a second image of the same id gets none, and is dropped.
-                "instances": [self.instance(entry) for entry in by_image.pop(checks.hashable(number), ())]}
+            yield (
+                self.picture(image["file_name"]),
+                {
+                    "image_id": number,
+                    "file_name": image["file_name"],
+                    "width": image.get("width"),
+                    "height": image.get("height"),
+                    "crowd_index": image.get("crowdIndex", -1.0),
+                    # Popped: a second image of the same id gets none, and is dropped.
+                    "instances": [
+                        self.instance(entry) for entry in by_image.pop(checks.hashable(number), ())
+                    ],
+                },
+            )
 
     def _categories(self, document: dict[str, Any]) -> tuple[tuple[int, str], ...]:
         if not document.get("categories"):
@@ -90,7 +112,9 @@ class CocoFormatBuilder(PoseBuilder):
         try:
             return tuple((checks.integer(entry, "id", bits=32), str(entry["name"])) for entry in entries)
         except (Fault, AttributeError, KeyError, TypeError) as error:
-            raise RawDataError(f"{self.files.annotations}: a category without usable id and name: {error!r}") from error
+            raise RawDataError(
+                f"{self.files.annotations}: a category without usable id and name: {error!r}"
+            ) from error
 
     def _group(self, images: list, annotations: list) -> dict[Any, list[dict]]:
         """Annotations by image id; those that are no objects or belong to no image are reported."""
@@ -103,9 +127,10 @@ class CocoFormatBuilder(PoseBuilder):
                 self.report.drop_instance(Fault("missing field", "image_id"), path, annotation.get("id"))
             elif checks.hashable(annotation["image_id"]) not in by_image:
                 self.report.drop_instance(
-                    Fault("annotation without image", f"image_id {annotation['image_id']!r:.80}"), path,
-                    annotation.get("id"))
+                    Fault("annotation without image", f"image_id {annotation['image_id']!r:.80}"),
+                    path,
+                    annotation.get("id"),
+                )
             else:
                 by_image[checks.hashable(annotation["image_id"])].append(annotation)
         return by_image
-

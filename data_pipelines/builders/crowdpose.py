@@ -1,4 +1,4 @@
-"""CrowdPose; its images carry the crowd index by which its evaluation sorts them into easy, medium and hard."""
+"""CrowdPose; its images carry the crowd index that sorts them into easy, medium and hard."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ class CrowdPose(CocoFormatBuilder):
     dataset = "crowdpose"
     folders = ("crowdpose",)
     layouts = {
-        split: Layout((f"annotations/mmpose_crowdpose_{split}.json", f"json/crowdpose_{split}.json"), ("images",))
+        split: Layout(
+            (f"annotations/mmpose_crowdpose_{split}.json", f"json/crowdpose_{split}.json"), ("images",)
+        )
         for split in ("train", "val", "trainval", "test")
     }

@@ -1,9 +1,10 @@
 """InterHand2.6M, 2D: each hand of a picture is one instance with 21 keypoints.
 
-The annotation is three files (data, camera, joint_3d); keypoints are the 3D joints projected by the picture's camera.
-As the original protocol has it: the picture's first annotation counts; a hand whose wrist is not valid loses all its
-joints; a hand counts with more than 11 valid joints; its box is tight around these. An instance's id is the count of
-hands up to it in the file, its category 1 (right) or 2 (left).
+The annotation is three files (data, camera, joint_3d); keypoints are the 3D joints projected by the picture's
+camera.
+As the original protocol has it: the picture's first annotation counts; a hand whose wrist is not valid loses
+all its joints; a hand counts with more than 11 valid joints; its box is tight around these. An instance's id
+is the count of hands up to it in the file, its category 1 (right) or 2 (left).
 """
 
 from __future__ import annotations
@@ -51,8 +52,9 @@ class InterHand2d(CocoFormatBuilder):
                 if not found:
                     raise Fault("image without annotation")
                 for other in found[1:]:
-                    self.report.remark("further annotation of an image (left out by the protocol)", path,
-                                       other.get("id"))
+                    self.report.remark(
+                        "further annotation of an image (left out by the protocol)", path, other.get("id")
+                    )
                 hands = _hands(image, found[0], cameras, joints)
             except Fault as fault:
                 self.report.drop_image(fault, path, number)
@@ -60,8 +62,11 @@ class InterHand2d(CocoFormatBuilder):
             for hand in hands:
                 if hand["num_keypoints"] < LEAST_JOINTS:
                     name = dict(HANDS)[hand["category"]]
-                    self.report.remark(f"{name} with fewer than {LEAST_JOINTS} valid joints (left out by the protocol)",
-                                       path, found[0].get("id"))
+                    self.report.remark(
+                        f"{name} with fewer than {LEAST_JOINTS} valid joints (left out by the protocol)",
+                        path,
+                        found[0].get("id"),
+                    )
             hands = [hand for hand in hands if hand["num_keypoints"] >= LEAST_JOINTS]
             record["instances"] = [hand | {"id": hands_before + place} for place, hand in enumerate(hands)]
             hands_before += len(hands)
@@ -78,8 +83,12 @@ class InterHand2d(CocoFormatBuilder):
 def _image_record(image: Any) -> dict[str, Any]:
     if not isinstance(image, dict) or not isinstance(image.get("file_name"), str):
         raise Fault("bad image entry", f"{image!r:.200}")
-    return {"image_id": image.get("id"), "file_name": image["file_name"], "width": image.get("width"),
-            "height": image.get("height")}
+    return {
+        "image_id": image.get("id"),
+        "file_name": image["file_name"],
+        "width": image.get("width"),
+        "height": image.get("height"),
+    }
 
 
 def _hands(image: dict, annotation: dict, cameras: dict, joints: dict) -> list[dict[str, Any]]:
@@ -92,27 +101,39 @@ def _hands(image: dict, annotation: dict, cameras: dict, joints: dict) -> list[d
         raise Fault("no camera or no joints", f"{image.get('file_name')}: {error}") from None
     points = _project(
         checks.numbers(world, "world_coord", 6 * NUM_JOINTS).reshape(-1, 3),
-        checks.numbers(view, "campos", 3), checks.numbers(view, "camrot", 9).reshape(3, 3),
-        checks.numbers(view, "focal", 2), checks.numbers(view, "princpt", 2)).reshape(2, NUM_JOINTS, 2)
+        checks.numbers(view, "campos", 3),
+        checks.numbers(view, "camrot", 9).reshape(3, 3),
+        checks.numbers(view, "focal", 2),
+        checks.numbers(view, "princpt", 2),
+    ).reshape(2, NUM_JOINTS, 2)
     valid = checks.numbers(annotation, "joint_valid", 2 * NUM_JOINTS).reshape(2, NUM_JOINTS) > 0
     valid &= valid[:, WRIST:]
     size = np.array([checks.numbers(image, key, 1)[0] for key in ("width", "height")])
     return [
-        {"category": category, "keypoints": np.column_stack([points[hand], valid[hand]]),
-         "num_keypoints": int(valid[hand].sum()), "box": _tight_box(points[hand][valid[hand]], size)}
+        {
+            "category": category,
+            "keypoints": np.column_stack([points[hand], valid[hand]]),
+            "num_keypoints": int(valid[hand].sum()),
+            "box": _tight_box(points[hand][valid[hand]], size),
+        }
         for hand, (category, _) in enumerate(HANDS)
     ]
 
 
-def _project(world: np.ndarray, position: np.ndarray, rotation: np.ndarray, focal: np.ndarray, centre: np.ndarray):
+def _project(
+    world: np.ndarray, position: np.ndarray, rotation: np.ndarray, focal: np.ndarray, centre: np.ndarray
+):
     """Pixels [n, 2] of world points [n, 3] (millimetres): R (X - position), divided by depth."""
     camera = (world - position) @ rotation.T
     return camera[:, :2] / (camera[:, 2:] + 1e-8) * focal + centre
 
 
 def _tight_box(points: np.ndarray, size: np.ndarray) -> np.ndarray:
-    """x, y, width, height around the points; the protocol's smallest corner starts at the picture's far corner, its
-    largest at 0, so a hand outside the picture has its box drawn to the border."""
+    """x, y, width, height around the points.
+
+    The protocol's smallest corner starts at the picture's far corner, its largest at 0, so a hand outside the
+    picture has its box drawn to the border.
+    """
     first = np.minimum(points.min(axis=0, initial=np.inf), size)
     last = np.maximum(points.max(axis=0, initial=0), 0)
     return np.concatenate([first, last - first])

@@ -1,8 +1,9 @@
 """MPII Human Pose, from the plain JSON lists that pose toolboxes distribute.
 
-An entry is a person with Matlab-style coordinates (the first pixel is 1), which become 0-based here. The record's
-instance id is the entry's place in the file, its image id the number in the picture's name. An entry has a centre and
-a scale instead of a box; the box stored is the square of side 200 x scale around the final centre.
+An entry is a person with Matlab-style coordinates (the first pixel is 1), which become 0-based here. The
+record's instance id is the entry's place in the file, its image id the number in the picture's name. An entry
+has a centre and a scale instead of a box; the box stored is the square of side 200 x scale around the final
+centre.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from data_pipelines.builders.report import Fault, RawDataError
 
 NUM_JOINTS = 16
 UPPER_NECK, HEAD_TOP = 8, 9
-HEAD_BOX_FACTOR = 0.6  # PCKh's reference length is 0.6 x the head box's diagonal (Andriluka et al., CVPR 2014)
+HEAD_BOX_FACTOR = (
+    0.6  # PCKh's reference length is 0.6 x the head box's diagonal (Andriluka et al., CVPR 2014)
+)
 HEAD_SIZE_FROM_BOX = "head boxes (0.6 x diagonal)"
 HEAD_SIZE_FROM_JOINTS = "distance of joints 8 and 9 (upper neck, head top); the .mat file was not there"
 
@@ -31,8 +34,10 @@ class Mpii(CocoFormatBuilder):
 
     dataset = "mpii"
     folders = ("mpii",)
-    layouts = {split: Layout((f"annotations/mpii_{split}.json",), ("images",))
-               for split in ("train", "val", "trainval", "test")}
+    layouts = {
+        split: Layout((f"annotations/mpii_{split}.json",), ("images",))
+        for split in ("train", "val", "trainval", "test")
+    }
 
     def images(self) -> Iterator[tuple[pathlib.Path, dict[str, Any]]]:
         path = self.files.annotations
@@ -53,8 +58,14 @@ class Mpii(CocoFormatBuilder):
         self.num_images = len(by_image)
         for name, instances in by_image.items():
             stem = pathlib.PurePosixPath(name).stem
-            yield self.picture(name), {
-                "image_id": int(stem) if stem.isdecimal() else stem, "file_name": name, "instances": instances}
+            yield (
+                self.picture(name),
+                {
+                    "image_id": int(stem) if stem.isdecimal() else stem,
+                    "file_name": name,
+                    "instances": instances,
+                },
+            )
 
     def _head_boxes(self, count: int) -> np.ndarray | None:
         """[2 corners, 2, count], or None where the release gives none."""
@@ -64,8 +75,10 @@ class Mpii(CocoFormatBuilder):
             return None
         boxes = scipy.io.loadmat(path)["headboxes_src"].astype(np.float64)
         if boxes.shape != (2, 2, count):
-            raise RawDataError(f"{path} has head boxes of shape {boxes.shape}; {self.files.annotations.name} lists"
-                               f" {count} people")
+            raise RawDataError(
+                f"{path} has head boxes of shape {boxes.shape}; {self.files.annotations.name} lists"
+                f" {count} people"
+            )
         return boxes
 
 
@@ -74,7 +87,9 @@ def _person(entry: dict[str, Any], head_box: np.ndarray | None) -> dict[str, Any
     centre, scale = checks.numbers(entry, "center", 2), float(checks.numbers(entry, "scale", 1)[0])
     if not 0 < scale < checks.MAX_COORDINATE:
         raise Fault("number out of range", f"scale is {scale:g}")
-    if centre[0] != -1:  # every protocol moves the centre down and widens the square so that limbs are not cut off
+    if (
+        centre[0] != -1
+    ):  # every protocol moves the centre down and widens the square so that limbs are not cut off
         centre, scale = centre + [0, 15 * scale], 1.25 * scale
     centre = centre - 1
     keypoints = np.zeros((NUM_JOINTS, 3))
@@ -82,8 +97,13 @@ def _person(entry: dict[str, Any], head_box: np.ndarray | None) -> dict[str, Any
         keypoints[:, :2] = checks.numbers(entry, "joints", 2 * NUM_JOINTS).reshape(NUM_JOINTS, 2) - 1
         keypoints[:, 2] = checks.numbers(entry, "joints_vis", NUM_JOINTS) > 0
     side = 200 * scale
-    return {"box": [*(centre - side / 2), side, side], "keypoints": keypoints, "centre": centre, "scale": scale,
-            "head_size": _head_size(keypoints, head_box)}
+    return {
+        "box": [*(centre - side / 2), side, side],
+        "keypoints": keypoints,
+        "centre": centre,
+        "scale": scale,
+        "head_size": _head_size(keypoints, head_box),
+    }
 
 
 def _head_size(keypoints: np.ndarray, head_box: np.ndarray | None) -> float:

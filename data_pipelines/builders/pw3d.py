@@ -1,7 +1,8 @@
 """3DPW with the 24 SMPL joints, projected to the picture, as keypoints.
 
-The annotation files either are prepared already (COCO format) or come as the release that lists `smpl_joint_img`, the
-projected joints with a depth relative to the body's root; the latter is prepared here by the authors' rule.
+The annotation files either are prepared already (COCO format) or come as the release that lists
+`smpl_joint_img`, the projected joints with a depth relative to the body's root; the latter is prepared here
+by the authors' rule.
 """
 
 from __future__ import annotations
@@ -36,23 +37,33 @@ class Pw3d(CocoFormatBuilder):
 def prepare_release(document: dict[str, Any]) -> dict[str, Any]:
     """The COCO-format form of the release; a document that is in it already is returned as it is.
 
-    A joint is visible (1.0) where 0 <= x < width, 0 <= y < height and its depth value is not negative, else 0.0;
-    coordinates are kept. Pictures get the name `<sequence>/<file>`.
+    A joint is visible (1.0) where 0 <= x < width, 0 <= y < height and its depth value is not negative, else
+    0.0; coordinates are kept. Pictures get the name `<sequence>/<file>`.
     """
     entries = document["annotations"]
     if not any(isinstance(entry, dict) and "smpl_joint_img" in entry for entry in entries):
         return document
     images = [
         image | {"file_name": f"{image['sequence']}/{image.get('file_name')}"}
-        if isinstance(image, dict) and "sequence" in image else image for image in document["images"]]
-    sizes = {repr(image.get("id")): (image.get("width"), image.get("height"))
-             for image in images if isinstance(image, dict)}
-    return document | {"images": images, "annotations": [
-        _with_keypoints(entry, sizes) if isinstance(entry, dict) else entry for entry in entries]}
+        if isinstance(image, dict) and "sequence" in image
+        else image
+        for image in document["images"]
+    ]
+    sizes = {
+        repr(image.get("id")): (image.get("width"), image.get("height"))
+        for image in images
+        if isinstance(image, dict)
+    }
+    return document | {
+        "images": images,
+        "annotations": [
+            _with_keypoints(entry, sizes) if isinstance(entry, dict) else entry for entry in entries
+        ],
+    }
 
 
 def _with_keypoints(annotation: dict[str, Any], sizes: dict[str, tuple]) -> dict[str, Any]:
-    """The annotation in COCO's form; without keypoints, for the check to report, where its joints are damaged."""
+    """The annotation in COCO's form; without keypoints, which the check reports, if joints are damaged."""
     kept = {key: value for key, value in annotation.items() if key not in _UNUSED}
     kept |= {"iscrowd": 0, "category_id": 1}
     try:
@@ -61,4 +72,7 @@ def _with_keypoints(annotation: dict[str, Any], sizes: dict[str, tuple]) -> dict
     except Fault:
         return kept
     inside = (joints >= 0).all(axis=1) & (joints[:, :2] < size).all(axis=1)
-    return kept | {"keypoints": np.column_stack([joints[:, :2], inside]).reshape(-1), "num_keypoints": int(inside.sum())}
+    return kept | {
+        "keypoints": np.column_stack([joints[:, :2], inside]).reshape(-1),
+        "num_keypoints": int(inside.sum()),
+    }

@@ -14,13 +14,22 @@ import numpy as np
 from data_pipelines.builders.report import NoAnnotations, RawDataError
 
 # Long lists of numbers that are worth an array at once: as Python floats they take four times the memory.
-_NUMBER_LISTS = frozenset({
-    "keypoints", "foot_kpts", "face_kpts", "lefthand_kpts", "righthand_kpts", "smpl_joint_img", "world_coord"})
+_NUMBER_LISTS = frozenset(
+    {
+        "keypoints",
+        "foot_kpts",
+        "face_kpts",
+        "lefthand_kpts",
+        "righthand_kpts",
+        "smpl_joint_img",
+        "world_coord",
+    }
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Where one split lies, relative to the dataset's folder. Of several names the first that exists counts."""
+    """Where one split lies, relative to the dataset's folder. The first name that exists counts."""
 
     annotations: tuple[str, ...]
     images: tuple[str, ...]
@@ -35,8 +44,11 @@ class RawFiles:
 
 
 def locate(
-    folders: Sequence[str], layout: Layout, raw_dir: str | os.PathLike | None,
-    annotations: str | os.PathLike | None = None, images: str | os.PathLike | None = None,
+    folders: Sequence[str],
+    layout: Layout,
+    raw_dir: str | os.PathLike | None,
+    annotations: str | os.PathLike | None = None,
+    images: str | os.PathLike | None = None,
 ) -> RawFiles:
     """The files of a split under `raw_dir`, which is the folder of all downloads or the dataset's own.
 
@@ -61,7 +73,7 @@ def locate(
 
 
 def _candidates(
-    given: str | os.PathLike | None, roots: Sequence[pathlib.Path], names: Sequence[str],
+    given: str | os.PathLike | None, roots: Sequence[pathlib.Path], names: Sequence[str]
 ) -> list[pathlib.Path]:
     return [pathlib.Path(given)] if given else [root / name for root in roots for name in names]
 
@@ -87,7 +99,9 @@ def document_lists(path: pathlib.Path, document: Any, *required: str) -> list[li
         raise RawDataError(f"{path} does not hold a JSON object but a {type(document).__name__}")
     for name in required:
         if not isinstance(document.get(name), list):
-            raise RawDataError(f"{path} has no list {name!r}; it has {', '.join(map(repr, document)) or 'nothing'}")
+            raise RawDataError(
+                f"{path} has no list {name!r}; it has {', '.join(map(repr, document)) or 'nothing'}"
+            )
     return [document[name] for name in required]
 
 
@@ -97,7 +111,8 @@ def _compact(entry: dict[str, Any]) -> dict[str, Any]:
             entry[key] = np.asarray(entry[key], np.float64)
         except (TypeError, ValueError, OverflowError):
             pass  # stays as it is, for the check of the instance to report
-    # Polygons are half of COCO's file, and only those of crowds and unlabelled people become part of a record.
+    # Polygons are half of COCO's file, and only those of crowds and unlabelled people become part of a
+    # record.
     if "segmentation" in entry and entry.get("num_keypoints") and not entry.get("iscrowd"):
         del entry["segmentation"]
     return entry

@@ -11,7 +11,7 @@ EXAMPLES_PER_REASON = 1000
 
 
 class RawDataError(RuntimeError):
-    """The raw data cannot be used: a file is missing or unreadable, or, in strict mode, an entry is broken."""
+    """The raw data cannot be used: a file is missing or unreadable or, in strict mode, an entry is broken."""
 
 
 class NoAnnotations(RawDataError):
@@ -19,7 +19,7 @@ class NoAnnotations(RawDataError):
 
 
 class Fault(Exception):
-    """One entry is broken: `reason` is the kind that is counted, `detail` what exactly is wrong with this one."""
+    """One entry is broken: `reason` is the kind that is counted, `detail` what is wrong with this one."""
 
     def __init__(self, reason: str, detail: str = ""):
         super().__init__(f"{reason}: {detail}" if detail else reason)
@@ -40,14 +40,16 @@ class _Tally:
 class Report:
     """Counts by reason, each with file and id of its cases (the first thousand).
 
-    Three kinds: `images` and `instances` are broken and dropped (in strict mode the first one raises RawDataError);
-    `remarks` are not faults: entries that are kept though unusual, or left out because the protocol says so.
+    Three kinds: `images` and `instances` are broken and dropped (in strict mode the first one raises
+      RawDataError); `remarks` are not faults: entries that are kept though unusual, or left out because the
+      protocol says so.
     """
 
     def __init__(self, strict: bool = False):
         self._strict = strict
         self._tallies: dict[str, dict[str, _Tally]] = {
-            kind: collections.defaultdict(_Tally) for kind in ("images", "instances", "remarks")}
+            kind: collections.defaultdict(_Tally) for kind in ("images", "instances", "remarks")
+        }
 
     def drop_image(self, fault: Fault, file: str | os.PathLike, number: Any) -> None:
         self._drop("images", fault, file, number)
@@ -63,8 +65,10 @@ class Report:
         return sum(tally.count for kind in ("images", "instances") for tally in self._tallies[kind].values())
 
     def as_dict(self) -> dict[str, dict[str, Any]]:
-        return {kind: {reason: dataclasses.asdict(tally) for reason, tally in sorted(tallies.items())}
-                for kind, tallies in self._tallies.items()}
+        return {
+            kind: {reason: dataclasses.asdict(tally) for reason, tally in sorted(tallies.items())}
+            for kind, tallies in self._tallies.items()
+        }
 
     def _drop(self, kind: str, fault: Fault, file: str | os.PathLike, number: Any) -> None:
         file = os.fspath(file)
@@ -75,4 +79,6 @@ class Report:
 
 def _plain(number: Any) -> int | str | None:
     """An id as JSON can hold it: a broken one may be of any type and size."""
-    return number if number is None or (isinstance(number, int) and abs(number) < 2**63) else repr(number)[:100]
+    return (
+        number if number is None or (isinstance(number, int) and abs(number) < 2**63) else repr(number)[:100]
+    )

@@ -18,28 +18,66 @@ from scripts import prepare_data
 from tests.data_pipelines import tiny_sets
 from tests.golden_files import GOLDEN, golden, shared_path
 
+HANDS = "interhand2.6m/annotations"
 # (dataset, split) -> ({place in the public layout: sample}, images, instances)
 PUBLIC = {
-    ("coco", "val"): ({"coco/annotations/person_keypoints_val2017.json": "coco/test_coco.json",
-                       "coco/val2017": "coco"}, 3, 9),
-    ("coco_wholebody", "val"): ({"coco/annotations/coco_wholebody_val_v1.0.json": "coco/test_coco_wholebody.json",
-                                 "coco/val2017": "coco"}, 3, 9),
-    ("aic", "train"): ({
-        "aic/annotations/aic_train.json": "aic/test_aic.json",
-        "aic/ai_challenger_keypoint_train_20170902/keypoint_train_images_20170902": "aic"}, 2, 6),
+    ("coco", "val"): (
+        {"coco/annotations/person_keypoints_val2017.json": "coco/test_coco.json", "coco/val2017": "coco"},
+        3,
+        9,
+    ),
+    ("coco_wholebody", "val"): (
+        {
+            "coco/annotations/coco_wholebody_val_v1.0.json": "coco/test_coco_wholebody.json",
+            "coco/val2017": "coco",
+        },
+        3,
+        9,
+    ),
+    ("aic", "train"): (
+        {
+            "aic/annotations/aic_train.json": "aic/test_aic.json",
+            "aic/ai_challenger_keypoint_train_20170902/keypoint_train_images_20170902": "aic",
+        },
+        2,
+        6,
+    ),
     ("mpii", "val"): ({"mpii/annotations/mpii_val.json": "mpii/test_mpii.json", "mpii/images": "mpii"}, 3, 3),
-    ("ap10k", "test-split2"): ({"ap10k/annotations/ap10k-test-split2.json": "ap10k/test_ap10k.json",
-                                "ap10k/data": "ap10k"}, 1, 1),
-    ("crowdpose", "trainval"): ({"crowdpose/annotations/mmpose_crowdpose_trainval.json": "crowdpose/test_crowdpose.json",
-                                 "crowdpose/images": "crowdpose"}, 1, 3),
-    ("ochuman", "test"): ({
-        "ochuman/annotations/ochuman_coco_format_test_range_0.00_1.00.json": "ochuman/test_ochuman.json",
-        "ochuman/images": "ochuman"}, 2, 3),
-    ("halpe", "val"): ({"halpe/annotations/halpe_val_v1.json": "halpe/test_halpe.json", "coco/val2017": "coco"}, 3, 9),
-    ("interhand2d", "val"): ({
-        **{f"interhand2.6m/annotations/machine_annot/InterHand2.6M_val_{kind}.json":
-           f"interhand2.6m/test_interhand2.6m_{kind}.json" for kind in ("data", "camera", "joint_3d")},
-        "interhand2.6m/images/val": "interhand2.6m"}, 3, 4),
+    ("ap10k", "test-split2"): (
+        {"ap10k/annotations/ap10k-test-split2.json": "ap10k/test_ap10k.json", "ap10k/data": "ap10k"},
+        1,
+        1,
+    ),
+    ("crowdpose", "trainval"): (
+        {
+            "crowdpose/annotations/mmpose_crowdpose_trainval.json": "crowdpose/test_crowdpose.json",
+            "crowdpose/images": "crowdpose",
+        },
+        1,
+        3,
+    ),
+    ("ochuman", "test"): (
+        {
+            "ochuman/annotations/ochuman_coco_format_test_range_0.00_1.00.json": "ochuman/test_ochuman.json",
+            "ochuman/images": "ochuman",
+        },
+        2,
+        3,
+    ),
+    ("halpe", "val"): (
+        {"halpe/annotations/halpe_val_v1.json": "halpe/test_halpe.json", "coco/val2017": "coco"},
+        3,
+        9,
+    ),
+    ("interhand2d", "val"): (
+        {
+            f"{HANDS}/machine_annot/InterHand2.6M_val_{kind}": f"interhand2.6m/test_interhand2.6m_{kind}"
+            for kind in ("data.json", "camera.json", "joint_3d.json")
+        }
+        | {"interhand2.6m/images/val": "interhand2.6m"},
+        3,
+        4,
+    ),
 }
 
 
@@ -67,7 +105,10 @@ def test_samples_in_the_public_layout(dataset, split, tmp_path, capsys):
 
 
 def test_coco_mini_from_its_own_folder(tmp_path):
-    assert prepare_data.main(["coco", f"--raw_dir={shared_path('samples/coco_mini')}", f"--data_dir={tmp_path}"]) == 0
+    assert (
+        prepare_data.main(["coco", f"--raw_dir={shared_path('samples/coco_mini')}", f"--data_dir={tmp_path}"])
+        == 0
+    )
     for split, labelled in (("train", 86), ("val", 68)):
         summary = _summary("coco", split, tmp_path)
         assert summary["images"] == 40
@@ -76,14 +117,19 @@ def test_coco_mini_from_its_own_folder(tmp_path):
 
 
 def test_coco_test_dev_has_pictures_without_annotation(tmp_path):
-    document = {"images": [tiny_sets.image_entry(number) for number in (7, 9)],
-                "categories": [{"id": 1, "name": "person"}, {"id": 18, "name": "dog"}]}
+    document = {
+        "images": [tiny_sets.image_entry(number) for number in (7, 9)],
+        "categories": [{"id": 1, "name": "person"}, {"id": 18, "name": "dog"}],
+    }
     path = tmp_path / "coco/annotations/image_info_test-dev2017.json"
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps(document))
     tiny_sets.write_pictures(tmp_path / "coco/test2017", document["images"])
     data_dir = tmp_path / "data"
-    assert prepare_data.main(["coco", f"--raw_dir={tmp_path}", f"--data_dir={data_dir}", "--split=test-dev"]) == 0
+    assert (
+        prepare_data.main(["coco", f"--raw_dir={tmp_path}", f"--data_dir={data_dir}", "--split=test-dev"])
+        == 0
+    )
     table = records.load_annotations("coco", "test-dev", data_dir)
     assert (table.num_images, table.num_instances, table.keypoints.shape) == (2, 0, (0, 17, 3))
     assert table.to_coco()["annotations"] == [] and len(table.categories) == 2
@@ -102,15 +148,21 @@ def test_apt36k_and_pw3d_from_their_releases(tmp_path):
     annotations.mkdir(parents=True)
     (annotations / "3DPW_test.json").write_bytes((GOLDEN / "data/prepro/pw3d_raw.json").read_bytes())
     tiny_sets.write_pictures(
-        tmp_path / "pw3d/imageFiles", golden("data/prepro/pw3d_expected.json")["images"], noisy=False)
+        tmp_path / "pw3d/imageFiles", golden("data/prepro/pw3d_expected.json")["images"], noisy=False
+    )
     for dataset in ("apt36k", "pw3d"):
         assert prepare_data.main([dataset, f"--raw_dir={tmp_path}", f"--data_dir={tmp_path / 'data'}"]) == 0
-    assert [_summary("apt36k", split, tmp_path / "data")["images"] for split in apt36k.SPLITS] == [155, 16, 30]
+    assert [_summary("apt36k", split, tmp_path / "data")["images"] for split in apt36k.SPLITS] == [
+        155,
+        16,
+        30,
+    ]
     assert _summary("pw3d", "test", tmp_path / "data")["instances"] == 9
 
 
 def test_synthetic_sets_need_no_download(tmp_path, monkeypatch):
     from data_pipelines.builders import synthetic
+
     monkeypatch.setattr(synthetic, "DEFAULT_IMAGES", {"train": 2, "val": 1})
     assert prepare_data.main(["synthetic_coco", f"--data_dir={tmp_path}"]) == 0
     assert _summary("synthetic_coco", "train", tmp_path)["images"] == 2
@@ -156,9 +208,15 @@ def test_missing_files_are_named(tmp_path, capsys):
     assert prepare_data.main([*arguments, "--split=val", f"--images={tmp_path / 'elsewhere'}"]) == 0
 
 
-@pytest.mark.parametrize("arguments", [
-    ["coco"], ["coco", "--annotations=a.json", "--images=b"], ["coco", "--annotations=a.json", "--split=val"],
-    ["nothing", "--raw_dir=."]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["coco"],
+        ["coco", "--annotations=a.json", "--images=b"],
+        ["coco", "--annotations=a.json", "--split=val"],
+        ["nothing", "--raw_dir=."],
+    ],
+)
 def test_arguments_that_do_not_fit_together(arguments):
     with pytest.raises(SystemExit) as error:
         prepare_data.parse_args(arguments)
@@ -181,7 +239,7 @@ def test_finished_splits_are_kept_and_can_be_made_again(tmp_path, capsys):
 
 
 def test_killed_run_leaves_nothing_that_passes_for_a_dataset(tmp_path):
-    """The last picture is a pipe that nobody writes to: the run hangs there, half-written, until it is killed."""
+    """The last picture is a pipe that nobody writes to: the run hangs there, half-written, until killed."""
     content = tiny_sets.document(300)
     tiny_sets.write_coco(tmp_path, content)
     last = tmp_path / "coco/val2017" / content["images"][-1]["file_name"]
@@ -189,7 +247,9 @@ def test_killed_run_leaves_nothing_that_passes_for_a_dataset(tmp_path):
     last.unlink()
     os.mkfifo(last)
     arguments = ["coco", f"--raw_dir={tmp_path}", f"--data_dir={tmp_path / 'data'}"]
-    process = subprocess.Popen([sys.executable, "-m", "scripts.prepare_data", *arguments], stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "scripts.prepare_data", *arguments], stderr=subprocess.DEVNULL
+    )
     try:
         deadline = time.monotonic() + 60
         while not list((tmp_path / "data").rglob("incomplete.*/*array_record*")):

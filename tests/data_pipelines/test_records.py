@@ -45,7 +45,8 @@ def data_dir(tmp_path_factory):
 def _prepared(dataset, data_dir, annotations, images, split="sample") -> records.Annotations:
     if not records.is_prepared(dataset, split, data_dir):
         summary = BUILDERS[dataset](
-            split, annotations=annotations, images=images, data_dir=data_dir, progress=False, strict=True).prepare()
+            split, annotations=annotations, images=images, data_dir=data_dir, progress=False, strict=True
+        ).prepare()
         assert summary["dropped"] == {"images": {}, "instances": {}}
     return records.load_annotations(dataset, split, data_dir)
 
@@ -99,18 +100,29 @@ def test_coco_document_equals_the_annotation_file(dataset, data_dir):
     assert [image["id"] for image in document["images"]] == [image["id"] for image in original["images"]]
     for ours, theirs in zip(document["images"], original["images"], strict=True):
         assert {key: theirs[key] for key in ("file_name", "height", "width")} == {
-            key: ours[key] for key in ("file_name", "height", "width")}
+            key: ours[key] for key in ("file_name", "height", "width")
+        }
         _assert_number_lists_equal(ours, theirs, "crowdIndex")
     assert [(entry["id"], entry["name"]) for entry in document["categories"]] == [
-        (entry["id"], entry["name"]) for entry in original["categories"]]
+        (entry["id"], entry["name"]) for entry in original["categories"]
+    ]
     theirs_by_id = {entry["id"]: entry for entry in original["annotations"]}
     assert len(document["annotations"]) == len(theirs_by_id)
     for ours in document["annotations"]:
         theirs = {"iscrowd": 0} | theirs_by_id[ours["id"]]
         for key in ("image_id", "category_id", "iscrowd", "num_keypoints"):
             assert ours[key] == theirs[key], key
-        _assert_number_lists_equal(ours, theirs, "area", "bbox", "keypoints", "foot_kpts", "face_kpts",
-                                   "lefthand_kpts", "righthand_kpts")
+        _assert_number_lists_equal(
+            ours,
+            theirs,
+            "area",
+            "bbox",
+            "keypoints",
+            "foot_kpts",
+            "face_kpts",
+            "lefthand_kpts",
+            "righthand_kpts",
+        )
         if not ours["num_keypoints"] or ours["iscrowd"]:
             assert ours.get("segmentation") == theirs.get("segmentation")
 
@@ -119,7 +131,9 @@ def test_coco_document_equals_the_annotation_file(dataset, data_dir):
 def test_loaders_entries_come_from_the_table(dataset, data_dir):
     """The reference loader's people, in its order: joints, visibility and (where kept) cleaned boxes."""
     with np.load(shared_path("golden/data/db.npz")) as archive:
-        expected = {key.rsplit("/")[-1]: archive[key] for key in archive.files if key.startswith(f"{dataset}/test/")}
+        expected = {
+            key.rsplit("/")[-1]: archive[key] for key in archive.files if key.startswith(f"{dataset}/test/")
+        }
     table = _sample(dataset, data_dir)
     counted = table.num_keypoints != 0
     if get_dataset(dataset).drop_unlabelled_by == "visibility":
@@ -140,7 +154,9 @@ def test_loaders_entries_come_from_the_table(dataset, data_dir):
 
 def test_mpii_sample_has_the_protocols_centre_and_scale(data_dir):
     with np.load(shared_path("golden/data/db.npz")) as archive:
-        expected = {key.rsplit("/")[-1]: archive[key] for key in archive.files if key.startswith("mpii/train/")}
+        expected = {
+            key.rsplit("/")[-1]: archive[key] for key in archive.files if key.startswith("mpii/train/")
+        }
     table = _sample("mpii", data_dir)
     assert table.file_name[table.image_index].tolist() == expected["image"].tolist()
     np.testing.assert_allclose(table.centre, expected["center"], atol=1e-3)
@@ -152,7 +168,9 @@ def test_mpii_sample_has_the_protocols_centre_and_scale(data_dir):
 
 def test_interhand_sample_has_the_loaders_hands(data_dir):
     with np.load(shared_path("golden/data/db.npz")) as archive:
-        expected = {key.rsplit("/")[-1]: archive[key] for key in archive.files if key.startswith("interhand2d/test/")}
+        expected = {
+            key.rsplit("/")[-1]: archive[key] for key in archive.files if key.startswith("interhand2d/test/")
+        }
     table = _sample("interhand2d", data_dir)
     assert table.file_name[table.image_index].tolist() == expected["image"].tolist()
     assert table.id.tolist() == expected["bbox_id"].tolist()
@@ -175,15 +193,23 @@ def _pycocotools(document: dict, detections: list[dict]) -> np.ndarray:
 
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_pycocotools_gives_the_same_numbers_on_the_table(split, tmp_path):
-    """Crowds and unlabelled people included; float32 moves an OKS by 1e-7, and none lies that near a threshold."""
+    """Crowds and unlabelled people included. Float32 moves an OKS by 1e-7, which crosses no threshold."""
     path = shared_path(f"samples/coco_mini/annotations/person_keypoints_{split}2017.json")
     table = _prepared("coco", tmp_path, path, path.parents[1] / f"{split}2017")
     original = json.loads(path.read_text())
     rng = np.random.default_rng(0)
     detections = [
-        {"image_id": entry["image_id"], "category_id": 1, "score": float(rng.random()),
-         "keypoints": (np.reshape(entry["keypoints"], (17, 3)) + rng.normal(0, 4, (17, 3)) * [1, 1, 0]).ravel().tolist()}
-        for entry in original["annotations"] for _ in range(2)]
+        {
+            "image_id": entry["image_id"],
+            "category_id": 1,
+            "score": float(rng.random()),
+            "keypoints": (np.reshape(entry["keypoints"], (17, 3)) + rng.normal(0, 4, (17, 3)) * [1, 1, 0])
+            .ravel()
+            .tolist(),
+        }
+        for entry in original["annotations"]
+        for _ in range(2)
+    ]
     expected = _pycocotools(original, detections)
     assert 0.2 < expected[0] < 0.95
     np.testing.assert_allclose(_pycocotools(table.to_coco(), detections), expected, atol=1e-9)
@@ -213,10 +239,13 @@ def test_recorded_head_sizes_survive_the_records(tmp_path):
     # The recording numbers people by file; a prediction of this evaluation names image and instance.
     poses = recorded_poses(golden("data/eval/mpii_synth_pred.json"), get_dataset("mpii"))
     image_of = dict(zip(table.id.tolist(), table.image_id[table.image_index].tolist(), strict=True))
-    poses = dataclasses.replace(poses, image_id=np.array([image_of[number] for number in poses.instance_id.tolist()]))
+    poses = dataclasses.replace(
+        poses, image_id=np.array([image_of[number] for number in poses.instance_id.tolist()])
+    )
     actual = evaluate.evaluate(get_dataset("mpii"), table.to_coco(), poses)
     expected = golden("data/eval/mpii_synth_expected.json")["metrics"]
-    # Joints and predictions pass through float32: no error crosses the threshold, PCKh@0.1 is a float32 table.
+    # Joints and predictions pass through float32: no error crosses the threshold, PCKh@0.1 is a float32
+    # table.
     assert {name: actual[name] for name in expected} == pytest.approx(expected, abs=1e-5)
 
 

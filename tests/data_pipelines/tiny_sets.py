@@ -19,8 +19,11 @@ PERSON = {"id": 1, "name": "person"}
 def jpeg(width: int = WIDTH, height: int = HEIGHT, seed: int | None = None) -> bytes:
     """A JPEG of that size: noise from the seed, or grey."""
     shape = (height, width, 3)
-    image = np.full(shape, 128, np.uint8) if seed is None else np.random.default_rng(seed).integers(
-        0, 255, shape, dtype=np.uint8)
+    image = (
+        np.full(shape, 128, np.uint8)
+        if seed is None
+        else np.random.default_rng(seed).integers(0, 255, shape, dtype=np.uint8)
+    )
     return cv2.imencode(".jpg", image)[1].tobytes()
 
 
@@ -32,17 +35,26 @@ def annotation(number: int, image: int, **changes: Any) -> dict[str, Any]:
     """A person with three labelled keypoints in a box inside the picture."""
     keypoints = [0] * 51
     for joint in range(3):
-        keypoints[3 * joint:3 * joint + 3] = [10.5 + joint, 12 + joint, 1 + joint % 2]
-    return {"id": number, "image_id": image, "category_id": 1, "bbox": [4.25, 5, 20, 22.5], "area": 300.5,
-            "iscrowd": 0, "num_keypoints": 3, "keypoints": keypoints} | changes
+        keypoints[3 * joint : 3 * joint + 3] = [10.5 + joint, 12 + joint, 1 + joint % 2]
+    return {
+        "id": number,
+        "image_id": image,
+        "category_id": 1,
+        "bbox": [4.25, 5, 20, 22.5],
+        "area": 300.5,
+        "iscrowd": 0,
+        "num_keypoints": 3,
+        "keypoints": keypoints,
+    } | changes
 
 
 def document(num_images: int = 4) -> dict[str, Any]:
     """Images 1..n; image i has annotations 10 i and 10 i + 1."""
     return {
         "images": [image_entry(number) for number in range(1, num_images + 1)],
-        "annotations": [annotation(10 * image + place, image)
-                        for image in range(1, num_images + 1) for place in range(2)],
+        "annotations": [
+            annotation(10 * image + place, image) for image in range(1, num_images + 1) for place in range(2)
+        ],
         "categories": [PERSON],
     }
 
