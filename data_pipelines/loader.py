@@ -3,8 +3,8 @@
 There is one global order of batches, whatever the number of processes: process p of n gets the rows p*B/n ..
 (p+1)*B/n of each global batch of B. Reading happens in threads (`num_threads`), or in worker processes
 (`num_workers`) that hold `num_threads` each where Python itself is the bottleneck; neither changes what is
-read. Batches follow the top-down batch contract: `image` uint8 [B, H, W, 3] RGB, `keypoints` float32 [B, K,
-2] in crop pixels, `visible` float32 [B, K], `dataset` int32 [B], `valid` bool [B].
+read. Batches follow the top-down batch contract: `image` uint8 [B, H, W, 3] RGB, `keypoints` float32
+[B, K, 2] in crop pixels, `visible` float32 [B, K], `dataset` int32 [B], `valid` bool [B].
 """
 
 from __future__ import annotations
@@ -83,9 +83,9 @@ def prepare_worker(worker_index: int = 0, worker_count: int = 1) -> None:
 class TrainIterator(grain.DatasetIterator):
     """Endless batches of one process, and the place in them.
 
-    The state is the number of batches taken. It depends neither on the process nor on how many there are, nor
-    on threads and workers, and so restores under any of them. `num_examples` is the length of a (nominal)
-    epoch: the instances of all datasets together.
+    The state is the number of global batches taken. It depends neither on the process nor on how many there
+    are, nor on threads and workers, and so restores under any of them (given the same datasets, batch size and
+    seed). `num_examples` is the length of a (nominal) epoch: the instances of all datasets together.
     """
 
     def __init__(self, batches: grain.MapDataset, reading: Reading, num_examples: int):

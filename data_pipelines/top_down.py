@@ -37,7 +37,7 @@ class TopDownSource:
     """Random access over the instances of one dataset: `source[i]` is a sample.
 
     Args:
-      records: opened records; `records[row]["image"]` is the image file's bytes.
+      records: opened records; `records.image(row)` are the bytes of an image file.
       annotations: the table that belongs to them.
       instances: the crops, from `instances.ground_truth` or `instances.detections`.
       dataset: the protocol.
@@ -80,7 +80,7 @@ class TopDownSource:
 
     def read(self, image_index: int) -> bytes:
         """The bytes of an image file."""
-        return self.records[image_index]["image"]
+        return self.records.image(image_index)
 
 
 def decode(encoded: bytes, sample: Sample) -> np.ndarray:
@@ -174,7 +174,9 @@ class HalfBody:
         crop = self.half(sample["keypoints"], sample["visible"], normal)
         return sample if crop is None else sample | {"centre": crop[0], "scale": crop[1]}
 
-    def half(self, keypoints: np.ndarray, visible: np.ndarray, normal: float):
+    def half(
+        self, keypoints: np.ndarray, visible: np.ndarray, normal: float,
+    ) -> tuple[np.ndarray, np.ndarray] | None:
         """(centre, scale) of a half body, or None where too few keypoints span it."""
         upper, lower = (np.flatnonzero(half & (visible > 0)) for half in self._halves)
         chosen = upper if (normal < 0.5 and len(upper) > 2) or len(lower) <= 2 else lower

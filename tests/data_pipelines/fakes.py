@@ -48,19 +48,15 @@ def annotation_table(dataset: PoseDataset, images: list[dict], people: list[dict
 
 
 class Records:
-    """`records[i]["image"]` from memory or from files; counts its reads."""
+    """`records.image(row)` from memory; counts its reads."""
 
-    def __init__(self, images: list):
+    def __init__(self, images: list[bytes]):
         self.images = images
         self.reads = 0
 
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> dict:
+    def image(self, index: int) -> bytes:
         self.reads += 1
-        image = self.images[index]
-        return {"image": image.read_bytes() if isinstance(image, pathlib.Path) else image}
+        return self.images[index]
 
 
 def random_source(name: str = "coco", num_images: int = 5, people_per_image: int = 2, dataset_index: int = 0,

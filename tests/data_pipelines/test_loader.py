@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from data_pipelines import geometry, instances, loader, records
+from data_pipelines.builders import BUILDERS, synthetic
 from data_pipelines.loader import EvalLoader, Reading
 from tests.data_pipelines import fakes
+from tests.golden_files import shared_path
 
 SIZE = fakes.INPUT_SIZE
 DIRECT = Reading(num_threads=0)
@@ -217,6 +219,64 @@ def test_evaluation_names_its_boxes(tmp_path):
     np.testing.assert_array_equal(batch["valid"], [True, False])
     np.testing.assert_allclose(batch["box_score"], [0.75, 0])
     assert batch["image_id"][0] == 1 and not batch["visible"].any() and batch["image"][0].any()
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """Records on disk: two skeletons of the synthetic world."""
+    folder = tmp_path_factory.mktemp("records")
+    synthetic.prepare_synthetic(folder, ["synthetic_coco", "synthetic_aic"], num_train=3, num_val=3)
+    return folder
+
+
+def test_prepared_datasets_train_and_resume_in_worker_processes(prepared):
+    """By name, from records, in two spawned processes: the batches of the calling process to the last bit."""
+
+    def start(reading):
+        return loader.train_loader([loader.Entry("synthetic_coco"), loader.Entry("synthetic_aic")], seed=5,
+                                   data_dir=prepared, batch_size=4, input_size=SIZE, reading=reading)
+
+    expected = take(start(DIRECT), 5)
+    assert {0, 1} == set(np.concatenate([batch["dataset"] for batch in expected]))
+    worked = start(Reading(num_threads=1, num_workers=2))
+    worked.set_state({"next_index": 2})
+    worked.start_prefetch()
+    assert_same(expected[2:], take(worked, 3))
+    worked.close()
+
+
+def test_prepared_datasets_are_evaluated_whole(prepared):
+    batches = loader.eval_loader("synthetic_coco", "val", data_dir=prepared, batch_size=4, input_size=SIZE,
+                                 dataset_index=3, num_keypoints=20, reading=Reading(num_threads=2))
+    whole = joined(list(batches))
+    valid = whole["valid"]
+    people = batches.annotations.num_instances
+    assert valid.sum() == people == len(set(whole["instance_id"][valid].tolist()))
+    assert (whole["dataset"] == 3).all() and whole["keypoints"].shape[1:] == (20, 2)
+    assert set(whole["image_id"][valid]) <= set(batches.annotations.image_id)
+
+
+@pytest.mark.parametrize("name, split, options", [
+    ("mpii", "train", {"annotations": "mpii/test_mpii.json", "images": "mpii"}),
+    ("interhand2d", "test", {"annotations": "interhand2.6m/test_interhand2.6m_data.json",
+                             "images": "interhand2.6m"}),
+    ("coco", "test", {"annotations": "coco/test_coco.json", "images": "coco"})])
+def test_sample_records_give_the_released_crops(tmp_path, name, split, options):
+    """From raw files through builder and records; mpii's joints are in the release's training list only."""
+    with np.load(shared_path("golden/data/db.npz")) as archive:
+        expected = {key: archive[f"{name}/{split}/{key}"] for key in
+                    ("image", "center", "scale", "joints_3d", "joints_3d_visible")}
+    paths = {key: shared_path(f"samples/{path}") for key, path in options.items()}
+    BUILDERS[name]("val", raw_dir=None, data_dir=tmp_path, progress=False, **paths).prepare()
+    source = loader.open_source(name, "val", data_dir=tmp_path, input_size=(192, 256))
+    assert [source.describe(i)["origin"][2] for i in range(len(source))] == list(expected["image"])
+    np.testing.assert_allclose(source.instances.centre, expected["center"], atol=1e-3)
+    np.testing.assert_allclose(source.instances.scale, expected["scale"], atol=1e-5)
+    for index in range(len(source)):
+        sample = source.describe(index)
+        np.testing.assert_array_equal(sample["visible"], expected["joints_3d_visible"][index])
+        seen = sample["visible"] > 0
+        np.testing.assert_allclose(sample["keypoints"][seen], expected["joints_3d"][index][seen], atol=1e-3)
 
 
 def test_a_dataset_that_is_not_there_is_named(tmp_path):
