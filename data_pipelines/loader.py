@@ -84,8 +84,8 @@ class TrainIterator(grain.DatasetIterator):
     """Endless batches of one process, and the place in them.
 
     The state is the number of global batches taken. It depends neither on the process nor on how many there
-    are, nor on threads and workers, and so restores under any of them (given the same datasets, batch size and
-    seed). `num_examples` is the length of a (nominal) epoch: the instances of all datasets together.
+    are, nor on threads and workers, and so restores under any of them (with the same datasets, batch size
+    and seed). `num_examples` is the length of a (nominal) epoch: the instances of all datasets together.
     """
 
     def __init__(self, batches: grain.MapDataset, reading: Reading, num_examples: int):
