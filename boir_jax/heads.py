@@ -140,7 +140,7 @@ class InstanceKeypointHead(nn.Module):
     def _spatial_mask(self, maps: jax.Array, gate: jax.Array, cells: jax.Array) -> jax.Array:
         """[G, M, h, w, 1] from maps [G, M or 1, h, w, C], gate [G, M, C] and cells [G, M, 2]."""
         height, width = maps.shape[2:4]
-        match = jnp.einsum("gmhwc,gmc->gmhw", *_per_person(maps, gate))
+        match = _product(maps, gate, "gmc->gmhw")
         grid = jnp.stack(jnp.meshgrid(jnp.arange(width), jnp.arange(height)), axis=-1)
         relative = (cells[:, :, None, None, :] - grid).astype(self.dtype) / 32
         evidence = jnp.concatenate([match[..., None], relative], axis=-1)
@@ -151,18 +151,20 @@ class InstanceKeypointHead(nn.Module):
     def _fuse(self, maps: jax.Array, gate: jax.Array, mask: jax.Array) -> jax.Array:
         """1x1 convolution of [gate * maps, mask * maps], norm, ReLU, 1x1 convolution to keypoints."""
         channels = self.features
-        kernel = self.param("fuse_kernel", small_normal, (2 * channels, channels)).astype(self.dtype)
+        kernel = self.param("fuse_kernel", small_normal, (1, 1, 2 * channels, channels))
         bias = self.param("fuse_bias", prior_bias, (channels,)).astype(self.dtype)
+        kernel = kernel[0, 0].astype(self.dtype)
         gated = gate[..., None] * kernel[:channels]
-        by_channel = jnp.einsum("gmhwc,gmcd->gmhwd", *_per_person(maps, gated))
+        by_channel = _product(maps, gated, "gmcd->gmhwd")
         fused = instance_norm(by_channel + mask * (maps @ kernel[channels:]) + bias)
         return self._conv(self.num_keypoints, 1, name="output")(nn.relu(fused)).astype(jnp.float32)
 
 
-def _per_person(maps: jax.Array, values: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Maps [G, 1, ...] that all people share, or one for each, beside values [G, M, ...]: equal leading axes.
-    """
-    return jnp.broadcast_to(maps, (*values.shape[:2], *maps.shape[2:])), values
+def _product(maps: jax.Array, values: jax.Array, subscripts: str) -> jax.Array:
+    """Contracts the channels of maps [G, M, h, w, C] with values [G, M, C, ...]; M = 1 maps serve everybody."""
+    if maps.shape[1] == 1:
+        return jnp.einsum(f"ghwc,{subscripts}", maps[:, 0], values)
+    return jnp.einsum(f"gmhwc,{subscripts}", maps, values)
 
 
 def instance_norm(x: jax.Array, epsilon: float = 1e-5) -> jax.Array:

@@ -1,122 +1,55 @@
-"""Loads recorded torch parameters into flax trees."""
+"""Recorded torch parameters as flax trees, through the porting table."""
 
 from __future__ import annotations
 
-import itertools
+from collections.abc import Mapping
+from typing import Any
 
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
 import numpy as np
 
+from boir_jax.model import BoIR
+from boir_jax.tables import COUNTERS, boir_rules
+from pose_common.port import Slot, expected_sources, flatten, to_flax, unflatten
 from tests.golden_files import golden
 
 
-def conv_norms(width_modules=(1, 4, 3), blocks=4):
-    """(flax path, torch convolution, torch norm, stacking ranges) of every ConvNorm of the model."""
-    out = []
-    def add(path, conv, norm, ranges=()):
-        out.append((path, conv, norm, ranges))
-    b = "backbone."
-    add("backbone/stem1", b + "conv1", b + "bn1")
-    add("backbone/stem2", b + "conv2", b + "bn2")
-    for k in (1, 2, 3):
-        add(f"backbone/layer1_first/conv{k}", b + f"layer1.0.conv{k}", b + f"layer1.0.bn{k}")
-        p = b + "layer1.{}."
-        add(f"backbone/layer1_rest/conv{k}", p + f"conv{k}", p + f"bn{k}", (range(1, 4),))
-    add("backbone/layer1_first/shortcut", b + "layer1.0.downsample.0", b + "layer1.0.downsample.1")
-    add("backbone/transition1_0", b + "transition1.0.0", b + "transition1.0.1")
-    for s, modules in enumerate(width_modules, start=1):
-        add(f"backbone/transition{s}_{s}", b + f"transition{s}.{s}.0.0", b + f"transition{s}.{s}.0.1")
-        t, f, m = b + f"stage{s + 1}.{{}}.", f"backbone/stage{s + 1}/", range(modules)
-        for br in range(s + 1):
-            for k in (1, 2):
-                p = t + f"branches.{br}.{{}}."
-                add(f + f"branch_{br}/conv{k}", p + f"conv{k}", p + f"bn{k}", (m, range(blocks)))
-        for i, j in itertools.permutations(range(s + 1), 2):
-            p = t + f"fuse_layers.{i}.{j}."
-            if j > i:
-                add(f + f"up_{j}_{i}", p + "0", p + "1", (m,))
-            else:
-                for step in range(i - j):
-                    add(f + f"down_{j}_{i}_{step}", p + f"{step}.0", p + f"{step}.1", (m,))
-    n = "multihead.neck.0."
-    add("neck/point", n + "convs.0.0", n + "convs.0.1")
-    for k, d in enumerate((12, 24, 36), start=1):
-        add(f"neck/dilated_{d}", n + f"convs.{k}.0", n + f"convs.{k}.1")
-    add("neck/pooled", n + "convs.4.1", n + "convs.4.2")
-    add("neck/project", n + "project.0", n + "project.1")
-    for flax, torch in HEADS.items():
-        p = f"multihead.{torch}.head.0."
-        for k in (1, 2):
-            add(f"{flax}/block/conv{k}", p + f"conv{k}", p + f"bn{k}")
-        add(f"{flax}/block/shortcut", p + "downsample.conv", p + "downsample.norm_layer")
-    return out
+def tiny(**changes: Any) -> BoIR:
+    """The full topology in the widths of the recorded weights."""
+    sizes = {"width": 4, "neck_middle": 8, "neck_features": 16, "head_features": 8, "embedding_features": 8}
+    return BoIR(num_keypoints=17, **{**sizes, "instance_features": 8, **changes})
 
 
-HEADS = {
-    "centre_head": "center_head",
-    "keypoint_head": "buk_head",
-    "embedding_head": "emb_head",
-    "box_head": "bbox_head",
-}
+def shapes(model: nn.Module, *arguments: Any) -> dict[str, Any]:
+    """Flat tree of shapes of a model's variables; by default those of a whole `BoIR`."""
+    arguments = arguments or (jnp.zeros((1, 64, 64, 3)),)
+    return flatten(dict(jax.eval_shape(lambda: model.init(jax.random.key(0), *arguments))))
 
 
-def leaves(training_heads=True):
-    """(collection, flax path, torch name, stacking ranges, kind)."""
-    heads = HEADS if training_heads else {"centre_head": HEADS["centre_head"]}
-    out = []
-    for path, conv, norm, ranges in conv_norms():
-        if path.split("/")[0] in HEADS and path.split("/")[0] not in heads:
-            continue
-        out.append(("params", path + "/conv/kernel", conv + ".weight", ranges, "conv"))
-        for leaf, name in (("scale", "weight"), ("bias", "bias"), ("mean", "running_mean"), ("var", "running_var")):
-            collection = "batch_stats" if leaf in ("mean", "var") else "params"
-            out.append((collection, f"{path}/norm/{leaf}", f"{norm}.{name}", ranges, "same"))
-    for flax, torch in heads.items():
-        out.append(("params", f"{flax}/output/kernel", f"multihead.{torch}.head.1.weight", (), "conv"))
-        out.append(("params", f"{flax}/output/bias", f"multihead.{torch}.head.1.bias", (), "same"))
-    i, k = "instance_head/", "kpt_head."
-    for flax, torch in (("reduce", "conv_down"), ("mask", "s_attn.conv"), ("output", "heatmap_conv")):
-        out.append(("params", i + flax + "/kernel", k + torch + ".weight", (), "conv"))
-        out.append(("params", i + flax + "/bias", k + torch + ".bias", (), "same"))
-    for flax, torch in (("channel", "c_attn"), ("spatial", "s_attn")):
-        out.append(("params", i + flax + "_dense/kernel", k + torch + ".atn.0.weight", (), "dense"))
-        out.append(("params", i + flax + "_dense/bias", k + torch + ".atn.0.bias", (), "same"))
-        out.append(("params", i + flax + "_norm/scale", k + torch + ".atn.1.weight", (), "same"))
-        out.append(("params", i + flax + "_norm/bias", k + torch + ".atn.1.bias", (), "same"))
-    out.append(("params", i + "fuse_kernel", k + "fuse_attn.0.weight", (), "flat"))
-    out.append(("params", i + "fuse_bias", k + "fuse_attn.0.bias", (), "same"))
-    return out
+def entries(name: str, kind: str = "param", prefix: str = "") -> dict[str, np.ndarray]:
+    """Torch name -> array of the entries of one kind ("param", "after", "grad", ...) of an archive."""
+    return {prefix + key[len(kind) + 1 :]: value for key, value in golden(name).items() if key.startswith(f"{kind}:")}
 
 
-MOVES = {
-    "conv": lambda a: a.transpose(2, 3, 1, 0),
-    "dense": lambda a: a.T,
-    "flat": lambda a: a[:, :, 0, 0].T,
-    "same": lambda a: a,
-}
+def load(state: Mapping[str, np.ndarray], targets: Mapping[str, Any], *dropped: str) -> dict[str, Any]:
+    """{'params': ..., 'batch_stats': ...} with `targets` filled."""
+    return unflatten(to_flax(dict(state), boir_rules(), targets, dropped=(COUNTERS, *dropped)).tree)
 
 
-def stacked(state, name, ranges, kind):
-    if not ranges:
-        return MOVES[kind](state[name])
-    shape = [len(r) for r in ranges]
-    arrays = [MOVES[kind](state[name.format(*index)]) for index in itertools.product(*ranges)]
-    return np.stack(arrays).reshape(*shape, *arrays[0].shape)
+def weights(model: BoIR) -> dict[str, Any]:
+    """The recorded weights of the whole model; those of heads that it has not are dropped."""
+    dropped = () if model.training_heads else (r"multihead\.(buk|emb|bbox)_head\..*",)
+    return load(entries("boir/weights.npz"), shapes(model), *dropped)
 
 
-def state_dict(name):
-    """torch name -> array, of a golden archive."""
-    return {key[6:]: value for key, value in golden(name).items() if key.startswith("param:")}
+def group_shapes(model: nn.Module, group: str, *arguments: Any) -> dict[str, Any]:
+    """`shapes` of a part on its own, under the names that it has within `BoIR`."""
+    tree = shapes(model, *arguments)
+    return {path.replace("/", f"/{group}/", 1): value for path, value in tree.items()}
 
 
-def variables(state, training_heads=True, only=()):
-    """{'params': ..., 'batch_stats': ...} from torch names (without the archive's 'param:')."""
-    tree = {"params": {}, "batch_stats": {}}
-    for collection, path, name, ranges, kind in leaves(training_heads):
-        keys = path.split("/")
-        if only and keys[0] not in only:
-            continue
-        node = tree[collection]
-        for key in keys[:-1]:
-            node = node.setdefault(key, {})
-        node[keys[-1]] = stacked(state, name, ranges, kind)
-    return tree
+def slots(tree: Mapping[str, Any]) -> dict[str, Slot]:
+    """Torch name -> its place in a flat tree."""
+    return expected_sources(boir_rules(), tree)

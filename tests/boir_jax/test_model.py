@@ -14,7 +14,9 @@ from boir_jax.heads import DenseHead, InstanceKeypointHead, box_head, clamped_si
 from boir_jax.hrnet import HRNet
 from boir_jax.losses import focal_loss
 from boir_jax.model import VARIANTS, BoIR
-from tests.boir_jax.golden_weights import HEADS, conv_norms, stacked, state_dict, variables
+from boir_jax.tables import HEADS
+from pose_common.port import flatten
+from tests.boir_jax.golden_weights import entries, group_shapes, load, slots, tiny, weights
 from tests.golden_files import golden
 
 
@@ -25,64 +27,51 @@ def last(maps: np.ndarray) -> np.ndarray:
 
 @functools.cache
 def backbone():
-    tree = variables(state_dict("boir/weights.npz"))
-    model = HRNet(width=4)
-    weights = {kind: tree[kind]["backbone"] for kind in tree}
-    train = jax.jit(lambda x: model.apply(weights, x, True, mutable=["batch_stats"]))
-    return train, jax.jit(lambda x: model.apply(weights, x, False))
+    model = tiny()
+    variables = weights(model)
+
+    def run(images, train):
+        return model.apply(variables, images, train, method="features", mutable=["batch_stats"])
+
+    return jax.jit(run, static_argnums=1)
 
 
 def test_backbone_maps():
     """The full topology in narrow widths. float32 noise of the recorded maps is 5e-5 at a scale of 10."""
     record = golden("boir/hrnet.npz")
-    train, infer = backbone()
-    square = infer(last(record["x_sq"]))
+    square, _ = backbone()(last(record["x_sq"]), False)
     np.testing.assert_allclose(square[:1], last(record["y_sq_eval_img0"]), atol=2e-4)
-    oblong = infer(last(record["x_rect"]))
+    oblong, _ = backbone()(last(record["x_rect"]), False)
     np.testing.assert_allclose(oblong, last(record["y_rect_eval"]), atol=2e-4)
-
-    maps, _ = train(last(record["x_sq"]))
-    np.testing.assert_allclose(maps[:1], last(record["y_sq_train_img0"]), atol=2e-4)
+    trained, _ = backbone()(last(record["x_sq"]), True)
+    np.testing.assert_allclose(trained[:1], last(record["y_sq_train_img0"]), atol=2e-4)
 
 
 def test_backbone_batch_statistics():
     """Running statistics after one step; the recorded variances are the unbiased ones."""
     record = golden("boir/hrnet.npz")
-    _, updated = backbone()[0](last(record["x_sq"]))
-    names = list(record["after_sq:names"])
-    sizes = [golden("boir/weights.npz")[f"param:backbone.{name}.running_mean"].size for name in names]
-    for leaf in ("mean", "var"):
-        parts = np.split(record[f"after_sq:running_{leaf}"], np.cumsum(sizes)[:-1])
-        after = {f"backbone.{name}.running_{leaf}": part for name, part in zip(names, parts, strict=True)}
-        compared = 0
-        for path, _, norm, ranges in conv_norms():
-            group, *keys = path.split("/")
-            if group != "backbone":
-                continue
-            ours = functools.reduce(lambda node, key: node[key], keys, updated["batch_stats"])["norm"][leaf]
-            expected = stacked(after, f"{norm}.running_{leaf}", ranges, "same")
-            np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-5, err_msg=path)
-            compared += expected.size
-        assert compared == sum(sizes)
-
-
-@pytest.fixture(scope="module")
-def dense_weights():
-    """Neck and heads of `aspp_heads`, whose names lack the wrapper's prefix."""
-    record = golden("boir/aspp_heads.npz")
-    state = {f"multihead.{key[6:]}": value for key, value in record.items() if key.startswith("param:")}
-    groups = ("neck", "centre_head", "keypoint_head", "embedding_head", "box_head")
-    return variables(state, only=groups)
+    _, updated = backbone()(last(record["x_sq"]), True)
+    tree = flatten({"batch_stats": {"backbone": jax.device_get(updated["batch_stats"]["backbone"])}})
+    places = slots(tree)
+    assert len(places) == 2 * len(record["after_sq:names"])
+    for kind in ("mean", "var"):
+        names = [f"backbone.{name}.running_{kind}" for name in record["after_sq:names"]]
+        ours = np.concatenate([places[name].view(tree[places[name].rule.target]) for name in names])
+        np.testing.assert_allclose(ours, record[f"after_sq:running_{kind}"], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
-def test_neck_and_dense_heads(dense_weights, train):
+def test_neck_and_dense_heads(train):
     """Dilation 36 exceeds what a map of 40 rows can hold, so most taps see the padding."""
     record, tag = golden("boir/aspp_heads.npz"), "train" if train else "eval"
+    state = entries("boir/aspp_heads.npz", prefix="multihead.")
 
-    def run(group, model, x):
-        weights = {kind: dense_weights[kind][group] for kind in dense_weights}
-        return model.apply(weights, x, train, mutable=["batch_stats", "intermediates"])
+    def run(group, part, x):
+        targets = group_shapes(part, group, x, False)
+        names = slots(targets)
+        tree = load({name: state[name] for name in names}, targets)
+        variables = {kind: tree[kind][group] for kind in tree}
+        return part.apply(variables, x, train, mutable=["batch_stats"])
 
     neck, after = run("neck", ASPP(8, 16), last(record["x"]))
     np.testing.assert_allclose(neck[:, ::2, ::2], last(record[f"neck_{tag}_s2"]), atol=1e-4)
@@ -98,28 +87,23 @@ def test_neck_and_dense_heads(dense_weights, train):
             np.testing.assert_allclose(maps[:, ::2, ::2], last(record[f"{name}_{tag}_s2"]), atol=1e-4)
     if train:
         pooled = after["batch_stats"]["pooled"]["norm"]
-        for leaf in ("mean", "var"):
-            expected = record[f"after:neck.0.convs.4.2.running_{leaf}"]
-            np.testing.assert_allclose(pooled[leaf], expected, rtol=1e-4, atol=1e-5)
+        for kind in ("mean", "var"):
+            expected = record[f"after:neck.0.convs.4.2.running_{kind}"]
+            np.testing.assert_allclose(pooled[kind], expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.fixture(scope="module")
-def instance_record():
-    record = golden("boir/inst_kpt_head.npz")
-    state = {f"kpt_head.{key[6:]}": value for key, value in record.items() if key.startswith("param:")}
-    grads = {f"kpt_head.{key[5:]}": value for key, value in record.items() if key.startswith("grad:")}
-    weights = variables(state, only=("instance_head",))["params"]["instance_head"]
-    gradients = variables(grads, only=("instance_head",))["params"]["instance_head"]
-    return record, weights, gradients
-
-
-def test_instance_head(instance_record):
+def test_instance_head():
     """Maps, loss and gradients; both images in one group, and as groups of one image each."""
-    record, weights, gradients = instance_record
+    record = golden("boir/inst_kpt_head.npz")
     head = InstanceKeypointHead(17, 8)
     features = last(record["features"])
     image = record["instance_imgid"].astype(np.int32)
     cells = record["instance_coord_yx"][:, ::-1].astype(np.int32)
+    targets = group_shapes(head, "instance_head", features[None], image[None], cells[None])
+    weights, gradients = (
+        load(entries("boir/inst_kpt_head.npz", kind, "kpt_head."), targets)["params"]["instance_head"]
+        for kind in ("param", "grad")
+    )
 
     def loss(weights, features):
         maps = clamped_sigmoid(head.apply({"params": weights}, features[None], image[None], cells[None]))[0]

@@ -1,0 +1,116 @@
+"""Finding people in a centre map and reading their poses: fixed shapes, for batches of images of one size.
+
+P = proposals per image; `found` marks those above the threshold. Cells are (x, y) of the stride-4 map.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from boir_jax.heads import clamped_sigmoid
+from pose_common.heatmaps import decode_quarter_shift
+
+
+@dataclasses.dataclass(frozen=True)
+class ProposalConfig:
+    """How people are found.
+
+    Attributes:
+      maximum: proposals per image.
+      threshold: smallest centre score.
+      smoothing: side of the window whose mean is averaged into centre and keypoint maps (11 for OCHuman).
+      windows: (largest mean of height and width, side of the peak window), in order; beyond all of them,
+        `last_window`.
+      last_window: see `windows`.
+      flip: whether to average over the image and its mirror image.
+    """
+
+    maximum: int = 30
+    threshold: float = 0.01
+    smoothing: int = 3
+    windows: tuple[tuple[float, int], ...] = ((200, 3), (300, 5))
+    last_window: int = 7
+    flip: bool = True
+
+
+class Proposals(flax.struct.PyTreeNode):
+    """Peaks of centre maps, best first: cells int32 [B, P, 2], scores [B, P], found bool [B, P]."""
+
+    cells: jax.Array
+    scores: jax.Array
+    found: jax.Array
+
+
+class Poses(flax.struct.PyTreeNode):
+    """People in input pixels.
+
+    Attributes:
+      keypoints: [B, P, K, 3] x, y and keypoint peak x centre score.
+      scores: [B, P] mean keypoint score.
+      found: bool [B, P]; rows without are meaningless.
+    """
+
+    keypoints: jax.Array
+    scores: jax.Array
+    found: jax.Array
+
+
+def smooth(maps: jax.Array, side: int) -> jax.Array:
+    """Mean of maps [B, h, w, C] and their side x side box mean; zeros beyond the border count."""
+    mean = nn.avg_pool(maps, (side, side), padding=((side // 2, side // 2),) * 2, count_include_pad=True)
+    return (maps + mean) / 2
+
+
+def find_people(centre: jax.Array, config: ProposalConfig) -> Proposals:
+    """Peaks of smoothed centre maps [B, h, w]; equal neighbours are both peaks."""
+    batch, height, width = centre.shape
+    extent = (height + width) / 2
+    side = next((side for limit, side in config.windows if extent <= limit), config.last_window)
+    highest = nn.max_pool(centre[..., None], (side, side), padding=((side // 2, side // 2),) * 2)[..., 0]
+    peaks = jnp.where(centre == highest, centre, 0.0).reshape(batch, height * width)
+    scores, index = jax.lax.top_k(peaks, config.maximum)
+    cells = jnp.stack([index % width, index // width], axis=-1).astype(jnp.int32)
+    return Proposals(cells, scores, scores > config.threshold)
+
+
+def read_poses(maps: jax.Array, proposals: Proposals) -> Poses:
+    """Smoothed keypoint maps [B, P, h, w, K] of the proposals -> poses."""
+    batch, people, height, width, keypoints = maps.shape
+    coords, peak = decode_quarter_shift(maps.reshape(batch * people, height, width, keypoints), per_axis=True)
+    score = peak.reshape(batch, people, keypoints) * proposals.scores[..., None]
+    pixels = 4 * coords.reshape(batch, people, keypoints, 2) + 2
+    return Poses(jnp.concatenate([pixels, score[..., None]], axis=-1), score.mean(-1), proposals.found)
+
+
+def predict(model: nn.Module, images: jax.Array, flip_index: jax.Array, config: ProposalConfig) -> Poses:
+    """People in normalised images [B, H, W, 3] of one size (multiples of 64).
+
+    Args:
+      model: a bound `BoIR`.
+      images: nothing may be padded: the neck pools whole images and the instance head normalises over them.
+      flip_index: int [K], the mirrored keypoint of each.
+      config: see `ProposalConfig`.
+    """
+    views = 2 if config.flip else 1
+    stacked = jnp.concatenate([images, images[:, :, ::-1]]) if config.flip else images
+    features = model.features(stacked, False)
+    batch = images.shape[0]
+    if config.flip:
+        # Mirrored back before the heads, as released: they see the mirror image in the original frame.
+        features = jnp.concatenate([features[:batch], features[batch:, :, ::-1]])
+    centre = clamped_sigmoid(model.dense(features, False)["centre"])
+    centre = centre.reshape(views, batch, *centre.shape[1:]).mean(0)
+    proposals = find_people(smooth(centre, config.smoothing)[..., 0], config)
+
+    cells = jnp.tile(proposals.cells, (views, 1, 1))
+    maps = clamped_sigmoid(model.instance_maps(features[:, None], jnp.zeros(cells.shape[:2], jnp.int32), cells))
+    if config.flip:
+        maps = 0.5 * (maps[:batch] + maps[batch:][..., flip_index])
+    people = maps.shape[1]
+    maps = smooth(maps.reshape(batch * people, *maps.shape[2:]), config.smoothing)
+    return read_poses(maps.reshape(batch, people, *maps.shape[1:]), proposals)

@@ -1,0 +1,85 @@
+"""Finding people: peaks against recorded cases; the whole inference against the recorded poses."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from boir_jax.proposals import ProposalConfig, find_people, predict, smooth
+from pose_common.images import normalise
+from tests.boir_jax.golden_weights import tiny, weights
+from tests.golden_files import golden, golden_config
+
+PROPOSALS = golden("boir/proposals.npz")
+
+
+@pytest.mark.parametrize("case", golden_config("boir/proposals.npz")["cases"])
+def test_peaks(case):
+    """Map sizes on both sides of the window thresholds, with twin peaks that a larger window merges."""
+    index, kernel, flip, maximum = case.split(":")
+    maps = PROPOSALS[f"map{index[1:]}"].transpose(0, 2, 3, 1)
+    centre = maps.mean(0, keepdims=True) if flip == "flip" else maps[:1]
+    config = ProposalConfig(smoothing=int(kernel[1:]), maximum=int(maximum[3:]))
+    people = find_people(smooth(centre, config.smoothing)[..., 0], config)
+    count = int(people.found.sum())
+    assert people.found[0, :count].all()
+    # With the flip test the reference lists every person twice.
+    expected = len(PROPOSALS[f"{case}:instance_score"]) // (2 if flip == "flip" else 1)
+    assert count == expected
+    np.testing.assert_array_equal(people.cells[0, :count, ::-1], PROPOSALS[f"{case}:instance_coord"][:count])
+    np.testing.assert_allclose(people.scores[0, :count], PROPOSALS[f"{case}:instance_score"][:count], atol=1e-6)
+
+
+def test_plateaus_and_empty_maps():
+    """Equal neighbours are both kept; a map below the threshold has nobody in it."""
+    config = ProposalConfig()
+    plateau = PROPOSALS["plateau:map"][:, 0]
+    people = find_people(plateau, config)
+    found = np.asarray(people.cells)[np.asarray(people.found)][:, ::-1]
+    np.testing.assert_array_equal(sorted(found.tolist()), PROPOSALS["plateau:coord_yx_sorted"])
+    assert not find_people(np.full((2, 8, 8), 0.005, np.float32), config).found.any()
+
+
+RECORD = golden("boir/full_infer.npz")
+CONFIG = golden_config("boir/full_infer.npz")
+
+
+@functools.cache
+def predictor(kernel: int, flip: bool):
+    model = tiny(training_heads=False)
+    variables = weights(model)
+    config = ProposalConfig(smoothing=kernel, flip=flip)
+    flip_index = np.array(CONFIG["FLIP_INDEX"])
+    return jax.jit(lambda images: predict(model.bind(variables), normalise(images), flip_index, config))
+
+
+# The other recorded cases differ in one setting each; every combination would cost one more compilation.
+@pytest.mark.parametrize("case", ["small:k3:flip", "small:k3:noflip", "big:k11:flip"])
+def test_poses(case):
+    size, kernel, flip = case.split(":")
+    image = RECORD[f"{size}:image_u8"]
+    poses = predictor(int(kernel[1:]), flip == "flip")(image[None])
+    found = np.asarray(poses.found[0])
+    expected = RECORD[f"{case}:poses"]
+    assert found.sum() == len(expected)
+    ours, scores = np.asarray(poses.keypoints[0])[found], np.asarray(poses.scores[0])[found]
+    np.testing.assert_allclose(scores, RECORD[f"{case}:scores"], atol=1e-5)
+    np.testing.assert_allclose(ours[..., 2], expected[..., 2], atol=1e-5)
+    # Where two cells, or the neighbours that decide the shift, differ by rounding, the position is a coin toss.
+    decided = (RECORD[f"{case}:margin"] > 1e-4) & (RECORD[f"{case}:shift_margin"] > 1e-4)
+    assert decided.mean() > 0.9
+    np.testing.assert_array_equal(ours[decided][:, :2], expected[decided][:, :2])
+
+
+def test_batch_equals_one_by_one():
+    images = np.stack([RECORD["small:image_u8"], RECORD["small:image_u8"][::-1]])
+    run = predictor(3, True)
+    together, alone = run(images), [run(image[None]) for image in images]
+    for i, single in enumerate(alone):
+        np.testing.assert_array_equal(together.found[i], single.found[0])
+        found = np.asarray(single.found[0])
+        np.testing.assert_allclose(together.keypoints[i][found], single.keypoints[0][found], atol=1e-5)
+
