@@ -10,8 +10,8 @@ To add a dataset:
          {"id": 1, "box": [x, y, width, height], "keypoints": [x, y, v] * K}]}
 
    Optional are an image's "width" and "height" (checked against the picture) and "crowd_index", and every
-   other instance field of `data_pipelines.records`, with COCO's "segmentation" for the mask. Pixels count from
-   0. A builder checks nothing: the base class does that for every dataset, in one place.
+   other instance field of `data_pipelines.records`, with COCO's "segmentation" for the mask. Pixels count
+   from 0. A builder checks nothing: the base class does that for every dataset, in one place.
 
    A COCO-format file needs no more than a subclass of `CocoFormatBuilder` that says where its files lie.
 3. Enter the class in `BUILDERS` of `data_pipelines/builders/__init__.py`.

@@ -12,5 +12,8 @@ class Coco(CocoFormatBuilder):
     layouts = {
         "train": Layout(("annotations/person_keypoints_train2017.json",), ("train2017",)),
         "val": Layout(("annotations/person_keypoints_val2017.json",), ("val2017",)),
-        "test-dev": Layout(("annotations/image_info_test-dev2017.json",), ("test2017",)),
+        "test-dev": Layout(
+            ("annotations/image_info_test-dev2017.json", "annotations/person_keypoints_test-dev-2017.json"),
+            ("test2017",),
+        ),
     }

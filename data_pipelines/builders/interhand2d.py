@@ -31,7 +31,13 @@ class InterHand2d(CocoFormatBuilder):
     folders = ("interhand2.6m", "interhand2d")
     layouts = {
         # The public protocol takes every annotation for training and test, but the machine's for validation.
-        split: Layout((f"annotations/{subset}/InterHand2.6M_{split}_data.json",), (f"images/{split}",))
+        split: Layout(
+            (
+                f"annotations/{subset}/InterHand2.6M_{split}_data.json",
+                f"annotations/{split}/InterHand2.6M_{split}_data.json",
+            ),
+            (f"images/{split}",),
+        )
         for split, subset in (("train", "all"), ("val", "machine_annot"), ("test", "all"))
     }
     categories = HANDS
