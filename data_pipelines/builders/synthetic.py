@@ -7,9 +7,9 @@ No download is needed:
     python -m scripts.prepare_data synthetic_coco --data_dir=data
 
 Truth in other skeletons: a picture depends on (kind of scene, seed, split, its number), not on the labels.
-Two datasets of one kind (people: coco, aic, mpii, coco_wholebody; animals: ap10k, apt36k) prepared with the same
-`seed` hold the same pictures, file names, image ids and instance ids. AIC's annotation of synthetic_coco's
-validation pictures is synthetic_aic with synthetic_coco's seed, in a folder of its own:
+Two datasets of one kind (people: coco, aic, mpii, coco_wholebody; animals: ap10k, apt36k) prepared with the
+same `seed` hold the same pictures, file names, image ids and instance ids. AIC's annotation of
+synthetic_coco's validation pictures is synthetic_aic with synthetic_coco's seed, in a folder of its own:
 
     seed = default_seed("synthetic_coco")
     prepare_synthetic("truth", ["synthetic_aic"], num_train=0, num_val=40, seed=seed)

@@ -127,7 +127,7 @@ def _joints(pose: Pose, species: Species, looks: Looks) -> dict[str, np.ndarray]
     p = {"chest": _FRONT * .5, "rump": _FRONT * -.5}
     p["Neck"] = p["chest"] - _DOWN * .12 + _FRONT * .02
     p["Root of tail"] = p["rump"] - _DOWN * .13 - _FRONT * .1
-    lift, aside, nod = pose.neck
+    lift, aside, _ = pose.neck
     along = np.array([np.sin(aside) * np.cos(lift), -np.sin(lift), -np.cos(lift) * np.cos(aside)])
     p["poll"] = p["Neck"] + species.neck * along
     p["tail_end"] = p["Root of tail"] + species.tail * np.array(
@@ -151,7 +151,7 @@ def make_animal(pose: Pose, looks: Looks, species: Species) -> Figure:
     """The animal in body lengths, origin in the middle of its trunk."""
     turn = rotation(*pose.turn)
     seen = {name: turn @ xyz for name, xyz in _joints(pose, species, looks).items()}
-    lift, aside, nod = pose.neck
+    _, aside, nod = pose.neck
     head_turn = turn @ rotation(-aside, nod, 0.0)
     head = Ellipsoid(seen["poll"], head_turn, np.array([.8, .9, 1.]) * species.head)
     seen["L_Eye"], seen["R_Eye"] = head.at(_EYES)

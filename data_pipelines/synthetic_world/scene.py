@@ -1,8 +1,8 @@
 """Pictures of the synthetic world: background, figures by depth, things in front, and what is seen of each.
 
 `render_scene(kind, seed, index)` is a pure function: picture `index` of a seed does not depend on how many
-there are. Every figure carries all named points of its kind: `skeleton_keypoints` gives
-its truth in any skeleton.
+there are. Every figure carries all named points of its kind: `skeleton_keypoints` gives its truth in any
+skeleton.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ from data_pipelines.synthetic_world.figures import CIRCLE, MAX_PARTS, Figure, ca
 
 _ALIASES = {"top_head": "head_top"}  # CrowdPose's name
 _SHIFT = 4
+# A figure is labelled when this share of it can be seen and so many of its first 17 points are in the picture.
 _MIN_VISIBLE = 0.3
 _MIN_POINTS = 4
+_DISTANT = 2 ** 16 // MAX_PARTS - 1  # number of the distant crowd in the owner map
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,17 +95,17 @@ def render_scene(kind: str, seed: tuple[int, ...], index: int) -> Scene:
     width, height = rng.choice(_RULES[kind].canvases)
     image = _background(rng, width, height)
     owner = np.zeros((height, width), np.uint16)
-    distant = _draw_distant_crowd(rng, image, owner) if kind == "crowd" and rng.random() < .4 else None
+    if kind == "crowd" and rng.random() < .4:
+        _draw_distant_crowd(rng, image, owner)
     figures = _place_figures(rng, kind, width, height)
     areas = [_draw_figure(image, owner, figure, number) for number, figure in enumerate(figures, start=1)]
     if rng.random() < .3:
         _draw_occluder(rng, image, owner)
     image = cv2.add(image, (np.frombuffer(rng.bytes(image.size), np.uint8) & 15).reshape(image.shape))
-    instances = [_instance(figure, area, owner, number)
-                 for number, (figure, area) in enumerate(zip(figures, areas), start=1)]
-    if distant is not None:
-        instances.insert(0, distant)
-    return Scene(image, tuple(i for i in instances if i is not None))
+    instances = [_distant_crowd(owner)] if kind == "crowd" else []
+    instances += [_instance(figure, area, owner, number)
+                  for number, (figure, area) in enumerate(zip(figures, areas), start=1)]
+    return Scene(image, tuple(instance for instance in instances if instance is not None))
 
 
 def skeleton_keypoints(instance: Instance, keypoints: KeypointSet) -> np.ndarray:
@@ -225,17 +227,22 @@ def _draw_occluder(rng: np.random.Generator, image: np.ndarray, owner: np.ndarra
         _fill(owner, outline, 0, cv2.LINE_8)
 
 
-def _draw_distant_crowd(rng: np.random.Generator, image: np.ndarray, owner: np.ndarray) -> Instance | None:
-    """A row of small people behind all others, annotated as one crowd."""
+def _draw_distant_crowd(rng: np.random.Generator, image: np.ndarray, owner: np.ndarray) -> None:
+    """A row of small people behind all others."""
     height, width = owner.shape
-    number = 65535 // MAX_PARTS
     left, base = rng.uniform(.05, .5) * width, rng.uniform(.35, .5) * height
     for step in range(int(rng.integers(5, 9))):
         figure = _sample_figure(rng, "crowd")
         size = rng.uniform(.16, .22) * height
         figure = figure.placed(size / figure.height, np.array([left + step * size * .35, base]))
-        _draw_figure(image, owner, figure, number)
-    mask = owner // MAX_PARTS == number
+        _draw_figure(image, owner, figure, _DISTANT)
+
+
+def _distant_crowd(owner: np.ndarray) -> Instance | None:
+    """The annotation of the distant crowd: what can be seen of it."""
+    mask = owner // MAX_PARTS == _DISTANT
+    if not mask.any():
+        return None
     box = _mask_box(mask)
     return Instance("person", people.POINTS, np.zeros((len(people.POINTS), 3), np.float32), False, box,
                     float(mask.sum()), True, box[:2] + box[2:] / 2, 0.0, 0.0, run_lengths(mask))

@@ -221,8 +221,8 @@ def test_points_lie_on_the_parts_they_belong_to(kind):
 
 def test_hidden_people_are_not_called_visible(scenes):
     """In a crowd many points are hidden, but some people hide none of theirs."""
-    hidden = [np.mean(instance.points[:17, 2] == 1) for scene in scenes["crowd"] for instance in scene.instances
-              if instance.labelled]
+    hidden = [np.mean(instance.points[:17, 2] == 1)
+              for scene in scenes["crowd"] for instance in scene.instances if instance.labelled]
     assert 0.05 < np.mean(hidden) < 0.4 and np.min(hidden) == 0
 
 
@@ -233,6 +233,9 @@ def test_crowds_and_hidden_people_have_masks_and_no_keypoints(scenes):
         height, width = scene.image.shape[:2]
         mask = coco_mask.decode(coco_mask.frPyObjects(instance.mask, height, width))
         assert mask.sum() == instance.area and not instance.labelled
+        for person in scene.instances:  # the crowd stands behind: its mask spares what hides it
+            for x, y in np.rint(person.points[person.points[:, 2] == 2, :2]).astype(int):
+                assert not mask[max(y - 1, 0):y + 2, max(x - 1, 0):x + 2].all()
     for scene in scenes["crowd"]:
         for instance in scene.instances:
             assert instance.labelled == (instance.mask is None)
