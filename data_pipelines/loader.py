@@ -162,7 +162,7 @@ def train_iterator(
     if not sources or [source.dataset_index for source in sources] != list(range(len(sources))):
         raise ValueError("a training mixture needs datasets numbered from 0, got "
                          f"{[(source.dataset.name, source.dataset_index) for source in sources]}")
-    rows = _rows_of_process(batch_size, process_index, process_count)
+    rows = rows_of_process(batch_size, process_index, process_count)
     order_seed, draw_seed = mixing.derived_seeds(seed, 2)
     transform = Train(tuple(source.dataset for source in sources), tuple(input_size))
     elements = mixing.mix(sources, mixture, order_seed).random_map(transform, seed=draw_seed)
@@ -224,7 +224,7 @@ class EvalLoader:
     reading: Reading = Reading()
 
     def __post_init__(self) -> None:
-        _rows_of_process(self.batch_size, self.process_index, self.process_count)
+        rows_of_process(self.batch_size, self.process_index, self.process_count)
 
     @property
     def boxes(self) -> str:
@@ -257,7 +257,7 @@ class _EvalBatches:
 
     def __getitem__(self, index: int) -> Batch:
         loader, source = self.loader, self.loader.source
-        rows = _rows_of_process(loader.batch_size, loader.process_index, loader.process_count)
+        rows = rows_of_process(loader.batch_size, loader.process_index, loader.process_count)
         first = index * loader.batch_size + loader.process_index * rows
         batch = _empty_batch(rows, loader.input_size, loader.num_keypoints)
         batch["dataset"][:] = source.dataset_index
@@ -296,7 +296,7 @@ def _empty_batch(rows: int, input_size: tuple[int, int], num_keypoints: int) -> 
     }
 
 
-def _rows_of_process(batch_size: int, process_index: int, process_count: int) -> int:
+def rows_of_process(batch_size: int, process_index: int, process_count: int) -> int:
     """Rows of a global batch that a process reads."""
     if batch_size <= 0 or batch_size % process_count:
         raise ValueError(f"a batch of {batch_size} cannot be shared equally by {process_count} processes")

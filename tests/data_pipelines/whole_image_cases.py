@@ -1,0 +1,39 @@
+"""Recorded augmentations of whole images, replayed."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pycocotools.mask
+
+from data_pipelines.keypoint_sets import get_dataset
+from data_pipelines.whole_image import Draws, Train, rules_of
+from tests.golden_files import golden, golden_config
+
+RECORD = golden("boir/data_train.npz")
+CASES = golden_config("boir/data_train.npz")
+
+
+def replay(case: str, instances: int = 6):
+    """(element, recorded arrays of the case)."""
+    config = CASES[case]
+    record = {key.split(":", 1)[1]: value for key, value in RECORD.items() if key.startswith(f"{case}:")}
+    image, blocked = record["image"], record["mask_src"] == 0
+    run_lengths = pycocotools.mask.encode(np.asfortranarray(blocked.astype(np.uint8)))
+    sample = {
+        "size": image.shape[1::-1],
+        "keypoints": record["keypoints_src"],
+        "boxes": record["bbox_src_xywh"],
+        "masks": [json.dumps({**run_lengths, "counts": run_lengths["counts"].decode()})],
+    }
+    draws = Draws(
+        scale=config["min_scale"] + (config["max_scale"] - config["min_scale"]) * float(record["draw_u_scale"]),
+        rotation=config["max_rotation"] * (2 * float(record["draw_u_rot"]) - 1),
+        shift=tuple(record["draw_dxdy"].tolist()),
+        mirror=bool(record["draw_u_flip"] < config["flip_prob"]),
+        jitter=record["draw_center_choices"].reshape(-1, 2),
+    )
+    dataset = get_dataset(config["dataset"])
+    train = Train(dataset, config["input_size"], rules_of(dataset), instances)
+    return train.apply(sample, image[..., ::-1], draws), record
