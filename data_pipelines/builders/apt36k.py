@@ -93,7 +93,7 @@ def split_release(document: dict[str, Any], whole_videos: bool = False) -> dict[
         | {
             "images": [],
             "annotations": [],
-            "categories": sorted(document.get("categories", []), key=lambda category: category["id"]),
+            "categories": sorted(document.get("categories", []), key=_category_order),
         }
         for split in SPLITS
     }
@@ -126,6 +126,12 @@ def _split_of_videos(images: list[dict[str, Any]], whole_videos: bool) -> dict[i
             split = SPLITS[(place >= cuts[0]) + (place >= cuts[1])]
             split_of[video] = min(split, split_of.get(video, split), key=SPLITS.index)
     return split_of
+
+
+def _category_order(category: Any) -> float:
+    """The category's id; entries without one come last, and are reported when they are read."""
+    number = category.get("id") if isinstance(category, dict) else None
+    return number if isinstance(number, int) else float("inf")
 
 
 def _video_of(image: Any) -> int | None:

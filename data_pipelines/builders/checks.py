@@ -196,11 +196,12 @@ def numbers(entry: Mapping[str, Any], key: str, count: int) -> np.ndarray:
         )
     if not np.isfinite(array).all():
         raise Fault("not finite", f"{key} holds {array[~np.isfinite(array)][0]}")
+    _check_range(key, array, np.finfo(np.float32).max)  # what a record can hold
     return array
 
 
-def _check_range(key: str, values: np.ndarray) -> None:
-    if values.size and np.abs(values).max() > MAX_COORDINATE:
+def _check_range(key: str, values: np.ndarray, limit: float = MAX_COORDINATE) -> None:
+    if values.size and np.abs(values).max() > limit:
         raise Fault("number out of range", f"{key} holds {np.abs(values).max():g}")
 
 

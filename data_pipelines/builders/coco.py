@@ -15,5 +15,6 @@ class Coco(CocoFormatBuilder):
         "test-dev": Layout(
             ("annotations/image_info_test-dev2017.json", "annotations/person_keypoints_test-dev-2017.json"),
             ("test2017",),
+            annotated=False,
         ),
     }

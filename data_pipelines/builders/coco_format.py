@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from data_pipelines.builders import checks, raw_files
 from data_pipelines.builders.base import PoseBuilder
 from data_pipelines.builders.raw_files import Layout
-from data_pipelines.builders.report import Fault, RawDataError
+from data_pipelines.builders.report import Fault
 
 _INSTANCE_KEYS = {  # field of a record -> key of COCO's format
     "id": "id",
@@ -54,8 +54,8 @@ class CocoFormatBuilder(PoseBuilder):
         """
         super().__init__(split, **kwargs)
         # A split of the user's own (with --annotations and --images) has no layout to look for.
-        layout = self.layouts.get(split, Layout((), ()))
-        self.files = raw_files.locate(self.folders, layout, raw_dir, annotations, images)
+        self.layout = self.layouts.get(split, Layout((), ()))
+        self.files = raw_files.locate(self.folders, self.layout, raw_dir, annotations, images)
 
     def describe_source(self) -> dict[str, str]:
         return {"annotations": str(self.files.annotations), "images": str(self.files.images)}
@@ -76,10 +76,9 @@ class CocoFormatBuilder(PoseBuilder):
         path = self.files.annotations
         document = self.load()
         (images,) = raw_files.document_lists(path, document, "images")
-        # Test sets (COCO's test-dev) come without annotations.
-        (annotations,) = (
-            raw_files.document_lists(path, document, "annotations") if "annotations" in document else ([],)
-        )
+        annotations: list = []
+        if self.layout.annotated or "annotations" in document:
+            (annotations,) = raw_files.document_lists(path, document, "annotations")
         self.categories = self._categories(document)
         self.num_images = len(images)
         by_image = self._group(images, annotations)
@@ -109,12 +108,17 @@ class CocoFormatBuilder(PoseBuilder):
         if not document.get("categories"):
             return self.categories
         (entries,) = raw_files.document_lists(self.files.annotations, document, "categories")
-        try:
-            return tuple((checks.integer(entry, "id", bits=32), str(entry["name"])) for entry in entries)
-        except (Fault, AttributeError, KeyError, TypeError) as error:
-            raise RawDataError(
-                f"{self.files.annotations}: a category without usable id and name: {error!r}"
-            ) from error
+        categories: dict[int, str] = {}
+        for entry in entries:
+            try:
+                if not isinstance(entry, dict):
+                    raise Fault("not an object", f"{entry!r:.80}")
+                number = checks.integer(entry, "id", bits=32)
+                categories.setdefault(number, str(entry.get("name", number)))
+            except Fault as fault:
+                # No fault in itself: if annotations use it they are dropped, for their unknown category.
+                self.report.remark("unusable category", self.files.annotations, None, str(fault))
+        return tuple(categories.items())
 
     def _group(self, images: list, annotations: list) -> dict[Any, list[dict]]:
         """Annotations by image id; those that are no objects or belong to no image are reported."""

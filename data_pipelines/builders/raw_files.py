@@ -29,10 +29,17 @@ _NUMBER_LISTS = frozenset(
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Where one split lies, relative to the dataset's folder. The first name that exists counts."""
+    """Where one split lies, relative to the dataset's folder. The first name that exists counts.
+
+    Attributes:
+      annotations: names of the annotation file.
+      images: names of the picture folder.
+      annotated: False for a test set whose file lists pictures only.
+    """
 
     annotations: tuple[str, ...]
     images: tuple[str, ...]
+    annotated: bool = True
 
 
 @dataclasses.dataclass(frozen=True)

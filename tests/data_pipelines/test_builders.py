@@ -70,6 +70,7 @@ INSTANCE_FAULTS = {
     "keypoint infinite": (_edit(21, keypoints=_keypoints(_1=float("inf"))), "not finite", 21),
     "keypoint text": (_edit(21, keypoints=_keypoints(_1="left")), "not a number", 21),
     "keypoint huge": (_edit(21, keypoints=_keypoints(_1=1e12)), "number out of range", 21),
+    "unlabelled keypoint huge": (_edit(21, keypoints=_keypoints(_49=1e300)), "number out of range", 21),
     "visibility negative": (_edit(21, keypoints=_keypoints(_2=-1)), "number out of range", 21),
     "box missing": (_edit(21, bbox=None), "missing field", 21),
     "box of three": (_edit(21, bbox=[1, 2, 3]), "wrong length", 21),
@@ -200,7 +201,7 @@ def test_broken_image_entry_is_reported_and_no_other_image_is_lost(tmp_path, cas
         ('{"annotations": []}', "no list 'images'"),
         ('{"images": {}}', "no list 'images'"),
         ('{"images": [], "annotations": 3}', "no list 'annotations'"),
-        ('{"images": [], "categories": [{"id": 1}]}', "category without usable id"),
+        ('{"images": []}', "no list 'annotations'"),
         ('{"images": [], "annotations": [], "categories": []}', "not one usable image"),
         ('{"images": [' + "1" * 5000 + "]}", "not valid JSON"),
     ],
@@ -227,6 +228,17 @@ def test_unusual_entries_are_kept_with_a_remark(tmp_path):
     }
     assert _table(tmp_path).id.tolist() == ALL_IDS
     assert summary["crowds"] == 1 and summary["without_keypoints"] == 0
+
+
+def test_unusable_category_costs_its_own_annotations_only(tmp_path):
+    content = tiny_sets.document()
+    content["categories"] = [tiny_sets.PERSON, {"id": None, "name": "dog"}, "cat", {"id": 3}]
+    _edit(21, category_id=2)(content)
+    _edit(30, category_id=3)(content)
+    summary = _prepare(tmp_path, content)
+    assert summary["remarks"]["unusable category"]["count"] == 2
+    assert summary["dropped"]["instances"]["unknown category"]["examples"][0]["id"] == 21
+    assert _table(tmp_path).categories == ((1, "person"), (3, "3"))
 
 
 def test_masks_are_kept_for_crowds_and_unlabelled_people_only(tmp_path):
