@@ -120,7 +120,7 @@ class Evaluator:
             folder = self.workdir / "results" / f"step_{step}"
             columns.write_results(folder / f"{task.dataset}_{kind}.json", poses, task.protocol.keypoints)
             if self.pictures:
-                path = self.workdir / "pictures" / f"{task.dataset}_{kind}.jpg"
+                path = self.workdir / "pictures" / f"{task.dataset}_{kind}.png"
                 pictures.draw_predictions(path, loader.source, predictions, self.pictures)
         if not truth["annotations"]:
             return {}

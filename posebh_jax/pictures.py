@@ -28,7 +28,7 @@ def draw_predictions(path: str | pathlib.Path, source: TopDownSource, prediction
     tiles = []
     for index in np.unique(np.linspace(0, len(source) - 1, count).astype(int)):
         sample = source.describe(index)
-        picture = decode(source.read(sample["image_index"]), sample)
+        picture = decode(source.read(sample["image_index"]), sample)[..., ::-1]
         truth = np.concatenate([sample["keypoints"], sample["visible"][:, None]], axis=1)
         predicted = predictions.keypoints[row_of[sample["image_id"], sample["instance_id"]]]
         window = _window(sample["centre"], sample["scale"])
@@ -36,8 +36,7 @@ def draw_predictions(path: str | pathlib.Path, source: TopDownSource, prediction
     sheet = draw.contact_sheet(tiles, columns=8)
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    if not cv2.imwrite(str(path), sheet[..., ::-1]):
-        raise OSError(f"cannot write {path}")
+    draw.save_image(path, sheet)
 
 
 def _window(centre: np.ndarray, scale: np.ndarray) -> np.ndarray:

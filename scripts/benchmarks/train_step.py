@@ -1,0 +1,111 @@
+"""Time of a training step in every stage, and what the prototype and cross-type terms add to it.
+
+    python -m scripts.benchmarks.train_step --config=configs/mdt.py:base --config.batch_size=64 --steps=20
+
+Batches are random, already on the device; compilation is timed apart. The last rows train everything and add one loss
+term after the other, so that a term's cost is the difference of two rows; its share is of the step with all terms.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import statistics
+import time
+
+import jax
+import numpy as np
+from absl import app, flags
+from ml_collections import ConfigDict, config_flags
+
+from pose_common import tables
+from pose_common.training import parallel
+from pose_common.training.distributed import use_compilation_cache
+from pose_common.training.stages import Stage
+from pose_common.training.step import train_step
+from posebh_jax import build
+from posebh_jax.train import PoseBHMethod
+
+_CONFIG = config_flags.DEFINE_config_file("config", "configs/mdt.py:demo")
+_STEPS = flags.DEFINE_integer("steps", 10, "Timed steps of each row, after two that are not.")
+_OUT = flags.DEFINE_string("out", "", "Also write the table to this path (.json, .csv, .md).")
+
+GROUPS = ("backbone", "heads", "embedding")
+LADDER = {
+    "multi-head": ("heatmap",),
+    "+ prototype": ("heatmap", "prototype", "prototype_heatmap"),
+    "+ cluster": ("heatmap", "prototype", "prototype_heatmap", "cluster"),
+    "+ cross-type": ("heatmap", "prototype", "prototype_heatmap", "cluster", "cross_type"),
+}
+
+
+def random_batch(method: PoseBHMethod, size: int) -> dict[str, np.ndarray]:
+    """People spread over the crop, datasets in turn."""
+    rng = np.random.default_rng(0)
+    width, height = method.input_size
+    longest = method.layout.longest
+    dataset = np.arange(size, dtype=np.int32) % len(method.datasets)
+    counts = np.array(method.layout.counts)[dataset]
+    return {
+        "image": rng.integers(0, 256, (size, height, width, 3), dtype=np.uint8),
+        "keypoints": (rng.random((size, longest, 2)) * (width, height)).astype(np.float32),
+        "visible": (np.arange(longest) < counts[:, None]).astype(np.float32),
+        "dataset": dataset,
+        "valid": np.ones(size, bool),
+    }
+
+
+def time_stage(method: PoseBHMethod, plan: parallel.Plan, stage: Stage, batch, steps: int) -> dict[str, float]:
+    """Seconds to compile and the median milliseconds of a step."""
+    state = plan.create(method.init, jax.random.PRNGKey(0))
+    change, _ = method.enter_stage(plan.to_global(state), stage)
+    state = plan.transform(change, state)
+    step = functools.partial(train_step, loss=method.loss, optimizer=method.optimizer, stage=stage)
+    step = plan.compile(step, state)
+    began = time.perf_counter()
+    state, metrics = jax.block_until_ready(step(state, batch))
+    compiled = time.perf_counter() - began
+    state, metrics = jax.block_until_ready(step(state, batch))
+    times = []
+    for _ in range(steps):
+        began = time.perf_counter()
+        state, metrics = jax.block_until_ready(step(state, batch))
+        times.append(time.perf_counter() - began)
+    return {"compile s": round(compiled, 1), "step ms": round(1e3 * statistics.median(times), 2)}
+
+
+def run(config: ConfigDict, steps: int) -> list[dict]:
+    """Rows of the table."""
+    method = build.make_method(config, steps_per_epoch=1)
+    plan = parallel.make_plan(config.parallel, config.fsdp, config.fsdp_min_size)
+    batch = plan.put(random_batch(method, config.batch_size))
+    stages = list(method.stages)
+    if config.method == "posebh":
+        stages += [Stage(name, 1, GROUPS, losses) for name, losses in LADDER.items()]
+    rows = []
+    for stage in stages:
+        one = dataclasses.replace(method, stages=(stage,))
+        times = time_stage(one, plan, stage, batch, steps)
+        rows.append(
+            {"stage": stage.name, "trains": ", ".join(stage.train), **times,
+             "images/s": round(1e3 * config.batch_size / times["step ms"], 1)}
+        )  # fmt: skip
+    whole = rows[-1]["step ms"]
+    for row, before in zip(rows[-len(LADDER) + 1 :], rows[-len(LADDER) : -1], strict=True):
+        row["share of the step"] = f"{(row['step ms'] - before['step ms']) / whole:.1%}"
+    return [{"share of the step": "", **row} for row in rows]
+
+
+def main(argv: list[str]) -> None:
+    del argv
+    config = _CONFIG.value
+    use_compilation_cache(config.compilation_cache)
+    rows = run(config, _STEPS.value)
+    devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+    tables.show(rows, title=f"{config.size}, {config.dtype}, batch {config.batch_size}, {devices}")
+    if _OUT.value:
+        tables.save(rows, _OUT.value)
+
+
+if __name__ == "__main__":
+    app.run(main)
