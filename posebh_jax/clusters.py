@@ -1,9 +1,9 @@
 """Cluster prototypes: a smaller bank shared by all skeletons, made once from the trained prototypes.
 
-Keypoints of different skeletons that mean the same end up with similar prototypes. Soft k-means groups them; each
-cluster's prototypes then supervise the embedding on targets moved from keypoints to clusters (PoseBH, CVPR 2025,
-section 3.3). The clustering runs once, on the host in float64, so that every process and platform gets the same bank;
-the loss runs inside the step with the bank as a constant.
+Keypoints of different skeletons that mean the same end up with similar prototypes. Soft k-means groups them;
+each cluster's prototypes then supervise the embedding on targets moved from keypoints to clusters (PoseBH,
+CVPR 2025, section 3.3). The clustering runs once, on the host in float64, so that every process and platform
+gets the same bank; the loss runs inside the step with the bank as a constant.
 """
 
 from __future__ import annotations
@@ -18,14 +18,20 @@ import numpy as np
 from pose_common.collectives import global_batch_size
 from posebh_jax.layout import SkeletonLayout
 from posebh_jax.losses import contrast, heatmap_mse
-from posebh_jax.prototypes import PRECISE, PrototypeConfig, best_similarities, label_pixels, prototype_heatmaps
+from posebh_jax.prototypes import (
+    PRECISE,
+    PrototypeConfig,
+    best_similarities,
+    label_pixels,
+    prototype_heatmaps,
+)
 
-# Below this share of the prototypes' energy a reconstruction error is rounding (float32 prototypes) and counts as none.
+# Below this share of the prototypes' energy a reconstruction error is rounding of float32 prototypes.
 _ROUNDING = 1e-9
 
 
 class ClusterBank(NamedTuple):
-    """Frozen cluster prototypes [C, M, D] and the global keypoint id [C] that each cluster takes its targets from."""
+    """Frozen cluster prototypes [C, M, D]; the global keypoint id [C] that each takes its targets from."""
 
     prototypes: jax.Array
     keypoint: jax.Array
@@ -37,7 +43,7 @@ class ClusterChoice(NamedTuple):
     Attributes:
       bank: the cluster prototypes.
       errors: option -> squared residual of reconstructing all prototypes from its centres, unweighted.
-      weighted: option -> error x (C/T)^2, the criterion, 0 where the error is rounding. The first smallest wins.
+      weighted: option -> error x (C/T)^2, the criterion; 0 where the error is rounding.
     """
 
     bank: ClusterBank
@@ -46,8 +52,8 @@ class ClusterChoice(NamedTuple):
 
     def summary(self) -> str:
         """One line for the log."""
-        options = ", ".join(f"{c}: error {e:.3g}, weighted {self.weighted[c]:.3g}" for c, e in self.errors.items())
-        return f"chose {len(self.bank.keypoint)} clusters ({options})"
+        options = [f"{c}: error {e:.3g}, weighted {self.weighted[c]:.3g}" for c, e in self.errors.items()]
+        return f"chose {len(self.bank.keypoint)} clusters ({', '.join(options)})"
 
 
 def soft_kmeans(
@@ -58,7 +64,8 @@ def soft_kmeans(
     Args:
       points: [N, D].
       centres: [C, D] to start from.
-      rounds: updates of the centres, each the mean of all points weighted by softmax(-beta x distance) over centres.
+      rounds: updates of the centres, each the mean of all points weighted by softmax(-beta x distance) over
+        centres.
 
     Returns:
       centres [C, D], not normalised, and the distances [N, C] to them.
@@ -104,8 +111,8 @@ def choose_clusters(
 ) -> ClusterChoice:
     """Clusters the prototypes and chooses how many clusters to keep.
 
-    Kept is the option with the least error x (C/T)^2. With C >= D the centres usually span the space and every error is
-    rounding, which made the reference's choice arbitrary: such errors count as 0 here, and the first option wins.
+    Kept is the first option with the least error x (C/T)^2. With C >= D the centres usually span the space
+    and every error is rounding, which made the reference's choice arbitrary: such errors count as 0 here.
 
     Args:
       prototypes: [T, M, D].
@@ -153,8 +160,9 @@ def cluster_terms(
 ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
     """Prototype and heatmap loss of the cluster bank on targets moved to clusters.
 
-    A cluster whose keypoint belongs to another dataset has an empty target and no weight. Clusters that share a keypoint
-    have equal targets, and the first of them owns the pixels. The heatmap loss is over the whole batch.
+    A cluster whose keypoint belongs to another dataset has an empty target and no weight. Clusters that share
+    a keypoint have equal targets, and the first of them owns the pixels. The heatmap loss is over the whole
+    batch.
 
     Args:
       embedding: [B, h, w, D].
@@ -162,7 +170,7 @@ def cluster_terms(
       bank: from `choose_clusters`.
 
     Returns:
-      The weighted share {"cluster"}, and global values: unweighted `cross_entropy`, `distance`, and `samples`.
+      The weighted share {"cluster"}, and global: unweighted `cross_entropy`, `distance`, and `samples`.
     """
     layout = SkeletonLayout((bank.keypoint.shape[0],))
     # A product with a 0/1 matrix copies exactly; gathers along the last axis are slow on matrix hardware.

@@ -1,9 +1,9 @@
-"""Cross-type self-supervision: heads and prototypes teach each other the skeletons that an image is not annotated with.
+"""Cross-type self-supervision: heads and prototypes agree on skeletons that an image is not annotated with.
 
-For each dataset and the images of *other* datasets, the dataset's head and its prototype heatmaps are compared; where
-both are confident and agree, a pseudo label between their positions supervises head, prototypes and embedding (PoseBH,
-CVPR 2025, section 3.4). No gradient flows through the pseudo label. All of it runs on the device, for all
-keypoints of all skeletons at once.
+For each dataset and the images of *other* datasets, the dataset's head and its prototype heatmaps are
+compared; where both are confident and agree, a pseudo label between their positions supervises head,
+prototypes and embedding (PoseBH, CVPR 2025, section 3.4). No gradient flows through the pseudo label. All of
+it runs on the device, for all keypoints of all skeletons at once.
 """
 
 from __future__ import annotations
@@ -31,23 +31,26 @@ class PseudoLabels(NamedTuple):
 
 
 def pseudo_labels(
-    head_maps: jax.Array, proto_maps: jax.Array, dataset: jax.Array, layout: SkeletonLayout, config: PrototypeConfig
+    head_maps: jax.Array,
+    proto_maps: jax.Array,
+    dataset: jax.Array,
+    layout: SkeletonLayout,
+    config: PrototypeConfig,
 ) -> PseudoLabels:
     """Keypoints of other skeletons on which head and prototypes agree.
 
-    A keypoint is selected when both peaks exceed the threshold and lie close together (arg-max of the column maxima and
-    of the row maxima, Euclidean distance). Its position is the mean of both DARK positions weighted by confidence, its
-    weight the smaller confidence. A position so far outside that its Gaussian misses the map is dropped; the
-    release keeps its weight and thereby asks for an empty map.
+    A keypoint is selected when both peaks exceed the threshold and lie close together (arg-max of the column
+    maxima and of the row maxima, Euclidean distance). Its position is the mean of both DARK positions
+    weighted by confidence, its weight the smaller confidence. A position so far outside that its Gaussian
+    misses the map is dropped; the release keeps its weight and thereby asks for an empty map.
 
     Args:
       head_maps, proto_maps: [B, h, w, T] heatmaps of all skeletons.
       dataset: int32 [B].
     """
     head_maps, proto_maps = jax.lax.stop_gradient((head_maps, proto_maps))
-    (head_at, head_score), (proto_at, proto_score) = decode_dark_udp(head_maps, _KERNEL), decode_dark_udp(
-        proto_maps, _KERNEL
-    )
+    head_at, head_score = decode_dark_udp(head_maps, _KERNEL)
+    proto_at, proto_score = decode_dark_udp(proto_maps, _KERNEL)
     apart = jnp.linalg.norm(_peak(head_maps) - _peak(proto_maps), axis=-1)
     total = jnp.maximum(head_score + proto_score, 1e-4)[..., None]
     position = (head_score[..., None] * head_at + proto_score[..., None] * proto_at) / total
@@ -73,9 +76,8 @@ def _peak(maps: jax.Array) -> jax.Array:
 def _draw(labels: PseudoLabels, heatmap_size: tuple[int, int]) -> jax.Array:
     """UDP Gaussians [B, h, w, K] at positions [B, K, 2], zero where the weight is 0."""
     drawn = (labels.weight > 0).astype(jnp.float32)
-    return encode(
-        labels.position, drawn, True, input_size=heatmap_size, heatmap_size=heatmap_size, sigma=_SIGMA
-    )[0]  # fmt: skip
+    in_cells = {"input_size": heatmap_size, "heatmap_size": heatmap_size}
+    return encode(labels.position, drawn, True, sigma=_SIGMA, **in_cells)[0]
 
 
 def label_pseudo_pixels(
@@ -83,8 +85,8 @@ def label_pseudo_pixels(
 ) -> Labels:
     """Samples of each skeleton: the keypoint with the largest weight x Gaussian. One slot a dataset.
 
-    The datasets are laid side by side, padded to the longest, as positions: the maps over which the maximum is taken
-    are never stored.
+    The datasets' positions are laid side by side, padded to the longest: the maps over which the maximum is
+    taken are never stored.
     """
     positions, weights = (jnp.pad(x, [(0, 0), (0, 1)] + [(0, 0)] * (x.ndim - 2)) for x in pseudo)
     ids = layout.padded_ids
@@ -119,7 +121,8 @@ def cross_type_terms(
 
     Returns:
       The weighted share {"cross_type"}, and global values: per dataset [n] the unweighted terms `head`,
-      `prototype_heatmap`, and `selected` pseudo keypoints; summed over datasets `cross_entropy` and `distance`.
+      `prototype_heatmap`, and `selected` pseudo keypoints; summed over datasets `cross_entropy` and
+      `distance`.
     """
     head_maps, proto_maps = head_maps.astype(jnp.float32), prototype_heatmaps(best)
     heatmap_size = head_maps.shape[2], head_maps.shape[1]

@@ -1,8 +1,8 @@
 """Where each dataset's keypoints lie among the keypoints of a mixture.
 
-Symbols used throughout the method: n datasets with K_d keypoints each, K the largest K_d, T their sum. A *global* id
-is start(d) + local id, datasets in mixture order. Arrays over all skeletons have T entries; arrays over the keypoints
-of an image's own dataset have K, padded with zeros behind the dataset's K_d.
+Symbols used throughout the method: n datasets with K_d keypoints each, K the largest K_d, T their sum. A
+*global* id is start(d) + local id, datasets in mixture order. Arrays over all skeletons have T entries;
+arrays over the keypoints of an image's own dataset have K, padded with zeros behind the dataset's K_d.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class SkeletonLayout:
 
     @functools.cached_property
     def padded_ids(self) -> np.ndarray:
-        """int32 [n, K]: global ids of each dataset's keypoints; T, one past the last, where a skeleton has fewer."""
+        """int32 [n, K]: global ids of each dataset's keypoints, padded with T, one past the last."""
         local = np.arange(self.longest)
         ids = self.starts[:, None] + local
         return np.where(local < np.asarray(self.counts)[:, None], ids, self.total).astype(np.int32)

@@ -1,9 +1,11 @@
 """PoseBH's losses of heatmaps, prototype heatmaps and embeddings.
 
-Every loss here is this device's *share*: local numerator over global denominator, so that the sum of shares over the
-devices of `axis_name` is the loss of the global batch. Auxiliary values are global and equal on all devices.
+Every loss here is this device's *share*: local numerator over global denominator, so that the sum of shares
+over the devices of `axis_name` is the loss of the global batch. Auxiliary values are global and equal on all
+devices.
 
-Maps are [B, h, w, T], targets and weights those of `SkeletonLayout.to_global`: zero for keypoints of other datasets.
+Maps are [B, h, w, T], targets and weights those of `SkeletonLayout.to_global`: zero for keypoints of other
+datasets.
 """
 
 from __future__ import annotations
@@ -24,13 +26,14 @@ from posebh_jax.prototypes import PRECISE, Labels, PrototypeConfig
 def heatmap_mse(
     maps: jax.Array, targets: jax.Array, weights: jax.Array, images: jax.Array | int, layout: SkeletonLayout
 ) -> jax.Array:
-    """Squared error of each dataset's maps: mean over images and pixels of (weight x difference)^2, then over keypoints.
+    """Squared error: mean over images and pixels of (weight x difference)^2, then over a dataset's keypoints.
 
     Args:
       maps, targets: [B, h, w, T].
       weights: [B, T]; 0 for what does not count. It multiplies prediction and target, so it enters squared.
-      images: how many images of the global batch the mean is over, one number or [n] per dataset: the whole batch for
-        heads, a dataset's own images for prototype maps, those with a pseudo label for the cross-type term.
+      images: how many images of the global batch the mean is over, one number or [n] per dataset: the whole
+        batch for heads, a dataset's own images for prototype maps, those with a pseudo label for the
+        cross-type term.
 
     Returns:
       [n] shares; 0 for a dataset without images.
@@ -41,9 +44,14 @@ def heatmap_mse(
 
 
 def head_terms(
-    maps: jax.Array, targets: jax.Array, weights: jax.Array, *, layout: SkeletonLayout, axis_name: str | None = None
+    maps: jax.Array,
+    targets: jax.Array,
+    weights: jax.Array,
+    *,
+    layout: SkeletonLayout,
+    axis_name: str | None = None,
 ) -> jax.Array:
-    """Losses [n] of the heatmap heads, averaged over the whole batch: images of other datasets count as zero error."""
+    """Losses [n] of the heatmap heads, over the whole batch: images of other datasets count as zero error."""
     return heatmap_mse(maps, targets, weights, global_batch_size(maps.shape[0], axis_name), layout)
 
 
@@ -118,15 +126,17 @@ def contrastive_means(
     return entropy / jnp.maximum(count, 1), distance / jnp.maximum(count, 1), count
 
 
-@jax.checkpoint
-def _compare(embedding: jax.Array, bank: jax.Array, samples: jax.Array, members: jax.Array):
-    """`log_partition` [B, h, w, G] and the similarities [B, h, w, M, G] of samples to their own keypoint's prototypes.
+def _compare(embedding: jax.Array, bank: jax.Array, labels: Labels, layout: SkeletonLayout):
+    """`log_partition` [B, h, w, G], and [B, h, w, M, G]: samples against their own keypoint's prototypes."""
+    members = protos.slot_members(labels, layout)
 
-    Recomputed in the backward pass, so that no array of all pixels and prototypes outlives it.
-    """
-    similarity = protos.similarities(embedding, bank)
-    own = jnp.einsum("bhwmt,btg->bhwmg", similarity * samples[..., None, :], members, precision=PRECISE)
-    return log_partition(similarity, members), own
+    def band(embedding, keypoint):
+        similarity = protos.similarities(embedding, bank)
+        samples = protos.sample_matrix(keypoint, layout.total)[..., None, :]
+        own = jnp.einsum("bhwmt,btg->bhwmg", similarity * samples, members, precision=PRECISE)
+        return log_partition(similarity, members), own
+
+    return protos.by_bands(band, embedding, labels.keypoint)
 
 
 def contrast(
@@ -145,8 +155,7 @@ def contrast(
       bank: prototypes [T, M, D].
       labels: the samples.
     """
-    samples = protos.sample_matrix(labels, layout.total)
-    partition, similarity = _compare(embedding, bank, samples, protos.slot_members(labels, layout))
+    partition, similarity = _compare(embedding, bank, labels, layout)
     assignment = protos.assign(
         jax.lax.stop_gradient(similarity), labels, layout=layout, config=config, axis_name=axis_name
     )
@@ -184,8 +193,8 @@ def prototype_terms(
 
     Returns:
       Weighted shares {"prototype", "prototype_heatmap"}, and global values: `prototypes`, the unweighted
-      `cross_entropy` and `distance`, `samples` [n], the share of samples that are `correct` and, unless frozen,
-      `moved`, the share of prototypes that received a sample.
+      `cross_entropy` and `distance`, `samples` [n], the share of samples that are `correct` and, unless
+      frozen, `moved`, the share of prototypes that received a sample.
     """
     labels = protos.label_pixels(targets, dataset, config.label_threshold)
     terms = contrast(embedding, prototypes, labels, layout=layout, config=config, axis_name=axis_name)
@@ -222,15 +231,16 @@ def keypoint_accuracy(
 ) -> tuple[jax.Array, jax.Array]:
     """Share of keypoints whose highest cell is near the target's, for logging only.
 
-    Distances are relative to (h, w) for (x, y), swapped as in the release, so that logged curves can be compared.
+    Distances are relative to (h, w) for (x, y), swapped as in the release, so that logged curves can be
+    compared.
 
     Args:
       maps, targets: [B, h, w, T].
       weights: [B, T]; keypoints with 0 are left out.
 
     Returns:
-      accuracy [n], mean over a dataset's keypoints of their share (0 where none is labelled), and how many of its
-      keypoints that mean is over [n].
+      accuracy [n], mean over a dataset's keypoints of their share (0 where none is labelled), and how many of
+      its keypoints that mean is over [n].
     """
     size = jnp.asarray(maps.shape[1:3], jnp.float32)
     distance = jnp.linalg.norm((decode_argmax(maps)[0] - decode_argmax(targets)[0]) / size, axis=-1)

@@ -1,22 +1,25 @@
 """Keypoint prototypes: similarity, assignment of pixels, momentum update (PoseBH, CVPR 2025, section 3.2).
 
-Every keypoint of every skeleton owns M unit vectors in the embedding space, P [T, M, D]. A pixel is compared with all
-of them by the absolute cosine; the best of a keypoint's M is that keypoint's value in the *prototype heatmap*.
+Every keypoint of every skeleton owns M unit vectors in the embedding space, P [T, M, D]. A pixel is compared
+with all of them by the absolute cosine; the best of a keypoint's M is that keypoint's value in the *prototype
+heatmap*.
 
-Nothing here loops over datasets, keypoints or people. A labelled pixel is a *sample* with a global keypoint id; which
-samples belong to a keypoint is a 0/1 matrix [pixels, T], and everything that is "per keypoint over its samples" is a
-product with it. Products (not scatters) are deterministic on every platform and fast on matrix units. An image may hold several samples at
-one pixel, one per *slot*: G = 1 where only its own dataset labels it, G = n where every other dataset does
-(see `cross_type.py`). Axes: B images, h, w map, T keypoints, M prototypes of a keypoint, D embedding, G slots.
+Nothing here loops over datasets, keypoints or people. A labelled pixel is a *sample* with a global keypoint
+id; which samples belong to a keypoint is a 0/1 matrix [pixels, T], and everything that is "per keypoint over
+its samples" is a product with it. Products (not scatters) are deterministic on every platform and fast on
+matrix units. An image may hold several samples at one pixel, one per *slot*: G = 1 where only its own dataset
+labels it, G = n where every other dataset does (see `cross_type.py`). Axes: B images, h, w map, T keypoints,
+M prototypes of a keypoint, D embedding, G slots.
 
-Prototypes are not trained by gradients: everything here treats them as constants. All arithmetic is float32 with full
-precision products, because arg-maxes are taken of the results. Functions that reduce over the batch take `axis_name`
-and return values that are global and equal on all devices.
+Prototypes are not trained by gradients: everything here treats them as constants. All arithmetic is float32
+with full precision products, because arg-maxes are taken of the results. Functions that reduce over the batch
+take `axis_name` and return values that are global and equal on all devices.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -40,7 +43,8 @@ class PrototypeConfig:
       sinkhorn_epsilon: temperature of the assignment.
       sinkhorn_rounds: rounds of (columns, rows) normalisation.
       label_threshold: a pixel is a sample where its largest target exceeds this.
-      weigh_by_correctness: samples enter an update with weight 1 when correct, else 0, instead of their confidence.
+      weigh_by_correctness: samples enter an update with weight 1 when correct, else 0, instead of their
+        confidence.
       contrast_weight: weight of cross entropy and distance together.
       cross_entropy_weight, distance_weight: their weights within that.
       heatmap_weight: of the prototype heatmaps' squared error, in the cluster and cross-type terms as well.
@@ -82,7 +86,8 @@ class Labels(NamedTuple):
 def init_prototypes(key: jax.Array, num_keypoints: int, per_keypoint: int, dim: int) -> jax.Array:
     """Random unit vectors [T, M, D].
 
-    The reference draws N(0, 0.02) cut at +-2, a hundred deviations, and normalises: a plain normal draw is the same.
+    The reference draws N(0, 0.02) cut at +-2, a hundred deviations, and normalises: a plain normal draw is
+    the same.
     """
     return normalise(jax.random.normal(key, (num_keypoints, per_keypoint, dim)))
 
@@ -102,13 +107,23 @@ def similarities(embedding: jax.Array, prototypes: jax.Array) -> jax.Array:
     return jnp.abs(jnp.einsum("...d,mtd->...mt", unit, bank, precision=PRECISE))
 
 
-@jax.checkpoint
-def best_similarities(embedding: jax.Array, prototypes: jax.Array) -> jax.Array:
-    """Each pixel's similarity to a keypoint's nearest prototype, unclipped: [..., D], [T, M, D] -> [..., T].
+def by_bands(function: Callable, *maps: jax.Array):
+    """Applies `function` to bands of rows of maps [B, h, w, ...], one after the other, and joins its outputs.
 
-    Recomputed in the backward pass: one product costs less than keeping M values a keypoint.
+    Arrays of every pixel and prototype would take half a gigabyte for 64 images, several times over in
+    the backward pass, so they exist for one of up to eight bands at a time and are recomputed backward. Rows
+    are cut, not images, because images may be spread over devices.
     """
-    return similarities(embedding, prototypes).max(axis=-2)
+    height = maps[0].shape[1]
+    bands = max(n for n in range(1, 9) if height % n == 0)
+    cut = [jnp.moveaxis(x.reshape(x.shape[0], bands, -1, *x.shape[2:]), 1, 0) for x in maps]
+    found = jax.lax.map(jax.checkpoint(lambda band: function(*band)), cut)
+    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(x.shape[1], height, *x.shape[3:]), found)
+
+
+def best_similarities(embedding: jax.Array, prototypes: jax.Array) -> jax.Array:
+    """Similarity to each keypoint's nearest prototype, unclipped: [B, h, w, D], [T, M, D] -> [B, h, w, T]."""
+    return by_bands(lambda band: similarities(band, prototypes).max(axis=-2), embedding)
 
 
 def prototype_heatmaps(best: jax.Array) -> jax.Array:
@@ -132,9 +147,9 @@ def label_pixels(targets: jax.Array, dataset: jax.Array, threshold: float) -> La
     return Labels(keypoint[..., None], confidence[..., None], dataset[:, None])
 
 
-def sample_matrix(labels: Labels, num_keypoints: int) -> jax.Array:
-    """float32 [B, h, w, T]: 1 where the pixel is a sample of the keypoint. Slots never share a keypoint."""
-    return (labels.keypoint[..., None] == jnp.arange(num_keypoints)).any(axis=-2).astype(jnp.float32)
+def sample_matrix(keypoint: jax.Array, num_keypoints: int) -> jax.Array:
+    """`Labels.keypoint` [B, h, w, G] -> float32 [B, h, w, T]: 1 where a pixel is a sample of a keypoint."""
+    return (keypoint[..., None] == jnp.arange(num_keypoints)).any(axis=-2).astype(jnp.float32)
 
 
 def slot_members(labels: Labels, layout: SkeletonLayout) -> jax.Array:
@@ -145,7 +160,7 @@ def slot_members(labels: Labels, layout: SkeletonLayout) -> jax.Array:
 def is_correct(labels: Labels, best: jax.Array, layout: SkeletonLayout) -> jax.Array:
     """bool [B, h, w]: the sample's own keypoint is the most similar one of its dataset (one slot).
 
-    Keypoints of other datasets do not compete: a left shoulder of another skeleton would win for no fault of ours.
+    Keypoints of other datasets do not compete: another skeleton's left shoulder winning is no mistake.
     """
     own = layout.own(labels.dataset[:, 0])[:, None, None, :]
     return jnp.argmax(jnp.where(own, best, -1.0), axis=-1) == labels.keypoint[..., 0]
@@ -161,10 +176,10 @@ def assign(
 ) -> jax.Array:
     """Sinkhorn's soft assignment of samples to their keypoint's prototypes, for all keypoints at once.
 
-    A keypoint's n samples share its M prototypes equally: rounds of (each prototype's column to 1/M, each sample's row to
-    1/n), then times n. Only the ratio of such constants to the next normalisation matters, so columns are brought to 1
-    and rows to 1. exp(s / epsilon) would reach 5e8 at epsilon 0.05; exp((s - 1) / epsilon) differs by a constant factor
-    and lies in (2e-9, 1]. A single sample ties exactly.
+    A keypoint's n samples share its M prototypes equally: rounds of (each prototype's column to 1/M, each
+    sample's row to 1/n), then times n. Only the ratio of such constants to the next normalisation matters, so
+    columns are brought to 1 and rows to 1. exp(s / epsilon) would reach 5e8 at epsilon 0.05; exp((s - 1) /
+    epsilon) differs by a constant factor and lies in (2e-9, 1]. A single sample ties exactly.
 
     Args:
       similarity: [B, h, w, M, G], similarity of a sample to its own keypoint's prototypes.
@@ -173,7 +188,7 @@ def assign(
     Returns:
       [B, h, w, M, G]: rows sum to 1 over M; zero where there is no sample.
     """
-    samples, members = sample_matrix(labels, layout.total), slot_members(labels, layout)
+    samples, members = sample_matrix(labels.keypoint, layout.total), slot_members(labels, layout)
     valid = (labels.keypoint >= 0)[..., None, :]
     q = jnp.where(valid, jnp.exp((similarity - 1) / config.sinkhorn_epsilon), 0.0)
 
@@ -206,8 +221,8 @@ def update_prototypes(
 ) -> tuple[jax.Array, jax.Array]:
     """Moves prototypes towards the samples that a hard Gumbel draw gives them.
 
-    The noise is added to the probabilities, not to their logarithms, and the weight enters squared, both as released.
-    The arg-max is all that a hard Gumbel-softmax keeps, so its temperature has no effect.
+    The noise is added to the probabilities, not to their logarithms, and the weight enters squared, both as
+    released. The arg-max is all that a hard Gumbel-softmax keeps, so its temperature has no effect.
 
     Args:
       prototypes: [T, M, D] unit vectors.
@@ -224,7 +239,7 @@ def update_prototypes(
     drawn = jax.nn.one_hot(jnp.argmax(assignment + noise, axis=-1), per_keypoint) * weight[..., None]
     features = normalise(embedding.astype(jnp.float32)) * weight[..., None]
     pulls = drawn[..., None] * features[..., None, :]
-    samples = sample_matrix(labels, prototypes.shape[0])
+    samples = sample_matrix(labels.keypoint, prototypes.shape[0])
     mass = global_sum(jnp.einsum("bhwt,bhwm->tm", samples, drawn, precision=PRECISE), axis_name)
     pull = global_sum(jnp.einsum("bhwt,bhwmd->tmd", samples, pulls, precision=PRECISE), axis_name)
     moved = normalise(momentum * prototypes + (1 - momentum) * normalise(pull))

@@ -47,9 +47,8 @@ def random_batch(seed: int = 0, size: int = 8, height: int = 8, width: int = 6, 
     weights = rng.choice([0.0, 1.0, 2.0], (size, LAYOUT.longest)).astype(np.float32)
     blobs[-1], weights[-1] = 0, 0
     embedding = jnp.asarray(rng.normal(size=(size, height, width, dim)), jnp.float32)
-    return Batch(
-        embedding, LAYOUT.to_global(jnp.asarray(blobs), dataset), LAYOUT.to_global(jnp.asarray(weights), dataset), dataset
-    )  # fmt: skip
+    targets, weights = (LAYOUT.to_global(jnp.asarray(x), dataset) for x in (blobs, weights))
+    return Batch(embedding, targets, weights, dataset)
 
 
 def random_prototypes(seed: int = 0, dim: int = 16) -> jax.Array:
@@ -66,7 +65,8 @@ def close(actual, expected, *, atol: float = 0.0, rel: float = 0.0, name: str = 
 
 
 def on_every_wrapper(loss_and_aux, batch: tuple, *replicated) -> dict[str, Any]:
-    """(gradients of the summed losses, losses, aux) of one step on one device, under sharded `jit`, and under `pmap`.
+    """(gradients of the summed losses, losses, aux) of one step on one device, under sharded `jit`, and under
+    `pmap`.
 
     Args:
       loss_and_aux: (batch, *replicated, axis_name=) -> losses, aux; losses are shares, aux is global.
@@ -96,8 +96,10 @@ def on_every_wrapper(loss_and_aux, batch: tuple, *replicated) -> dict[str, Any]:
     for value in jax.tree.leaves((losses, aux)):
         np.testing.assert_array_equal(value, np.broadcast_to(value[:1], value.shape))
     first = jax.tree.map(lambda x: x[0], (losses, aux))
+    sharded = jax.jit(step).lower(spread, *replicated).compile()
+    assert "all-gather" not in sharded.as_text(), "a device collects other devices' rows"
     return {
         "one": jax.jit(step)(batch, *replicated),
-        "sharded": jax.jit(step)(spread, *replicated),
+        "sharded": sharded(spread, *replicated),
         "pmap": (jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), gradient), *first),
     }

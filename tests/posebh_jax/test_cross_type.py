@@ -1,4 +1,5 @@
-"""Cross-type self-supervision: recorded pseudo labels, losses and gradients; edges; one device against eight."""
+"""Cross-type self-supervision: recorded pseudo labels, losses and gradients; edges; one device against
+eight."""
 
 from __future__ import annotations
 
@@ -17,7 +18,9 @@ from tests.posebh_jax.method_cases import (
     LAYOUT, close, golden_batch, nhwc, on_every_wrapper, random_batch, random_prototypes,
 )  # fmt: skip
 
-CONFIG = PrototypeConfig(contrast_weight=1.0, heatmap_weight=1.0, cross_type_weight=1.0, cross_type_threshold=0.66)
+CONFIG = PrototypeConfig(
+    contrast_weight=1.0, heatmap_weight=1.0, cross_type_weight=1.0, cross_type_threshold=0.66
+)
 
 
 def recorded():
@@ -79,16 +82,18 @@ def test_pseudo_labels():
     classes = np.stack([case[f"fixed/sample_class_d{d}"] for d in range(3)], axis=-1)
     np.testing.assert_array_equal(local, classes)
     targets = np.where(classes >= 0, q.argmax(-2) + 3 * classes, -1)
-    np.testing.assert_array_equal(targets, np.stack([case[f"fixed/proto_target_d{d}"] for d in range(3)], axis=-1))
+    expected = np.stack([case[f"fixed/proto_target_d{d}"] for d in range(3)], axis=-1)
+    np.testing.assert_array_equal(targets, expected)
 
 
 def test_losses_and_gradients():
     case, batch, layout, heads, prototypes = recorded()
     best, through_best = jax.vjp(lambda e: best_of(e, prototypes), batch.embedding)
-    (loss, aux), gradients = loss_and_gradients((batch.embedding, heads, best), batch.dataset, prototypes, layout)
+    maps = batch.embedding, heads, best
+    (loss, aux), gradients = loss_and_gradients(maps, batch.dataset, prototypes, layout)
     close(loss, case["fixed/css_loss"], rel=1e-5)
-    for name, recorded_name in [("head", "hm_loss"), ("prototype_heatmap", "phm_loss")]:
-        close(aux[name], np.stack([case[f"fixed/{recorded_name}_d{d}"] for d in range(3)]), rel=1e-5, name=name)
+    for name, key in [("head", "hm_loss"), ("prototype_heatmap", "phm_loss")]:
+        close(aux[name], np.stack([case[f"fixed/{key}_d{d}"] for d in range(3)]), rel=1e-5, name=name)
     contrastive = sum(case[f"fixed/proto_loss_d{d}"] for d in range(3))
     close(0.01 * aux["cross_entropy"] + 0.001 * aux["distance"], contrastive, rel=1e-5)
     np.testing.assert_array_equal(aux["selected"], [case[f"fixed/selected_d{d}"].sum() for d in range(3)])
@@ -107,15 +112,17 @@ def test_both_coordinates_count_in_distance_and_position():
     at = np.full((1, 2, 2), (13.0, 25.0), np.float32)  # far from borders, where DARK is biased
     near, far = (draw(at + np.float32(shift), size) for shift in [(0, 1), (2, 1)])
     pseudo = pseudo_of(draw(at, size), near, image, layout)
-    np.testing.assert_array_equal(pseudo.weight[0] > 0, [False, True])  # only the skeleton that is not annotated
+    np.testing.assert_array_equal(pseudo.weight[0] > 0, [False, True])  # the other skeleton only
     close(pseudo.position[0, 1], np.array([13.0, 25.5]), atol=1e-3)
     assert not pseudo_of(draw(at, size), far, image, layout).weight.any()  # sqrt(5) > 2.1
 
 
 def test_a_position_outside_the_map_is_dropped(monkeypatch):
-    """Departure: the release keeps the weight of a label whose Gaussian misses the map, asking for an empty map."""
+    """Departure: the release keeps the weight of a label whose Gaussian misses the map, asking for an empty
+    map."""
     maps, layout = jnp.full((1, 16, 16, 2), 0.9), SkeletonLayout((1, 1))
-    for x, kept in [(-0.6, True), (-6.4, True), (-7.6, False), (40.0, False), (np.inf, False), (np.nan, False)]:
+    for x in (-0.6, -6.4, 15.0, 21.4, -7.6, 22.6, 40.0, np.inf, np.nan):
+        kept = -7 < x < 22
         at, score = jnp.full((1, 2, 2), 5.0).at[..., 0].set(x), jnp.full((1, 2), 0.9)
         monkeypatch.setattr(cross_type, "decode_dark_udp", lambda *_, found=(at, score): found)
         pseudo = cross_type.pseudo_labels(maps, maps, jnp.array([0]), layout, CONFIG)
@@ -131,17 +138,17 @@ def test_nothing_selected_gives_zero():
 
 
 def agreeing_maps(seed=0, size=8):
-    """Smooth heads and prototype maps of all skeletons whose peaks lie within a cell of each other: (rows, prototypes).
+    """Smooth heads and prototype maps of all skeletons whose peaks lie within a cell of each other: (rows,
+    prototypes).
 
-    Rows are (embedding, heads, best), all differentiable, and the dataset. Peaks of smooth maps are well conditioned,
-    those of random maps are not.
+    Rows are (embedding, heads, best), all differentiable, and the dataset. Peaks of smooth maps are well
+    conditioned, those of random maps are not.
     """
     rng = np.random.default_rng(seed)
     batch = random_batch(size=size)
     at = rng.uniform(1, (4, 6), (size, LAYOUT.total, 2)).astype(np.float32)
-    heads, best = (
-        height * draw(at + rng.uniform(-0.5, 0.5, at.shape).astype(np.float32), (6, 8)) for height in (0.9, 0.8)
-    )
+    moved = at + rng.uniform(-0.5, 0.5, (2, *at.shape)).astype(np.float32)
+    heads, best = 0.9 * draw(moved[0], (6, 8)), 0.8 * draw(moved[1], (6, 8))
     return (batch.embedding, heads, best), batch.dataset, random_prototypes()
 
 
@@ -165,7 +172,8 @@ def test_no_gradient_through_the_pseudo_label():
     images = np.array([chosen[:, LAYOUT.dataset_of == d].any(1).sum() for d in range(3)])
     per_pixel = np.asarray(LAYOUT.counts) * images * heads.shape[1] * heads.shape[2]
     difference = heads - draw(pseudo.position, (6, 8))
-    expected = 2 * pseudo.weight[:, None, None] ** 2 * difference / np.maximum(per_pixel, 1)[LAYOUT.dataset_of]
+    share = 1 / np.maximum(per_pixel, 1)[LAYOUT.dataset_of]
+    expected = 2 * pseudo.weight[:, None, None] ** 2 * difference * share
     _, gradients = loss_and_gradients(*maps, LAYOUT)
     close(gradients[1], expected, rel=1e-5)
 

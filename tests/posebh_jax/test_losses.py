@@ -21,16 +21,27 @@ from tests.posebh_jax.method_cases import (
 CONFIG = PrototypeConfig(momentum=0.9, contrast_weight=1.0, heatmap_weight=1.0)
 
 
-@functools.partial(jax.jit, static_argnames=("layout", "config"))
 def terms_of(batch, prototypes, noise, layout, config=CONFIG):
     best = protos.best_similarities(batch.embedding, prototypes)
-    return losses.prototype_terms(*batch[:1], best, *batch[1:], prototypes, layout=layout, config=config, noise=noise)
+    embedding, *own = batch
+    return losses.prototype_terms(
+        embedding, best, *own, prototypes, layout=layout, config=config, noise=noise
+    )
 
 
-@functools.partial(jax.jit, static_argnames=("name", "layout"))
-def embedding_gradient(batch, prototypes, noise, name, layout):
-    loss = lambda e: terms_of(batch._replace(embedding=e), prototypes, noise, layout)[0][name]  # noqa: E731
-    return jax.grad(loss)(batch.embedding)
+values_of = jax.jit(terms_of, static_argnames=("layout", "config"))
+
+
+@functools.partial(jax.jit, static_argnames="layout")
+def with_gradients(batch, prototypes, noise, layout):
+    """Losses, auxiliary values, and each loss's gradient with respect to the embedding."""
+
+    def terms_at(embedding):
+        return terms_of(batch._replace(embedding=embedding), prototypes, noise, layout)
+
+    terms, pull, aux = jax.vjp(terms_at, batch.embedding, has_aux=True)
+    one_hot = {name: {other: jnp.float32(name == other) for other in terms} for name in terms}
+    return terms, aux, {name: pull(cotangent)[0] for name, cotangent in one_hot.items()}
 
 
 @pytest.mark.parametrize("variant, scale", [("weighted", 1.0), ("unweighted", 1.0), ("weighted_lw0.3", 0.3)])
@@ -62,7 +73,9 @@ def test_the_three_averages_of_heatmap_errors():
     close(losses.heatmap_mse(maps, targets, only, chosen, layout), np.array([1.0, 0, 0]), atol=1e-7)
 
 
-@pytest.mark.parametrize("variant, target", [("w1", "target"), ("paper", "target"), ("w1_ignored", "target_with_ignored")])
+@pytest.mark.parametrize(
+    "variant, target", [("w1", "target"), ("paper", "target"), ("w1_ignored", "target_with_ignored")]
+)
 def test_contrastive_loss_of_given_logits(variant, target):
     """Logits [37, 15] are the similarities of 37 samples to 5 keypoints with 3 prototypes each."""
     case = golden("posebh/ppc_ppd.npz")
@@ -77,9 +90,8 @@ def test_contrastive_loss_of_given_logits(variant, target):
         similarity = logits.reshape(1, 1, 37, 5, 3).swapaxes(-1, -2)
         members = protos.slot_members(labels, layout)
         own = jnp.where(jnp.arange(5) == keypoint[:, None, None], similarity, 0).sum(-1)[..., None]
-        entropy, distance, _ = losses.contrastive_means(
-            losses.log_partition(similarity, members), own, (wanted % 3)[None, None, :, None], labels, layout=layout
-        )
+        partition, chosen = losses.log_partition(similarity, members), (wanted % 3)[None, None, :, None]
+        entropy, distance, _ = losses.contrastive_means(partition, own, chosen, labels, layout=layout)
         return config.cross_entropy_weight * entropy[0], config.distance_weight * distance[0]
 
     entropy, distance = parts(jnp.asarray(case["logits"]))
@@ -94,24 +106,25 @@ def test_prototype_terms_of_a_mixed_batch():
     case = golden("posebh/prt_loss.npz")
     batch, layout = golden_batch("posebh/prt_loss.npz")
     prototypes, noise = jnp.asarray(case["prototypes"]), jnp.asarray(case["gumbel_noise"])
-    terms, aux = terms_of(batch, prototypes, noise, layout)
+    terms, aux, gradients = with_gradients(batch, prototypes, noise, layout)
     close(terms["prototype"], case["fixed/proto_loss"], rel=1e-6)
     close(terms["prototype_heatmap"], case["fixed/phm_loss_unweighted"], rel=1e-6)
     close(aux["prototypes"], case["fixed/prototypes_after"], atol=5e-7)
     for name, recorded in [("prototype", "fixed/grad_proto_loss"), ("prototype_heatmap", "grad_phm_loss")]:
-        gradient = embedding_gradient(batch, prototypes, noise, name, layout)
-        close(jnp.moveaxis(gradient, -1, 1), case[recorded], rel=1e-5, name=name)
+        close(jnp.moveaxis(gradients[name], -1, 1), case[recorded], rel=1e-5, name=name)
 
-    best = protos.best_similarities(batch.embedding, prototypes)
+    best = jax.jit(protos.best_similarities)(batch.embedding, prototypes)
     close(jnp.moveaxis(protos.prototype_heatmaps(best), -1, 1), case["kpt_class_map"], atol=1e-6)
     labels = protos.label_pixels(batch.targets, batch.dataset, 0.0)
     np.testing.assert_array_equal(labels.keypoint[..., 0] >= 0, case["sample_mask"])
-    local = np.where(case["sample_mask"], labels.keypoint[..., 0] - layout.starts[case["dataset_idx"]][:, None, None], -1)
+    starts = layout.starts[case["dataset_idx"]][:, None, None]
+    local = np.where(case["sample_mask"], labels.keypoint[..., 0] - starts, -1)
     np.testing.assert_array_equal(local, case["sample_class"])
     close(labels.confidence[..., 0], case["confidence"], atol=1e-7)
     correct = np.where(case["sample_mask"], protos.is_correct(labels, best, layout), -1)
     np.testing.assert_array_equal(correct, case["fixed/correct"])
-    q = losses.contrast(batch.embedding, prototypes, labels, layout=layout, config=CONFIG).assignment[..., 0]
+    contrast = jax.jit(functools.partial(losses.contrast, layout=layout, config=CONFIG))
+    q = contrast(batch.embedding, prototypes, labels).assignment[..., 0]
     target = np.where(case["sample_mask"], q.argmax(-1) + 3 * local, -1)
     np.testing.assert_array_equal(target, case["fixed/proto_target"])
     drawn = np.where(case["sample_mask"], (q + noise).argmax(-1), -1)
@@ -120,19 +133,23 @@ def test_prototype_terms_of_a_mixed_batch():
 
 
 def test_release_reads_other_datasets_prototypes():
-    """Departure: in the release logits and targets of later datasets come from earlier prototypes; the loss differs."""
+    """Departure: in the release logits and targets of later datasets come from earlier prototypes; the loss
+    differs."""
     case = golden("posebh/prt_loss.npz")
     batch, layout = golden_batch("posebh/prt_loss.npz")
-    value = terms_of(batch, jnp.asarray(case["prototypes"]), None, layout)[0]["prototype"]
+    noise = jnp.asarray(case["gumbel_noise"])
+    value = with_gradients(batch, jnp.asarray(case["prototypes"]), noise, layout)[0]["prototype"]
     assert abs(float(value) - case["released/proto_loss"]) > 1e-3 * abs(case["released/proto_loss"])
 
 
 def test_frozen_prototypes_do_not_move():
     batch, prototypes = random_batch(), random_prototypes()
-    terms, aux = terms_of(batch, prototypes, None, LAYOUT)
+    terms, aux = values_of(batch, prototypes, None, LAYOUT)
     np.testing.assert_array_equal(aux["prototypes"], prototypes)
-    moving, moved = terms_of(batch, prototypes, jnp.zeros((8, 8, 6, 3)), LAYOUT)
-    assert terms == moving and jnp.any(moved["prototypes"] != prototypes)
+    moving, moved, _ = with_gradients(batch, prototypes, jnp.zeros((8, 8, 6, 3)), LAYOUT)
+    assert jnp.any(moved["prototypes"] != prototypes)
+    for name in terms:
+        close(terms[name], moving[name], rel=1e-6)
 
 
 def test_samples_can_weigh_by_correctness():
@@ -140,9 +157,9 @@ def test_samples_can_weigh_by_correctness():
     batch, prototypes, noise = random_batch(), random_prototypes(), jnp.zeros((8, 8, 6, 3))
     config = dataclasses.replace(CONFIG, weigh_by_correctness=True, label_threshold=0.2)
     scaled = batch._replace(targets=jnp.where(batch.targets > 0.2, 0.5 * batch.targets + 0.2, 0))
-    updates = [terms_of(b, prototypes, noise, LAYOUT, config)[1]["prototypes"] for b in (batch, scaled)]
+    updates = [values_of(b, prototypes, noise, LAYOUT, config)[1]["prototypes"] for b in (batch, scaled)]
     close(updates[0], updates[1], atol=1e-7)
-    confident = terms_of(batch, prototypes, noise, LAYOUT)[1]["prototypes"]
+    confident = with_gradients(batch, prototypes, noise, LAYOUT)[1]["prototypes"]
     assert jnp.abs(confident - updates[0]).max() > 1e-4
 
 
@@ -150,12 +167,11 @@ def test_an_unlabelled_batch_gives_zero_losses():
     batch = random_batch()
     empty = batch._replace(targets=0 * batch.targets, weights=0 * batch.weights)
     prototypes = random_prototypes()
-    terms, aux = terms_of(empty, prototypes, jnp.zeros((8, 8, 6, 3)), LAYOUT)
+    terms, aux, gradients = with_gradients(empty, prototypes, jnp.zeros((8, 8, 6, 3)), LAYOUT)
     assert all(float(value) == 0 for value in terms.values())
     np.testing.assert_array_equal(aux["prototypes"], prototypes)
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(aux))
-    for name in terms:
-        assert not embedding_gradient(empty, prototypes, None, name, LAYOUT).any()
+    assert not any(gradient.any() for gradient in gradients.values())
 
 
 def test_permuting_images_permutes_gradients_only():
@@ -163,12 +179,11 @@ def test_permuting_images_permutes_gradients_only():
     noise = jax.random.gumbel(jax.random.key(3), (8, 8, 6, 3))
     order = np.random.default_rng(0).permutation(8)
     shuffled = jax.tree.map(lambda x: x[order], batch)
-    terms, aux = terms_of(batch, prototypes, noise, LAYOUT)
-    other, moved = terms_of(shuffled, prototypes, noise[order], LAYOUT)
+    terms, aux, gradients = with_gradients(batch, prototypes, noise, LAYOUT)
+    other, moved, permuted = with_gradients(shuffled, prototypes, noise[order], LAYOUT)
     for name in terms:
         close(other[name], terms[name], rel=1e-6)
-        gradient = embedding_gradient(batch, prototypes, noise, name, LAYOUT)
-        close(embedding_gradient(shuffled, prototypes, noise[order], name, LAYOUT), gradient[order], rel=1e-5)
+        close(permuted[name], gradients[name][order], rel=1e-5)
     close(moved["prototypes"], aux["prototypes"], atol=5e-7)
 
 
@@ -186,8 +201,9 @@ def test_gradient_against_finite_differences():
             chosen = jnp.where(jnp.arange(5) == own, similarity, 0).sum(-1, keepdims=True)
             partition = losses.log_partition(similarity, members)
             entropy, distance, _ = losses.contrastive_means(partition, chosen, target, labels, layout=layout)
-            maps = losses.heatmap_mse(similarity.max(-2), jnp.ones((1, 2, 3, 5)) / 2, members[..., 0], 1, layout)
-            return entropy.sum() + distance.sum() + maps.sum()
+            maps, targets = similarity.max(-2), jnp.ones((1, 2, 3, 5)) / 2
+            error = losses.heatmap_mse(maps, targets, members[..., 0], 1, layout)
+            return entropy.sum() + distance.sum() + error.sum()
 
         at, direction = rng.uniform(0, 1, (1, 2, 3, 3, 5)), rng.normal(size=(1, 2, 3, 3, 5))
         slope = (jax.jit(jax.grad(loss))(jnp.asarray(at)) * direction).sum()
@@ -208,8 +224,9 @@ def test_one_device_equals_eight():
             embedding, best, targets, weights, dataset, prototypes,
             layout=LAYOUT, config=CONFIG, noise=noise, axis_name=axis_name,
         )  # fmt: skip
-        per_head = losses.head_terms(heads, targets, weights, layout=LAYOUT, axis_name=axis_name)
-        aux["accuracy"] = losses.keypoint_accuracy(heads, targets, weights, layout=LAYOUT, axis_name=axis_name)
+        common = {"layout": LAYOUT, "axis_name": axis_name}
+        per_head = losses.head_terms(heads, targets, weights, **common)
+        aux["accuracy"] = losses.keypoint_accuracy(heads, targets, weights, **common)
         return values | {f"head{d}": value for d, value in enumerate(per_head)}, aux
 
     rows = ((batch.embedding, heads), *batch[1:], noise)
@@ -226,8 +243,8 @@ def test_one_device_equals_eight():
 def test_accuracy_for_logging():
     case = golden("posebh/decode.npz")
     layout = SkeletonLayout((golden_config("posebh/decode.npz")["K"],))
-    accuracy, counted = losses.keypoint_accuracy(
-        nhwc(case["pck_output"]), nhwc(case["pck_target"]), jnp.asarray(case["pck_mask"], jnp.float32), layout=layout
-    )
+    weights = jnp.asarray(case["pck_mask"], jnp.float32)
+    maps, targets = nhwc(case["pck_output"]), nhwc(case["pck_target"])
+    accuracy, counted = losses.keypoint_accuracy(maps, targets, weights, layout=layout)
     close(accuracy[0], case["pck_avg"], atol=1e-6)
     assert counted[0] == case["pck_count"]

@@ -23,19 +23,25 @@ CONFIG = PrototypeConfig(contrast_weight=1.0)
 def row_labels(keypoints, confidence=None) -> Labels:
     """Samples in one row of one image [1, 1, N, 1] of a single dataset."""
     keypoints = jnp.asarray(keypoints, jnp.int32)[None, None, :, None]
-    confidence = jnp.ones(keypoints.shape) if confidence is None else jnp.asarray(confidence)[None, None, :, None]
-    return Labels(keypoints, confidence, jnp.zeros((1, 1), jnp.int32))
+    confidence = jnp.ones(keypoints.size) if confidence is None else jnp.asarray(confidence)
+    return Labels(keypoints, confidence[None, None, :, None], jnp.zeros((1, 1), jnp.int32))
 
 
 @functools.partial(jax.jit, static_argnames="layout")
 def assign_rows(similarity, labels, layout):
     """[N, M] -> [N, M]."""
-    return protos.assign(similarity[None, None, :, :, None], labels, layout=layout, config=CONFIG)[0, 0, :, :, 0]
+    rows = similarity[None, None, :, :, None]
+    return protos.assign(rows, labels, layout=layout, config=CONFIG)[0, 0, :, :, 0]
 
 
 def test_similarity_and_its_gradient():
     case = golden("posebh/prototype_similarity.npz")
-    heatmaps = jax.jit(lambda e: protos.prototype_heatmaps(protos.best_similarities(e, case["prototypes_in"])))
+
+    @jax.jit
+    def heatmaps(feats):
+        best = protos.best_similarities(feats[None, None], case["prototypes_in"])
+        return protos.prototype_heatmaps(best)[0, 0]
+
     close(heatmaps(case["feats"]), case["kpt_class_all"], atol=1e-6)
     close(heatmaps(case["feats_zero"]), case["kpt_class_zero"], atol=1e-6)
     gradient = jax.grad(lambda e: (heatmaps(e) * case["cotangent"]).sum())(case["feats"])
@@ -45,7 +51,7 @@ def test_similarity_and_its_gradient():
 
 def test_prototypes_are_constants_for_the_gradient():
     case = golden("posebh/prototype_similarity.npz")
-    gradient = jax.grad(lambda p: protos.best_similarities(case["feats"], p).sum())(case["prototypes_in"])
+    gradient = jax.grad(lambda p: protos.similarities(case["feats"], p).sum())(case["prototypes_in"])
     assert not gradient.any()
 
 
@@ -57,7 +63,8 @@ def test_initial_prototypes_are_unit_vectors_in_all_directions():
 
 @pytest.mark.parametrize("count", [1, 2, 7, 40])
 def test_sinkhorn(count):
-    case = {k.split("/")[1]: v for k, v in golden("posebh/sinkhorn.npz").items() if k.startswith(f"n{count}/")}
+    arrays = golden("posebh/sinkhorn.npz")
+    case = {k.split("/")[1]: v for k, v in arrays.items() if k.startswith(f"n{count}/")}
     q = assign_rows(case["similarity"], row_labels(np.zeros(count)), SkeletonLayout((1,)))
     close(q, case["assignment"], atol=1e-6)
     np.testing.assert_array_equal(np.argmax(q, -1), case["argmax"])
@@ -66,11 +73,12 @@ def test_sinkhorn(count):
 
 
 def test_sinkhorn_of_all_keypoints_at_once():
-    """Each keypoint's rows sum to 1, it shares its samples equally among its prototypes, and keypoints do not mix."""
+    """Each keypoint's rows sum to 1, it shares its samples equally among its prototypes, and keypoints do not
+    mix."""
     rng = np.random.default_rng(1)
     layout = SkeletonLayout((4,))
     similarity = rng.uniform(0.4, 0.6, (60, 3)).astype(np.float32)
-    keypoint = rng.permutation(np.repeat([0, 1, 3, -1], 15))  # keypoint 2 has no sample, fifteen pixels are none
+    keypoint = rng.permutation(np.repeat([0, 1, 3, -1], 15))  # none of keypoint 2, 15 no samples
     config = dataclasses.replace(CONFIG, sinkhorn_rounds=50)
     labels = row_labels(keypoint)
     q = protos.assign(similarity[None, None, :, :, None], labels, layout=layout, config=config)[0, 0, :, :, 0]
@@ -112,7 +120,8 @@ def update_rows(prototypes, feats, labels, noise, layout, momentum):
 
 
 def recorded_update(name, dataset, momentum):
-    """Runs one dataset of an update archive, from its prototypes brought to unit length as the reference does."""
+    """Runs one dataset of an update archive, from its prototypes brought to unit length as the reference
+    does."""
     case, config = golden(name), golden_config(name)
     before = protos.normalise(jnp.asarray(case["prototypes_in"]))
     layout = SkeletonLayout(tuple(config["K"]))
@@ -171,8 +180,10 @@ def test_update_at_real_size(dataset):
 
 
 def test_the_release_moves_only_the_first_datasets_prototypes():
-    """Departure: local ids compared with global ones leave the release without a correct sample here; we move them."""
-    before, rows, layout, _, correct, moved, _, _ = recorded_update("posebh/prototype_update_real.npz", 1, 0.9)
+    """Departure: local ids compared with global ones leave the release without a correct sample here; we move
+    them."""
+    name = "posebh/prototype_update_real.npz"
+    before, rows, layout, _, correct, moved, _, _ = recorded_update(name, 1, 0.9)
     own = slice(layout.starts[1], layout.starts[1] + layout.counts[1])
     assert not rows["released/correct_mask"].any()
     np.testing.assert_allclose(rows["released/own_prototypes_after"], before[own], atol=1e-6)
@@ -182,7 +193,7 @@ def test_the_release_moves_only_the_first_datasets_prototypes():
 def test_a_keypoint_of_another_dataset_does_not_make_a_sample_wrong():
     layout = SkeletonLayout((2, 2))
     bank = jnp.asarray(np.eye(4, dtype=np.float32)[:, None])
-    labels = row_labels([0, 0])  # the first pixel looks most like keypoint 2 (another dataset), the second like 1
+    labels = row_labels([0, 0])  # the first pixel looks most like 2, of another dataset, the second like 1
     embedding = jnp.asarray([[[[0.5, 0.1, 0.9, 0.0], [0.5, 0.9, 0.1, 0.0]]]])
     correct = protos.is_correct(labels, protos.best_similarities(embedding, bank), layout)
     np.testing.assert_array_equal(correct[0, 0], [True, False])
@@ -204,9 +215,9 @@ def test_layout_needs_keypoints(counts):
 def test_layout_moves_own_keypoints_to_their_places():
     layout = SkeletonLayout((2, 3))
     values = jnp.arange(1, 7).reshape(2, 3)  # [B, K], the second entry of dataset 0 is padding
-    np.testing.assert_array_equal(layout.to_global(values, jnp.array([0, 1])), [[1, 2, 0, 0, 0], [0, 0, 4, 5, 6]])
-    points = jnp.stack([values, -values], axis=-1)
-    moved = layout.to_global(points, jnp.array([0, 1]), axis=1)
-    np.testing.assert_array_equal(moved[..., 1], -layout.to_global(values, jnp.array([0, 1])))
+    moved = layout.to_global(values, jnp.array([0, 1]))
+    np.testing.assert_array_equal(moved, [[1, 2, 0, 0, 0], [0, 0, 4, 5, 6]])
+    points = layout.to_global(jnp.stack([values, -values], axis=-1), jnp.array([0, 1]), axis=1)
+    np.testing.assert_array_equal(points, jnp.stack([moved, -moved], axis=-1))
     np.testing.assert_array_equal(layout.padded_ids, [[0, 1, 5], [2, 3, 4]])
     np.testing.assert_array_equal(layout.sum_by_dataset(jnp.ones(5)), [2, 3])

@@ -1,0 +1,138 @@
+"""Time and memory of PoseBH's prototype, cluster and cross-type terms, alone, on the present device.
+
+    python -m scripts.benchmarks.prototypes --batch=64
+
+Each line is the compiled value and gradient of one set of terms (gradient to embedding and heads), at the
+sizes of the
+paper unless told otherwise: six datasets, 214 keypoints with 3 prototypes in 64 dimensions, maps of 48 x 64.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from pose_common.heatmaps import encode
+from posebh_jax.clusters import ClusterBank, cluster_terms
+from posebh_jax.cross_type import cross_type_terms
+from posebh_jax.layout import SkeletonLayout
+from posebh_jax.losses import head_terms, prototype_terms
+from posebh_jax.prototypes import PrototypeConfig, best_similarities, gumbel_noise, init_prototypes
+
+PAPER_COUNTS = (17, 14, 16, 17, 17, 133)
+
+
+def example_inputs(layout: SkeletonLayout, batch: int, heatmap_size: tuple[int, int], dim: int = 64) -> dict:
+    """Random embeddings; heads that resemble Gaussians at random keypoints of every skeleton."""
+    keys = jax.random.split(jax.random.key(0), 6)
+    width, height = heatmap_size
+    at = jax.random.uniform(keys[0], (batch, layout.total, 2)) * jnp.array([width - 1, height - 1])
+    maps, _ = encode(at, jnp.ones(at.shape[:2]), True, input_size=heatmap_size, heatmap_size=heatmap_size)
+    dataset = jax.random.randint(keys[1], (batch,), 0, layout.num_datasets)
+    weights = layout.own(dataset).astype(jnp.float32)
+    return {
+        "embedding": jax.random.normal(keys[2], (batch, height, width, dim)),
+        "heads": 0.8 * maps,
+        "targets": maps * weights[:, None, None, :],
+        "weights": weights,
+        "dataset": dataset,
+        "prototypes": init_prototypes(keys[3], layout.total, 3, dim),
+        "noise": gumbel_noise(jax.random.split(keys[4], batch), height, width, 3),
+    }
+
+
+def terms_by_name(layout: SkeletonLayout, config: PrototypeConfig, clusters: int) -> dict[str, Callable]:
+    """Name -> function of (embedding, heads, inputs) that returns losses and auxiliary values."""
+
+    def heads(embedding, maps, x):
+        return {"heads": head_terms(maps, x["targets"], x["weights"], layout=layout).sum()}, {}
+
+    def prototype(embedding, maps, x, noise=None):
+        best = best_similarities(embedding, x["prototypes"])
+        own = x["targets"], x["weights"], x["dataset"]
+        return prototype_terms(
+            embedding, best, *own, x["prototypes"], layout=layout, config=config, noise=noise
+        )
+
+    def cluster(embedding, maps, x):
+        bank = ClusterBank(x["prototypes"][:clusters], jnp.arange(clusters))
+        return cluster_terms(embedding, x["targets"], x["weights"], bank, config=config)
+
+    def cross_type(embedding, maps, x):
+        best = best_similarities(embedding, x["prototypes"])
+        return cross_type_terms(
+            embedding, maps, best, x["dataset"], x["prototypes"], layout=layout, config=config
+        )
+
+    def together(*parts):
+        def terms(*args):
+            losses, aux = {}, []
+            for part in parts:
+                found, extra = part(*args)
+                losses |= found
+                aux.append(extra)
+            return losses, aux
+
+        return terms
+
+    def moving(embedding, maps, x):
+        return prototype(embedding, maps, x, noise=x["noise"])
+
+    return {
+        "heads alone": heads,
+        "prototype terms, prototypes moving": moving,
+        "prototype terms, prototypes frozen": prototype,
+        "cluster terms": cluster,
+        "cross-type terms": cross_type,
+        "stage 1: prototype": together(moving),
+        "stage 2: heads, prototype, cluster, cross-type": together(heads, prototype, cluster, cross_type),
+    }
+
+
+def measure(terms: Callable, inputs: dict, repeats: int) -> tuple[float, float]:
+    """Median seconds of a call, and the compiled program's temporary memory in MiB."""
+
+    def total(embedding, heads, rest):
+        losses, aux = terms(embedding, heads, rest)
+        return sum(losses.values()), aux
+
+    rest = dict(inputs)
+    args = rest.pop("embedding"), rest.pop("heads"), rest
+    step = jax.jit(jax.value_and_grad(total, argnums=(0, 1), has_aux=True)).lower(*args).compile()
+    memory = step.memory_analysis().temp_size_in_bytes / 2**20
+    jax.block_until_ready(step(*args))
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        jax.block_until_ready(step(*args))
+        seconds.append(time.perf_counter() - start)
+    return sorted(seconds)[len(seconds) // 2], memory
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--batch", type=int, default=64, help="images on this device")
+    parser.add_argument("--counts", type=int, nargs="+", default=PAPER_COUNTS, help="keypoints per dataset")
+    parser.add_argument("--heatmap_size", type=int, nargs=2, default=(48, 64), metavar=("WIDTH", "HEIGHT"))
+    parser.add_argument("--clusters", type=int, default=96)
+    parser.add_argument("--repeats", type=int, default=10)
+    args = parser.parse_args()
+
+    layout = SkeletonLayout(tuple(args.counts))
+    inputs = example_inputs(layout, args.batch, tuple(args.heatmap_size))
+    width, height = args.heatmap_size
+    largest = args.batch * width * height * layout.total * 3 * 4 / 2**20
+    print(f"{jax.devices()[0].device_kind}, batch {args.batch}; all similarities are {largest:.0f} MiB")
+    for name, terms in terms_by_name(layout, PrototypeConfig(), min(args.clusters, layout.total)).items():
+        seconds, memory = measure(terms, inputs, args.repeats)
+        print(f"{name:48s} {1e3 * seconds:9.2f} ms  {memory:8.0f} MiB temporary")
+
+
+if __name__ == "__main__":
+    main()
