@@ -46,6 +46,7 @@ def _full(size: str) -> ConfigDict:
     config.default_train_split, config.default_eval_split = "train", "val"
     config.boxes = ConfigDict()
     config.mixture = "concat"  # all instances shuffled as one; or "balanced", or {dataset: weight}
+    config.augment = True
     config.batch_size = 512  # over all devices
     config.eval_batch_size = 512
     config.input_size = (192, 256)  # width, height

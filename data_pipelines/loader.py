@@ -129,8 +129,8 @@ class TrainIterator(grain.DatasetIterator):
 
 def train_loader(
     entries: Sequence[Entry], *, data_dir: str | os.PathLike, batch_size: int, input_size: tuple[int, int],
-    seed: int, mixture: str | Sequence[float] = mixing.CONCAT, process_index: int = 0, process_count: int = 1,
-    reading: Reading = Reading(),
+    seed: int, mixture: str | Sequence[float] = mixing.CONCAT, augment: bool = True, process_index: int = 0,
+    process_count: int = 1, reading: Reading = Reading(),
 ) -> TrainIterator:
     """Endless training batches of a mixture of prepared datasets.
 
@@ -141,6 +141,7 @@ def train_loader(
       input_size: (width, height) of the crops.
       seed: decides order and augmentation.
       mixture: 'concat', 'balanced' or weights, see `mixture.mix`.
+      augment: False gives the crops of evaluation.
       process_index, process_count: which rows of each batch.
 
     Raises:
@@ -150,13 +151,14 @@ def train_loader(
     sources = [open_source(entry.dataset, entry.split, data_dir=data_dir, input_size=input_size,
                            dataset_index=index) for index, entry in enumerate(entries)]
     return train_iterator(sources, batch_size=batch_size, input_size=input_size, seed=seed, mixture=mixture,
-                          process_index=process_index, process_count=process_count, reading=reading)
+                          augment=augment, process_index=process_index, process_count=process_count,
+                          reading=reading)
 
 
 def train_iterator(
     sources: Sequence[TopDownSource], *, batch_size: int, input_size: tuple[int, int], seed: int,
-    mixture: str | Sequence[float] = mixing.CONCAT, process_index: int = 0, process_count: int = 1,
-    reading: Reading = Reading(),
+    mixture: str | Sequence[float] = mixing.CONCAT, augment: bool = True, process_index: int = 0,
+    process_count: int = 1, reading: Reading = Reading(),
 ) -> TrainIterator:
     """`train_loader` for sources that are open; the `dataset_index` of each must be its place among them."""
     if not sources or [source.dataset_index for source in sources] != list(range(len(sources))):
@@ -164,7 +166,7 @@ def train_iterator(
                          f"{[(source.dataset.name, source.dataset_index) for source in sources]}")
     rows = rows_of_process(batch_size, process_index, process_count)
     order_seed, draw_seed = mixing.derived_seeds(seed, 2)
-    transform = Train(tuple(source.dataset for source in sources), tuple(input_size))
+    transform = Train(tuple(source.dataset for source in sources), tuple(input_size), augment)
     elements = mixing.mix(sources, mixture, order_seed).random_map(transform, seed=draw_seed)
     # In pieces of one process's rows, the n pieces of a global batch follow each other.
     batches = elements.batch(rows)[process_index::process_count]

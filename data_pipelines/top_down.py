@@ -264,11 +264,13 @@ def augmentation(dataset: PoseDataset, input_size: tuple[int, int]) -> tuple:
 class Train:
     """Sample -> element of a training batch, for a mixture: `datasets[sample["dataset"]]` says how.
 
-    Keypoints are padded to the mixture's largest count K. All randomness comes from `rng`.
+    Keypoints are padded to the mixture's largest count K. All randomness comes from `rng`; without `augment` there is
+    none.
     """
 
     datasets: tuple[PoseDataset, ...]
     input_size: tuple[int, int]
+    augment: bool = True
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> dict[str, np.ndarray]:
         steps, crop = self._steps[sample["dataset"]]
@@ -289,8 +291,8 @@ class Train:
 
     @functools.cached_property
     def _steps(self) -> tuple:
-        return tuple((augmentation(dataset, self.input_size), Crop(self.input_size, dataset.codec == "udp"))
-                     for dataset in self.datasets)
+        return tuple((augmentation(dataset, self.input_size) if self.augment else (),
+                      Crop(self.input_size, dataset.codec == "udp")) for dataset in self.datasets)
 
 
 def pad_keypoints(array: np.ndarray, count: int) -> np.ndarray:

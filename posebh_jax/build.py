@@ -99,6 +99,7 @@ def make_loader(config: ConfigDict) -> TrainIterator:
         input_size=tuple(config.input_size),
         seed=config.seed,
         mixture=mixture,
+        augment=config.augment,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         reading=make_reading(config),
