@@ -9,6 +9,7 @@ Trees are flat here: {"params/backbone/blocks/attn/qkv/kernel": array}. `flatten
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import itertools
 import re
@@ -23,6 +24,8 @@ import numpy as np
 LINEAR = (1, 0)  # [out, in] -> [in, out]
 CONV = (2, 3, 1, 0)  # [out, in, kh, kw] -> [kh, kw, in, out]
 DECONV = (2, 3, 0, 1)  # [in, out, kh, kw] -> [kh, kw, in, out]
+
+VARIANCE, COUNTER = ".running_var", ".num_batches_tracked"
 
 _PLACEHOLDER = re.compile(r"\{(\w+)(?:\+(\d+))?\}")
 
@@ -88,6 +91,23 @@ class Ported:
     fresh: tuple[str, ...]
 
 
+@dataclasses.dataclass(frozen=True)
+class Conversion:
+    """A file of weights, recognised and converted.
+
+    Attributes:
+      title: what it was recognised as, and what was guessed.
+      weights: nested {"params": ..., "batch_stats": ..., "prototypes": ...}.
+      manifest: JSON-able description from which the model can be built.
+      ported: what happened to each entry.
+    """
+
+    title: str
+    weights: dict[str, Any]
+    manifest: dict[str, Any]
+    ported: Ported
+
+
 def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
     """{"a": {"b": x}} -> {"a/b": x}."""
     return flax.traverse_util.flatten_dict(tree, sep="/")
@@ -132,7 +152,7 @@ def to_flax(
     """Fills the targets from a state dict.
 
     Args:
-      state: torch name -> array, any floating dtype. Entries are removed as they are used, so that the two copies of
+      state: torch name -> array, all of one floating type. Entries are removed as they are used, so that the two copies of
         the weights never exist side by side.
       rules: the table.
       targets: flat tree of anything with a shape.
@@ -156,6 +176,7 @@ def to_flax(
     ]
     for name, slot in slots.items():
         problems += _misfit(name, slot, state, targets[slot.rule.target].shape)
+    problems += _odd_types(state, slots) + _odd_counters(state)
     if problems:
         raise PortError("the weights do not fit", problems)
     for name in left_out:
@@ -176,11 +197,21 @@ def to_torch(tree: Mapping[str, np.ndarray], rules: Iterable[Rule]) -> dict[str,
     return {name: np.ascontiguousarray(slot.view(tree[slot.rule.target])) for name, slot in slots.items()}
 
 
-def require_finite(tree: Mapping[str, np.ndarray]) -> None:
-    """Raises a PortError that names the arrays with NaN or infinite entries."""
-    problems = [message for name, values in tree.items() for message in _not_finite(name, values)]
+def require_fit(weights: Mapping[str, Any], targets: Mapping[str, Any]) -> None:
+    """Checks that the names and shapes of two flat trees are the same.
+
+    Raises:
+      PortError: names everything that is missing, unexpected or of another shape.
+    """
+    problems = [f"missing {path} {_shape(targets[path])}" for path in targets if path not in weights]
+    problems += [f"unexpected {path} {_shape(weights[path])}" for path in weights if path not in targets]
+    problems += [
+        f"{path} has shape {_shape(weights[path])}, expected {_shape(target)}"
+        for path, target in targets.items()
+        if path in weights and tuple(weights[path].shape) != tuple(target.shape)
+    ]
     if problems:
-        raise PortError("weights that are not finite", problems)
+        raise PortError("the weights do not fit", problems)
 
 
 def _misfit(name: str, slot: Slot, state: Mapping[str, np.ndarray], target_shape: tuple[int, ...]) -> list[str]:
@@ -188,12 +219,29 @@ def _misfit(name: str, slot: Slot, state: Mapping[str, np.ndarray], target_shape
     shape = slot.view(np.broadcast_to(np.float32(0), target_shape)).shape
     if name not in state:
         return [f"missing {name} {_dimensions(shape)}"]
-    source = state[name]
-    problems = []
-    if source.shape != shape:
-        problems.append(f"{name} has shape {_dimensions(source.shape)}, expected {_dimensions(shape)}")
-    if not is_float(source.dtype):
-        problems.append(f"{name} has type {source.dtype}, expected a floating one")
+    if state[name].shape != shape:
+        return [f"{name} has shape {_shape(state[name])}, expected {_dimensions(shape)}"]
+    return []
+
+
+def _odd_types(state: Mapping[str, np.ndarray], names: Iterable[str]) -> list[str]:
+    """Entries that are not of the one floating type that a file's weights have."""
+    types = {name: state[name].dtype for name in names if name in state}
+    floating = collections.Counter(dtype for dtype in types.values() if is_float(dtype))
+    usual = floating.most_common(1)[0][0] if floating else np.dtype(np.float32)
+    return [f"{name} has type {dtype}, expected {usual}" for name, dtype in types.items() if dtype != usual]
+
+
+def _odd_counters(state: Mapping[str, np.ndarray]) -> list[str]:
+    """Batch counters of torch's batch norms that are damaged, or missing where the others are there."""
+    if not any(name.endswith(COUNTER) for name in state):
+        return []
+    expected = [name.replace(VARIANCE, COUNTER) for name in state if name.endswith(VARIANCE)]
+    problems = [f"missing {name} []" for name in expected if name not in state]
+    for name in expected:
+        counter = state.get(name)
+        if counter is not None and (counter.shape or not np.issubdtype(counter.dtype, np.integer)):
+            problems.append(f"{name} is {counter.dtype} {_shape(counter)}, expected one integer")
     return problems
 
 

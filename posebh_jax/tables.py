@@ -70,8 +70,8 @@ def embedding_rules(prefix: str = "", target: str = "embedding") -> list[Rule]:
 def prototype_rules(prefix: str = "") -> list[Rule]:
     """The prototypes and, in checkpoints of the later stages, the cluster prototypes."""
     return [
-        Rule(f"{prefix}kpt_prototype.prototypes", "prototypes"),
-        Rule(f"{prefix}cluster_prototype.prototypes", "cluster_prototypes"),
+        Rule(f"{prefix}kpt_prototype.prototypes", "prototypes/bank"),
+        Rule(f"{prefix}cluster_prototype.prototypes", "prototypes/clusters/prototypes"),
     ]
 
 
@@ -86,7 +86,7 @@ def hugging_face_rules(dataset: str) -> list[Rule]:
         *_norm(f"{prefix}layernorm_after", f"{BLOCKS}/norm2", LAYER),
         *_affine(f"{prefix}mlp.fc1", f"{BLOCKS}/mlp/fc1", LINEAR, LAYER),
         *_affine(f"{prefix}mlp.fc2", f"{BLOCKS}/mlp/fc2", LINEAR, LAYER),
-        *_affine(f"{prefix}mlp.experts.experts.{{expert}}", f"{BLOCKS}/mlp/experts", LINEAR, ("layer", "expert")),
+        *_affine(f"{prefix}mlp.experts.{{expert}}", f"{BLOCKS}/mlp/experts", LINEAR, ("layer", "expert")),
         *_norm("backbone.layernorm", "params/backbone/last_norm"),
         *_affine("head.conv", f"params/heads/{dataset}/final", CONV),
     ]

@@ -1,0 +1,94 @@
+"""Starts a model from weights that were made for another: without prototypes or experts, for other skeletons."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from pose_common.port import flatten, require_fit, unflatten
+from posebh_jax.model import PoseBH
+from posebh_jax.port import Options, expand_experts, read_weights, single_dataset
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """Where a model starts.
+
+    Attributes:
+      tree: nested {"params": ..., "batch_stats": ..., "prototypes": ...}.
+      title: what the weights were recognised as.
+      fresh: parts that keep their initial values, such as "embedding" or "heads/coco".
+      left_out: parts of the weights that the model has no place for.
+    """
+
+    tree: dict[str, Any]
+    title: str
+    fresh: tuple[str, ...]
+    left_out: tuple[str, ...]
+
+
+def start_from(
+    path: str | os.PathLike,
+    initial: Mapping[str, Any],
+    model: PoseBH,
+    *,
+    fold: str = "",
+    options: Options = Options(),
+) -> Start:
+    """The model's initial arrays with every part that the weights have for it.
+
+    A part is taken whole or not at all; half of one, or one of another width, is an error. A backbone without experts
+    fills each with the last features of its fc2. A bank of prototypes is taken when it is for the same datasets.
+
+    Args:
+      path: folder of weights, or a file in any format that is recognised.
+      initial: nested {"params": ..., "batch_stats": ..., "prototypes": ...}.
+      model: the model they are of.
+      fold: for transfer: the dataset whose expert is folded into a plain backbone, and from whose head the model's
+        only head starts, but for the last convolution.
+      options: what a file does not say itself.
+
+    Raises:
+      ValueError: a damaged or foreign file, or weights that do not fit.
+    """
+    heads = options.num_heads or model.size.num_heads
+    conversion = read_weights(path, dataclasses.replace(options, num_heads=heads))
+    weights, manifest = conversion.weights, conversion.manifest
+    if fold:
+        weights, manifest = single_dataset(weights, manifest, fold)
+    if model.num_experts and not manifest["num_experts"]:
+        weights, manifest = expand_experts(weights, manifest, model.num_experts, model.size.part_features)
+    loaded, start = flatten(weights), flatten(initial)
+    if fold:
+        loaded = _as_head_of(model.datasets[0][0], fold, loaded)
+    if [list(pair) for pair in model.datasets] != manifest["datasets"]:
+        loaded = {name: value for name, value in loaded.items() if not name.startswith("prototypes/")}
+
+    wanted, there = {_part(name) for name in start}, {_part(name) for name in loaded}
+    taken = {name: value for name, value in loaded.items() if _part(name) in wanted}
+    require_fit(taken, {name: value for name, value in start.items() if _part(name) in there})
+    return Start(
+        unflatten({**start, **taken}), conversion.title, tuple(sorted(wanted - there)), tuple(sorted(there - wanted))
+    )
+
+
+def _as_head_of(new: str, old: str, tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Gives the head of one dataset to another, without the last convolution, which is the skeleton's own."""
+    own = f"params/heads/{old}/final/"
+    return {
+        name.replace(f"/heads/{old}/", f"/heads/{new}/"): value
+        for name, value in tree.items()
+        if not name.startswith(own)
+    }
+
+
+def _part(name: str) -> str:
+    """The part of a model to which a flat name belongs."""
+    collection, group, *rest = name.split("/")
+    if collection == "prototypes":
+        return f"prototypes/{group}"
+    if group == "heads":
+        return f"heads/{rest[0]}/final" if rest[1] == "final" else f"heads/{rest[0]}"
+    return "backbone/last_norm" if (group, rest[0]) == ("backbone", "last_norm") else group

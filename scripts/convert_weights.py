@@ -1,0 +1,107 @@
+"""Converts published weights to a folder that training and evaluation read, and back.
+
+    python -m scripts.convert_weights vitpose++_base.pth --to=weights/vitpose_base
+    python -m scripts.convert_weights weights/posebh_base --to=posebh_base.pth
+
+The first form recognises PoseBH, ViTPose++, single-dataset and plain ViTPose, MAE backbones, and Hugging Face's VitPose;
+it prints what it recognised and what became of each entry. The second writes the original code's names, as `.pth` or
+`.safetensors`. `.pth` files need PyTorch (the `torch` extra), and no code from a file is ever run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+import sys
+from collections.abc import Sequence
+
+import numpy as np
+
+from pose_common.port import COUNTER, Conversion, flatten
+from pose_common.state_files import TorchMissing, read_state, write_state
+from pose_common.weights import is_weights, load_weights, save_weights
+from posebh_jax import port as posebh
+
+FILES = (".pth", ".safetensors")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns the exit status."""
+    args = _parse(arguments)
+    try:
+        if is_weights(args.source):
+            _export(args)
+        else:
+            _convert(args)
+    except (ValueError, OSError, TorchMissing) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        "scripts.convert_weights", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("source", type=pathlib.Path, help="file of weights, or a folder that this command made")
+    parser.add_argument("--to", type=pathlib.Path, required=True, help="folder to make, or file to write")
+    parser.add_argument("--datasets", help="names of the heads, in order, separated by commas")
+    parser.add_argument("--num_heads", type=int, help="attention heads, where the size is none of the published")
+    parser.add_argument("--input_size", help="width,height of the crops; default 192,256")
+    parser.add_argument("--num_experts", type=int, help="make so many experts where the weights have none")
+    parser.add_argument("--part_features", type=int, help="features of each of them")
+    parser.add_argument("--fold", metavar="DATASET", help="keep this dataset alone, its expert folded into the backbone")
+    return parser.parse_args(arguments)
+
+
+def _convert(args: argparse.Namespace) -> None:
+    if args.to.suffix in FILES:
+        raise ValueError(f"{args.source} is converted to a folder; {args.to} looks like a file")
+    options = posebh.Options(
+        datasets=tuple(args.datasets.split(",")) if args.datasets else None,
+        num_heads=args.num_heads,
+        input_size=tuple(map(int, args.input_size.split(","))) if args.input_size else None,
+        num_experts=args.num_experts,
+        part_features=args.part_features,
+    )
+    conversion = posebh.convert(read_state(args.source), options, args.source)
+    if conversion is None:
+        raise ValueError(f"{args.source} holds no weights that are recognised")
+    weights, manifest = conversion.weights, conversion.manifest
+    if args.fold:
+        weights, manifest = posebh.single_dataset(weights, manifest, args.fold)
+    save_weights(args.to, weights, manifest)
+    _report(args, conversion, manifest)
+
+
+def _report(args: argparse.Namespace, conversion: Conversion, manifest: dict) -> None:
+    ported = conversion.ported
+    heads = ", ".join(f"{name} {count}" for name, count in manifest["datasets"])
+    print(f"{args.source}: {conversion.title}")
+    print(f"  heads: {heads or 'none'}; experts: {manifest['num_experts']}")
+    print(f"  {len(ported.used)} entries used, {len(ported.dropped)} left out, {len(ported.fresh)} arrays left to fill")
+    counters = [name for name in ported.dropped if name.endswith(COUNTER)]
+    if counters:
+        print(f"    left out: {len(counters)} counters of batches")
+    for name in ported.dropped:
+        if name not in counters:
+            print(f"    left out: {name}")
+    for name in ported.fresh:
+        print(f"    to be initialised: {name}")
+    print(f"  written to {args.to}")
+
+
+def _export(args: argparse.Namespace) -> None:
+    weights, manifest = load_weights(args.source)
+    if args.fold:
+        weights, manifest = posebh.single_dataset(weights, manifest, args.fold)
+    if args.to.suffix in FILES:
+        write_state(args.to, posebh.to_torch(weights, manifest))
+    else:
+        save_weights(args.to, weights, manifest)
+    count = sum(np.size(value) for value in flatten(weights).values())
+    print(f"{args.source}: {manifest['family']}; {count:,} numbers written to {args.to}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
