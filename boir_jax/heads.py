@@ -161,7 +161,7 @@ class InstanceKeypointHead(nn.Module):
 
 
 def _product(maps: jax.Array, values: jax.Array, subscripts: str) -> jax.Array:
-    """Contracts the channels of maps [G, M, h, w, C] with values [G, M, C, ...]; M = 1 maps serve everybody."""
+    """Contracts the channels of maps [G, M, h, w, C] with values [G, M, C, ...]; one map may serve all M."""
     if maps.shape[1] == 1:
         return jnp.einsum(f"ghwc,{subscripts}", maps[:, 0], values)
     return jnp.einsum(f"gmhwc,{subscripts}", maps, values)

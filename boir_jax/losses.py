@@ -14,6 +14,7 @@ from typing import Literal
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from boir_jax.heads import clamped_sigmoid
 from pose_common.collectives import global_sum
@@ -189,43 +190,55 @@ def embedding_loss(
     inverse_norm = jax.lax.rsqrt(jnp.maximum(jnp.square(cells).sum(-1), 1e-24))
     inside, used = box_masks(boxes, valid, (height, width))
 
-    def means(weights: jax.Array) -> jax.Array:
-        """Weighted means [B, R, D] of the normalised embeddings; weights [B, R, cells]; zero where they are
-        all 0.
-        """
-        sums = jnp.einsum("brc,bcd->brd", weights * inverse_norm[:, None], cells, precision=_EXACT)
-        return sums / jnp.maximum(weights.sum(-1, keepdims=True), 1e-5)
-
     centre = jnp.floor(boxes[..., :2] + boxes[..., 2:] / 2).astype(jnp.int32)
     centre = jnp.clip(centre, 0, jnp.array([width, height]) - 1)
     index = centre[..., 1] * width + centre[..., 0]
     centres = jnp.take_along_axis(cells, index[..., None], axis=1)
     centres = centres * jnp.take_along_axis(inverse_norm, index, axis=1)[..., None]
 
+    per_box = config.background == "instance"
+    weights = {"outside": 1 - inside if per_box else 1 - inside.max(axis=1, keepdims=True)}
+    if per_box or config.pull:
+        weights["person"] = inside * _alikeness(centres, cells, inverse_norm, config.beta)
+    means = _means(weights, cells, inverse_norm)
+
     loss = 0.0
-    members, present = centres, used
-    if config.pull or config.background == "instance":
-        fixed = jax.lax.stop_gradient
-        cosine = jnp.einsum("bnd,bcd->bnc", fixed(centres), fixed(cells), precision=_EXACT)
-        cosine *= fixed(inverse_norm)[:, None]
-        # Unit vectors: |c - e|^2 = 2 - 2 c.e
-        weights = inside * jnp.exp(-2 * config.beta * jnp.maximum(1 - cosine, 0))
-        alike = weights.sum(-1, keepdims=True) >= 1e-5
-        pair_mean = jnp.where(alike, (centres + means(weights)) / 2, centres)
+    if per_box or config.pull:
+        # Too little weight: nothing in the box resembles its centre, which then stands alone.
+        resembles = weights["person"].sum(-1, keepdims=True) >= 1e-5
+        average = jnp.where(resembles, (centres + means["person"]) / 2, centres)
         if config.pull:
             # Both members of a pair lie equally far from their average.
-            pull = 2 * jnp.square(centres - pair_mean).mean(-1)
-            loss += jnp.where(used, pull, 0.0).sum()
-        if config.background == "instance":
-            push = 1 + _similarity(pair_mean, means(1 - inside), config.beta)
+            loss += jnp.where(used, 2 * jnp.square(centres - average).mean(-1), 0.0).sum()
+        if per_box:
+            push = 1 + _similarity(average, means["outside"], config.beta)
             loss += jnp.where(used, push, 0.0).sum()
-    if config.background == "image":
-        outside = 1 - inside.max(axis=1, keepdims=True)
-        background = used.any(1) & (outside.sum((1, 2)) > 0)
-        members = jnp.concatenate([members, means(outside)], axis=1)
+    members, present = centres, used
+    if not per_box:
+        background = used.any(1) & (weights["outside"].sum((1, 2)) > 0)
+        members = jnp.concatenate([members, means["outside"]], axis=1)
         present = jnp.concatenate([present, background[:, None]], axis=1)
     loss += push_apart(members, present, config.beta).sum()
     return loss / jnp.maximum(global_sum(valid.sum(), axis_name), 1)
+
+
+def _alikeness(centres: jax.Array, cells: jax.Array, inverse_norm: jax.Array, beta: float) -> jax.Array:
+    """exp(-beta |c - e|^2), without gradient: unit vectors c [B, N, D], e = cells [B, C, D] x inverse_norm."""
+    centres, cells, inverse_norm = jax.lax.stop_gradient((centres, cells, inverse_norm))
+    cosine = jnp.einsum("bnd,bcd->bnc", centres, cells, precision=_EXACT) * inverse_norm[:, None]
+    return jnp.exp(-2 * beta * jnp.maximum(1 - cosine, 0))
+
+
+def _means(weights: dict[str, jax.Array], cells: jax.Array, inverse_norm: jax.Array) -> dict[str, jax.Array]:
+    """Weighted means [B, R, D] of the normalised cells for weights [B, R, C], 0 where all are 0.
+
+    One product for all: the map is by far the largest operand.
+    """
+    rows = jnp.concatenate(list(weights.values()), axis=1)
+    sums = jnp.einsum("brc,bcd->brd", rows * inverse_norm[:, None], cells, precision=_EXACT)
+    means = sums / jnp.maximum(rows.sum(-1, keepdims=True), 1e-5)
+    ends = np.cumsum([part.shape[1] for part in weights.values()])
+    return dict(zip(weights, jnp.split(means, ends[:-1], axis=1), strict=True))
 
 
 def push_apart(members: jax.Array, present: jax.Array, beta: float) -> jax.Array:

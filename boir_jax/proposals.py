@@ -108,7 +108,8 @@ def predict(model: nn.Module, images: jax.Array, flip_index: jax.Array, config: 
     proposals = find_people(smooth(centre, config.smoothing)[..., 0], config)
 
     cells = jnp.tile(proposals.cells, (views, 1, 1))
-    maps = clamped_sigmoid(model.instance_maps(features[:, None], jnp.zeros(cells.shape[:2], jnp.int32), cells))
+    own_image = jnp.zeros(cells.shape[:2], jnp.int32)
+    maps = clamped_sigmoid(model.instance_maps(features[:, None], own_image, cells))
     if config.flip:
         maps = 0.5 * (maps[:batch] + maps[batch:][..., flip_index])
     people = maps.shape[1]

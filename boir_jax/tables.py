@@ -1,4 +1,4 @@
-"""Tables of names: which torch entry fills which parameter, for BoIR's checkpoints and HRNet's ImageNet weights."""
+"""Tables of names: which torch entry fills which parameter, for BoIR's and HRNet's ImageNet weights."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ def boir_rules() -> list[Rule]:
     for ours, theirs in HEADS.items():
         prefix = f"multihead.{theirs}.head"
         rules += _block(f"{prefix}.0", f"{ours}/block")
-        rules += _conv_norm(f"{prefix}.0.downsample.conv", f"{prefix}.0.downsample.norm_layer", f"{ours}/block/shortcut")
+        shortcut = f"{prefix}.0.downsample"
+        rules += _conv_norm(f"{shortcut}.conv", f"{shortcut}.norm_layer", f"{ours}/block/shortcut")
         rules += _affine(f"{prefix}.1", f"{ours}/output", CONV)
     return rules + instance_head_rules()
 

@@ -20,7 +20,9 @@ def centres(keypoints: jax.Array) -> jax.Array:
     return total / jnp.maximum(labelled.sum(-2), 1)
 
 
-def gaussian_sides(keypoints: jax.Array, radius: jax.Array, size: tuple[int, int]) -> tuple[jax.Array, jax.Array]:
+def gaussian_sides(
+    keypoints: jax.Array, radius: jax.Array, size: tuple[int, int]
+) -> tuple[jax.Array, jax.Array]:
     """Rows and columns whose outer product is a keypoint's Gaussian, 1 at its cell.
 
     Standard deviation (2 radius + 1) / 6, cut off outside the square of +-radius cells.
@@ -42,7 +44,8 @@ def gaussian_sides(keypoints: jax.Array, radius: jax.Array, size: tuple[int, int
 
     def along(axis: int) -> jax.Array:
         offset = jnp.arange(size[1 - axis], dtype=jnp.float32) - cell[..., axis, None]
-        return jnp.where(jnp.abs(offset) <= reach, jnp.exp(-jnp.square(offset) / (2 * jnp.square(sigma))), 0.0)
+        value = jnp.exp(-jnp.square(offset) / (2 * jnp.square(sigma)))
+        return jnp.where(jnp.abs(offset) <= reach, value, 0.0)
 
     rows, columns = jnp.moveaxis(along(1) * drawn[..., None], -2, -1), jnp.moveaxis(along(0), -2, -1)
     return rows[..., :, None, :], columns[..., None, :, :]
