@@ -64,6 +64,8 @@ class PoseDataset:
       scale_factor, rotation_factor: standard deviations of the scale and rotation (degrees) augmentation.
       drop_unlabelled_by: which people are left out as unlabelled: those whose own count 'num_keypoints' is 0 or whose
         keypoint numbers all are, by 'visibility' only the latter, or 'never'.
+      skeleton: the keypoint set itself, for one that is not in `KEYPOINT_SETS`: a dataset of the user's own takes its
+        skeleton along into worker processes, which do not have the tables of the process that registered it.
     """
 
     name: str
@@ -79,10 +81,11 @@ class PoseDataset:
     scale_factor: float = 0.5
     rotation_factor: float = 40.0
     drop_unlabelled_by: str = "num_keypoints"
+    skeleton: KeypointSet | None = None
 
     @property
     def keypoints(self) -> KeypointSet:
-        return KEYPOINT_SETS[self.keypoint_set]
+        return self.skeleton or KEYPOINT_SETS[self.keypoint_set]
 
     @property
     def num_keypoints(self) -> int:
@@ -338,8 +341,10 @@ DATASETS |= {
 
 def register_dataset(dataset: PoseDataset, keypoint_set: KeypointSet | None = None) -> None:
     """Adds a dataset of the user's own (and its skeleton) to the tables."""
+    keypoint_set = keypoint_set or dataset.skeleton
     if keypoint_set is not None:
         KEYPOINT_SETS[keypoint_set.name] = keypoint_set
+        dataset = dataclasses.replace(dataset, keypoint_set=keypoint_set.name, skeleton=keypoint_set)
     if dataset.keypoint_set not in KEYPOINT_SETS:
         raise KeyError(f"dataset {dataset.name!r} names unknown keypoint set {dataset.keypoint_set!r}")
     DATASETS[dataset.name] = dataset

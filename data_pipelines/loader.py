@@ -22,7 +22,7 @@ from absl import flags
 from data_pipelines import geometry
 from data_pipelines import instances as boxes_of
 from data_pipelines import mixture as mixing
-from data_pipelines.keypoint_sets import get_dataset
+from data_pipelines.definitions import find_dataset
 from data_pipelines.records import Annotations, load_annotations, open_records
 from data_pipelines.top_down import Crop, TopDownSource, Train, decode
 
@@ -178,7 +178,7 @@ def open_source(
     dataset_index: int = 0, boxes: str | os.PathLike = boxes_of.GROUND_TRUTH, score_threshold: float = 0.0,
 ) -> TopDownSource:
     """Opens the records of a prepared split as person crops."""
-    protocol = get_dataset(dataset)
+    protocol = find_dataset(dataset, data_dir)
     annotations = load_annotations(dataset, split, data_dir)
     if boxes == boxes_of.GROUND_TRUTH:
         chosen = boxes_of.ground_truth(annotations, protocol, input_size)

@@ -33,6 +33,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
+from data_pipelines.definitions import find_dataset
 from data_pipelines.keypoint_sets import PoseDataset, get_dataset
 
 VERSION = "1.0.0"
@@ -148,7 +149,7 @@ def open_records(dataset: str, split: str, data_dir: str | pathlib.Path) -> Reco
       DatasetNotPrepared: with the command that prepares them.
     """
     return RecordSource(
-        _prepared_dir(dataset, split, data_dir), instance_fields(get_dataset(dataset).num_keypoints)
+        _prepared_dir(dataset, split, data_dir), instance_fields(find_dataset(dataset, data_dir).num_keypoints)
     )
 
 
@@ -246,7 +247,9 @@ def load_annotations(dataset: str, split: str, data_dir: str | pathlib.Path) -> 
 
     Raises:
       DatasetNotPrepared: with the command that prepares it.
+      KeyError: no dataset of that name is known or defined in `data_dir`.
     """
+    find_dataset(dataset, data_dir)  # `to_coco` needs its skeleton
     path = _prepared_dir(dataset, split, data_dir) / ANNOTATIONS_FILE
     with np.load(path, allow_pickle=False) as archive:
         columns = {name: archive[name] for name in archive.files}

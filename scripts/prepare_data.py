@@ -4,6 +4,7 @@
     python -m scripts.prepare_data ap10k --raw_dir=/datasets --split=val-split1  # one split
     python -m scripts.prepare_data coco --split=val --annotations=test_coco.json --images=pictures/
     python -m scripts.prepare_data synthetic_coco                                # rendered: needs no download
+    python -m scripts.prepare_data custom --name=my_dataset --annotations=my.json --images=pictures/  # one's own
 
 `--raw_dir` is the folder of all downloads or the dataset's own; docs/datasets.md has every layout. Broken
 entries are left out and reported with file and id, in the output and in `summary.json` beside the records;
@@ -27,9 +28,11 @@ from data_pipelines import records
 from data_pipelines.builders import BUILDERS
 from data_pipelines.builders.base import read_summary
 from data_pipelines.builders.coco_format import CocoFormatBuilder
+from data_pipelines.builders.custom import METRICS, Custom, SkeletonOptions
 from data_pipelines.builders.report import NoAnnotations, RawDataError
 
 _SHOWN_CASES = 3
+_CUSTOM_OPTIONS = ("name", "sigmas", "mirror", "upper_body", "metric")
 _COLUMNS = {  # heading -> entry of the summary
     "images": "images",
     "empty": "images_without_instances",
@@ -58,10 +61,17 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--annotations", help="this split's annotation file, if it lies elsewhere")
     parser.add_argument("--images", help="this split's picture folder, if it lies elsewhere")
+    _add_custom_options(parser)
     parser.add_argument("--strict", action="store_true", help="stop at the first broken entry")
     parser.add_argument("--decode", action="store_true", help="also decode every picture (slower)")
     parser.add_argument("--overwrite", action="store_true", help="make finished splits again")
     args = parser.parse_args(argv)
+    if args.dataset == Custom.dataset:
+        if not (args.name and args.annotations and args.images):
+            parser.error("a dataset of one's own needs --name, --annotations and --images")
+        args.split = args.split or ["train"]
+    elif unfit := [name for name in _CUSTOM_OPTIONS if getattr(args, name) is not None]:
+        parser.error(f"--{unfit[0]} is for datasets of one's own: `custom`")
     if _reads_files(args) and args.raw_dir is None and not (args.annotations and args.images):
         parser.error("give --raw_dir, or both --annotations and --images")
     if not _reads_files(args) and (args.raw_dir or args.annotations or args.images):
@@ -69,6 +79,30 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     if (args.annotations or args.images) and len(args.split or ()) != 1:
         parser.error("--annotations and --images belong to one split: give --split once")
     return args
+
+
+def _add_custom_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("custom", "a COCO-format file with a skeleton of its own")
+    group.add_argument("--name", help="the new dataset's name: small letters, digits, underscores")
+    group.add_argument("--sigmas", type=_numbers, help="for OKS: one number, or one a keypoint: 0.03,0.05,...")
+    group.add_argument("--mirror", type=_pairs, help="names that a mirror exchanges: a:b,c:d (default: left/right, L/R)")
+    group.add_argument("--upper_body", type=_words, help="names: the half-body augmentation then applies")
+    group.add_argument("--metric", choices=METRICS, help="coco (AP, AR by OKS; default) or hand (PCK, AUC, EPE)")
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def _numbers(text: str) -> list[float]:
+    return [float(word) for word in _words(text)]
+
+
+def _pairs(text: str) -> list[tuple[str, str]]:
+    pairs = [tuple(name.strip() for name in word.split(":")) for word in _words(text)]
+    if any(len(pair) != 2 for pair in pairs):
+        raise argparse.ArgumentTypeError(f"{text!r} is not pairs of names, a:b,c:d")
+    return pairs
 
 
 def prepare_splits(args: argparse.Namespace) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
@@ -123,9 +157,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     summaries, errors = prepare_splits(args)
     if summaries:
-        print_summaries(args.dataset, summaries)
+        print_summaries(_name(args), summaries)
     for split, error in errors.items():
-        print(f"{args.dataset} ({split}) was not prepared: {error}", file=sys.stderr)
+        print(f"{_name(args)} ({split}) was not prepared: {error}", file=sys.stderr)
     return 1 if errors else 0
 
 
@@ -136,19 +170,25 @@ def _case(example: dict[str, Any]) -> str:
 
 
 def _prepare_split(args: argparse.Namespace, split: str) -> dict[str, Any]:
-    if records.is_prepared(args.dataset, split, args.data_dir) and not args.overwrite:
-        directory = records.split_dir(args.dataset, split, args.data_dir)
-        print(f"{args.dataset} ({split}) is finished already: {directory} (--overwrite makes it again)")
+    if records.is_prepared(_name(args), split, args.data_dir) and not args.overwrite:
+        directory = records.split_dir(_name(args), split, args.data_dir)
+        print(f"{_name(args)} ({split}) is finished already: {directory} (--overwrite makes it again)")
         return read_summary(directory)
-    files = {"raw_dir": args.raw_dir, "annotations": args.annotations, "images": args.images}
+    files = {"annotations": args.annotations, "images": args.images}
+    if args.dataset == Custom.dataset:
+        options = SkeletonOptions(args.sigmas, args.mirror, args.upper_body, args.metric)
+        special = files | {"dataset": args.name, "options": options}
+    else:
+        special = files | {"raw_dir": args.raw_dir} if _reads_files(args) else {}
     builder = BUILDERS[args.dataset](
-        split,
-        data_dir=args.data_dir,
-        strict=args.strict,
-        decode=args.decode,
-        **(files if _reads_files(args) else {}),
+        split, data_dir=args.data_dir, strict=args.strict, decode=args.decode, **special
     )
     return builder.prepare(overwrite=args.overwrite)
+
+
+def _name(args: argparse.Namespace) -> str:
+    """The dataset's name on disk."""
+    return args.name or args.dataset
 
 
 def _reads_files(args: argparse.Namespace) -> bool:

@@ -9,6 +9,7 @@ from data_pipelines.builders.base import PoseBuilder
 from data_pipelines.builders.coco import Coco
 from data_pipelines.builders.coco_wholebody import CocoWholeBody
 from data_pipelines.builders.crowdpose import CrowdPose
+from data_pipelines.builders.custom import Custom
 from data_pipelines.builders.halpe import Halpe
 from data_pipelines.builders.interhand2d import InterHand2d
 from data_pipelines.builders.mpii import Mpii
@@ -30,6 +31,7 @@ BUILDERS: dict[str, type[PoseBuilder]] = {
         InterHand2d,
         Pw3d,
         Halpe,
+        Custom,
         *SYNTHETIC.values(),
     )
 }

@@ -1,0 +1,184 @@
+"""A dataset of one's own: a COCO-format file with a skeleton that this project does not know.
+
+Names and limbs come from the file's categories. Mirror pairs come from the names or are given, sigmas are given or
+all the same, and with an upper body given half-body augmentation applies; docs/your_own_dataset.md tells the rest. The
+first split that is prepared defines the dataset; the others must have the same keypoints.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from data_pipelines import definitions
+from data_pipelines.builders import raw_files
+from data_pipelines.builders.coco_format import CocoFormatBuilder
+from data_pipelines.builders.report import RawDataError
+from data_pipelines.keypoint_sets import KeypointSet, PoseDataset, register_dataset
+
+DEFAULT_SIGMA = 0.05
+METRICS = ("coco", "hand")
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
+# A side is the start of a word (left_eye, LeftEye, eye-left); its letter is a word of its own (L_Eye).
+_SIDE = re.compile(r"(?<![a-z])(left|right|[lr](?![a-z]))", re.IGNORECASE)
+_OTHER_SIDE = {"left": "right", "right": "left", "l": "r", "r": "l"}
+
+
+@dataclasses.dataclass(frozen=True)
+class SkeletonOptions:
+    """What a COCO file does not say; None leaves it to the names, or to the defaults.
+
+    Attributes:
+      sigmas: one for all keypoints, or one each.
+      mirror: pairs of names that a mirror exchanges.
+      upper_body: names; the others are the lower body.
+      metric: 'coco' (OKS) or 'hand' (PCK, AUC, EPE: no sigmas needed).
+    """
+
+    sigmas: Sequence[float] | None = None
+    mirror: Sequence[tuple[str, str]] | None = None
+    upper_body: Sequence[str] | None = None
+    metric: str | None = None
+
+
+class Custom(CocoFormatBuilder):
+    dataset = "custom"
+    layouts = {}
+
+    def __init__(
+        self,
+        split: str,
+        *,
+        dataset: str,
+        data_dir: str | os.PathLike,
+        annotations: str | os.PathLike,
+        images: str | os.PathLike,
+        options: SkeletonOptions = SkeletonOptions(),
+        **kwargs,
+    ):
+        """
+        Args:
+          dataset: the new dataset's name.
+          options: its skeleton; used when it is defined, or to define it anew.
+          **kwargs: those of `PoseBuilder`.
+
+        Raises:
+          RawDataError: a name that is taken or no identifier, or a file that does not define a skeleton.
+        """
+        path = pathlib.Path(annotations)
+        self._document = raw_files.read_json(path)
+        found, remarks = define(dataset, self._document, path, data_dir, options)
+        register_dataset(found)
+        super().__init__(
+            split, dataset=dataset, data_dir=data_dir, annotations=annotations, images=images, **kwargs
+        )
+        definitions.save_definition(found, data_dir)
+        for remark in remarks:
+            self.report.remark(remark, path, None)
+
+    def load(self) -> dict[str, Any]:
+        document, self._document = self._document, None  # let go: it may be large
+        return document if document is not None else super().load()
+
+
+def define(
+    name: str, document: Any, path: pathlib.Path, data_dir: str | os.PathLike, options: SkeletonOptions
+) -> tuple[PoseDataset, list[str]]:
+    """The dataset that a COCO document defines, and remarks on what had to be guessed.
+
+    A definition that is there already is kept, but for what `options` say.
+
+    Raises:
+      RawDataError: see `Custom`; also keypoints that differ from those of the definition.
+    """
+    if name in definitions.BUILT_IN or not _NAME.fullmatch(name):
+        raise RawDataError(f"--name={name}: a new name of small letters, digits and underscores is needed")
+    keypoints, limbs = _category_skeleton(path, document)
+    existing = definitions.definition_path(name, data_dir)
+    try:
+        if existing.is_file():
+            dataset = definitions.read_definition(existing)
+            if dataset.keypoints.keypoints != keypoints:
+                raise ValueError(f"{path} has the keypoints {list(keypoints)}, but {existing} says"
+                                 f" {list(dataset.keypoints.keypoints)}")  # fmt: skip
+            skeleton, remarks = dataset.keypoints, []
+        else:
+            pairs, remarks = mirror_pairs(keypoints)
+            if options.mirror is not None:
+                remarks = []
+            if options.sigmas is None and options.metric != "hand":
+                remarks.append(f"no sigmas given: {DEFAULT_SIGMA} for every keypoint; AP and AR are by these")
+            skeleton = KeypointSet(name, keypoints, pairs, limbs, sigmas=(DEFAULT_SIGMA,) * len(keypoints))
+            dataset = PoseDataset(name, name, codec="udp", half_body=False)
+        dataset = _with_options(dataset, skeleton, options)
+        definitions.check_skeleton(dataset.keypoints, str(path))
+    except ValueError as error:
+        raise RawDataError(str(error)) from error
+    return dataset, remarks
+
+
+def mirror_pairs(names: Sequence[str]) -> tuple[tuple[tuple[int, int], ...], list[str]]:
+    """Pairs of keypoints whose names differ in the side alone, and remarks on those that have no counterpart."""
+    index = {name.lower(): number for number, name in enumerate(names)}
+    pairs, alone = [], []
+    for number, name in enumerate(names):
+        other = _SIDE.sub(lambda match: _OTHER_SIDE[match.group().lower()], name).lower()
+        if other == name.lower():
+            continue
+        if other not in index:
+            alone.append(name)
+        elif number < index[other]:
+            pairs.append((number, index[other]))
+    remarks = [f"no counterpart in the mirror: {', '.join(alone)}"] if alone else []
+    if not pairs:
+        remarks.append("no mirror pairs in the names: keypoints keep their names in mirrored pictures")
+    return tuple(pairs), remarks
+
+
+def _with_options(dataset: PoseDataset, skeleton: KeypointSet, options: SkeletonOptions) -> PoseDataset:
+    """Raises ValueError for names that are no keypoints."""
+    count, changes = skeleton.num_keypoints, {}
+    if options.sigmas is not None:
+        changes["sigmas"] = tuple(options.sigmas) * (count if len(options.sigmas) == 1 else 1)
+    if options.mirror is not None:
+        changes["flip_pairs"] = tuple((_index(skeleton, a), _index(skeleton, b)) for a, b in options.mirror)
+    if options.upper_body is not None:
+        upper = tuple(_index(skeleton, name) for name in options.upper_body)
+        changes |= {"upper_body": upper, "lower_body": tuple(i for i in range(count) if i not in upper)}
+        dataset = dataclasses.replace(dataset, half_body=bool(upper))
+    if options.metric is not None:
+        dataset = dataclasses.replace(dataset, metric=options.metric)
+    return dataclasses.replace(dataset, skeleton=dataclasses.replace(skeleton, **changes))
+
+
+def _index(skeleton: KeypointSet, name: str) -> int:
+    if name not in skeleton.keypoints:
+        raise ValueError(f"{name!r} is none of the keypoints {list(skeleton.keypoints)}")
+    return skeleton.keypoints.index(name)
+
+
+def _category_skeleton(path: pathlib.Path, document: Any) -> tuple[tuple[str, ...], tuple[tuple[int, int], ...]]:
+    """(names, limbs from 0) of the categories, which must agree."""
+    (categories,) = raw_files.document_lists(path, document, "categories")
+    found = [category for category in categories if isinstance(category, dict) and len(category.get("keypoints", ()))]
+    if not found:
+        raise RawDataError(f"{path}: no category lists 'keypoints' (their names, in the order of the annotations)")
+    skeletons = set()
+    for category in found:
+        try:
+            # Names that are digits have been read as numbers.
+            names = tuple(name if isinstance(name, str) else f"{name:g}" for name in category["keypoints"])
+            limbs = tuple((int(a), int(b)) for a, b in category.get("skeleton") or ())
+        except (TypeError, ValueError) as error:
+            raise RawDataError(f"{path}: category {category.get('id')!r}: bad keypoints or skeleton: {error}") from None
+        skeletons.add((names, limbs))
+    if len(skeletons) > 1:
+        raise RawDataError(f"{path}: categories with different skeletons are datasets of their own: give a file to each")
+    ((names, limbs),) = skeletons
+    # COCO counts limbs from 1; a 0 shows a file that counts from 0.
+    first = 0 if any(0 in limb for limb in limbs) else 1
+    return names, tuple((a - first, b - first) for a, b in limbs)
