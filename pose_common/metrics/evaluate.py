@@ -37,7 +37,7 @@ def evaluate(
 
     Returns:
       Metric name -> value; OKS metrics and PCK are in [0, 1], PCKh in percent, EPE in pixels; -1 = nothing to
-      evaluate.
+      evaluate. PCKh leaves out people without a head size; `unmeasured` counts them where there are some.
     """
     return metrics_of(dataset, ground_truth, final_poses(dataset, ground_truth, predictions, **options))
 
@@ -163,10 +163,11 @@ def _crowdpose(dataset: PoseDataset, truth: GroundTruth, poses: Poses) -> dict[s
 def _mpii(dataset: PoseDataset, truth: GroundTruth, poses: Poses) -> dict[str, float]:
     predicted, target, mask, rows = _judged(truth, poses)
     head_size = truth.head_size[rows]
-    if (head_size <= 0).any():
-        unmeasured = truth.id[rows[np.argmin(head_size)]]
-        raise ValueError(f"annotation {unmeasured} has no head_size, which PCKh divides by")
-    return pck.pckh(predicted, target, mask, head_size, dataset.keypoints.keypoints)
+    measured = head_size > 0
+    result = pck.pckh(
+        predicted[measured], target[measured], mask[measured], head_size[measured], dataset.keypoints.keypoints
+    )
+    return result if measured.all() else result | {"unmeasured": float(np.count_nonzero(~measured))}
 
 
 def _hand(dataset: PoseDataset, truth: GroundTruth, poses: Poses) -> dict[str, float]:

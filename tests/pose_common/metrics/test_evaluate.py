@@ -231,8 +231,20 @@ def test_what_cannot_be_evaluated_is_said():
         hand = get_dataset("interhand2d")
         document, poses = random_document(3, hand)
         evaluate.evaluate(hand, document, poses.take(np.arange(3)))
-    with pytest.raises(ValueError, match="head_size"):
-        mpii = get_dataset("mpii")
-        document, _ = random_document(4, mpii, images=2)
-        rows = [{"bbox_id": a["id"], "keypoints": a["keypoints"]} for a in document["annotations"]]
-        evaluate.evaluate(mpii, document, recorded_poses(rows, mpii))
+
+
+def test_people_without_head_size_are_left_out_and_counted():
+    mpii = get_dataset("mpii")
+    document, _ = random_document(4, mpii, images=3)
+    rows = [{"bbox_id": a["id"], "keypoints": a["keypoints"]} for a in document["annotations"]]
+    poses = recorded_poses(rows, mpii)
+    for annotation in document["annotations"]:
+        annotation["head_size"] = 20.0
+    whole = evaluate.evaluate(mpii, document, poses)
+    assert whole["PCKh"] == 100 and "unmeasured" not in whole
+    del document["annotations"][0]["head_size"]
+    assert evaluate.evaluate(mpii, document, poses) == whole | {"unmeasured": 1}
+    for annotation in document["annotations"]:
+        annotation.pop("head_size", None)
+    nobody = evaluate.evaluate(mpii, document, poses)
+    assert nobody["PCKh"] == -1 and nobody["unmeasured"] == len(rows)
