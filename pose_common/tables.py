@@ -9,37 +9,48 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import rich.console
+import rich.markup
 import rich.table
 
 DETAILS = "metrics"
 """A row's field with every figure; it goes to the JSON file only."""
 
 
-def show(rows: Sequence[Mapping[str, Any]], title: str = "") -> None:
-    """Prints rows with the same fields as a table."""
-    table = rich.table.Table(title=title)
-    names = _columns(rows)
-    for name in names:
-        table.add_column("" if name.startswith("figure") else name, overflow="fold")
-    for row in rows:
-        table.add_row(*(str(row[name]) for name in names))
-    rich.console.Console(width=140).print(table)
+def show(rows: Sequence[Mapping[str, Any]], title: str = "", remarks: Sequence[str] = ()) -> None:
+    """Prints rows with the same fields as a table, remarks under it."""
+    console = rich.console.Console(width=160, highlight=False)
+    if rows:
+        table = rich.table.Table(title=title)
+        names = _columns(rows)
+        for name in names:
+            table.add_column(name, overflow="fold")
+        for row in rows:
+            table.add_row(*(rich.markup.escape(str(row[name])) for name in names))
+        console.print(table)
+    for remark in remarks:
+        console.print(rich.markup.escape(remark), soft_wrap=True)
 
 
-def save(rows: Sequence[Mapping[str, Any]], path: str | pathlib.Path) -> None:
-    """Writes `path`.json (with every figure), .csv and .md."""
+def save(rows: Sequence[Mapping[str, Any]], path: str | pathlib.Path, remarks: Sequence[str] = ()) -> None:
+    """Writes `path`.json ({"rows": with every figure, "remarks"}), .csv (rows) and .md (rows and remarks)."""
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    document = {"rows": list(rows), "remarks": list(remarks)}
+    path.with_suffix(".json").write_text(json.dumps(document, indent=1), encoding="utf8")
     names = _columns(rows)
-    path.with_suffix(".json").write_text(json.dumps(list(rows), indent=1), encoding="utf8")
     with path.with_suffix(".csv").open("w", newline="", encoding="utf8") as file:
         writer = csv.DictWriter(file, names, extrasaction="ignore")
         writer.writeheader()
         writer.writerows(rows)
-    lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
-    lines += ["| " + " | ".join(str(row[name]) for name in names) + " |" for row in rows]
+    lines = [_markdown_row(names), "|" + "---|" * len(names)] if rows else []
+    lines += [_markdown_row(row[name] for name in names) for row in rows]
+    lines += ["", *(f"- {' '.join(remark.split())}" for remark in remarks)] if remarks else []
     path.with_suffix(".md").write_text("\n".join(lines) + "\n", encoding="utf8")
 
 
+def _markdown_row(cells) -> str:
+    return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
+
+
 def _columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    return [name for name in rows[0] if name != DETAILS]
+    return [name for name in rows[0] if name != DETAILS] if rows else []

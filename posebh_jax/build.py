@@ -2,36 +2,55 @@
 
 from __future__ import annotations
 
+import dataclasses
+import logging
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from data_pipelines.keypoint_sets import get_dataset
+from data_pipelines.definitions import find_dataset
+from data_pipelines.instances import GROUND_TRUTH
+from data_pipelines.keypoint_sets import PoseDataset
 from data_pipelines.loader import Entry, Reading, TrainIterator, train_loader
+from pose_common.port import Conversion, Ported, flatten
 from pose_common.training.checkpoints import Checkpoints, find_checkpoint
 from pose_common.training.mesh import replicated
 from pose_common.training.optimizers import GroupedAdamW, step_schedule
 from pose_common.training.stages import make_stages
+from pose_common.training.state import TrainState
 from posebh_jax.evaluate import Evaluator, Task
+from posebh_jax.init_from import start_from
 from posebh_jax.model import PoseBH, layer_ids, weight_decay_mask
+from posebh_jax.port import Options, read_weights
 from posebh_jax.predict import Predictor
 from posebh_jax.prototypes import PrototypeConfig
+from posebh_jax.published import model_name
 from posebh_jax.train import PoseBHMethod
 from posebh_jax.vit import SIZES
 
 METHODS = ("posebh", "multi_head")
 
 
+def protocols(config: ConfigDict) -> tuple[PoseDataset, ...]:
+    """The datasets of the mixture, in its order; those of one's own are read from `config.data_dir`."""
+    return tuple(find_dataset(name, config.data_dir) for name in config.datasets)
+
+
 def make_model(config: ConfigDict) -> PoseBH:
     """The network of a configuration.
 
     Raises:
-      ValueError: an unknown method or size.
+      ValueError: an unknown method or size, or a transfer to several datasets.
     """
+    if config.fold and len(config.datasets) != 1:
+        raise ValueError(f"config.fold={config.fold!r}: a transfer is to one dataset, not to {config.datasets}")
     if config.method not in METHODS:
         raise ValueError(f"config.method={config.method!r}: expected one of {METHODS}")
     if config.size not in SIZES:
@@ -40,8 +59,8 @@ def make_model(config: ConfigDict) -> PoseBH:
         raise ValueError(f"config.head_filters={config.head_filters}: both deconvolutions have the same width")
     return PoseBH(
         size=SIZES[config.size],
-        datasets=tuple((name, get_dataset(name).num_keypoints) for name in config.datasets),
-        num_experts=len(config.datasets),
+        datasets=tuple((dataset.name, dataset.num_keypoints) for dataset in protocols(config)),
+        num_experts=0 if config.fold else len(config.datasets),
         embedding_dim=config.embedding_dim if config.method == "posebh" else 0,
         embedding_channels=config.embedding_width,
         filters=config.head_filters[0],
@@ -55,7 +74,7 @@ def make_method(config: ConfigDict, steps_per_epoch: int) -> PoseBHMethod:
     model = make_model(config)
     image = jax.ShapeDtypeStruct((1, config.input_size[1], config.input_size[0], 3), jnp.float32)
     shapes = jax.eval_shape(model.init, jax.random.PRNGKey(0), image, jax.ShapeDtypeStruct((1,), jnp.int32))["params"]
-    decay = SIZES[config.size].layer_decay
+    decay = SIZES[config.size].layer_decay if config.layer_decay else 1.0
     ids = layer_ids(shapes)
     top = SIZES[config.size].depth + 1
     optimizer = GroupedAdamW(
@@ -66,13 +85,13 @@ def make_method(config: ConfigDict, steps_per_epoch: int) -> PoseBHMethod:
             config.warmup_steps,
         ),
         weight_decay=config.weight_decay,
-        clip_norm=config.clip_norm,
+        clip_norm=config.clip_norm or None,
         factors=jax.tree.map(lambda layer: jnp.float32(decay) ** (top - layer), ids),
         decayed=jax.tree.map(float, weight_decay_mask(shapes)),
     )
     return PoseBHMethod(
         model=model,
-        datasets=tuple(get_dataset(name) for name in config.datasets),
+        datasets=protocols(config),
         input_size=tuple(config.input_size),
         stages=make_stages(config.stages),
         optimizer=optimizer,
@@ -107,35 +126,121 @@ def make_loader(config: ConfigDict) -> TrainIterator:
 
 
 def make_evaluator(config: ConfigDict, mesh: Mesh, workdir: str | pathlib.Path) -> Evaluator:
-    """Evaluation of every dataset of the mixture, each by its own head."""
-    predictor = Predictor(
-        make_model(config), tuple(get_dataset(name) for name in config.datasets), tuple(config.input_size)
-    )
-    tasks = [
-        Task(name, config.eval_splits.get(name, config.default_eval_split), head, config.boxes.get(name, "ground_truth"))
-        for head, name in enumerate(config.datasets)
-    ]
+    """Evaluation of every dataset of the mixture by its own head, and of `config.eval_also`."""
+    predictor = Predictor(make_model(config), protocols(config), tuple(config.input_size))
     return Evaluator(
-        predictor, tasks, config.data_dir, config.eval_batch_size, mesh, pathlib.Path(workdir), make_reading(config),
-        config.pictures,
+        predictor, make_tasks(config), config.data_dir, config.eval_batch_size, mesh, pathlib.Path(workdir),
+        make_reading(config), config.pictures, model_name(config.method, config.size),
     )  # fmt: skip
 
 
-def load_weights(config: ConfigDict, mesh: Mesh) -> tuple[dict[str, Any], int]:
-    """The weights that `config.checkpoint` names, on every device, and the step they come from.
+def make_tasks(config: ConfigDict) -> list[Task]:
+    """The rows of the table.
 
     Raises:
-      ValueError: there is no checkpoint, or it does not fit the configuration.
+      ValueError: a row of `config.eval_also` that is none, or names a head that the model has not.
     """
-    found = find_checkpoint(config.checkpoint) if config.checkpoint else None
-    if found is None:
-        raise ValueError(
-            f"config.checkpoint={config.checkpoint!r} is neither a working directory with checkpoints nor one of them"
+    names = list(config.datasets)
+    tasks = [
+        Task(
+            name, config.eval_splits.get(name, config.default_eval_split), head,
+            config.boxes.get(name, GROUND_TRUTH), name,
         )
-    directory, step = found
-    checkpoints = Checkpoints(directory)
-    info = checkpoints.read_info(step)
+        for head, name in enumerate(names)
+    ]  # fmt: skip
+    for row in config.eval_also:
+        if len(row) not in (3, 4) or row[2] not in names:
+            raise ValueError(
+                f"config.eval_also: {tuple(row)} is not (dataset, split, head[, boxes]) with a head among {names}"
+            )
+        dataset, split, head, *boxes = row
+        find_dataset(dataset, config.data_dir)
+        tasks.append(
+            Task(dataset, split, names.index(head), boxes[0] if boxes else GROUND_TRUTH, f"{dataset}_{split}")
+        )
+    return tasks
+
+
+def load_weights(config: ConfigDict, mesh: Mesh) -> tuple[dict[str, Any], int]:
+    """The weights that `config.checkpoint` names, on every device, and the step they come from (0: of no run).
+
+    Raises:
+      ValueError: there are no weights, or they do not fit the configuration.
+    """
     method = make_method(config, steps_per_epoch=1)
-    shapes = method.shapes(method.stages[0], info["notes"]).weights
-    weights = checkpoints.restore_weights(step, shapes, jax.tree.map(lambda _: replicated(mesh), shapes))
-    return weights, step
+    found = find_checkpoint(config.checkpoint) if config.checkpoint else None
+    if found is not None:
+        directory, step = found
+        checkpoints = Checkpoints(directory)
+        info = checkpoints.read_info(step)
+        shapes = method.shapes(method.stages[0], info["notes"]).weights
+        return checkpoints.restore_weights(step, shapes, jax.tree.map(lambda _: replicated(mesh), shapes)), step
+    if not (config.checkpoint and epath.Path(config.checkpoint).exists()):
+        raise ValueError(
+            f"config.checkpoint={config.checkpoint!r} is neither a working directory with checkpoints, nor one of them, "
+            "nor a folder or file of weights"
+        )
+    shapes = method.shapes(method.stages[0], {}).weights
+    start = start_from(read_weights(config.checkpoint, _options(config)), shapes, method.model)
+    if start.fresh:
+        raise ValueError(
+            f"{config.checkpoint} ({start.title}) has nothing for {', '.join(start.fresh)}; the multi-head baseline is "
+            "evaluated by configs/multi_head.py"
+        )
+    return jax.tree.map(lambda x: jax.device_put(x, replicated(mesh)), start.tree), 0
+
+
+def make_start(config: ConfigDict, model: PoseBH, mesh: Mesh) -> Callable[[TrainState], TrainState] | None:
+    """What fills a fresh state with `config.init_from`; None where the run starts from nothing.
+
+    Raises:
+      ValueError: there are no weights.
+    """
+    if not config.init_from:
+        if config.fold:
+            raise ValueError("a transfer starts from weights: give them as config.init_from")
+        return None
+    conversion = _run_weights(config.init_from, mesh) or read_weights(config.init_from, _options(config))
+
+    def fill(state: TrainState) -> TrainState:
+        old = state.weights
+        start = start_from(conversion, old, model, fold=config.fold)
+        logging.info("starting from %s: %s", config.init_from, start.title)
+        for title, parts in (("initialised afresh", start.fresh), ("left out of the weights", start.left_out)):
+            if parts:
+                logging.info("%s: %s", title, ", ".join(parts))
+        return state.replace(**jax.tree.map(_laid_out_like, dict(start.tree), old))
+
+    return fill
+
+
+def _run_weights(path: str, mesh: Mesh) -> Conversion | None:
+    """The weights of a training run; None where `path` is no run or checkpoint of one."""
+    found = find_checkpoint(path)
+    if found is None:
+        return None
+    directory, step = found
+    config = ConfigDict(Checkpoints(directory).read_info(step)["config"])
+    config.checkpoint = str(path)
+    model = make_model(config)
+    weights, _ = load_weights(config, mesh)
+    manifest = {
+        "family": f"{config.method} run, step {step}",
+        "backbone": dataclasses.asdict(model.size),
+        "num_experts": model.num_experts,
+        "input_size": list(config.input_size),
+        "datasets": [list(pair) for pair in model.datasets],
+        "filters": model.filters,
+        "embedding": [model.embedding_dim, model.embedding_channels] if model.embedding_dim else None,
+    }
+    arrays = jax.tree.map(lambda x: np.asarray(x.addressable_data(0)), weights)
+    return Conversion(manifest["family"], arrays, manifest, Ported({}, tuple(flatten(arrays)), (), ()))
+
+
+def _options(config: ConfigDict) -> Options:
+    return Options(num_heads=SIZES[config.size].num_heads)
+
+
+def _laid_out_like(value: Any, like: jax.Array) -> jax.Array:
+    value = np.asarray(value, like.dtype)
+    return jax.make_array_from_callback(like.shape, like.sharding, lambda index: value[index])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 import pathlib
 import time
 from collections.abc import Mapping, Sequence
@@ -19,25 +18,32 @@ from data_pipelines.records import DatasetNotPrepared
 from pose_common import tables
 from pose_common.evaluation import predict_split
 from pose_common.metrics import columns, evaluate
-from posebh_jax import pictures
-from posebh_jax.predict import Predictor
+from posebh_jax import pictures, published
+from posebh_jax.predict import HEADS, Predictor
 
 HEADLINE = {"coco": ("AP", "AR"), "wholebody": ("AP", "AR"), "crowdpose": ("AP", "AR"), "mpii": ("PCKh", "PCKh@0.1"),
-            "hand": ("PCK", "AUC")}
-"""The two figures of a dataset's metric that stand in the table."""
+            "hand": ("PCK", "AUC", "EPE")}
+"""The figures of a dataset's metric that stand in the table."""
+
+_NOT_FRACTIONS = ("PCKh", "PCKh@0.1", "EPE")
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """One row of the table: `dataset`'s `split`, judged by the head of the mixture's dataset number `head`.
+    """One row of the table.
 
-    `boxes` are 'ground_truth' or the path of a COCO detection file.
+    Attributes:
+      dataset, split: what is evaluated.
+      head: number of the mixture's dataset whose head judges; it draws the same keypoints.
+      boxes: 'ground_truth' or the path of a COCO detection file.
+      name: of its figures and files.
     """
 
     dataset: str
     split: str
     head: int
-    boxes: str = "ground_truth"
+    boxes: str
+    name: str
 
     @property
     def protocol(self) -> PoseDataset:
@@ -56,6 +62,7 @@ class Evaluator:
       mesh: devices to split a batch over.
       workdir: results, tables and pictures go to `results/` and `pictures/` in it.
       pictures: predictions to draw of each dataset.
+      published_as: the papers' name of this model, to print its published figures beside ours.
     """
 
     predictor: Predictor
@@ -66,30 +73,37 @@ class Evaluator:
     workdir: pathlib.Path
     reading: Reading = Reading()
     pictures: int = 0
+    published_as: str = ""
 
     def __call__(self, weights: Mapping[str, Any], step: int) -> dict[str, dict[str, float]]:
         """Evaluates every prepared task.
 
         Returns:
-          {"<dataset>/<heads or prototypes>": {metric: value}}. The table is printed and saved as well; tasks whose
-          data are not there are logged with the command that prepares them.
+          {"<task>/<heads or prototypes>": {metric: value}}, {} for a split without annotations: its results file is for
+          submission. The table is printed and saved as well; under it stands what was not evaluated, with the command
+          that prepares it.
         """
-        rows, figures = [], {}
+        rows, figures, skipped = [], {}, []
         for task in self.tasks:
             try:
                 loader = self._loader(task)
             except DatasetNotPrepared as error:
-                logging.warning("%s", error)
+                skipped.append(str(error))
+                continue
+            except FileNotFoundError as error:
+                skipped.append(f"{task.dataset} ({task.split}) was not evaluated: there is no {error.filename}")
                 continue
             began = time.perf_counter()
             predictions = self._predict(weights, task, loader)
+            seconds = time.perf_counter() - began
             for kind, poses in predictions.items():
+                began = time.perf_counter()
                 values = self._judge(task, loader, kind, poses, step)
-                figures[f"{task.dataset}/{kind}"] = values
-                rows.append(_row(task, loader, kind, values, time.perf_counter() - began))
-        if jax.process_index() == 0 and rows:
-            tables.show(rows, title=f"step {step}")
-            tables.save(rows, self.workdir / "results" / f"step_{step}" / "table")
+                figures[f"{task.name}/{kind}"] = values
+                rows.append(self._row(task, loader, kind, values, seconds + time.perf_counter() - began))
+        if jax.process_index() == 0:
+            tables.show(rows, f"step {step}, percent (EPE in pixels)", skipped)
+            tables.save(rows, self.workdir / "results" / f"step_{step}" / "table", skipped)
         return figures
 
     def _loader(self, task: Task) -> EvalLoader:
@@ -118,22 +132,42 @@ class Evaluator:
         poses = evaluate.final_poses(task.protocol, truth, predictions)
         if jax.process_index() == 0:
             folder = self.workdir / "results" / f"step_{step}"
-            columns.write_results(folder / f"{task.dataset}_{kind}.json", poses, task.protocol.keypoints)
+            columns.write_results(folder / f"{task.name}_{kind}.json", poses, task.protocol.keypoints)
             if self.pictures:
-                path = self.workdir / "pictures" / f"{task.dataset}_{kind}.png"
+                path = self.workdir / "pictures" / f"{task.name}_{kind}.png"
                 pictures.draw_predictions(path, loader.source, predictions, self.pictures)
         if not truth["annotations"]:
             return {}
         return evaluate.metrics_of(task.protocol, truth, poses)
 
+    def _row(
+        self, task: Task, loader: EvalLoader, kind: str, values: Mapping[str, float], seconds: float
+    ) -> dict[str, Any]:
+        names = HEADLINE[task.protocol.metric]
+        boxes = published.GROUND_TRUTH if loader.boxes == "ground_truth" else pathlib.Path(loader.boxes).name
+        known = published.published(self.published_as, task.dataset, task.split) if kind == HEADS else None
+        notes = [f"{name}: {note}" for name, note in loader.annotations.metadata.items()]
+        if not values:
+            notes.append(f"no annotations: {task.name}_{kind}.json is for submission")
+        if "unmeasured" in values:
+            notes.append(f"{values['unmeasured']:.0f} people without head size left out")
+        if known and (difference := known.compare(task.split, boxes)):
+            notes.append(difference)
+        return {
+            "dataset": task.dataset, "split": task.split, "maps": kind, "metric": " / ".join(names),
+            "ours": " / ".join(_shown(name, _in_percent(name, values.get(name))) for name in names),
+            "published": " / ".join(map(_shown, names, known.figures)) if known else "",
+            "boxes": boxes, "images": loader.annotations.num_images, "instances": len(loader.source),
+            "seconds": round(seconds, 1), "notes": "; ".join(notes), "metrics": dict(values),
+        }  # fmt: skip
 
-def _row(task: Task, loader: EvalLoader, kind: str, values: Mapping[str, float], seconds: float) -> dict[str, Any]:
-    notes = dict(loader.annotations.metadata)
-    boxes = "ground truth" if loader.boxes == "ground_truth" else pathlib.Path(loader.boxes).name
-    headline = HEADLINE[task.protocol.metric]
-    figures = {f"figure {i}": f"{name} {values[name]:.4f}" if name in values else "-" for i, name in enumerate(headline)}
-    return {
-        "dataset": task.dataset, "split": task.split, "maps": kind, **figures, "boxes": boxes,
-        "images": loader.annotations.num_images, "instances": len(loader.source), "seconds": round(seconds, 1),
-        "notes": "; ".join(f"{name}: {note}" for name, note in notes.items()), "metrics": dict(values),
-    }  # fmt: skip
+
+def _in_percent(name: str, value: float | None) -> float | None:
+    """A metric as papers print it; None where there was nothing to evaluate."""
+    if value is None or value < 0:
+        return None
+    return value if name in _NOT_FRACTIONS else 100 * value
+
+
+def _shown(name: str, value: float | None) -> str:
+    return "-" if value is None else f"{value:.{2 if name == 'EPE' else 1}f}"

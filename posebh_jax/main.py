@@ -18,7 +18,7 @@ from absl import app, flags
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict, config_flags
 
-from data_pipelines.builders.synthetic import prepare_synthetic
+from data_pipelines.builders.synthetic import SYNTHETIC, prepare_synthetic
 from data_pipelines.records import DatasetNotPrepared
 from pose_common.training import distributed, loop, parallel, report
 from pose_common.training.mesh import make_mesh
@@ -51,7 +51,14 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> bool:
     )
     evaluate = build.make_evaluator(config, plan.mesh, workdir)
     _, complete = loop.train(
-        method, data, plan, settings, workdir, evaluate=evaluate, key=jax.random.PRNGKey(config.seed)
+        method,
+        data,
+        plan,
+        settings,
+        workdir,
+        evaluate=evaluate,
+        key=jax.random.PRNGKey(config.seed),
+        prepare=build.make_start(config, method.model, plan.mesh),
     )
     if jax.process_index() == 0:
         draw_curves(workdir / "metrics.jsonl", workdir / "curves.png")
@@ -59,7 +66,7 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> bool:
 
 
 def evaluate(config: ConfigDict, workdir: pathlib.Path) -> dict[str, dict[str, float]]:
-    """Evaluates `config.checkpoint` on every dataset of the mixture; prints and saves the table."""
+    """Evaluates `config.checkpoint` on every dataset of the mixture and of `eval_also`; prints and saves the table."""
     mesh = make_mesh()
     weights, step = build.load_weights(config, mesh)
     figures = build.make_evaluator(config, mesh, workdir)(weights, step)
@@ -74,7 +81,8 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     distributed.use_compilation_cache(config.compilation_cache)
     if config.synthetic:
         if jax.process_index() == 0:
-            prepare_synthetic(config.data_dir, config.datasets, progress=True, **config.synthetic)
+            rendered = [name for name in config.datasets if name in SYNTHETIC]
+            prepare_synthetic(config.data_dir, rendered, progress=True, **config.synthetic)
         multihost_utils.sync_global_devices("synthetic data")
     if config.mode == "train":
         if not train(config, workdir):
