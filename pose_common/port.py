@@ -1,8 +1,8 @@
 """Carries weights between torch state dicts and Flax trees, from a table.
 
-A family of checkpoints is a list of `Rule`s. The engine compares what the rules expect with what is there, in both
-directions, before it touches a number: every source entry is used or deliberately dropped, every target is filled or
-deliberately left for fresh initialisation, and everything that does not fit is reported at once.
+A family of checkpoints is a list of `Rule`s. The engine compares what the rules expect with what is there, in
+both directions, before it touches a number: every source entry is used or deliberately dropped, every target
+is filled or deliberately left for fresh initialisation, and everything that does not fit is reported at once.
 
 Trees are flat here: {"params/backbone/blocks/attn/qkv/kernel": array}. `flatten` and `unflatten` convert.
 """
@@ -43,8 +43,8 @@ class Rule:
     """One line of a table.
 
     Attributes:
-      source: torch name. A placeholder stands for the position along a stacked axis: "blocks.{layer}.norm1.weight";
-        "{block+1}" counts from 1.
+      source: torch name. A placeholder stands for the position along a stacked axis:
+        "blocks.{layer}.norm1.weight"; "{block+1}" counts from 1.
       target: path of the target.
       axes: target axis i (after the stacked ones) is source axis axes[i]; None leaves them.
       stack: placeholders of the target's leading axes, in their order.
@@ -152,8 +152,8 @@ def to_flax(
     """Fills the targets from a state dict.
 
     Args:
-      state: torch name -> array, all of one floating type. Entries are removed as they are used, so that the two copies of
-        the weights never exist side by side.
+      state: torch name -> array, all of one floating type. Entries are removed as they are used, so that the
+        two copies of the weights never exist side by side.
       rules: the table.
       targets: flat tree of anything with a shape.
       dropped: regular expressions of the source names that are deliberately not used.
@@ -172,7 +172,8 @@ def to_flax(
 
     problems = [f"no rule fills {path} {_shape(targets[path])}" for path in sorted(unfilled)]
     problems += [
-        f"unexpected {name} {_shape(state[name])}" for name in sorted(set(surplus) - set(left_out), key=_natural)
+        f"unexpected {name} {_shape(state[name])}"
+        for name in sorted(set(surplus) - set(left_out), key=_natural)
     ]
     for name, slot in slots.items():
         problems += _misfit(name, slot, state, targets[slot.rule.target].shape)
@@ -214,7 +215,9 @@ def require_fit(weights: Mapping[str, Any], targets: Mapping[str, Any]) -> None:
         raise PortError("the weights do not fit", problems)
 
 
-def _misfit(name: str, slot: Slot, state: Mapping[str, np.ndarray], target_shape: tuple[int, ...]) -> list[str]:
+def _misfit(
+    name: str, slot: Slot, state: Mapping[str, np.ndarray], target_shape: tuple[int, ...]
+) -> list[str]:
     """What is wrong with the source of a slot, as far as that shows without reading its numbers."""
     shape = slot.view(np.broadcast_to(np.float32(0), target_shape)).shape
     if name not in state:

@@ -1,7 +1,9 @@
 """Reads and writes files of torch weights: `.pth` (PyTorch's own, which needs PyTorch) and `.safetensors`.
 
-No code from a file is ever run: pickles go through PyTorch's weights-only unpickler, and a file that needs more is
-refused. Before anything is believed, the archive's checksums and headers are verified, which PyTorch does not do.
+No code from a file is ever run: pickles go through PyTorch's weights-only unpickler, and a file that needs
+  more is
+refused. Before anything is believed, the archive's checksums and headers are verified, which PyTorch does not
+do.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ WRAPPERS = ("state_dict", "model", "module")
 WRAPPED_NAME = "module."
 
 NEEDS_TORCH = (
-    "reading and writing .pth files needs PyTorch, which is not installed: pip install 'posebh-boir-jax[torch]' "
+    ".pth files need PyTorch, which is not installed: pip install 'posebh-boir-jax[torch]' "
     "(.safetensors files need nothing more)"
 )
 
@@ -37,7 +39,7 @@ class TorchMissing(ImportError):
 
 
 def read_state(path: str | os.PathLike) -> dict[str, np.ndarray]:
-    """The state dict in a file, told by its content: torch name -> array (memory-mapped where the format allows).
+    """The state dict in a file, told by its content: torch name -> array (memory-mapped where it can be).
 
     The training codes' wrapping ({"state_dict": ...}, names that start with "module.") is taken off.
 
@@ -56,10 +58,10 @@ def read_state(path: str | os.PathLike) -> dict[str, np.ndarray]:
         if head.startswith(b"PK\x03\x04"):
             verify_zip(path)
             state = _read_torch(path, mmap=True)
-        elif head.startswith(b"\x80"):
-            state = _read_torch(path, mmap=False)
-        elif head[8:] == b"{":
+        elif head[4:] == bytes(4) + b"{":  # a header's length, far under 4 GB, and its start
             state = read_safetensors(path)
+        elif head.startswith(b"\x80"):  # a bare pickle, as PyTorch wrote before 1.6
+            state = _read_torch(path, mmap=False)
         else:
             raise ValueError(f"neither a PyTorch nor a safetensors file: it starts with {head!r}")
     except (ValueError, OSError) as error:
@@ -68,7 +70,7 @@ def read_state(path: str | os.PathLike) -> dict[str, np.ndarray]:
 
 
 def write_state(path: str | os.PathLike, state: Mapping[str, np.ndarray]) -> None:
-    """Writes a state dict, in the format that the suffix names: `.pth` as {"state_dict": ...}, or `.safetensors`.
+    """Writes a state dict in the format of the suffix: `.pth` as {"state_dict": ...}, or `.safetensors`.
 
     Raises:
       StateFileError: another suffix.
@@ -81,7 +83,9 @@ def write_state(path: str | os.PathLike, state: Mapping[str, np.ndarray]) -> Non
     try:
         if path.suffix == ".pth":
             torch = _import_torch()
-            torch.save({"state_dict": {name: torch.from_numpy(array) for name, array in state.items()}}, partial)
+            torch.save(
+                {"state_dict": {name: torch.from_numpy(array) for name, array in state.items()}}, partial
+            )
         else:
             write_safetensors(partial, state)
         partial.replace(path)
@@ -103,8 +107,8 @@ def _read_torch(path: pathlib.Path, mmap: bool) -> dict[str, np.ndarray]:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         raise ValueError(
-            "refused: it is damaged, or holds more than weights, which could run code on this machine. If you trust "
-            "its origin, save its state dict alone with the code it comes from. PyTorch says: "
+            "refused: it is damaged, or holds more than weights, which could run code on this machine. If you "
+            "trust its origin, save its state dict alone with the code it comes from. PyTorch says: "
             + str(error).strip().splitlines()[0]
         ) from error
     except Exception as error:  # whatever a damaged stream makes the unpickler do
@@ -129,7 +133,9 @@ def _unwrap(content: Any) -> Mapping[str, Any]:
 def _to_numpy(name: str, value: Any, torch: Any) -> np.ndarray:
     """The tensor as an array that shares its memory."""
     if not isinstance(value, torch.Tensor):
-        raise ValueError(f"entry {name!r} is no tensor but a {type(value).__name__}; this is no file of weights")
+        raise ValueError(
+            f"entry {name!r} is no tensor but a {type(value).__name__}; this is no file of weights"
+        )
     if value.layout != torch.strided or value.is_quantized:
         raise ValueError(f"entry {name!r} is a sparse or quantised tensor")
     value = value.detach()

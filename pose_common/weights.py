@@ -1,8 +1,8 @@
 """Folders of weights: what inference needs, without a run around it.
 
-`arrays` is an Orbax checkpoint, `manifest.json` says what it holds: the caller's description and the name, shape and
-type of every array. The manifest is written last, so a folder with one is whole; and a folder restores whole or not at
-all, on any number of devices.
+`arrays` is an Orbax checkpoint, `manifest.json` says what it holds: the caller's description and the name,
+shape and type of every array. The manifest is written last, so a folder with one is whole; and a folder
+restores whole or not at all, on any number of devices.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ def save_weights(path: str | os.PathLike, weights: Mapping[str, Any], manifest: 
         # Weights do not compress. `force` replaces what an interrupted writer left.
         checkpointer.save(root / ARRAYS, args=ocp.args.PyTreeSave(unflatten(flatten(weights))), force=True)
     described = {
-        name: {"shape": list(value.shape), "dtype": str(value.dtype)} for name, value in flatten(weights).items()
+        name: {"shape": list(value.shape), "dtype": str(value.dtype)}
+        for name, value in flatten(weights).items()
     }
     text = json.dumps({"format": FORMAT, "model": dict(manifest), "arrays": described}, indent=1)
     if jax.process_index() == 0:
@@ -74,7 +75,9 @@ def load_weights(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Any
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise WeightsError(f"{root / MANIFEST} is damaged: {error!r}") from error
     if not known:
-        raise WeightsError(f"{root / MANIFEST}: unknown format {content['format']!r}, this program reads {FORMAT!r}")
+        raise WeightsError(
+            f"{root / MANIFEST}: unknown format {content['format']!r}, this program reads {FORMAT!r}"
+        )
     target = unflatten({name: jax.ShapeDtypeStruct(e["shape"], e["dtype"]) for name, e in described.items()})
     try:
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:

@@ -1,8 +1,8 @@
 """Is a zip archive exactly what was written? PyTorch reads its archives without looking at their checksums.
 
 An archive says most things about an entry twice (local header and central directory) or three times (data
-descriptor). All copies must agree, the data must have its checksum, and the entries must follow one another, so that
-hardly a bit of it can change unnoticed.
+descriptor). All copies must agree, the data must have its checksum, and the entries must follow one another,
+so that hardly a bit of it can change unnoticed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,16 @@ PADDING = b"FB"
 """Id of the extra field with which PyTorch aligns its entries; the rest of it is the letter Z."""
 EXTRA_FIELDS = (PADDING, b"\x01\x00", b"UT", b"ux")  # padding, large sizes, times and owners
 
-_DAMAGE = (zipfile.BadZipFile, NotImplementedError, EOFError, OSError, RuntimeError, ValueError, zlib.error, struct.error)
+_DAMAGE = (
+    zipfile.BadZipFile,
+    NotImplementedError,
+    EOFError,
+    OSError,
+    RuntimeError,
+    ValueError,
+    zlib.error,
+    struct.error,
+)
 
 
 def verify_zip(path: pathlib.Path) -> None:
@@ -79,7 +88,15 @@ def _check_end(archive: zipfile.ZipFile, file: BinaryIO, file_size: int) -> None
 
 def _check_same_writer(info: zipfile.ZipInfo, first: zipfile.ZipInfo) -> None:
     """What only the directory says, and says alike for all entries of one writer."""
-    for field in ("create_version", "create_system", "reserved", "internal_attr", "external_attr", "volume", "comment"):
+    for field in (
+        "create_version",
+        "create_system",
+        "reserved",
+        "internal_attr",
+        "external_attr",
+        "volume",
+        "comment",
+    ):
         if getattr(info, field) != getattr(first, field):
             raise ValueError(f"it differs from the others in {field}")
 
@@ -87,14 +104,21 @@ def _check_same_writer(info: zipfile.ZipInfo, first: zipfile.ZipInfo) -> None:
 def _check_entry(archive: zipfile.ZipFile, info: zipfile.ZipInfo, file: BinaryIO) -> int:
     """Compares an entry's headers and reads its data; returns where the next entry starts."""
     file.seek(info.header_offset)
-    magic, version, flags, method, time, date, crc, packed, size, name_length, extra_length = LOCAL_HEADER.unpack(
-        file.read(LOCAL_HEADER.size)
+    magic, version, flags, method, time, date, crc, packed, size, name_length, extra_length = (
+        LOCAL_HEADER.unpack(file.read(LOCAL_HEADER.size))
     )
     year, month, day, hour, minute, second = info.date_time
     directory_date = (year - 1980) << 9 | month << 5 | day
     directory_time = hour << 11 | minute << 5 | second // 2
     sizes_later = bool(flags & HAS_DESCRIPTOR)
-    expected = (LOCAL_MAGIC, info.extract_version, info.flag_bits, info.compress_type, directory_time, directory_date)
+    expected = (
+        LOCAL_MAGIC,
+        info.extract_version,
+        info.flag_bits,
+        info.compress_type,
+        directory_time,
+        directory_date,
+    )
     if (magic, version, flags, method, time, date) != expected:
         raise ValueError("its header and the directory differ")
     in_extra = (SIZE_IN_EXTRA, SIZE_IN_EXTRA)
@@ -122,7 +146,7 @@ def _check_extra(file: BinaryIO, name_length: int, extra_length: int) -> None:
 
 
 def _descriptor_length(file: BinaryIO, position: int, info: zipfile.ZipInfo) -> int:
-    """Bytes of the record behind the data that repeats checksum and sizes (8 bytes each in large archives)."""
+    """Bytes of the record behind the data that repeats checksum and sizes (longer in large archives)."""
     file.seek(position)
     record = file.read(24)
     for layout in ("<4s3I", "<4sI2Q"):

@@ -1,7 +1,7 @@
 """From a plain vision transformer (MAE and alike) to the backbone of pose estimation.
 
-Works on torch names and layouts. As the original code does it: patch kernels are padded to the new patch size, and the
-position embedding is interpolated to the new grid.
+Works on torch names and layouts. As the original code does it: patch kernels are padded to the new patch
+size, and the position embedding is interpolated to the new grid.
 """
 
 from __future__ import annotations
@@ -58,10 +58,12 @@ def resize_position(position: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
     if tokens <= 0 or side * side != tokens:
         raise PortError(
             "the backbone does not fit",
-            [f"{POSITION} has shape {list(position.shape)}: neither a square grid nor one of {height} x {width}"],
+            [f"{POSITION} has shape {list(position.shape)}: no square grid, nor {height} x {width}"],
         )
     old = position[0, 1:].astype(np.float32).reshape(side, side, -1)
-    new = np.einsum("hy,wx,yxc->hwc", cubic_matrix(side, height), cubic_matrix(side, width), old, optimize=True)
+    new = np.einsum(
+        "hy,wx,yxc->hwc", cubic_matrix(side, height), cubic_matrix(side, width), old, optimize=True
+    )
     return np.concatenate([position[:, :1], new.reshape(1, height * width, -1)], axis=1).astype(np.float32)
 
 

@@ -1,6 +1,7 @@
-"""The heads on top of the backbone: keypoint heatmaps, and the embedding that is compared with the prototypes.
+"""The heads on top of the backbone: keypoint heatmaps, and the embedding that prototypes are compared with.
 
-Both raise the 16 x 12 feature grid to the 64 x 48 heatmap grid with two transposed convolutions (PoseBH section 3).
+Both raise the 16 x 12 feature grid to the 64 x 48 heatmap grid with two transposed convolutions (PoseBH
+section 3).
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ def upsample2(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Transposed convolution with a 4x4 kernel, stride 2 and padding 1: out[2y - 1 + k] += x[y] kernel[k].
 
     Written as one 2x2 convolution that yields the four phases of the output, which are then interleaved: no
-    multiplication with inserted zeros, and its gradients are ordinary convolutions (XLA's dilated form of the same
-    takes 10 to 50 times as long on a CPU).
+    multiplication with inserted zeros, and its gradients are ordinary convolutions (XLA's dilated form of the
+    same takes 10 to 50 times as long on a CPU).
 
     Args:
       x: [B, h, w, I].
@@ -40,7 +41,8 @@ def upsample2(x: jax.Array, kernel: jax.Array) -> jax.Array:
         padded, taps, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
     ).reshape(batch, height + 1, width + 1, 2, 2, features_out)
     rows = [
-        jnp.stack([phases[:, p : p + height, q : q + width, p, q] for q in range(2)], axis=3) for p in range(2)
+        jnp.stack([phases[:, p : p + height, q : q + width, p, q] for q in range(2)], axis=3)
+        for p in range(2)
     ]
     return jnp.stack(rows, axis=2).reshape(batch, 2 * height, 2 * width, features_out)
 
@@ -103,8 +105,8 @@ class EmbeddingHead(nn.Module):
       dim: length D of an embedding.
       channels: channels of the residual block and of the 3x3 convolution after it.
       filters: channels of the two transposed convolutions.
-      dtype: dtype of the convolutions. Float32 by default whatever the backbone's: the losses on the embedding are so
-        small that its gradients lie near Adam's epsilon.
+      dtype: dtype of the convolutions. Float32 by default whatever the backbone's: the losses on the
+        embedding are so small that its gradients lie near Adam's epsilon.
       axis_name: mapped axis over which batch statistics are averaged, or None.
     """
 
@@ -125,7 +127,7 @@ class EmbeddingHead(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions with batch norm, plus the input: as it is, or through 1x1 and batch norm to the new width."""
+    """Two 3x3 convolutions with batch norm, plus the input; a 1x1 with batch norm takes that to a new width."""
 
     channels: int
     dtype: Any
@@ -149,5 +151,11 @@ class ResidualBlock(nn.Module):
 
 def _conv(features: int, side: int, dtype: Any, name: str, use_bias: bool = True) -> nn.Conv:
     return nn.Conv(
-        features, (side, side), padding="SAME", use_bias=use_bias, dtype=dtype, kernel_init=_small_normal, name=name
+        features,
+        (side, side),
+        padding="SAME",
+        use_bias=use_bias,
+        dtype=dtype,
+        kernel_init=_small_normal,
+        name=name,
     )

@@ -1,15 +1,14 @@
-"""Starts a model from weights that were made for another: without prototypes or experts, for other skeletons."""
+"""Starts a model from weights of another: one without prototypes or experts, or for other skeletons."""
 
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Mapping
 from typing import Any
 
-from pose_common.port import flatten, require_fit, unflatten
+from pose_common.port import Conversion, flatten, require_fit, unflatten
 from posebh_jax.model import PoseBH
-from posebh_jax.port import Options, expand_experts, read_weights, single_dataset
+from posebh_jax.port import expand_experts, single_dataset
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,32 +28,23 @@ class Start:
     left_out: tuple[str, ...]
 
 
-def start_from(
-    path: str | os.PathLike,
-    initial: Mapping[str, Any],
-    model: PoseBH,
-    *,
-    fold: str = "",
-    options: Options = Options(),
-) -> Start:
+def start_from(conversion: Conversion, initial: Mapping[str, Any], model: PoseBH, *, fold: str = "") -> Start:
     """The model's initial arrays with every part that the weights have for it.
 
-    A part is taken whole or not at all; half of one, or one of another width, is an error. A backbone without experts
-    fills each with the last features of its fc2. A bank of prototypes is taken when it is for the same datasets.
+    A part is taken whole or not at all; half of one, or one of another width, is an error. A backbone without
+    experts fills each with the last features of its fc2. A bank of prototypes is taken when it is for the same
+    datasets.
 
     Args:
-      path: folder of weights, or a file in any format that is recognised.
+      conversion: the weights, from `read_weights`.
       initial: nested {"params": ..., "batch_stats": ..., "prototypes": ...}.
       model: the model they are of.
-      fold: for transfer: the dataset whose expert is folded into a plain backbone, and from whose head the model's
-        only head starts, but for the last convolution.
-      options: what a file does not say itself.
+      fold: for transfer: the dataset whose expert is folded into a plain backbone, and from whose head the
+        model's only head starts, but for the last convolution.
 
     Raises:
-      ValueError: a damaged or foreign file, or weights that do not fit.
+      ValueError: weights that do not fit, or without the dataset to fold.
     """
-    heads = options.num_heads or model.size.num_heads
-    conversion = read_weights(path, dataclasses.replace(options, num_heads=heads))
     weights, manifest = conversion.weights, conversion.manifest
     if fold:
         weights, manifest = single_dataset(weights, manifest, fold)
@@ -70,7 +60,10 @@ def start_from(
     taken = {name: value for name, value in loaded.items() if _part(name) in wanted}
     require_fit(taken, {name: value for name, value in start.items() if _part(name) in there})
     return Start(
-        unflatten({**start, **taken}), conversion.title, tuple(sorted(wanted - there)), tuple(sorted(there - wanted))
+        unflatten({**start, **taken}),
+        conversion.title,
+        tuple(sorted(wanted - there)),
+        tuple(sorted(there - wanted)),
     )
 
 

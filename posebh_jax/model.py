@@ -1,7 +1,7 @@
 """The PoseBH network: one backbone, one heatmap head a dataset, one embedding head.
 
-Parameters have three top-level groups, `backbone`, `heads` and `embedding`, which is also how stages freeze them.
-Prototypes are not parameters: they live in the train state.
+Parameters have three top-level groups, `backbone`, `heads` and `embedding`, which is also how stages freeze
+them. Prototypes are not parameters: they live in the train state.
 """
 
 from __future__ import annotations
@@ -34,12 +34,16 @@ class HeatmapHeads(nn.Module):
 
     @nn.compact
     def __call__(self, features: jax.Array, *, train: bool, names: Sequence[str] | None = None) -> jax.Array:
-        """[B, h, w, C] -> [B, 4h, 4w, sum of K]: the maps of all datasets, or of those in `names`, in dataset order."""
+        """[B, h, w, C] -> [B, 4h, 4w, sum of K]: the maps of all datasets or those in `names`, in dataset order."""
         unknown = set(names or ()) - {name for name, _ in self.datasets}
         if unknown:
-            raise ValueError(f"no head for {sorted(unknown)}; the heads are {[name for name, _ in self.datasets]}")
+            raise ValueError(
+                f"no head for {sorted(unknown)}; the heads are {[name for name, _ in self.datasets]}"
+            )
         maps = [
-            HeatmapHead(num_keypoints, self.filters, self.dtype, self.axis_name, name=name)(features, train=train)
+            HeatmapHead(num_keypoints, self.filters, self.dtype, self.axis_name, name=name)(
+                features, train=train
+            )
             for name, num_keypoints in self.datasets
             if names is None or name in names
         ]
@@ -51,7 +55,8 @@ class PoseBH(nn.Module):
 
     Attributes:
       size: of the backbone.
-      datasets: (name, number of keypoints) of every skeleton, in the order in which their maps are concatenated.
+      datasets: (name, number of keypoints) of every skeleton, in the order in which their maps are
+        concatenated.
       num_experts: experts of the backbone, one a dataset; 0 for a plain transformer.
       embedding_dim: length D of an embedding; 0 leaves the embedding head out (the multi-head baseline).
       embedding_channels: channels inside the embedding head.
@@ -78,7 +83,11 @@ class PoseBH(nn.Module):
         self.heads = HeatmapHeads(self.datasets, self.filters, self.dtype, self.axis_name)
         if self.embedding_dim:
             self.embedding = EmbeddingHead(
-                self.embedding_dim, self.embedding_channels, self.filters, self.embedding_dtype, self.axis_name
+                self.embedding_dim,
+                self.embedding_channels,
+                self.filters,
+                self.embedding_dtype,
+                self.axis_name,
             )
 
     def __call__(self, images: jax.Array, dataset: jax.Array) -> jax.Array:
@@ -88,12 +97,16 @@ class PoseBH(nn.Module):
             self.embed(features)
         return self.heatmaps(features)
 
-    def features(self, images: jax.Array, dataset: jax.Array, drop_path: jax.Array | None = None) -> jax.Array:
-        """Normalised images [B, H, W, 3], dataset int32 [B], drop_path [depth, 2, B] or None -> [B, h, w, C]."""
+    def features(
+        self, images: jax.Array, dataset: jax.Array, drop_path: jax.Array | None = None
+    ) -> jax.Array:
+        """Normalised images [B, H, W, 3], dataset [B], drop_path [depth, 2, B] or None -> [B, h, w, C]."""
         return self.backbone(images, dataset, drop_path)
 
-    def heatmaps(self, features: jax.Array, train: bool = False, names: Sequence[str] | None = None) -> jax.Array:
-        """[B, h, w, C] -> [B, 4h, 4w, T]: the maps of all skeletons, or of those in `names`, in dataset order."""
+    def heatmaps(
+        self, features: jax.Array, train: bool = False, names: Sequence[str] | None = None
+    ) -> jax.Array:
+        """[B, h, w, C] -> [B, 4h, 4w, T]: maps of all skeletons or those in `names`, in dataset order."""
         return self.heads(features, train=train, names=names)
 
     def embed(self, features: jax.Array, train: bool = False) -> jax.Array:
@@ -108,8 +121,9 @@ def layer_ids(params) -> dict:
       params: parameters of `PoseBH` (arrays or shapes).
 
     Returns:
-      A tree like `params` of int32 arrays that broadcast against the parameters: 0 for the patch convolution and the
-      position embedding, i + 1 for block i (along the leading axis of the stacked blocks), depth + 1 for the rest.
+      A tree like `params` of int32 arrays that broadcast against the parameters: 0 for the patch convolution
+      and the position embedding, i + 1 for block i (along the leading axis of the stacked blocks), depth + 1
+      for the rest.
     """
     flat = flax.traverse_util.flatten_dict(params)
     depth = next(value.shape[0] for path, value in flat.items() if path[:2] == ("backbone", "blocks"))

@@ -17,7 +17,7 @@ import numpy as np
 
 from data_pipelines.keypoint_sets import DATASETS
 from pose_common import port
-from pose_common.port import COUNTER, VARIANCE, Conversion, PortError, Ported, flatten, unflatten
+from pose_common.port import COUNTER, VARIANCE, Conversion, Ported, PortError, flatten, unflatten
 from pose_common.state_files import read_state
 from pose_common.weights import is_weights, load_weights
 from posebh_jax.backbone_init import adapt_backbone
@@ -33,10 +33,17 @@ from posebh_jax.recognise import (
 from posebh_jax.tables import BLOCKS, backbone_rules, hugging_face_rules, posebh_rules
 from posebh_jax.vit import ViTSize
 
-BANK, CLUSTERS, CLUSTER_KEYPOINTS = (f"prototypes/{name}" for name in ("bank", "clusters/prototypes", "clusters/keypoint"))
-PROTOTYPES = {"proto_head.kpt_prototype.prototypes": BANK, "proto_head.cluster_prototype.prototypes": CLUSTERS}
+BANK, CLUSTERS, CLUSTER_KEYPOINTS = (
+    f"prototypes/{name}" for name in ("bank", "clusters/prototypes", "clusters/keypoint")
+)
+PROTOTYPES = {
+    "proto_head.kpt_prototype.prototypes": BANK,
+    "proto_head.cluster_prototype.prototypes": CLUSTERS,
+}
+COLLECTIONS: dict[str, Any] = {"params": {}, "batch_stats": {}, "prototypes": {}}
 PATCH = 16
-# What a pretrained classifier or autoencoder has beyond the backbone; its final norm is not taken over either.
+# What a pretrained classifier or autoencoder has beyond the backbone; its final norm is not taken over
+# either.
 BEYOND_BACKBONE = (r"(cls_token|mask_token)", r"(norm|fc_norm|head|decoder\w*)\..*", r"decoder_pos_embed")
 PROTOTYPES_PER_KEYPOINT = 3
 OTHER_DATASETS = (r"backbone\.blocks\.\d+\.mlp\.experts\..*", r"associate_keypoint_heads\..*")
@@ -65,15 +72,19 @@ def read_weights(path: str | os.PathLike, options: Options = Options()) -> Conve
     """The weights of a folder of weights, or of a file in any format that is recognised.
 
     Raises:
-      ValueError: a damaged or foreign file (`StateFileError`, `WeightsError`) or weights that do not fit (`PortError`).
+      ValueError: a damaged or foreign file (`StateFileError`, `WeightsError`) or weights that do not fit
+        (`PortError`).
     """
     if is_weights(path):
-        weights, manifest = load_weights(path)
+        loaded, manifest = load_weights(path)
+        weights = COLLECTIONS | loaded
         return Conversion(manifest["family"], weights, manifest, Ported({}, tuple(flatten(weights)), (), ()))
     path = pathlib.Path(path)
     conversion = convert(read_state(path), options, path)
     if conversion is None:
-        raise PortError("not recognised", [f"{path} holds no weights of PoseBH, ViTPose or a vision transformer"])
+        raise PortError(
+            "not recognised", [f"{path} holds no weights of PoseBH, ViTPose or a vision transformer"]
+        )
     return conversion
 
 
@@ -111,13 +122,15 @@ def convert(
         if BANK not in targets:
             dropped.append(r"proto_head\.\w+_prototype\.prototypes")
     ported = port.to_flax(state, rules, targets, dropped=dropped, fresh=fresh)
-    title, weights = "; ".join([manifest["family"], *notes]), unflatten(ported.tree)
+    title, weights = "; ".join([manifest["family"], *notes]), COLLECTIONS | unflatten(ported.tree)
     if options.num_experts and not manifest["num_experts"]:
         weights, manifest = expand_experts(weights, manifest, options.num_experts, options.part_features)
     return Conversion(title, weights, manifest, ported)
 
 
-def describe(contents: Contents, options: Options, source: pathlib.Path | None) -> tuple[dict[str, Any], list[str]]:
+def describe(
+    contents: Contents, options: Options, source: pathlib.Path | None
+) -> tuple[dict[str, Any], list[str]]:
     """(manifest, what was guessed): everything that the model is built from."""
     stem = source.stem if source is not None else ""
     num_heads = options.num_heads if options.num_heads is not None else _heads_beside(source)
@@ -155,11 +168,28 @@ def model_of(manifest: Mapping[str, Any], **settings: Any) -> PoseBH:
     )
 
 
+def manifest_of(model: PoseBH, input_size: tuple[int, int], family: str) -> dict[str, Any]:
+    """The description of a model's own weights; the inverse of `model_of`."""
+    embedding = [model.embedding_dim, model.embedding_channels] if model.embedding_dim else None
+    return {
+        "family": family,
+        "backbone": dataclasses.asdict(model.size),
+        "num_experts": model.num_experts,
+        "input_size": list(input_size),
+        "datasets": [list(pair) for pair in model.datasets],
+        "filters": model.filters,
+        "embedding": embedding,
+    }
+
+
 @functools.cache
 def model_targets(model: PoseBH, input_size: tuple[int, int]) -> dict[str, jax.ShapeDtypeStruct]:
     """Flat tree of the shapes of a model's variables; of the backbone alone where there are no heads."""
     width, height = input_size
-    image, dataset = jax.ShapeDtypeStruct((1, height, width, 3), jnp.float32), jax.ShapeDtypeStruct((1,), jnp.int32)
+    image, dataset = (
+        jax.ShapeDtypeStruct((1, height, width, 3), jnp.float32),
+        jax.ShapeDtypeStruct((1,), jnp.int32),
+    )
     init = functools.partial(model.init, method="__call__" if model.datasets else "features")
     return flatten(jax.eval_shape(init, jax.random.key(0), image, dataset))
 
@@ -199,7 +229,8 @@ def expand_experts(
 def single_dataset(
     weights: Mapping[str, Any], manifest: Mapping[str, Any], dataset: str
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(weights, manifest) of a plain transformer for one dataset: its expert folded into fc2, its head, its prototypes.
+    """(weights, manifest) of a plain transformer for one dataset: its expert folded into fc2, its head, its part of
+    the prototypes.
 
     Raises:
       ValueError: no such dataset in these weights.
@@ -213,7 +244,9 @@ def single_dataset(
     tree = {
         path: value
         for path, value in whole.items()
-        if not re.match(rf"{BLOCKS}/mlp/experts/|prototypes/clusters/|\w+/heads/(?!{re.escape(dataset)}/)", path)
+        if not re.match(
+            rf"{BLOCKS}/mlp/experts/|prototypes/clusters/|\w+/heads/(?!{re.escape(dataset)}/)", path
+        )
     }
     if manifest["num_experts"]:
         for leaf in ("kernel", "bias"):
@@ -246,7 +279,9 @@ def _prototype_targets(state: Mapping[str, np.ndarray], contents: Contents) -> d
 
 def _check_names(names: tuple[str, ...], keypoints: tuple[int, ...]) -> None:
     if len(names) != len(keypoints):
-        raise PortError("the datasets do not fit", [f"{len(keypoints)} heads, but {len(names)} names: {names}"])
+        raise PortError(
+            "the datasets do not fit", [f"{len(keypoints)} heads, but {len(names)} names: {names}"]
+        )
     problems = [
         f"{name} has {DATASETS[name].num_keypoints} keypoints, the head {count}"
         for name, count in zip(names, keypoints, strict=True)
@@ -264,7 +299,9 @@ def _input_size(contents: Contents, options: Options) -> tuple[int, int]:
         return (192, 256)
     unit = int(round((contents.tokens / 12) ** 0.5))
     if 12 * unit**2 != contents.tokens:
-        raise PortError("more must be known", [f"{contents.tokens} positions make no 3:4 grid: say the input size"])
+        raise PortError(
+            "more must be known", [f"{contents.tokens} positions make no 3:4 grid: say the input size"]
+        )
     return 3 * unit * PATCH, 4 * unit * PATCH
 
 

@@ -1,7 +1,7 @@
 """What is in a state dict: which family of weights, and the sizes of its parts.
 
-Sizes are taken by majority over the layers, so that one damaged entry does not change what the rest is recognised as
-and is then reported by its name.
+Sizes are taken by majority over the layers, so that one damaged entry does not change what the rest is
+recognised as and is then reported by its name.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ class Contents:
     """Sizes of what a state dict holds.
 
     Attributes:
-      family: ORIGINAL (names of the PoseBH and ViTPose code), BACKBONE (a bare vision transformer) or HUGGING_FACE.
+      family: ORIGINAL (names of the PoseBH and ViTPose code), BACKBONE (a bare vision transformer) or
+        HUGGING_FACE.
       dim, depth: of the backbone.
       tokens: positions without the extra one.
       num_experts, part_features: 0 without experts.
@@ -69,7 +70,8 @@ class Contents:
             return f"{'PoseBH' if self.embedding else 'ViTPose++ multi-head'}, {size}"
         if self.embedding:
             return f"PoseBH for a single dataset, {size}"
-        return f"{'single-dataset split of ViTPose++' if self.folded else 'ViTPose for a single dataset'}, {size}"
+        kind = "single-dataset split of ViTPose++" if self.folded else "ViTPose for a single dataset"
+        return f"{kind}, {size}"
 
 
 def recognise(shapes: Shapes) -> Contents | None:
@@ -94,6 +96,7 @@ def dataset_names(keypoints: Sequence[int], stem: str) -> tuple[str, ...] | None
       keypoints: number of maps of each head.
       stem: the file's name, which names the dataset of a single-dataset split.
     """
+
     def known(name: str) -> int:
         return DATASETS[name].num_keypoints
 
@@ -117,7 +120,7 @@ def backbone_size(contents: Contents, num_heads: int | None, part_features: int)
     if num_heads is None and published is None:
         raise PortError(
             "more must be known",
-            [f"width {contents.dim}, depth {contents.depth} is no published size: say how many attention heads"],
+            [f"width {contents.dim}, depth {contents.depth} is no published size: say the attention heads"],
         )
     heads = num_heads if num_heads is not None else published.num_heads
     size = published or ViTSize(contents.dim, contents.depth, heads, part_features)
@@ -134,7 +137,10 @@ def _original(shapes: Shapes, prefix: str, family: str) -> Contents:
         heads += _count(shapes, r"associate_keypoint_heads\.(\d+)\..*")
     embedding = None
     if _any(shapes, r"proto_head\..*"):
-        embedding = (_size(shapes, r"proto_head\.head\.3\.bias", 0), _size(shapes, r"proto_head\.head\.0\.bias", 0))
+        embedding = (
+            _size(shapes, r"proto_head\.head\.3\.bias", 0),
+            _size(shapes, r"proto_head\.head\.0\.bias", 0),
+        )
     prototypes = shapes.get("proto_head.kpt_prototype.prototypes", (0,))
     return Contents(
         family=family,
@@ -142,7 +148,9 @@ def _original(shapes: Shapes, prefix: str, family: str) -> Contents:
         depth=_count(shapes, rf"{re.escape(prefix)}blocks\.(\d+)\..*"),
         tokens=_tokens(shapes, f"{prefix}pos_embed", dim),
         num_experts=0 if folded else num_experts,
-        part_features=_size(shapes, block + r"mlp\.experts\.\d+\.weight", 0) if num_experts and not folded else 0,
+        part_features=_size(shapes, block + r"mlp\.experts\.\d+\.weight", 0)
+        if num_experts and not folded
+        else 0,
         folded=folded,
         keypoints=tuple(_maps(shapes, i) for i in range(heads)),
         filters=_size(shapes, r"\w+(\.\d+)?\.deconv_layers\.3\.weight", 0) if heads or embedding else 0,
@@ -156,7 +164,7 @@ def _hugging_face(shapes: Shapes) -> Contents:
     if not _any(shapes, r"head\.deconv\d\.weight"):
         raise PortError(
             "recognised as Hugging Face VitPose",
-            ["its decoder is the simple one (bilinear, without deconvolutions), which this model does not have"],
+            ["its decoder is the simple one (no deconvolutions), which this model does not have"],
         )
     dim = _size(shapes, layer + r"layernorm_\w+\.weight", 0)
     num_experts = _count(shapes, layer + r"mlp\.experts\.(\d+)\..*")
@@ -205,7 +213,9 @@ def _size(shapes: Shapes, pattern: str, axis: int) -> int:
     Raises:
       PortError: no entry matches.
     """
-    lengths = [shape[axis] for name, shape in shapes.items() if len(shape) > axis and re.fullmatch(pattern, name)]
+    lengths = [
+        shape[axis] for name, shape in shapes.items() if len(shape) > axis and re.fullmatch(pattern, name)
+    ]
     if not lengths:
         raise PortError("recognised, but", [f"no usable entry of the form {pattern.replace(chr(92), '')}"])
     return collections.Counter(lengths).most_common(1)[0][0]

@@ -2,8 +2,8 @@
 
 Symbols: B images, N tokens (row-major over the h x w patch grid), C = dim, E experts. Maps are [B, h, w, C].
 
-Matrix products run in `dtype`; parameters, the residual stream, norms and the softmax are float32. Depth is one
-scanned block: every parameter under `blocks` has a leading axis of length depth.
+Matrix products run in `dtype`; parameters, the residual stream, norms and the softmax are float32. Depth is
+one scanned block: every parameter under `blocks` has a leading axis of length depth.
 """
 
 from __future__ import annotations
@@ -107,9 +107,9 @@ class Attention(nn.Module):
 def apply_experts(x: jax.Array, dataset: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
     """Pushes every sample through the expert of its dataset, at the cost of one expert a sample.
 
-    Each sample gets a copy of its expert's weights, and one batched product does the rest: nothing moves between the
-    devices that share a batch, as sorting samples by expert would, and the absent experts cost nothing. The copies
-    are made again in the backward pass rather than kept, one set a block.
+    Each sample gets a copy of its expert's weights, and one batched product does the rest: nothing moves
+    between the devices that share a batch, as sorting samples by expert would, and the absent experts cost
+    nothing. The copies are made again in the backward pass rather than kept, one set a block.
 
     Args:
       x: [B, N, H].
@@ -120,6 +120,7 @@ def apply_experts(x: jax.Array, dataset: jax.Array, kernel: jax.Array, bias: jax
     Returns:
       [B, N, P].
     """
+
     def of_sample(weights):
         return weights.at[dataset].get(mode="fill", fill_value=0, wrap_negative_indices=False)
 
@@ -142,7 +143,7 @@ class Experts(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two layers with exact GELU; with experts, the last `part_features` outputs come from the dataset's expert."""
+    """Two layers with exact GELU; the last `part_features` outputs come from the dataset's expert, if any."""
 
     num_experts: int
     part_features: int
@@ -187,7 +188,7 @@ def _scaled(branch: jax.Array, scales: jax.Array | None, index: int) -> jax.Arra
 
 
 class ViT(nn.Module):
-    """Vision transformer; without experts (`num_experts=0`) a plain one, to which the dataset makes no difference.
+    """Vision transformer; without experts (`num_experts=0`) a plain one, blind to the dataset.
 
     Attributes:
       size: width, depth, heads and expert features.
@@ -208,7 +209,9 @@ class ViT(nn.Module):
     mlp_ratio: int = 4
 
     @nn.compact
-    def __call__(self, images: jax.Array, dataset: jax.Array, drop_path: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self, images: jax.Array, dataset: jax.Array, drop_path: jax.Array | None = None
+    ) -> jax.Array:
         """Features of a batch of images.
 
         Args:

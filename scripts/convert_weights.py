@@ -3,9 +3,10 @@
     python -m scripts.convert_weights vitpose++_base.pth --to=weights/vitpose_base
     python -m scripts.convert_weights weights/posebh_base --to=posebh_base.pth
 
-The first form recognises PoseBH, ViTPose++, single-dataset and plain ViTPose, MAE backbones, and Hugging Face's VitPose;
-it prints what it recognised and what became of each entry. The second writes the original code's names, as `.pth` or
-`.safetensors`. `.pth` files need PyTorch (the `torch` extra), and no code from a file is ever run.
+The first form recognises PoseBH, ViTPose++, single-dataset and plain ViTPose, MAE backbones, and Hugging
+Face's VitPose; it prints what it recognised and what became of each entry. The second writes the original
+code's names, as `.pth` or `.safetensors`. `.pth` files need PyTorch (the `torch` extra), and no code from a
+file is ever run.
 """
 
 from __future__ import annotations
@@ -43,14 +44,20 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         "scripts.convert_weights", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("source", type=pathlib.Path, help="file of weights, or a folder that this command made")
+    parser.add_argument(
+        "source", type=pathlib.Path, help="file of weights, or a folder that this command made"
+    )
     parser.add_argument("--to", type=pathlib.Path, required=True, help="folder to make, or file to write")
     parser.add_argument("--datasets", help="names of the heads, in order, separated by commas")
-    parser.add_argument("--num_heads", type=int, help="attention heads, where the size is none of the published")
+    parser.add_argument(
+        "--num_heads", type=int, help="attention heads, where the size is none of the published"
+    )
     parser.add_argument("--input_size", help="width,height of the crops; default 192,256")
     parser.add_argument("--num_experts", type=int, help="make so many experts where the weights have none")
     parser.add_argument("--part_features", type=int, help="features of each of them")
-    parser.add_argument("--fold", metavar="DATASET", help="keep this dataset alone, its expert folded into the backbone")
+    parser.add_argument(
+        "--fold", metavar="DATASET", help="keep this dataset alone, its expert folded into the backbone"
+    )
     return parser.parse_args(arguments)
 
 
@@ -79,7 +86,8 @@ def _report(args: argparse.Namespace, conversion: Conversion, manifest: dict) ->
     heads = ", ".join(f"{name} {count}" for name, count in manifest["datasets"])
     print(f"{args.source}: {conversion.title}")
     print(f"  heads: {heads or 'none'}; experts: {manifest['num_experts']}")
-    print(f"  {len(ported.used)} entries used, {len(ported.dropped)} left out, {len(ported.fresh)} arrays left to fill")
+    used, dropped, fresh = len(ported.used), len(ported.dropped), len(ported.fresh)
+    print(f"  {used} entries used, {dropped} left out, {fresh} arrays left to fill")
     counters = [name for name in ported.dropped if name.endswith(COUNTER)]
     if counters:
         print(f"    left out: {len(counters)} counters of batches")

@@ -51,6 +51,17 @@ def test_safetensors_there_and_back(safetensors_file):
     assert not list(safetensors_file.parent.glob("*.partial"))
 
 
+def test_a_header_whose_length_looks_like_a_pickle(tmp_path):
+    """The first byte of a pickle is 0x80, which a header's length may start with too."""
+    names = ("x" * n for n in range(200))
+    path = tmp_path / "w.safetensors"
+    for name in names:
+        write_state(path, {name: np.ones(2, np.float32)})
+        if path.read_bytes()[0] == 0x80:
+            break
+    assert list(read_state(path)) == [name]
+
+
 def test_every_cut_of_a_safetensors_file_is_noticed(safetensors_file):
     raw = safetensors_file.read_bytes()
     for length in range(len(raw)):
@@ -160,7 +171,12 @@ def torch():
 
 def tensors(torch, state=STATE):
     return OrderedDict(
-        (name, torch.from_numpy(v) if v.dtype != ml_dtypes.bfloat16 else torch.tensor(v.tolist(), dtype=torch.bfloat16))
+        (
+            name,
+            torch.from_numpy(v)
+            if v.dtype != ml_dtypes.bfloat16
+            else torch.tensor(v.tolist(), dtype=torch.bfloat16),
+        )
         for name, v in state.items()
     )
 
@@ -170,7 +186,9 @@ def tensors(torch, state=STATE):
 @pytest.mark.parametrize("wrapper", [None, "state_dict", "model"])
 def test_files_of_torch_are_read(torch, tmp_path, wrapper, legacy):
     content = {"module." + name: value for name, value in tensors(torch).items()}
-    content = {wrapper: content, "meta": {"epoch": 3, "classes": None}, "optimizer": {}} if wrapper else content
+    content = (
+        {wrapper: content, "meta": {"epoch": 3, "classes": None}, "optimizer": {}} if wrapper else content
+    )
     torch.save(content, tmp_path / "w.pth", _use_new_zipfile_serialization=not legacy)
     assert_same(read_state(tmp_path / "w.pth"))
 
@@ -187,7 +205,9 @@ def test_torch_reads_what_we_write(torch, tmp_path):
 
 @pytest.mark.torch
 def test_the_safetensors_package_agrees(torch, tmp_path):
-    package = pytest.importorskip("safetensors.torch", reason="safetensors is not installed (the `torch` extra)")
+    package = pytest.importorskip(
+        "safetensors.torch", reason="safetensors is not installed (the `torch` extra)"
+    )
     package.save_file(dict(tensors(torch)), tmp_path / "theirs.safetensors")
     assert_same(read_state(tmp_path / "theirs.safetensors"))
     write_state(tmp_path / "ours.safetensors", STATE)
@@ -199,7 +219,11 @@ def test_the_safetensors_package_agrees(torch, tmp_path):
 @pytest.mark.parametrize("legacy", [False, True])
 def test_a_malicious_file_does_nothing(torch, tmp_path, legacy):
     trap, path = tmp_path / "trap", tmp_path / "w.pth"
-    torch.save({"state_dict": tensors(torch), "meta": Malicious(trap)}, path, _use_new_zipfile_serialization=not legacy)
+    torch.save(
+        {"state_dict": tensors(torch), "meta": Malicious(trap)},
+        path,
+        _use_new_zipfile_serialization=not legacy,
+    )
     with pytest.raises(StateFileError, match="refused: .* could run code"):
         read_state(path)
     path.write_bytes(pickle.dumps(Malicious(trap)))

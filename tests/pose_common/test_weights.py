@@ -15,7 +15,10 @@ from pose_common.weights import WeightsError, is_weights, load_weights, save_wei
 TREE = {
     "params": {"backbone": {"kernel": np.arange(32, dtype=np.float32).reshape(8, 4)}},
     "batch_stats": {"heads": {"a": {"mean": np.ones(3, np.float32)}}},
-    "prototypes": {"bank": np.zeros((2, 3, 4), np.float32), "clusters": {"keypoint": np.arange(3, dtype=np.int32)}},
+    "prototypes": {
+        "bank": np.zeros((2, 3, 4), np.float32),
+        "clusters": {"keypoint": np.arange(3, dtype=np.int32)},
+    },
 }
 MANIFEST = {"family": "test", "datasets": [["a", 3]]}
 

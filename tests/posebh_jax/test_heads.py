@@ -70,7 +70,9 @@ def test_pmap_over_the_batch_equals_one_device():
     output, updated = step(variables, x[:, None])
     expected, expected_stats = train(variables, x)
     np.testing.assert_allclose(output[:, 0], expected, atol=OUTPUT_TOLERANCE)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a[0], b, atol=BUFFER_TOLERANCE), updated, expected_stats)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a[0], b, atol=BUFFER_TOLERANCE), updated, expected_stats
+    )
 
 
 def test_upsampling_follows_its_definition():
@@ -79,9 +81,13 @@ def test_upsampling_follows_its_definition():
     expected = np.zeros((2, 2 * 3 + 2, 2 * 5 + 2, 3))
     for y in range(3):
         for z in range(5):
-            expected[:, 2 * y : 2 * y + 4, 2 * z : 2 * z + 4] += np.einsum("bi,klio->bklo", x[:, y, z], kernel)
+            expected[:, 2 * y : 2 * y + 4, 2 * z : 2 * z + 4] += np.einsum(
+                "bi,klio->bklo", x[:, y, z], kernel
+            )
     np.testing.assert_allclose(
-        upsample2(jnp.asarray(x, jnp.float32), jnp.asarray(kernel, jnp.float32)), expected[:, 1:-1, 1:-1], atol=1e-5
+        upsample2(jnp.asarray(x, jnp.float32), jnp.asarray(kernel, jnp.float32)),
+        expected[:, 1:-1, 1:-1],
+        atol=1e-5,
     )
 
 

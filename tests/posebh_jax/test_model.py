@@ -21,7 +21,9 @@ MIXTURE = (("coco", 17), ("aic", 14), ("mpii", 16), ("ap10k", 17), ("apt36k", 17
 def published_shapes(size: str, embedding_dim: int) -> dict:
     """Variables of a published size, as shapes."""
     model = PoseBH(SIZES[size], MIXTURE, num_experts=6, embedding_dim=embedding_dim)
-    return jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 256, 192, 3)), jnp.zeros((1,), jnp.int32))
+    return jax.eval_shape(
+        model.init, jax.random.key(0), jnp.zeros((1, 256, 192, 3)), jnp.zeros((1,), jnp.int32)
+    )
 
 
 @pytest.mark.parametrize("size", ["small", "base", "large", "huge"])
@@ -30,7 +32,9 @@ def test_published_sizes_have_the_originals_number_of_parameters(size, family):
     recorded = golden("posebh/checkpoint_keys.json")[f"{family}_{size}"]
     shapes = published_shapes(size, 64 if family == "posebh" else 0)
     count = sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(shapes["params"]))
-    prototypes = sum(np.prod(shape) for key, shape in recorded["state_dict"].items() if key.endswith("prototypes"))
+    prototypes = sum(
+        np.prod(shape) for key, shape in recorded["state_dict"].items() if key.endswith("prototypes")
+    )
     assert count + prototypes == recorded["n_parameters"]
 
 
@@ -99,7 +103,9 @@ def test_an_unknown_head_is_named(small_model):
 
 def test_without_embedding_there_is_no_embedding_group(small_model):
     model = PoseBH(ViTSize(24, 2, 2, 8), (("a", 3),), embedding_dim=0, filters=8)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 64, 48, 3)), jnp.zeros((1,), jnp.int32))
+    shapes = jax.eval_shape(
+        model.init, jax.random.key(0), jnp.zeros((1, 64, 48, 3)), jnp.zeros((1,), jnp.int32)
+    )
     assert set(shapes["params"]) == {"backbone", "heads"}
     assert "experts" not in shapes["params"]["backbone"]["blocks"]["mlp"]
 

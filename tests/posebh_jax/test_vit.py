@@ -13,7 +13,8 @@ from posebh_jax.vit import SIZES, ViT, ViTSize, apply_experts, drop_path_rates, 
 from tests.golden_files import golden, golden_config
 from tests.posebh_jax.golden_weights import golden_state, maps, module_variables
 
-# The recorded float32 values lie within 2e-6 of float64; sums of a few hundred terms in another order add as much.
+# The recorded float32 values lie within 2e-6 of float64; sums of a few hundred terms in another order add as
+# much.
 TOLERANCE = 1e-5
 
 
@@ -48,7 +49,9 @@ def test_tokens_after_some_blocks_are_the_originals(blocks):
     norm = variables["params"]["last_norm"]
     normed = (expected - mean) / np.sqrt(var + 1e-6) * norm["scale"] + norm["bias"]
     scales = jnp.ones((3, 2, 6)).at[blocks:].set(0.0)
-    np.testing.assert_allclose(apply(variables, images, dataset, scales).reshape(6, 12, 48), normed, atol=TOLERANCE)
+    np.testing.assert_allclose(
+        apply(variables, images, dataset, scales).reshape(6, 12, 48), normed, atol=TOLERANCE
+    )
 
 
 def test_an_image_through_every_expert():
@@ -94,14 +97,16 @@ def test_expert_gradients_equal_the_masked_sum(expert_case):
     x, dataset, kernel, bias = expert_case
 
     def gradients(function):
-        return jax.grad(lambda *a: jnp.sin(function(a[0], dataset, a[1], a[2])).sum(), (0, 1, 2))(x, kernel, bias)
+        return jax.grad(lambda *a: jnp.sin(function(a[0], dataset, a[1], a[2])).sum(), (0, 1, 2))(
+            x, kernel, bias
+        )
 
     for ours, plain in zip(gradients(apply_experts), gradients(masked_experts), strict=True):
         np.testing.assert_allclose(ours, plain, atol=1e-5)
 
 
 def test_experts_of_a_sharded_batch_stay_on_their_devices(expert_case):
-    """Neither activations nor the per-sample weights cross devices; only the gradient of the weights is summed."""
+    """Neither activations nor the per-sample weights cross devices; only the weights' gradient is summed."""
     x, dataset, kernel, bias = expert_case
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     by_row, whole = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("data",), ()))
@@ -117,7 +122,9 @@ def test_experts_of_a_sharded_batch_stay_on_their_devices(expert_case):
     compiled = step.lower(x, kernel, bias, dataset).compile()
     assert not {"all-gather", "all-to-all", "collective-permute"} & set(_operations(compiled.as_text()))
     single = jax.value_and_grad(loss, (0, 1, 2))(x, kernel, bias, dataset)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), compiled(x, kernel, bias, dataset), single)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), compiled(x, kernel, bias, dataset), single
+    )
 
 
 def _operations(text: str) -> list[str]:
@@ -136,7 +143,9 @@ def test_remat_and_drop_path_of_ones_change_nothing():
     other_value, other_gradient = jax.jit(jax.value_and_grad(loss(again, ones)))(variables)
     np.testing.assert_allclose(value, other_value, rtol=1e-6)
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * float(jnp.abs(a).max())), gradient, other_gradient
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * float(jnp.abs(a).max())),
+        gradient,
+        other_gradient,
     )
 
 
@@ -177,9 +186,9 @@ def test_bfloat16_stays_near_float32():
 
 def test_initial_parameters_have_the_originals_spread():
     size = SIZES["tiny"]
-    params = jax.jit(ViT(size, 2).init)(jax.random.key(0), jnp.zeros((1, 64, 48, 3)), jnp.zeros((1,), jnp.int32))[
-        "params"
-    ]
+    params = jax.jit(ViT(size, 2).init)(
+        jax.random.key(0), jnp.zeros((1, 64, 48, 3)), jnp.zeros((1,), jnp.int32)
+    )["params"]
     assert params["pos_embed"].shape == (1, 13, size.dim)
     for kernel in (params["blocks"]["attn"]["qkv"]["kernel"], params["blocks"]["mlp"]["experts"]["kernel"]):
         assert kernel.shape[0] == size.depth
