@@ -137,7 +137,9 @@ def describe(
     size = backbone_size(contents, num_heads, contents.part_features)
     notes = []
     names = options.datasets or dataset_names(contents.keypoints, stem)
-    if names is None:
+    if not contents.keypoints:
+        names = ()
+    elif names is None:
         names = tuple(f"dataset_{i}" for i in range(len(contents.keypoints)))
         notes.append(f"heads of {contents.keypoints} keypoints: which datasets was not said, named {names}")
     elif options.datasets is None and len(names) == 1:

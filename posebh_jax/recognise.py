@@ -66,6 +66,8 @@ class Contents:
             return f"vision transformer backbone (MAE or alike), {size}"
         if self.family == HUGGING_FACE:
             return f"Hugging Face VitPose{'-plus' if self.num_experts else ''}, {size}"
+        if not self.keypoints:
+            return f"backbone of {'ViTPose++' if self.num_experts else 'ViTPose'}, {size}"
         if self.num_experts or len(self.keypoints) > 1:
             return f"{'PoseBH' if self.embedding else 'ViTPose++ multi-head'}, {size}"
         if self.embedding:

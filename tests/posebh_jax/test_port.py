@@ -172,6 +172,19 @@ def test_attention_heads_of_an_unpublished_size_are_asked_for():
         convert(dict(tiny_posebh()))
 
 
+def test_heads_of_unknown_datasets_are_numbered_and_the_guess_is_told():
+    conversion = convert(dict(tiny_posebh()), TINY)
+    assert conversion.manifest["datasets"] == [["dataset_0", 5], ["dataset_1", 4], ["dataset_2", 6]]
+    assert "heads of (5, 4, 6) keypoints: which datasets was not said" in conversion.title
+
+
+def test_a_backbone_alone_converts_there_and_back():
+    state = {name: value for name, value in tiny_posebh().items() if name.startswith("backbone.")}
+    conversion = convert(dict(state), TINY)
+    assert conversion.title == "backbone of ViTPose++, width 24, depth 2"
+    assert_same(to_torch(conversion.weights, conversion.manifest), state)
+
+
 def test_names_must_have_the_heads_keypoints():
     with pytest.raises(PortError, match="coco has 17 keypoints, the head 5"):
         convert(dict(tiny_posebh()), Options(num_heads=2, datasets=("coco", "b", "c")))
