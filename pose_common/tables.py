@@ -14,11 +14,14 @@ import rich.table
 
 DETAILS = "metrics"
 """A row's field with every figure; it goes to the JSON file only."""
+NOTES = "notes"
+"""A row's field with a list of texts; they stand under the table, numbered."""
 
 
 def show(rows: Sequence[Mapping[str, Any]], title: str = "", remarks: Sequence[str] = ()) -> None:
     """Prints rows with the same fields as a table, remarks under it."""
     console = rich.console.Console(width=160, highlight=False)
+    rows, remarks = _with_footnotes(rows, remarks)
     if rows:
         table = rich.table.Table(title=title)
         names = _columns(rows)
@@ -41,11 +44,22 @@ def save(rows: Sequence[Mapping[str, Any]], path: str | pathlib.Path, remarks: S
     with path.with_suffix(".csv").open("w", newline="", encoding="utf8") as file:
         writer = csv.DictWriter(file, names, extrasaction="ignore")
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows(row | {NOTES: "; ".join(row[NOTES])} if NOTES in row else row for row in rows)
+    rows, remarks = _with_footnotes(rows, remarks)
     lines = [_markdown_row(names), "|" + "---|" * len(names)] if rows else []
     lines += [_markdown_row(row[name] for name in names) for row in rows]
     lines += ["", *(f"- {' '.join(remark.split())}" for remark in remarks)] if remarks else []
     path.with_suffix(".md").write_text("\n".join(lines) + "\n", encoding="utf8")
+
+
+def _with_footnotes(rows: Sequence[Mapping[str, Any]], remarks: Sequence[str]) -> tuple[list, list[str]]:
+    """Rows with the numbers of their notes instead of the notes, and these before the remarks."""
+    texts = list(dict.fromkeys(note for row in rows for note in row.get(NOTES, ())))
+    numbered = [
+        row | {NOTES: ", ".join(str(1 + texts.index(note)) for note in row[NOTES])} if NOTES in row else row
+        for row in rows
+    ]
+    return numbered, [*(f"({number}) {text}" for number, text in enumerate(texts, 1)), *remarks]
 
 
 def _markdown_row(cells) -> str:

@@ -158,7 +158,7 @@ class Evaluator:
             "ours": " / ".join(_shown(name, _in_percent(name, values.get(name))) for name in names),
             "published": " / ".join(map(_shown, names, known.figures)) if known else "",
             "boxes": boxes, "images": loader.annotations.num_images, "instances": len(loader.source),
-            "seconds": round(seconds, 1), "notes": "; ".join(notes), "metrics": dict(values),
+            "seconds": round(seconds, 1), "notes": notes, "metrics": dict(values),
         }  # fmt: skip
 
 
