@@ -88,8 +88,11 @@ class InstanceKeypointHead(nn.Module):
     The backbone's vector at the cell makes two gates: one multiplies the channels of the (reduced) map; the
     other, as a dot product with the map and together with the coordinates relative to the cell, makes a
     spatial mask. Both products are fused by a 1x1 convolution. That convolution is linear, so the channel
-    gate is applied to its weights and the
-    mask to its result: no map per person is made before the fused one.
+    gate is applied to its weights and the mask to its result: no map per person is made before the fused one.
+
+    Biases start at -4.6 beside signals of 0.01 and less, which bfloat16 cannot tell apart from nothing. Only
+    the large products therefore run in `dtype`, and on signals without biases; these are added in float32, to
+    which also the gates and the mask keep.
 
     Attributes:
       num_keypoints: maps per person.
@@ -112,52 +115,59 @@ class InstanceKeypointHead(nn.Module):
         Returns:
           [G, M, h, w, num_keypoints] float32.
         """
-        reduced = self._conv(self.features, 1, name="reduce")(features)
+        reduced = self._conv(self.features, 1, "reduce", self.dtype)(features)
+        offset = self._bias("reduce", self.features)
         vectors = jax.vmap(lambda maps, i, cell: maps[i, cell[:, 1], cell[:, 0]])(features, image, cells)
         # One image per group needs no copy of its map for every person; broadcasting serves.
         maps = reduced if features.shape[1] == 1 else jax.vmap(lambda maps, i: maps[i])(reduced, image)
 
-        channel_gate = self._gate("channel")(vectors)
-        mask = self._spatial_mask(maps, self._gate("spatial")(vectors), cells)
-        return self._fuse(maps, channel_gate, mask)
+        channel_gate = self._gate("channel", vectors)
+        mask = self._spatial_mask(maps, offset, self._gate("spatial", vectors), cells)
+        fused = nn.relu(self._fuse(maps, offset, channel_gate, mask))
+        output = self._conv(self.num_keypoints, 1, "output", self.dtype)(fused)
+        return output + self._bias("output", self.num_keypoints)
 
-    def _conv(self, features: int, kernel: int, name: str) -> nn.Conv:
+    def _conv(self, features: int, kernel: int, name: str, dtype: Any) -> nn.Conv:
         return nn.Conv(
             features,
             (kernel, kernel),
             padding=kernel // 2,
-            dtype=self.dtype,
+            use_bias=False,
+            dtype=dtype,
             kernel_init=small_normal,
-            bias_init=prior_bias,
             name=name,
         )
 
-    def _gate(self, name: str) -> Callable[[jax.Array], jax.Array]:
-        dense = nn.Dense(self.features, dtype=self.dtype, kernel_init=small_normal, name=f"{name}_dense")
-        norm = nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, dtype=self.dtype, name=f"{name}_norm")
-        return lambda vectors: norm(dense(vectors))
+    def _bias(self, name: str, size: int) -> jax.Array:
+        return self.param(f"{name}_bias", prior_bias, (size,))
 
-    def _spatial_mask(self, maps: jax.Array, gate: jax.Array, cells: jax.Array) -> jax.Array:
-        """[G, M, h, w, 1] from maps [G, M or 1, h, w, C], gate [G, M, C] and cells [G, M, 2]."""
+    def _gate(self, name: str, vectors: jax.Array) -> jax.Array:
+        """float32 [G, M, features] from backbone vectors [G, M, C]."""
+        dense = nn.Dense(self.features, kernel_init=small_normal, name=f"{name}_dense")
+        norm = nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, name=f"{name}_norm")
+        return norm(dense(vectors.astype(jnp.float32)))
+
+    def _spatial_mask(
+        self, maps: jax.Array, offset: jax.Array, gate: jax.Array, cells: jax.Array
+    ) -> jax.Array:
+        """[G, M, h, w, 1] from maps [G, M or 1, h, w, C] + offset [C], gate [G, M, C] and cells [G, M, 2]."""
         height, width = maps.shape[2:4]
-        match = _product(maps, gate, "gmc->gmhw")
+        match = _product(maps, gate.astype(self.dtype), "gmc->gmhw") + (gate @ offset)[..., None, None]
         grid = jnp.stack(jnp.meshgrid(jnp.arange(width), jnp.arange(height)), axis=-1)
-        relative = (cells[:, :, None, None, :] - grid).astype(self.dtype) / 32
+        relative = (cells[:, :, None, None, :] - grid) / 32
         evidence = jnp.concatenate([match[..., None], relative], axis=-1)
         groups, people = match.shape[:2]
-        mask = self._conv(1, 5, name="mask")(evidence.reshape(groups * people, height, width, 3))
-        return instance_norm(mask.reshape(groups, people, height, width, 1))
+        mask = self._conv(1, 5, "mask", jnp.float32)(evidence.reshape(groups * people, height, width, 3))
+        return instance_norm(mask.reshape(groups, people, height, width, 1) + self._bias("mask", 1))
 
-    def _fuse(self, maps: jax.Array, gate: jax.Array, mask: jax.Array) -> jax.Array:
-        """1x1 convolution of [gate * maps, mask * maps], norm, ReLU, 1x1 convolution to keypoints."""
-        channels = self.features
-        kernel = self.param("fuse_kernel", small_normal, (1, 1, 2 * channels, channels))
-        bias = self.param("fuse_bias", prior_bias, (channels,)).astype(self.dtype)
-        kernel = kernel[0, 0].astype(self.dtype)
-        gated = gate[..., None] * kernel[:channels]
-        by_channel = _product(maps, gated, "gmcd->gmhwd")
-        fused = instance_norm(by_channel + mask * (maps @ kernel[channels:]) + bias)
-        return self._conv(self.num_keypoints, 1, name="output")(nn.relu(fused)).astype(jnp.float32)
+    def _fuse(self, maps: jax.Array, offset: jax.Array, gate: jax.Array, mask: jax.Array) -> jax.Array:
+        """Instance norm of the 1x1 convolution of [gate * (maps + offset), mask * (maps + offset)]."""
+        kernel = self.param("fuse_kernel", small_normal, (1, 1, 2 * self.features, self.features))[0, 0]
+        for_gate, for_mask = kernel[: self.features], kernel[self.features :]
+        by_channel = _product(maps, (gate[..., None] * for_gate).astype(self.dtype), "gmcd->gmhwd")
+        by_place = mask * (maps @ for_mask.astype(self.dtype) + offset @ for_mask)
+        constant = (gate * offset) @ for_gate + self._bias("fuse", self.features)
+        return instance_norm(by_channel + by_place + constant[:, :, None, None, :])
 
 
 def _product(maps: jax.Array, values: jax.Array, subscripts: str) -> jax.Array:
@@ -168,11 +178,8 @@ def _product(maps: jax.Array, values: jax.Array, subscripts: str) -> jax.Array:
 
 
 def instance_norm(x: jax.Array, epsilon: float = 1e-5) -> jax.Array:
-    """Zero mean and unit variance over the map [..., h, w, C] of every sample and channel; statistics in
-    float32.
-    """
-    x32 = x.astype(jnp.float32)
-    mean = x32.mean((-3, -2), keepdims=True)
-    centred = x32 - mean
+    """Zero mean and unit variance over the map [..., h, w, C] of every sample and channel, in float32."""
+    x = x.astype(jnp.float32)
+    centred = x - x.mean((-3, -2), keepdims=True)
     variance = jnp.square(centred).mean((-3, -2), keepdims=True)
-    return (centred * jax.lax.rsqrt(variance + epsilon)).astype(x.dtype)
+    return centred * jax.lax.rsqrt(variance + epsilon)

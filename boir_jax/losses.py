@@ -223,7 +223,7 @@ def embedding_loss(
 
 
 def _alikeness(centres: jax.Array, cells: jax.Array, inverse_norm: jax.Array, beta: float) -> jax.Array:
-    """exp(-beta |c - e|^2), without gradient: unit vectors c [B, N, D], e = cells [B, C, D] x inverse_norm."""
+    """exp(-beta |c - e|^2), without gradient: unit vectors c [B, N, D], e = cells [B, C, D] * inverse_norm"""
     centres, cells, inverse_norm = jax.lax.stop_gradient((centres, cells, inverse_norm))
     cosine = jnp.einsum("bnd,bcd->bnc", centres, cells, precision=_EXACT) * inverse_norm[:, None]
     return jnp.exp(-2 * beta * jnp.maximum(1 - cosine, 0))

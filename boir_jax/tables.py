@@ -13,7 +13,7 @@ COUNTERS = r".*\.num_batches_tracked"
 CLASSIFIER = r"(incre_modules|downsamp_modules|final_layer|classifier)\..*"
 
 # Parts whose shape depends on the skeleton, left for initialisation when a model moves to another one.
-SKELETON = r"params/(keypoint_head|instance_head)/output/.*"
+SKELETON = r"params/(keypoint_head/output/.*|instance_head/output(/kernel|_bias))"
 
 HEADS = {
     "centre_head": "center_head",
@@ -65,13 +65,17 @@ def neck_rules() -> list[Rule]:
 def instance_head_rules() -> list[Rule]:
     """The head that draws a person's keypoints."""
     target = "params/instance_head"
-    rules = [
-        *_affine("kpt_head.conv_down", "instance_head/reduce", CONV),
-        *_affine("kpt_head.s_attn.conv", "instance_head/mask", CONV),
-        *_affine("kpt_head.heatmap_conv", "instance_head/output", CONV),
-        Rule("kpt_head.fuse_attn.0.weight", f"{target}/fuse_kernel", CONV),
-        Rule("kpt_head.fuse_attn.0.bias", f"{target}/fuse_bias"),
-    ]
+    convolutions = {
+        "reduce": "conv_down",
+        "mask": "s_attn.conv",
+        "fuse": "fuse_attn.0",
+        "output": "heatmap_conv",
+    }
+    rules = []
+    for ours, theirs in convolutions.items():
+        kernel = f"{target}/fuse_kernel" if ours == "fuse" else f"{target}/{ours}/kernel"
+        rules.append(Rule(f"kpt_head.{theirs}.weight", kernel, CONV))
+        rules.append(Rule(f"kpt_head.{theirs}.bias", f"{target}/{ours}_bias"))
     for ours, theirs in (("channel", "c_attn"), ("spatial", "s_attn")):
         rules += _affine(f"kpt_head.{theirs}.atn.0", f"instance_head/{ours}_dense", LINEAR)
         rules += _norm(f"kpt_head.{theirs}.atn.1", f"{target}/{ours}_norm")

@@ -30,7 +30,8 @@ def shapes(model: nn.Module, *arguments: Any) -> dict[str, Any]:
 
 def entries(name: str, kind: str = "param", prefix: str = "") -> dict[str, np.ndarray]:
     """Torch name -> array of the entries of one kind ("param", "after", "grad", ...) of an archive."""
-    return {prefix + key[len(kind) + 1 :]: value for key, value in golden(name).items() if key.startswith(f"{kind}:")}
+    start = f"{kind}:"
+    return {prefix + key[len(start) :]: value for key, value in golden(name).items() if key.startswith(start)}
 
 
 def load(state: Mapping[str, np.ndarray], targets: Mapping[str, Any], *dropped: str) -> dict[str, Any]:

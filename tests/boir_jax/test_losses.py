@@ -13,7 +13,7 @@ from boir_jax.heads import clamped_sigmoid
 from boir_jax.losses import LossConfig, box_loss, ciou_loss, embedding_loss, focal_loss, push_apart
 from tests.golden_files import golden
 
-# Names of the recorded levels: 0 is the setting of finetuning, 1 that of the released COCO and CrowdPose models.
+# Names of the recorded levels: 0 is the setting of finetuning, 1 that of the other released models.
 LEVELS = {
     "level0": LossConfig(background="instance", pull=True),
     "level1": LossConfig(background="image", pull=False),
@@ -60,7 +60,7 @@ def corners(boxes: np.ndarray) -> np.ndarray:
 
 
 def test_ciou_loss():
-    """Disjoint, nested and touching boxes among them. Recorded in float32 and float64; 2e-6 is float32 noise."""
+    """Disjoint, nested and touching boxes among them. 2e-6 is float32 noise."""
     record = golden("boir/components.npz")
     predicted, actual = record["iou:pred"], record["iou:gt"]
 
@@ -125,7 +125,8 @@ def test_embedding_loss_ignores_padding_and_order():
     """Padded rows may hold anything; neither they nor the order of people matter."""
     rng = np.random.default_rng(0)
     maps = rng.normal(size=(2, 12, 16, 4)).astype(np.float32)
-    boxes = np.concatenate([rng.uniform(0, 6, (2, 6, 2)), rng.uniform(2, 6, (2, 6, 2))], -1).astype(np.float32)
+    boxes = np.concatenate([rng.uniform(0, 6, (2, 6, 2)), rng.uniform(2, 6, (2, 6, 2))], -1)
+    boxes = boxes.astype(np.float32)
     valid = np.array([[1, 1, 1, 0, 0, 0], [1, 1, 1, 1, 0, 0]], bool)
     order = rng.permutation(6)
     for config in (*LEVELS.values(), LossConfig(pull=True), LossConfig(background="instance")):
@@ -169,7 +170,8 @@ def test_shares_of_devices_add_up():
     """Under a mapped axis every device returns its share of the global loss, whatever its own counts."""
     rng = np.random.default_rng(1)
     maps = rng.normal(size=(4, 8, 8, 4)).astype(np.float32)
-    boxes = np.concatenate([rng.uniform(0, 3, (4, 3, 2)), rng.uniform(2, 5, (4, 3, 2))], -1).astype(np.float32)
+    boxes = np.concatenate([rng.uniform(0, 3, (4, 3, 2)), rng.uniform(2, 5, (4, 3, 2))], -1)
+    boxes = boxes.astype(np.float32)
     cells = rng.integers(0, 8, (4, 3, 2)).astype(np.int32)
     valid = np.array([[1, 1, 1], [0, 0, 0], [1, 0, 0], [1, 1, 0]], bool)
     targets = (rng.uniform(size=maps.shape) > 0.97).astype(np.float32)

@@ -128,6 +128,29 @@ def test_instance_head():
         np.testing.assert_allclose(clamped_sigmoid(alone)[0], maps[rows], atol=1e-5)
 
 
+def test_instance_head_in_bfloat16():
+    """Fresh weights: biases of -4.6 beside signals of 0.01, which must not drown in rounding."""
+    x = jax.random.normal(jax.random.key(0), (1, 1, 12, 16, 32))
+    rows, cells = jnp.zeros((1, 2), jnp.int32), jnp.array([[[3, 4], [9, 9]]])
+    exact, rough = (InstanceKeypointHead(5, 8, dtype) for dtype in (jnp.float32, jnp.bfloat16))
+    variables = exact.init(jax.random.key(1), x, rows, cells)
+
+    weight = jax.random.normal(jax.random.key(2), (1, 2, 12, 16, 5))
+
+    def run(head):
+        def loss(params):
+            maps = head.apply({"params": params}, x, rows, cells)
+            return (maps * weight).mean(), maps
+
+        gradient, maps = jax.jit(jax.grad(loss, has_aux=True))(variables["params"])
+        return maps - maps.mean((2, 3), keepdims=True), gradient["reduce"]["kernel"]
+
+    # bfloat16 keeps 3 digits; some ReLUs near zero turn over, which the gradient shows more. With the biases
+    # inside the rounded sums the maps differ by more than their own deviation.
+    for ours, expected, tolerance in zip(run(rough), run(exact), (0.02, 0.15), strict=True):
+        assert np.linalg.norm(ours - expected) < tolerance * np.linalg.norm(expected)
+
+
 def test_inference_model_has_no_training_heads():
     image = jnp.zeros((1, 64, 64, 3))
 
@@ -151,8 +174,10 @@ def test_initial_values():
     x, rows = jnp.zeros((1, 4, 4, 256)), jnp.zeros((1, 1), jnp.int32)
     model = BoIR(num_keypoints=17).bind({})
     parts = {group: getattr(model, group).clone(parent=None) for group in ("neck", *HEADS, "instance_head")}
-    arguments = dict.fromkeys(parts, (x, False)) | {"instance_head": (x[None], rows, rows[..., None].repeat(2, -1))}
-    params = {group: part.init(jax.random.key(0), *arguments[group])["params"] for group, part in parts.items()}
+    arguments = dict.fromkeys(parts, (x, False))
+    arguments["instance_head"] = (x[None], rows, rows[..., None].repeat(2, -1))
+    key = jax.random.key(0)
+    params = {group: part.init(key, *arguments[group])["params"] for group, part in parts.items()}
 
     pairs = [(params["neck"]["project"]["conv"]["kernel"], "multihead.neck.0.project.0.weight")]
     for ours, theirs in HEADS.items():
@@ -164,7 +189,7 @@ def test_initial_values():
     head = params["instance_head"]
     for ours, theirs in (("reduce", "conv_down"), ("mask", "s_attn.conv"), ("output", "heatmap_conv")):
         pairs += [(head[ours]["kernel"], f"kpt_head.{theirs}.weight")]
-        pairs += [(head[ours]["bias"], f"kpt_head.{theirs}.bias")]
+        pairs += [(head[f"{ours}_bias"], f"kpt_head.{theirs}.bias")]
     pairs += [(head["channel_dense"]["kernel"], "kpt_head.c_attn.atn.0.weight")]
     pairs += [(head["channel_dense"]["bias"], "kpt_head.c_attn.atn.0.bias")]
     pairs += [(head["fuse_kernel"], "kpt_head.fuse_attn.0.weight")]

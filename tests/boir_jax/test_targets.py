@@ -31,12 +31,13 @@ def test_targets_drawn_on_the_device(case):
         ours = place[tuple(record["instance_coord"][i, ::-1].tolist())]
         maps = np.moveaxis(targets.instance[0, ours], -1, 0)
         np.testing.assert_allclose(maps, record["instance_heatmap"][i], atol=1e-6)
-        np.testing.assert_array_equal(targets.instance_mask[0, ours, 0, 0], record["instance_mask"][i, :, 0, 0])
+        mask = targets.instance_mask[0, ours, 0, 0]
+        np.testing.assert_array_equal(mask, record["instance_mask"][i, :, 0, 0])
     assert not np.asarray(targets.instance_mask)[~np.asarray(chosen)].any()
 
 
 def test_single_gaussians():
-    """One person at a time: coordinates in (-1, 0), on the far border, radius 0, a box larger than the map."""
+    """One person at a time: coordinates in (-1, 0) and on the far border, radius 0, a box beyond the map."""
     record = golden("boir/components.npz")
     size = golden_config("boir/components.npz")["hmgen_output_res"]
     corners = record["hmgen:bbox_corners"]
@@ -49,7 +50,7 @@ def test_single_gaussians():
 
 
 def test_choice_does_not_depend_on_devices():
-    """Groups of a fixed number of images choose alike, whether one device holds them all or each holds its own."""
+    """Groups of a fixed number of images choose alike, on one device or on one each."""
     rng = np.random.default_rng(0)
     priority = rng.uniform(size=(8, 5)).astype(np.float32)
     valid = rng.uniform(size=(8, 5)) > 0.4

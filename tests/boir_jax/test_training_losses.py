@@ -116,7 +116,8 @@ def loss(params, features, maps, image, cells, targets, level):
 def check_terms(values, case, images):
     for name, recorded in TERMS.items():
         # The recorded terms are weighted, but not yet divided by the images of the batch.
-        np.testing.assert_allclose(values[name] * images, RECORD[f"{case}:{recorded}"], rtol=2e-5, err_msg=name)
+        expected = RECORD[f"{case}:{recorded}"]
+        np.testing.assert_allclose(values[name] * images, expected, rtol=2e-5, err_msg=name)
     np.testing.assert_allclose(sum(values.values()), RECORD[f"{case}:total"], rtol=2e-5)
 
 

@@ -27,8 +27,9 @@ def replay(case: str, instances: int = 6):
         "boxes": record["bbox_src_xywh"],
         "masks": [json.dumps({**run_lengths, "counts": run_lengths["counts"].decode()})],
     }
+    low, high = config["min_scale"], config["max_scale"]
     draws = Draws(
-        scale=config["min_scale"] + (config["max_scale"] - config["min_scale"]) * float(record["draw_u_scale"]),
+        scale=low + (high - low) * float(record["draw_u_scale"]),
         rotation=config["max_rotation"] * (2 * float(record["draw_u_rot"]) - 1),
         shift=tuple(record["draw_dxdy"].tolist()),
         mirror=bool(record["draw_u_flip"] < config["flip_prob"]),
