@@ -1,0 +1,160 @@
+"""One table for every dataset: perfect predictions score 100 everywhere, and whatever is missing is said."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import mdt
+from data_pipelines.builders.coco import Coco
+from data_pipelines.builders.synthetic import prepare_synthetic
+from data_pipelines.keypoint_sets import get_dataset
+from data_pipelines.loader import Reading, eval_loader
+from pose_common import heatmaps
+from pose_common.training.mesh import make_mesh
+from posebh_jax import build
+from posebh_jax.evaluate import Evaluator, Task
+from posebh_jax.published import model_name, published
+from tests.data_pipelines import tiny_sets
+
+SIZE, BATCH = (48, 64), 16
+DATASETS = ("synthetic_coco", "synthetic_mpii", "synthetic_ap10k", "synthetic_coco_wholebody", "synthetic_crowd")
+READING = Reading(num_threads=1)
+
+
+class Oracle:
+    """A predictor that knows every crop of some datasets by the map that made it."""
+
+    input_size = SIZE
+
+    def __init__(self, data_dir, datasets):
+        self.known = {}
+        for name in datasets:
+            loader = eval_loader(name, "val", data_dir=data_dir, batch_size=BATCH, input_size=SIZE, reading=READING)
+            for batch in loader:
+                truth = heatmaps.to_image(batch["keypoints"], batch["inverse_warp"])
+                for warp, keypoints in zip(batch["inverse_warp"], np.asarray(truth), strict=True):
+                    self.known[name, warp.tobytes()] = keypoints
+
+    def __call__(self, weights, image, inverse_warp, *, head, protocol):
+        rows = [self.known[protocol.name, warp.tobytes()] for warp in np.asarray(inverse_warp)]
+        keypoints = np.concatenate([rows, np.ones((len(rows), protocol.num_keypoints, 1))], axis=-1)
+        return {"heads": jnp.asarray(keypoints, jnp.float32)}
+
+
+class Constant:
+    """A predictor that always finds the person of `tiny_sets`."""
+
+    input_size = SIZE
+
+    def __call__(self, weights, image, inverse_warp, *, head, protocol):
+        keypoints = np.array(tiny_sets.annotation(0, 0)["keypoints"], np.float32).reshape(1, 17, 3)
+        return {"heads": jnp.asarray(np.repeat(np.minimum(keypoints, (100, 100, 1)), len(image), axis=0))}
+
+
+def evaluator(predictor, tasks, data_dir, workdir, **settings):
+    return Evaluator(predictor, tasks, str(data_dir), BATCH, make_mesh(), workdir, READING, **settings)
+
+
+def task(dataset, split="val", boxes="ground_truth"):
+    return Task(dataset, split, 0, str(boxes), f"{dataset}_{split}")
+
+
+@pytest.fixture(scope="module")
+def synthetic(tmp_path_factory):
+    path = tmp_path_factory.mktemp("synthetic")
+    prepare_synthetic(path, DATASETS, num_train=0, num_val=3)
+    return path
+
+
+def test_perfect_predictions_score_100_on_every_dataset(synthetic, tmp_path, capsys):
+    tasks = [*map(task, DATASETS), task("apt36k")]
+    run = evaluator(Oracle(synthetic, DATASETS), tasks, synthetic, tmp_path, pictures=2)
+    figures = run({}, step=7)
+    rows = json.loads((tmp_path / "results/step_7/table.json").read_text())
+    assert [row["dataset"] for row in rows["rows"]] == list(DATASETS)
+    for row in rows["rows"]:
+        # Float32 coordinates of a crop, back in the picture, are off by some 1e-5 pixels.
+        assert {float(figure) for figure in row["ours"].split(" / ")} == {100.0}, row
+        assert row["images"] == 3 and row["instances"] >= 1 and row["boxes"] == "ground truth"
+        assert row["metrics"] == figures[f"{row['dataset']}_val/heads"]
+        assert (tmp_path / f"results/step_7/{row['dataset']}_val_heads.json").exists()
+        assert (tmp_path / f"pictures/{row['dataset']}_val_heads.png").exists()
+    with (tmp_path / "results/step_7/table.csv").open() as file:
+        assert [row["ours"] for row in csv.DictReader(file)] == [row["ours"] for row in rows["rows"]]
+    for text in (capsys.readouterr().out, (tmp_path / "results/step_7/table.md").read_text(), *rows["remarks"]):
+        assert "scripts.prepare_data apt36k" in text
+
+
+@pytest.fixture(scope="module")
+def coco(tmp_path_factory):
+    """Three pictures, one person each but nobody in the last; the same without annotations as test-dev; detections."""
+    root = tmp_path_factory.mktemp("coco")
+    content = tiny_sets.document(3)
+    content["annotations"] = [tiny_sets.annotation(image, image) for image in (1, 2)]
+    path = tiny_sets.write_coco(root, content)
+    pictures = root / "coco" / "val2017"
+    Coco("val", annotations=path, images=pictures, data_dir=root, progress=False).prepare()
+    unlabelled = root / "image_info.json"
+    unlabelled.write_text(json.dumps({key: content[key] for key in ("images", "categories")}))
+    Coco("test-dev", annotations=unlabelled, images=pictures, data_dir=root, progress=False).prepare()
+    box = content["annotations"][0]["bbox"]
+    for name, images in (("people", (1, 2)), ("nobody", (3, 1, 2))):
+        found = [{"image_id": i, "category_id": 1, "bbox": box, "score": 0.4 + i / 10} for i in images]
+        (root / f"{name}.json").write_text(json.dumps(found))
+    return root
+
+
+def test_a_person_found_where_there_is_none_counts(coco, tmp_path):
+    people, nobody = (
+        evaluator(Constant(), [task("coco", boxes=coco / f"{name}.json")], coco, tmp_path / name)({}, 0)
+        for name in ("people", "nobody")
+    )
+    assert people["coco_val/heads"]["AP"] == 1
+    assert nobody["coco_val/heads"]["AP"] < 0.9, "the empty picture's detection is the most certain one"
+
+
+def test_splits_without_annotations_give_a_file_for_submission(coco, tmp_path, capsys):
+    tasks = [task("coco", "test-dev", coco / "people.json"), task("coco", "val", coco / "absent.json")]
+    assert evaluator(Constant(), tasks, coco, tmp_path)({}, 0) == {"coco_test-dev/heads": {}}
+    submission = json.loads((tmp_path / "results/step_0/coco_test-dev_heads.json").read_text())
+    assert [entry["image_id"] for entry in submission] == [1, 2] and len(submission[0]["keypoints"]) == 51
+    out = capsys.readouterr().out
+    assert "for submission" in out and "- / -" in out and "people.json" in out
+    assert "coco (val) was not evaluated: there is no" in out and "absent.json" in out
+
+
+def test_published_figures_stand_beside_ours(coco, tmp_path):
+    run = evaluator(Constant(), [task("coco")], coco, tmp_path, published_as=model_name("posebh", "base"))
+    run({}, 0)
+    (row,) = json.loads((tmp_path / "results/step_0/table.json").read_text())["rows"]
+    assert (row["ours"], row["published"]) == ("100.0 / 100.0", "77.3 / 82.4")
+    assert row["notes"] == ["published with person detector of 56 AP boxes"]
+
+
+def test_published_lookup():
+    assert model_name("multi_head", "huge") == "ViTPose++-H"
+    assert published("PoseBH-H", "ochuman", "test").figures == (87.0, 88.4)
+    assert published("PoseBH-B", "ochuman", "val").compare("val", "ground truth") == "published on test"
+    assert published("PoseBH-B", "coco", "test-dev").figures == (76.6, 81.7)
+    assert published("ViTPose++-B", "ap10k", "val-split1").figures == (74.5, None)
+    assert published("PoseBH-H", "interhand2d", "test") is None
+    assert published("PoseBH-T", "coco", "val") is None and published("PoseBH-B", "synthetic_coco", "val") is None
+
+
+def test_the_rows_of_a_configuration():
+    config = mdt.get_config("base")
+    tasks = build.make_tasks(config)
+    assert [t.dataset for t in tasks] == [*mdt.DATASETS, "ochuman"]
+    assert {t.dataset: t.split for t in tasks if t.split != "val"} == {"ap10k": "val-split1", "ochuman": "test"}
+    assert tasks[-1].head == 0 and tasks[-1].protocol is get_dataset("ochuman")
+    config.eval_also = (("coco", "test-dev", "coco", "boxes.json"),)
+    assert build.make_tasks(config)[-1] == Task("coco", "test-dev", 0, "boxes.json", "coco_test-dev")
+    for wrong in (("ochuman", "test", "crowdpose"), ("ochuman", "test")):
+        config.eval_also = (wrong,)
+        with pytest.raises(ValueError, match="eval_also"):
+            build.make_tasks(config)

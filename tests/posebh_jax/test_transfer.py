@@ -1,0 +1,171 @@
+"""Transfer: the released schedules, and whole runs on a rendered skeleton and on real hands."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from configs import mdt, transfer
+from data_pipelines.builders.interhand2d import InterHand2d
+from data_pipelines.builders.synthetic import prepare_synthetic
+from pose_common.port import flatten
+from pose_common.training.mesh import make_mesh
+from pose_common.training.stages import make_stages, stage_index
+from pose_common.weights import load_weights, save_weights
+from posebh_jax import build, main
+from tests.golden_files import shared_path
+
+ALWAYS = {"heads"}
+THAWED = {"heads", "backbone"}
+
+
+@pytest.mark.parametrize(
+    "arg, dataset, batch, epochs, thawed, prototypes_until, rates",
+    [
+        ("interhand2d", "interhand2d", 384, 60, range(30, 60), 30, {0: 5e-4, 34: 5e-4, 35: 5e-5, 55: 5e-6}),
+        ("3dpw", "pw3d", 256, 30, range(15, 16), 15, {0: 1e-4, 9: 1e-4, 10: 1e-5, 15: 1e-6, 29: 1e-6}),
+        ("my_hands", "my_hands", 384, 60, range(30, 60), 30, {0: 5e-4}),
+    ],
+)
+def test_released_schedules(arg, dataset, batch, epochs, thawed, prototypes_until, rates):
+    config = transfer.get_config(arg)
+    assert config.datasets == (dataset,) and config.batch_size == batch and config.fold == "coco"
+    stages = make_stages(config.stages)
+    assert sum(stage.epochs for stage in stages) == epochs
+    for epoch in range(epochs):
+        stage = stages[stage_index(stages, epoch)]
+        assert set(stage.train) == (THAWED if epoch in thawed else ALWAYS)
+        assert stage.prototypes == (epoch < prototypes_until)
+        assert set(stage.losses) == {"heatmap", "prototype", "prototype_heatmap"}
+    if dataset == "my_hands":
+        return
+    optimizer = build.make_method(config, steps_per_epoch=1000).optimizer
+    assert (optimizer.weight_decay, optimizer.clip_norm) == (0, None)
+    assert {float(factor) for factor in map(np.max, jax.tree.leaves(optimizer.factors))} == {1.0}
+    for epoch, rate in rates.items():
+        assert optimizer.schedule(epoch * 1000 + 500, np) == pytest.approx(rate)
+    assert optimizer.schedule(0, np) == pytest.approx(rates[0] / 1000)
+
+
+def small(config, dataset, data_dir):
+    """A tiny model, one step a stage."""
+    config.datasets, config.eval_splits, config.data_dir = (dataset,), {}, str(data_dir)
+    config.size, config.dtype, config.input_size = "tiny", "float32", (48, 64)
+    config.head_filters, config.embedding_width, config.embedding_dim = (8, 8), 8, 8
+    config.batch_size = config.eval_batch_size = 8
+    config.steps_per_epoch = config.checkpoint_every = config.log_every = 1
+    config.warmup_steps, config.pictures, config.evaluate_stages = 0, 2, False
+    for stage in config.stages:
+        stage.epochs = 1
+    return config
+
+
+@pytest.fixture(scope="module")
+def mixture(tmp_path_factory):
+    """(folder of random weights of a mixture of two, their flat arrays)."""
+    config = small(mdt.get_config("demo"), "synthetic_coco", "")
+    config.datasets = ("synthetic_mpii", "synthetic_coco")
+    method = build.make_method(config, 1)
+    weights = jax.device_get(jax.jit(method.init)(jax.random.key(5)).weights)
+    model = method.model
+    manifest = {
+        "family": "PoseBH", "backbone": dataclasses.asdict(model.size), "num_experts": 2, "input_size": [48, 64],
+        "datasets": [list(pair) for pair in model.datasets], "filters": 8, "embedding": [8, 8],
+    }  # fmt: skip
+    folder = tmp_path_factory.mktemp("mixture") / "weights"
+    save_weights(folder, weights, manifest)
+    return folder, flatten(weights)
+
+
+def transfer_to(dataset, data_dir, mixture, workdir, num_stages):
+    """Runs it, one step a stage; the configuration and the flat weights after each."""
+    config = small(transfer.get_config("demo"), dataset, data_dir)
+    config.init_from, config.stages = str(mixture[0]), config.stages[:num_stages]
+    assert main.train(config, workdir)
+    steps = []
+    for step in range(1, num_stages + 1):
+        config.checkpoint = str(workdir / "checkpoints" / str(step))
+        weights, found = build.load_weights(config, make_mesh())
+        assert found == step
+        steps.append(flatten(jax.device_get(weights)))
+    return config, steps
+
+
+def changed(before, after, part):
+    names = [name for name in after if name.startswith(part)]
+    assert names
+    return any((before[name] != after[name]).any() for name in names)
+
+
+def test_a_rendered_skeleton_end_to_end(mixture, tmp_path):
+    prepare_synthetic(tmp_path, ["synthetic_crowd"], num_train=3, num_val=2)
+    config, (first, second) = transfer_to("synthetic_crowd", tmp_path, mixture, tmp_path / "run", 2)
+    before = mixture[1]
+
+    fc2 = "params/backbone/blocks/mlp/fc2/kernel"
+    own = before["params/backbone/blocks/mlp/experts/kernel"][:, 1]
+    np.testing.assert_array_equal(first[fc2], np.concatenate([before[fc2], own], axis=-1))
+    assert not any("experts" in name for name in first)
+    assert not changed(before, first, "params/backbone/patch_embed")
+    assert not changed(before, second, "params/embedding") and not changed(before, second, "batch_stats/embedding")
+    assert changed(first, second, "params/backbone")
+    # The head starts from that of synthetic_coco: after one step it is still within the step of its rate.
+    renamed = {name.replace("/synthetic_coco/", "/synthetic_crowd/"): value for name, value in before.items()}
+    upsampling = "params/heads/synthetic_crowd/upsampling/deconv1/kernel"
+    np.testing.assert_allclose(first[upsampling], renamed[upsampling], atol=1.01 * config.learning_rate)
+    assert first["params/heads/synthetic_crowd/final/kernel"].shape[-1] == 14
+    assert first["prototypes/bank"].shape == (14, 3, 8)
+    np.testing.assert_array_equal(first["prototypes/bank"], second["prototypes/bank"])
+
+    rows = json.loads((tmp_path / "run/results/step_2/table.json").read_text())["rows"]
+    assert [(row["maps"], row["instances"] > 0) for row in rows] == [("heads", True), ("prototypes", True)]
+    again = main.evaluate(config, tmp_path / "again")
+    assert again["synthetic_crowd/heads"] == rows[0]["metrics"]
+
+
+def test_real_hands_end_to_end(mixture, tmp_path):
+    sample = shared_path("samples/interhand2.6m")
+    for split in ("train", "val"):
+        for kind in ("data", "camera", "joint_3d"):
+            text = (sample / f"test_interhand2.6m_{kind}.json").read_text()
+            (tmp_path / f"InterHand2.6M_{split}_{kind}.json").write_text(text)
+        annotations = tmp_path / f"InterHand2.6M_{split}_data.json"
+        InterHand2d(split, annotations=annotations, images=sample, data_dir=tmp_path, progress=False).prepare()
+    transfer_to("interhand2d", tmp_path, mixture, tmp_path / "run", 1)
+    rows = json.loads((tmp_path / "run/results/step_1/table.json").read_text())["rows"]
+    assert rows[0]["metric"] == "PCK / AUC / EPE" and rows[0]["instances"] == 4
+    assert rows[0]["metrics"]["EPE"] > 0
+
+
+def test_what_a_transfer_needs_is_said(mixture, tmp_path):
+    config = small(transfer.get_config("demo"), "synthetic_crowd", tmp_path)
+    model = build.make_model(config)
+    with pytest.raises(ValueError, match="init_from"):
+        build.make_start(config, model, make_mesh())
+    config.init_from = str(tmp_path / "absent.pth")
+    with pytest.raises((ValueError, OSError), match="absent.pth"):
+        build.make_start(config, model, make_mesh())
+    config.datasets = ("synthetic_crowd", "synthetic_coco")
+    with pytest.raises(ValueError, match="to one dataset"):
+        build.make_model(config)
+
+
+def test_evaluation_needs_weights_for_every_part(mixture, tmp_path):
+    weights, manifest = load_weights(mixture[0])
+    config = small(mdt.get_config("demo"), "synthetic_crowd", tmp_path)
+    config.checkpoint = str(mixture[0])
+    with pytest.raises(ValueError, match="experts"):
+        build.load_weights(config, make_mesh())
+    config.datasets = tuple(name for name, _ in manifest["datasets"])
+    assert build.load_weights(config, make_mesh())[1] == 0
+    for collection in ("params", "batch_stats"):
+        del weights[collection]["embedding"]
+    del weights["prototypes"]
+    save_weights(tmp_path / "heads", weights, manifest | {"embedding": None})
+    config.checkpoint = str(tmp_path / "heads")
+    with pytest.raises(ValueError, match="nothing for embedding, prototypes/bank"):
+        build.load_weights(config, make_mesh())
