@@ -117,7 +117,12 @@ def _demo(config: ConfigDict) -> ConfigDict:
     config.input_size = (96, 128)
     config.loader_threads = 2
     config.head_filters = (32, 32)
-    config.embedding_width, config.embedding_dim = 32, 32
+    config.embedding_width, config.embedding_dim = 32, 64
+    # The paper's weights fit tens of thousands of steps from trained heads; a few hundred steps need larger ones.
+    config.losses = ConfigDict({
+        "momentum": 0.9, "contrast_weight": 1e-2, "cross_entropy_weight": 1.0, "distance_weight": 1.0,
+        "heatmap_weight": 1.0, "cluster_weight": 0.1, "cross_type_weight": 0.1,
+    })
     config.dtype = "float32"
     config.stages = [
         stage("multi-head", 24, ("backbone", "heads"), MULTI_HEAD_LOSSES),

@@ -18,12 +18,15 @@ class BatchNorm(nn.Module):
 
     Attributes:
       axis_name: mapped axis to average statistics over, or None.
+      group: rows that are normalised together, as by a device of its own in codes that do not synchronise devices;
+        None for the whole batch. Running statistics are the mean over all groups.
       momentum: share of the old running statistics that is kept.
       epsilon: added to the variance.
       dtype: dtype of the result; statistics are always float32.
     """
 
     axis_name: str | None = None
+    group: int | None = None
     momentum: float = 0.9
     epsilon: float = 1e-5
     dtype: Any = jnp.float32
@@ -39,12 +42,32 @@ class BatchNorm(nn.Module):
         if not train:
             return normalise(x, running_mean.value, running_var.value, scale, bias, self.epsilon, self.dtype)
 
-        mean, var, count = batch_moments(x, self.axis_name)
+        mean, var, count = self._moments(x)
         if not self.is_initializing():
             unbiased = var * (count / max(count - 1, 1))
-            running_mean.value = self.momentum * running_mean.value + (1 - self.momentum) * mean
-            running_var.value = self.momentum * running_var.value + (1 - self.momentum) * unbiased
-        return normalise(x, mean, var, scale, bias, self.epsilon, self.dtype)
+            running_mean.value = self.momentum * running_mean.value + (1 - self.momentum) * self._over_groups(mean)
+            running_var.value = self.momentum * running_var.value + (1 - self.momentum) * self._over_groups(unbiased)
+        if self.group is None:
+            return normalise(x, mean, var, scale, bias, self.epsilon, self.dtype)
+        parts = x.reshape(-1, self.group, *x.shape[1:])
+        wide = (len(parts), *(1 for _ in x.shape[:-1]), channels)
+        y = normalise(parts, mean.reshape(wide), var.reshape(wide), scale, bias, self.epsilon, self.dtype)
+        return y.reshape(x.shape)
+
+    def _moments(self, x: jax.Array) -> tuple[jax.Array, jax.Array, int]:
+        """Mean and biased variance, [C] or of every group [G, C], and the number of values behind each."""
+        if self.group is None:
+            return batch_moments(x, self.axis_name)
+        parts = x.reshape(-1, self.group, *x.shape[1:])
+        mean, var = jax.vmap(lambda part: batch_moments(part, None)[:2])(parts)
+        return mean, var, parts[0].size // x.shape[-1]
+
+    def _over_groups(self, moment: jax.Array) -> jax.Array:
+        """Mean over this device's groups and those of the others."""
+        if self.group is None:
+            return moment
+        moment = moment.mean(0)
+        return moment if self.axis_name is None else jax.lax.pmean(moment, self.axis_name)
 
 
 def batch_moments(x: jax.Array, axis_name: str | None) -> tuple[jax.Array, jax.Array, int]:
@@ -66,6 +89,9 @@ def batch_moments(x: jax.Array, axis_name: str | None) -> tuple[jax.Array, jax.A
 
 
 def normalise(x, mean, var, scale, bias, epsilon, dtype):
-    """(x - mean) / sqrt(var + epsilon) * scale + bias, per channel, folded into one multiply-add."""
+    """(x - mean) / sqrt(var + epsilon) * scale + bias, per channel.
+
+    The mean is taken off first: folded into the offset it would cancel digits where it is large against the deviation.
+    """
     factor = scale * jax.lax.rsqrt(var + epsilon)
-    return (x.astype(jnp.float32) * factor + (bias - mean * factor)).astype(dtype)
+    return ((x.astype(jnp.float32) - mean) * factor + bias).astype(dtype)

@@ -238,7 +238,7 @@ def _run_weights(path: str, mesh: Mesh) -> Conversion | None:
 
 
 def _options(config: ConfigDict) -> Options:
-    return Options(num_heads=SIZES[config.size].num_heads)
+    return Options(num_heads=SIZES[config.size].num_heads, input_size=tuple(config.input_size))
 
 
 def _laid_out_like(value: Any, like: jax.Array) -> jax.Array:

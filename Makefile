@@ -1,0 +1,36 @@
+# Every target makes its own virtual environment; nothing but Python >= 3.11 has to be there.
+PYTHON ?= python3
+VENV ?= .venv
+TORCH_VENV ?= .venv-torch
+# Each test process compiles for itself: two use both cores of a small machine.
+TEST_PROCESSES ?= 2
+
+.PHONY: demo demo-boir test test-torch clean
+
+demo: $(VENV)/.ready
+	$(VENV)/bin/python -m posebh_jax.main --config=configs/mdt.py:demo --workdir=workdir/demo
+
+demo-boir: $(VENV)/.ready
+	$(VENV)/bin/python -m boir_jax.main --config=configs/boir.py:demo --workdir=workdir/demo_boir
+
+test: $(VENV)/.ready
+	$(VENV)/bin/python -m pytest -n $(TEST_PROCESSES) --dist loadfile -rs
+
+# The tests that need PyTorch (reading .pth files) and transformers (peers of the converters).
+test-torch: $(TORCH_VENV)/.ready
+	$(TORCH_VENV)/bin/python -m pytest -n $(TEST_PROCESSES) --dist loadfile -m torch
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --upgrade pip
+	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable .[test]
+	touch $@
+
+$(TORCH_VENV)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(TORCH_VENV)
+	$(TORCH_VENV)/bin/python -m pip install --quiet --upgrade pip
+	$(TORCH_VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable .[test,test-torch]
+	touch $@
+
+clean:
+	rm -rf $(VENV) $(TORCH_VENV) workdir .cache
