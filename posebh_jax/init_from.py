@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from pose_common.port import Conversion, flatten, require_fit, unflatten
 from posebh_jax.model import PoseBH
-from posebh_jax.port import expand_experts, single_dataset
+from posebh_jax.port import BANK, expand_experts, single_dataset
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,7 +20,7 @@ class Start:
     Attributes:
       tree: nested {"params": ..., "batch_stats": ..., "prototypes": ...}.
       title: what the weights were recognised as.
-      fresh: parts that keep their initial values, such as "embedding" or "heads/coco".
+      fresh: what is not from the weights, such as "embedding", "heads/coco" or "prototypes of mine".
       left_out: parts of the weights that the model has no place for.
     """
 
@@ -32,8 +34,8 @@ def start_from(conversion: Conversion, initial: Mapping[str, Any], model: PoseBH
     """The model's initial arrays with every part that the weights have for it.
 
     A part is taken whole or not at all; half of one, or one of another width, is an error. A backbone without
-    experts fills each with the last features of its fc2. A bank of prototypes is taken when it is for the same
-    datasets.
+    experts fills each with the last features of its fc2. Heads, experts and prototypes go by the names of their
+    datasets; a dataset that the weights do not know starts with the expert of their first.
 
     Args:
       conversion: the weights, from `read_weights`.
@@ -53,16 +55,14 @@ def start_from(conversion: Conversion, initial: Mapping[str, Any], model: PoseBH
     loaded, start = flatten(weights), flatten(initial)
     if fold:
         loaded = _as_head_of(model.datasets[0][0], fold, loaded)
-    if [list(pair) for pair in model.datasets] != manifest["datasets"]:
-        loaded = {name: value for name, value in loaded.items() if not name.startswith("prototypes/")}
-
+    loaded, new = _for_datasets(model, manifest["datasets"], loaded, start)
     wanted, there = {_part(name) for name in start}, {_part(name) for name in loaded}
     taken = {name: value for name, value in loaded.items() if _part(name) in wanted}
     require_fit(taken, {name: value for name, value in start.items() if _part(name) in there})
     return Start(
         unflatten({**start, **taken}),
         conversion.title,
-        tuple(sorted(wanted - there)),
+        tuple(sorted([*(wanted - there), *new])),
         tuple(sorted(there - wanted)),
     )
 
@@ -75,6 +75,32 @@ def _as_head_of(new: str, old: str, tree: Mapping[str, Any]) -> dict[str, Any]:
         for name, value in tree.items()
         if not name.startswith(own)
     }
+
+
+def _for_datasets(
+    model: PoseBH, datasets: Sequence[Sequence], loaded: Mapping[str, Any], initial: Mapping[str, Any]
+) -> tuple[dict[str, Any], list[str]]:
+    """(weights for `datasets` as weights for the model's, what of experts and prototypes they do not hold).
+
+    Cluster prototypes are of a whole mixture and stay behind unless it is the same.
+    """
+    pairs, known = [tuple(pair) for pair in model.datasets], [tuple(pair) for pair in datasets]
+    if pairs == known:
+        return dict(loaded), []
+    tree = {name: value for name, value in loaded.items() if not name.startswith("prototypes/")}
+    names, unknown = [name for name, _ in known], [name for name, _ in pairs if name not in dict(known)]
+    new = []
+    for name in [name for name in tree if "/experts/" in name and name in initial]:
+        if tree[name].shape[1] == len(names):  # else they have just been made, all alike
+            tree[name] = tree[name][:, [names.index(d) if d in names else 0 for d, _ in pairs]]
+            new = [f"experts of {d} (as that of {names[0]})" for d in unknown]
+    if BANK in loaded and BANK in initial and any(pair in known for pair in pairs):
+        ends = np.cumsum([count for _, count in known])
+        rows = {pair: loaded[BANK][end - pair[1] : end] for pair, end in zip(known, ends, strict=True)}
+        start = np.split(np.asarray(initial[BANK]), np.cumsum([count for _, count in pairs])[:-1])
+        tree[BANK] = np.concatenate([rows.get(pair, own) for pair, own in zip(pairs, start, strict=True)])
+        new += [f"prototypes of {pair[0]}" for pair in pairs if pair not in known]
+    return tree, new
 
 
 def _part(name: str) -> str:

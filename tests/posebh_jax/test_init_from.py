@@ -167,11 +167,35 @@ def test_a_multi_head_file_leaves_embedding_and_prototypes_fresh(tmp_path):
     np.testing.assert_array_equal(kernel[1], tiny_posebh()["backbone.blocks.1.attn.qkv.weight"].T)
 
 
-def test_other_datasets_keep_their_fresh_heads(weights_folder):
-    model = tiny_model(datasets=(("dataset_0", 5), ("mine", 2), ("dataset_2", 6)))
-    start = start_from(read_weights(weights_folder[0]), initial_of(model), model)
-    assert start.fresh == ("heads/mine", "heads/mine/final", "prototypes/bank")
-    assert start.left_out == ("heads/dataset_1", "heads/dataset_1/final")
+def test_another_mixture_goes_by_the_names_of_the_datasets(weights_folder):
+    folder, conversion = weights_folder
+    counts = dict(conversion.manifest["datasets"])
+    model = tiny_model(
+        datasets=(("mine", 2), ("dataset_2", counts["dataset_2"]), *((f"dataset_{i}", counts[f"dataset_{i}"]) for i in (1, 0))),
+        num_experts=4,
+    )  # fmt: skip
+    initial = initial_of(model)
+    start = start_from(read_weights(folder), initial, model)
+    assert start.fresh == (
+        "experts of mine (as that of dataset_0)", "heads/mine", "heads/mine/final", "prototypes of mine",
+    )  # fmt: skip
+    assert start.left_out == ()
+    before, after = flatten(conversion.weights), flatten(start.tree)
+    experts = "params/backbone/blocks/mlp/experts/kernel"
+    np.testing.assert_array_equal(after[experts], before[experts][:, [0, 2, 1, 0]])
+    bank, parts = after["prototypes/bank"], np.split(before["prototypes/bank"], np.cumsum([*counts.values()])[:-1])
+    np.testing.assert_array_equal(bank, np.concatenate([initial["prototypes"]["bank"][:2], *parts[::-1]]))
+
+
+def test_a_smaller_mixture_leaves_the_others_behind(weights_folder):
+    folder, conversion = weights_folder
+    name, count = conversion.manifest["datasets"][1]
+    model = tiny_model(datasets=((name, count),), num_experts=1)
+    start = start_from(read_weights(folder), initial_of(model), model)
+    assert start.fresh == ()
+    assert start.left_out == ("heads/dataset_0", "heads/dataset_0/final", "heads/dataset_2", "heads/dataset_2/final")
+    experts = "params/backbone/blocks/mlp/experts/bias"
+    np.testing.assert_array_equal(flatten(start.tree)[experts], flatten(conversion.weights)[experts][:, [1]])
 
 
 def test_transfer_folds_an_expert_and_keeps_the_head_but_for_its_last_convolution(weights_folder):
