@@ -1,0 +1,174 @@
+"""docs/your_own_dataset.md, followed literally; and what a skeleton of one's own may look like."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import pickle
+import re
+import subprocess
+import sys
+
+import pytest
+
+from data_pipelines import definitions
+from data_pipelines.builders.custom import DEFAULT_SIGMA, mirror_pairs
+from data_pipelines.keypoint_sets import DATASETS, KEYPOINT_SETS
+from data_pipelines.loader import Entry, Reading, train_loader
+from data_pipelines.records import load_annotations
+from scripts import prepare_data
+from tests.data_pipelines import tiny_sets
+
+ROOT = pathlib.Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "your_own_dataset.md"
+NAMES = ["tip", "L_wing", "R_wing"]
+
+
+def test_the_page_followed_literally(tmp_path):
+    """In a folder that has what a checkout has."""
+    for entry in ROOT.iterdir():
+        if not entry.name.startswith(".") and entry.name not in ("workdir", "data"):
+            (tmp_path / entry.name).symlink_to(entry)
+    environment = os.environ | {
+        "HOME": str(ROOT / ".cache" / "home"),  # keeps compiled programs from run to run
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "",
+    }
+    blocks = re.findall(r"^```(sh|python)\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    assert len(blocks) == 6
+    for language, text in blocks:
+        if language == "python":
+            commands = [[sys.executable, "-c", text]]
+        else:
+            commands = [["bash", "-c", line.replace("python ", f"{sys.executable} ", 1)] for line in text.splitlines()]
+        for command in commands:
+            done = subprocess.run(
+                command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600
+            )
+            assert done.returncode == 0, f"{text}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    workdir = tmp_path / "workdir"
+    assert {path.name for path in (workdir / "browse").iterdir()} == {
+        f"puppets_val_{kind}.png" for kind in ("raw", "crops", "targets")
+    }
+    assert (workdir / "mixture/pictures/puppets_heads.png").exists()
+    (mixture,) = (workdir / "mixture/results").glob("*/table.json")
+    rows = json.loads(mixture.read_text())["rows"]
+    assert [row["dataset"] for row in rows] == ["synthetic_coco"] * 2 + ["puppets"] * 2
+    rows = json.loads((workdir / "evaluation/results/step_1/table.json").read_text())["rows"]
+    assert [row["dataset"] for row in rows] == ["puppets"] * 2
+    assert rows[0]["images"] == 4 and rows[0]["instances"] > 0 and "AP" in rows[0]["metrics"]
+
+
+@pytest.fixture(autouse=True)
+def tables():
+    """The tables of datasets and skeletons are as before after each test."""
+    saved = [(table, dict(table)) for table in (DATASETS, KEYPOINT_SETS)]
+    yield
+    for table, content in saved:
+        table.clear()
+        table.update(content)
+
+
+def kites(**category):
+    """A document with three keypoints nobody knows."""
+    content = tiny_sets.document(2)
+    for annotation in content["annotations"]:
+        annotation["keypoints"] = annotation["keypoints"][:9]
+    return content | {"categories": [{"id": 1, "name": "kite", "keypoints": NAMES, "skeleton": [[1, 2], [1, 3]]} | category]}
+
+
+def prepare(root, content, *arguments, split="train"):
+    """The exit status of preparing `content` as dataset `kites`."""
+    path = root / f"{split}.json"
+    path.write_text(json.dumps(content))
+    tiny_sets.write_pictures(root / "pictures", content["images"])
+    command = ["custom", "--name=kites", f"--annotations={path}", f"--images={root / 'pictures'}", f"--split={split}"]
+    return prepare_data.main([*command, f"--data_dir={root / 'data'}", *arguments])
+
+
+def test_names_limbs_and_defaults(tmp_path, capsys):
+    assert prepare(tmp_path, kites()) == 0
+    out = capsys.readouterr().out
+    assert "no sigmas given" in out and str(DEFAULT_SIGMA) in out
+    dataset = definitions.find_dataset("kites", tmp_path / "data")
+    skeleton = dataset.keypoints
+    assert (skeleton.keypoints, skeleton.limbs, skeleton.flip_pairs) == (tuple(NAMES), ((0, 1), (0, 2)), ((1, 2),))
+    assert skeleton.sigmas == (DEFAULT_SIGMA,) * 3 and dataset.codec == "udp" and not dataset.half_body
+    annotations = load_annotations("kites", "train", tmp_path / "data")
+    assert annotations.num_instances == 4
+    assert annotations.to_coco()["annotations"][0]["keypoints"] == kites()["annotations"][0]["keypoints"]
+
+
+def test_it_is_found_again_where_it_was_never_registered(tmp_path):
+    assert prepare(tmp_path, kites()) == 0
+    del DATASETS["kites"], KEYPOINT_SETS["kites"]
+    settings = {"batch_size": 4, "input_size": (24, 32), "seed": 0}
+    batches = train_loader([Entry("kites")], data_dir=tmp_path / "data", reading=Reading(num_threads=1), **settings)
+    assert next(batches)["keypoints"].shape == (4, 3, 2)
+    batches.close()
+    taken_along = pickle.dumps(definitions.find_dataset("kites", tmp_path / "data"))
+    del DATASETS["kites"], KEYPOINT_SETS["kites"]
+    assert pickle.loads(taken_along).keypoints.keypoints == tuple(NAMES), "as in a worker process"
+    with pytest.raises(KeyError, match="unknown dataset 'kites'.*custom --name=kites"):
+        definitions.find_dataset("kites", tmp_path)
+
+
+def test_what_is_given_counts(tmp_path, capsys):
+    options = ["--sigmas=0.1,0.02,0.03", "--mirror=tip:L_wing", "--upper_body=tip", "--metric=hand"]
+    assert prepare(tmp_path, kites(), *options) == 0
+    assert "remark" not in capsys.readouterr().out
+    dataset = definitions.find_dataset("kites", tmp_path / "data")
+    skeleton = dataset.keypoints
+    assert (skeleton.sigmas, skeleton.flip_pairs) == ((0.1, 0.02, 0.03), ((0, 1),))
+    assert (skeleton.upper_body, skeleton.lower_body, dataset.half_body, dataset.metric) == ((0,), (1, 2), True, "hand")
+    # A further split keeps all that, but for what is said anew.
+    assert prepare(tmp_path, kites(), "--sigmas=0.2", split="val") == 0
+    again = definitions.find_dataset("kites", tmp_path / "data")
+    assert again.keypoints.sigmas == (0.2,) * 3 and again.keypoints.flip_pairs == ((0, 1),)
+
+
+@pytest.mark.parametrize(
+    "category, arguments, said",
+    [
+        ({"keypoints": []}, (), "no category lists 'keypoints'"),
+        ({"keypoints": ["tip", "tip", "tail"]}, (), "names that differ"),
+        ({"skeleton": [[1, 7]]}, (), "beyond the 3"),
+        ({"skeleton": [[1]]}, (), "bad keypoints or skeleton"),
+        ({}, ("--sigmas=0.1,0.2",), "3 keypoints need 3 positive sigmas"),
+        ({}, ("--mirror=tip:tail",), "'tail' is none of the keypoints"),
+        ({}, ("--mirror=tip:L_wing,tip:R_wing",), "two mirror pairs"),
+        ({}, ("--name=coco",), "a new name"),
+        ({}, ("--name=My Kites",), "a new name"),
+    ],
+)
+def test_what_does_not_fit_is_said_and_leaves_nothing(tmp_path, capsys, category, arguments, said):
+    assert prepare(tmp_path, kites(**category), *arguments) == 1
+    assert said in capsys.readouterr().err
+    assert not list(tmp_path.glob("data/**/*.json"))
+
+
+def test_splits_have_the_same_keypoints(tmp_path, capsys):
+    assert prepare(tmp_path, kites()) == 0
+    assert prepare(tmp_path, kites(keypoints=["tip", "R_wing", "L_wing"]), split="val") == 1
+    assert "has the keypoints" in capsys.readouterr().err
+    assert definitions.find_dataset("kites", tmp_path / "data").keypoints.keypoints == tuple(NAMES)
+
+
+def test_a_damaged_definition_names_its_file(tmp_path):
+    assert prepare(tmp_path, kites()) == 0
+    path = definitions.definition_path("kites", tmp_path / "data")
+    content = json.loads(path.read_text())
+    for damage in ({"codec_": 1}, {"skeleton": None}, {"skeleton": content["skeleton"] | {"flip_pairs": [[0, 9]]}}):
+        path.write_text(json.dumps(content | damage))
+        with pytest.raises(ValueError, match=r"kites.dataset\.json"):
+            definitions.find_dataset("kites", tmp_path / "data")
+
+
+def test_mirror_pairs_from_names():
+    names = ["nose", "left_eye", "right_eye", "R_Paw", "L_Paw", "eye-left", "eye-right", "LeftHand", "RightHand", "leg", "l_ear"]
+    pairs, remarks = mirror_pairs(names)
+    assert pairs == ((1, 2), (3, 4), (5, 6), (7, 8))
+    assert remarks == ["no counterpart in the mirror: l_ear"]
+    assert mirror_pairs(["wrist", "tip"]) == ((), [
+        "no mirror pairs in the names: keypoints keep their names in mirrored pictures"])  # fmt: skip
