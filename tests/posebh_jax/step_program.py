@@ -30,7 +30,7 @@ LAYOUTS = {
         jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("data", "fsdp"))
     ),
     "sharded": lambda: parallel.make_plan("sharded"),
-    "fsdp": lambda: parallel.make_plan("sharded", fsdp=4, fsdp_min_size=64),
+    "fsdp": lambda: parallel.make_plan("sharded", fsdp=4, fsdp_min_size=512),
     "pmap": lambda: parallel.make_plan("pmap"),
 }
 # Weights that make every term as large as the heatmap loss, so that an error in any of them shows.

@@ -1,0 +1,54 @@
+"""Configurations: the paper's settings, and stages that say what learns when."""
+
+from __future__ import annotations
+
+import jax
+import pytest
+
+from configs import mdt, multi_head
+from pose_common.training.stages import make_stages, stage_index
+from posebh_jax import build
+
+
+@pytest.mark.parametrize("size, drop_path, decay", [("small", 0.1, 0.8), ("base", 0.3, 0.75), ("huge", 0.55, 0.8)])
+def test_paper_settings(size, drop_path, decay):
+    method = build.make_method(mdt.get_config(size), steps_per_epoch=100)
+    assert method.model.size.drop_path == drop_path
+    assert method.layout.counts == (17, 14, 16, 17, 17, 133)
+    # Layer-wise rates: the last block learns at `decay` times the rate of norm and heads.
+    blocks = method.optimizer.factors["backbone"]["blocks"]["attn"]["qkv"]["kernel"].ravel()
+    assert blocks[-1] == pytest.approx(decay) and blocks[0] == pytest.approx(decay ** len(blocks), rel=1e-5)
+    assert method.weights.contrast_weight == 1.25e-5 and method.weights.heatmap_weight == 3.33e-6
+
+
+def test_schedule_of_the_release():
+    stages = make_stages(mdt.get_config("huge").stages)
+    trains = {epoch: stages[stage_index(stages, epoch)].train for epoch in (0, 49, 50, 89, 90, 99)}
+    assert trains[0] == trains[49] == ("embedding",)
+    assert trains[50] == trains[89] == ("heads", "embedding")
+    assert trains[90] == trains[99] == ("backbone", "heads", "embedding")
+    assert [stage.prototypes for stage in stages] == [True, False, False]
+    # The released base run keeps its backbone frozen to the end.
+    assert "backbone" not in make_stages(mdt.get_config("base").stages)[-1].train
+
+
+def test_the_baseline_has_no_prototype_parts():
+    method = build.make_method(multi_head.get_config("base"), steps_per_epoch=1)
+    state = jax.eval_shape(method.init, jax.random.PRNGKey(0))
+    assert set(state.params) == {"backbone", "heads"} and state.prototypes == {}
+
+
+def test_mistakes_are_named():
+    config = mdt.get_config("demo")
+    config.stages[1].losses = ("prototype", "protoype_heatmap")
+    with pytest.raises(ValueError, match="prototypes.*protoype_heatmap"):
+        build.make_method(config, 1)
+    config = mdt.get_config("demo")
+    config.method = "multi_head"
+    with pytest.raises(ValueError, match="configs/multi_head.py"):
+        build.make_method(config, 1)
+    config.method, config.size = "posebh", "gigantic"
+    with pytest.raises(ValueError, match="config.size='gigantic'.*base"):
+        build.make_method(config, 1)
+    with pytest.raises(ValueError, match="medium.*expected"):
+        mdt.get_config("medium")
