@@ -110,30 +110,31 @@ def _demo(config: ConfigDict) -> ConfigDict:
     """People and animals from the renderer; a stage before the paper's three trains backbone and heads from nothing."""
     config.datasets = tuple(f"synthetic_{name}" for name in DATASETS)
     config.train_splits, config.eval_splits = ConfigDict(), ConfigDict()
-    config.boxes, config.eval_also = ConfigDict(), ()
+    config.eval_also = ()
     config.synthetic = ConfigDict({"num_train": 200, "num_val": 40})
     config.data_dir = "workdir/demo_data"
-    config.batch_size = config.eval_batch_size = 64
+    config.batch_size, config.eval_batch_size = 32, 64
     config.input_size = (96, 128)
     config.loader_threads = 2
     config.head_filters = (32, 32)
     config.embedding_width, config.embedding_dim = 32, 64
+    config.dtype = "float32"
     # The paper's weights fit tens of thousands of steps from trained heads; a few hundred steps need larger ones.
     config.losses = ConfigDict({
-        "momentum": 0.9, "contrast_weight": 1e-2, "cross_entropy_weight": 1.0, "distance_weight": 1.0,
-        "heatmap_weight": 1.0, "cluster_weight": 0.1, "cross_type_weight": 0.1,
-    })
-    config.dtype = "float32"
+        "momentum": 0.9, "contrast_weight": 1e-3, "cross_entropy_weight": 1.0, "distance_weight": 1.0,
+        "heatmap_weight": 0.1, "cluster_weight": 0.1, "cross_type_weight": 0.1,
+    })  # fmt: skip
     config.stages = [
-        stage("multi-head", 24, ("backbone", "heads"), MULTI_HEAD_LOSSES),
-        stage("prototypes", 3, ("embedding",), PROTOTYPE_LOSSES, prototypes=True),
-        stage("self-supervision", 2, ("heads", "embedding"), ALL_LOSSES),
+        stage("multi-head", 18, ("backbone", "heads"), MULTI_HEAD_LOSSES),
+        stage("prototypes", 2, ("embedding",), PROTOTYPE_LOSSES, prototypes=True),
+        stage("self-supervision", 1, ("heads", "embedding"), ALL_LOSSES),
         stage("all", 2, ("backbone", "heads", "embedding"), ALL_LOSSES),
     ]
-    config.decay_epochs = (20,)
-    config.warmup_steps = 50
-    config.log_every = 20
-    config.checkpoint_every = 200
+    config.steps_per_epoch = 30
+    config.learning_rate, config.warmup_steps = 2e-3, 50
+    config.decay_epochs, config.decay_factor = (20, 21), 0.3
+    config.log_every = 30
+    config.checkpoint_every = 150
     config.evaluate_every = 0
     config.pictures = 12
     return config
