@@ -3,11 +3,12 @@
     python -m posebh_jax.main --config=configs/transfer.py:interhand2d --workdir=workdir/interhand2d \
         --config.init_from=posebh_base.pth
 
-Arguments after the colon: `interhand2d`, `3dpw`, `demo` (a rendered skeleton that the demo's mixture has not seen; it
-starts from the demo, `--config.init_from=workdir/demo`), or the name of a dataset of one's own.
+Arguments after the colon: `interhand2d`, `3dpw`, `demo` (a rendered skeleton that the demo's mixture has not
+seen; it starts from the demo, `--config.init_from=workdir/demo`), or the name of a dataset of one's own.
 
-A plain transformer is made from the weights, the expert of `config.fold` folded in; that dataset's head gets a new last
-convolution, the prototypes are new, the embedding head stays as it is. Everything is otherwise as in `configs/mdt.py`.
+A plain transformer is made from the weights, the expert of `config.fold` folded in; that dataset's head gets
+a new last convolution, the prototypes are new, the embedding head stays as it is. Everything else is as in
+`configs/mdt.py`.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ def get_config(arg: str = "interhand2d") -> ConfigDict:
     config.fold = "synthetic_coco" if arg == "demo" else "coco"
     config.datasets = ({"3dpw": "pw3d", "demo": "synthetic_crowd"}.get(arg, arg),)
     config.eval_also = ()
-    config.losses = ConfigDict({"label_threshold": 0.2, "weigh_by_correctness": True, "heatmap_weight": 1.25e-5})
+    config.losses = ConfigDict(
+        {"label_threshold": 0.2, "weigh_by_correctness": True, "heatmap_weight": 1.25e-5}
+    )
     config.warmup_steps = 500
     config.weight_decay, config.clip_norm, config.layer_decay = 0.0, 0.0, False  # Adam
     if arg == "3dpw":

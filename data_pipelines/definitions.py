@@ -1,7 +1,8 @@
 """Datasets of one's own: skeleton and protocol in a file beside the records, found again by name.
 
 `<data_dir>/<dataset>/dataset.json` is written when a dataset with a skeleton of its own is prepared
-(`builders/custom.py`). It may be edited: its fields are those of `keypoint_sets.PoseDataset` and `KeypointSet`.
+(`builders/custom.py`). It may be edited: its fields are those of `keypoint_sets.PoseDataset` and of its
+`KeypointSet`.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ def find_dataset(name: str, data_dir: str | pathlib.Path) -> PoseDataset:
         register_dataset(read_definition(path))
     elif name not in DATASETS:
         raise KeyError(
-            f"unknown dataset {name!r}: there is no {path}, where `python -m scripts.prepare_data custom --name={name}` "
-            f"would have defined it, and it is none of {', '.join(sorted(DATASETS))}"
+            f"unknown dataset {name!r}: there is no {path}, where `python -m scripts.prepare_data custom"
+            f" --name={name}` would have defined it, and it is none of {', '.join(sorted(DATASETS))}"
         )
     return get_dataset(name)
 
@@ -73,13 +74,15 @@ def check_skeleton(skeleton: KeypointSet, where: str) -> None:
     indices += [*skeleton.upper_body, *skeleton.lower_body]
     mirrored = [i for pair in skeleton.flip_pairs for i in pair]
     if not count or len(set(skeleton.keypoints)) != count:
-        raise ValueError(f"{where}: a skeleton needs keypoints with names that differ, not {list(skeleton.keypoints)}")
+        raise ValueError(f"{where}: keypoints need names that differ, not {list(skeleton.keypoints)}")
     if not all(isinstance(i, int) and 0 <= i < count for i in indices):
-        raise ValueError(f"{where}: a mirror pair, limb or half names a keypoint beyond the {count} there are")
+        raise ValueError(f"{where}: a mirror pair, limb or half has a keypoint beyond the {count} there are")
     if len(set(mirrored)) != len(mirrored):
         raise ValueError(f"{where}: a keypoint is in two mirror pairs, or its own mirror image")
     if len(skeleton.sigmas) not in (0, count) or not all(sigma > 0 for sigma in skeleton.sigmas):
-        raise ValueError(f"{where}: {count} keypoints need {count} positive sigmas (or none), not {skeleton.sigmas}")
+        raise ValueError(
+            f"{where}: {count} keypoints need {count} positive sigmas or none, not {skeleton.sigmas}"
+        )
 
 
 def _tuples(value: Any) -> Any:

@@ -3,10 +3,11 @@
     python -m scripts.browse coco --data_dir=data --split=val
     python -m scripts.browse synthetic_mpii --count=40 --seed=3 --out=sheets
 
-Three pictures are written: `raw` (annotations on the stored pictures: boxes, skeletons, ignored regions), `crops`
-(person crops as training augments them) and `targets` (their heatmaps, by the dataset's own codec). The left of a body
-is green, its right orange, the middle blue: a swapped pair shows at once. In `raw`, the thin yellow box is the
-annotated one and the white one what is cropped without augmentation; crowds and people without keypoints are grey.
+Three pictures are written: `raw` (annotations on the stored pictures: boxes, skeletons, ignored regions),
+`crops` (person crops as training augments them) and `targets` (their heatmaps, by the dataset's own codec).
+The left of a body is green, its right orange, the middle blue: a swapped pair shows at once. In `raw`, the
+yellow box is the annotated one and the white one what is cropped without augmentation; crowds and people
+without keypoints are grey.
 """
 
 from __future__ import annotations
@@ -56,8 +57,8 @@ def browse(
 ) -> list[pathlib.Path]:
     """Writes `<out>/<dataset>_<split>_{raw,crops,targets}.png`, of `count` pictures or crops each.
 
-    Pictures and instances are drawn by the seed, in the order of the records. A split without labelled people has
-    only the first sheet.
+    Pictures and instances are drawn by the seed, in the order of the records. A split without labelled people
+    has only the first sheet.
 
     Raises:
       DatasetNotPrepared: with the command that prepares it.
@@ -105,14 +106,18 @@ class _Opened:
         for person in people:
             if columns.mask[person]:
                 image = _tint(image, json.loads(columns.mask[person]))
-        image = cv2.resize(np.ascontiguousarray(image), None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
+        image = cv2.resize(
+            np.ascontiguousarray(image), None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA
+        )
         for person in people:
             number = self.crop_of.get(int(person))
-            image = draw.draw_box(image, columns.box[person] * factor, colour=_YELLOW if number is not None else _GREY)
+            colour = _YELLOW if number is not None else _GREY
+            image = draw.draw_box(image, columns.box[person] * factor, colour=colour)
             if number is not None:
                 sample = self.source.describe(number)
                 size = np.asarray(sample["scale"]) * geometry.SCALE_UNIT
-                image = draw.draw_box(image, [*(sample["centre"] - size / 2) * factor, *size * factor], colour=_WHITE)
+                crop = np.concatenate([sample["centre"] - size / 2, size]) * factor
+                image = draw.draw_box(image, crop, colour=_WHITE)
             keypoints = columns.keypoints[person].astype(np.float64)
             keypoints[:, :2] = (keypoints[:, :2] + 0.5) * factor - 0.5
             image = draw.draw_skeleton(image, keypoints, self.protocol.keypoints)
@@ -139,7 +144,10 @@ class _Opened:
             input_size=self.input_size,
             heatmap_size=(self.input_size[0] // 4, self.input_size[1] // 4),
         )
-        return [draw.heatmap_overlay(crop["image"], own) for crop, own in zip(crops, np.asarray(maps), strict=True)]
+        return [
+            draw.heatmap_overlay(crop["image"], own)
+            for crop, own in zip(crops, np.asarray(maps), strict=True)
+        ]
 
 
 def _choose(rng: np.random.Generator, total: int, count: int) -> np.ndarray:
@@ -167,7 +175,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "python -m scripts.browse", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("dataset", help="a prepared dataset")
-    parser.add_argument("--data_dir", default="data", help="where prepared datasets lie (default: %(default)s)")
+    parser.add_argument(
+        "--data_dir", default="data", help="where prepared datasets lie (default: %(default)s)"
+    )
     parser.add_argument("--split", help="default: val where it is prepared, else the first")
     parser.add_argument("--out", default="workdir/browse", help="folder of the sheets (default: %(default)s)")
     parser.add_argument("--count", type=int, default=24, help="pictures of a sheet (default: %(default)s)")

@@ -4,7 +4,7 @@
     python -m scripts.prepare_data ap10k --raw_dir=/datasets --split=val-split1  # one split
     python -m scripts.prepare_data coco --split=val --annotations=test_coco.json --images=pictures/
     python -m scripts.prepare_data synthetic_coco                                # rendered: needs no download
-    python -m scripts.prepare_data custom --name=my_dataset --annotations=my.json --images=pictures/  # one's own
+    python -m scripts.prepare_data custom --name=mine --annotations=my.json --images=pictures/  # one's own
 
 `--raw_dir` is the folder of all downloads or the dataset's own; docs/datasets.md has every layout. Broken
 entries are left out and reported with file and id, in the output and in `summary.json` beside the records;
@@ -84,10 +84,16 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def _add_custom_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("custom", "a COCO-format file with a skeleton of its own")
     group.add_argument("--name", help="the new dataset's name: small letters, digits, underscores")
-    group.add_argument("--sigmas", type=_numbers, help="for OKS: one number, or one a keypoint: 0.03,0.05,...")
-    group.add_argument("--mirror", type=_pairs, help="names that a mirror exchanges: a:b,c:d (default: left/right, L/R)")
+    group.add_argument(
+        "--sigmas", type=_numbers, help="for OKS: one number, or one a keypoint: 0.03,0.05,..."
+    )
+    group.add_argument(
+        "--mirror", type=_pairs, help="names that a mirror exchanges: a:b,c:d (default: by left, right)"
+    )
     group.add_argument("--upper_body", type=_words, help="names: the half-body augmentation then applies")
-    group.add_argument("--metric", choices=METRICS, help="coco (AP, AR by OKS; default) or hand (PCK, AUC, EPE)")
+    group.add_argument(
+        "--metric", choices=METRICS, help="coco (AP, AR by OKS; default) or hand (PCK, AUC, EPE)"
+    )
 
 
 def _words(text: str) -> list[str]:

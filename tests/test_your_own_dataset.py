@@ -41,7 +41,8 @@ def test_the_page_followed_literally(tmp_path):
         if language == "python":
             commands = [[sys.executable, "-c", text]]
         else:
-            commands = [["bash", "-c", line.replace("python ", f"{sys.executable} ", 1)] for line in text.splitlines()]
+            lines = [line.replace("python ", f"{sys.executable} ", 1) for line in text.splitlines()]
+            commands = [["bash", "-c", line] for line in lines]
         for command in commands:
             done = subprocess.run(
                 command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600
@@ -75,7 +76,8 @@ def kites(**category):
     content = tiny_sets.document(2)
     for annotation in content["annotations"]:
         annotation["keypoints"] = annotation["keypoints"][:9]
-    return content | {"categories": [{"id": 1, "name": "kite", "keypoints": NAMES, "skeleton": [[1, 2], [1, 3]]} | category]}
+    kite = {"id": 1, "name": "kite", "keypoints": NAMES, "skeleton": [[1, 2], [1, 3]]}
+    return content | {"categories": [kite | category]}
 
 
 def prepare(root, content, *arguments, split="train"):
@@ -83,7 +85,13 @@ def prepare(root, content, *arguments, split="train"):
     path = root / f"{split}.json"
     path.write_text(json.dumps(content))
     tiny_sets.write_pictures(root / "pictures", content["images"])
-    command = ["custom", "--name=kites", f"--annotations={path}", f"--images={root / 'pictures'}", f"--split={split}"]
+    command = [
+        "custom",
+        "--name=kites",
+        f"--annotations={path}",
+        f"--images={root / 'pictures'}",
+        f"--split={split}",
+    ]
     return prepare_data.main([*command, f"--data_dir={root / 'data'}", *arguments])
 
 
@@ -93,7 +101,11 @@ def test_names_limbs_and_defaults(tmp_path, capsys):
     assert "no sigmas given" in out and str(DEFAULT_SIGMA) in out
     dataset = definitions.find_dataset("kites", tmp_path / "data")
     skeleton = dataset.keypoints
-    assert (skeleton.keypoints, skeleton.limbs, skeleton.flip_pairs) == (tuple(NAMES), ((0, 1), (0, 2)), ((1, 2),))
+    assert (skeleton.keypoints, skeleton.limbs, skeleton.flip_pairs) == (
+        tuple(NAMES),
+        ((0, 1), (0, 2)),
+        ((1, 2),),
+    )
     assert skeleton.sigmas == (DEFAULT_SIGMA,) * 3 and dataset.codec == "udp" and not dataset.half_body
     annotations = load_annotations("kites", "train", tmp_path / "data")
     assert annotations.num_instances == 4
@@ -104,7 +116,9 @@ def test_it_is_found_again_where_it_was_never_registered(tmp_path):
     assert prepare(tmp_path, kites()) == 0
     del DATASETS["kites"], KEYPOINT_SETS["kites"]
     settings = {"batch_size": 4, "input_size": (24, 32), "seed": 0}
-    batches = train_loader([Entry("kites")], data_dir=tmp_path / "data", reading=Reading(num_threads=1), **settings)
+    batches = train_loader(
+        [Entry("kites")], data_dir=tmp_path / "data", reading=Reading(num_threads=1), **settings
+    )
     assert next(batches)["keypoints"].shape == (4, 3, 2)
     batches.close()
     taken_along = pickle.dumps(definitions.find_dataset("kites", tmp_path / "data"))
@@ -121,7 +135,12 @@ def test_what_is_given_counts(tmp_path, capsys):
     dataset = definitions.find_dataset("kites", tmp_path / "data")
     skeleton = dataset.keypoints
     assert (skeleton.sigmas, skeleton.flip_pairs) == ((0.1, 0.02, 0.03), ((0, 1),))
-    assert (skeleton.upper_body, skeleton.lower_body, dataset.half_body, dataset.metric) == ((0,), (1, 2), True, "hand")
+    assert (skeleton.upper_body, skeleton.lower_body, dataset.half_body, dataset.metric) == (
+        (0,),
+        (1, 2),
+        True,
+        "hand",
+    )
     # A further split keeps all that, but for what is said anew.
     assert prepare(tmp_path, kites(), "--sigmas=0.2", split="val") == 0
     again = definitions.find_dataset("kites", tmp_path / "data")
@@ -159,14 +178,30 @@ def test_a_damaged_definition_names_its_file(tmp_path):
     assert prepare(tmp_path, kites()) == 0
     path = definitions.definition_path("kites", tmp_path / "data")
     content = json.loads(path.read_text())
-    for damage in ({"codec_": 1}, {"skeleton": None}, {"skeleton": content["skeleton"] | {"flip_pairs": [[0, 9]]}}):
+    for damage in (
+        {"codec_": 1},
+        {"skeleton": None},
+        {"skeleton": content["skeleton"] | {"flip_pairs": [[0, 9]]}},
+    ):
         path.write_text(json.dumps(content | damage))
         with pytest.raises(ValueError, match=r"kites.dataset\.json"):
             definitions.find_dataset("kites", tmp_path / "data")
 
 
 def test_mirror_pairs_from_names():
-    names = ["nose", "left_eye", "right_eye", "R_Paw", "L_Paw", "eye-left", "eye-right", "LeftHand", "RightHand", "leg", "l_ear"]
+    names = [
+        "nose",
+        "left_eye",
+        "right_eye",
+        "R_Paw",
+        "L_Paw",
+        "eye-left",
+        "eye-right",
+        "LeftHand",
+        "RightHand",
+        "leg",
+        "l_ear",
+    ]
     pairs, remarks = mirror_pairs(names)
     assert pairs == ((1, 2), (3, 4), (5, 6), (7, 8))
     assert remarks == ["no counterpart in the mirror: l_ear"]

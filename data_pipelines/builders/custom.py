@@ -1,8 +1,8 @@
 """A dataset of one's own: a COCO-format file with a skeleton that this project does not know.
 
-Names and limbs come from the file's categories. Mirror pairs come from the names or are given, sigmas are given or
-all the same, and with an upper body given half-body augmentation applies; docs/your_own_dataset.md tells the rest. The
-first split that is prepared defines the dataset; the others must have the same keypoints.
+Names and limbs come from the file's categories. Mirror pairs come from the names or are given, sigmas are
+given or all the same, and with an upper body given half-body augmentation applies; docs/your_own_dataset.md
+tells the rest. The first split that is prepared defines the dataset; the others must have the same keypoints.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def define(
 
 
 def mirror_pairs(names: Sequence[str]) -> tuple[tuple[tuple[int, int], ...], list[str]]:
-    """Pairs of keypoints whose names differ in the side alone, and remarks on those that have no counterpart."""
+    """Pairs of keypoints whose names differ in the side alone, and remarks on those without counterpart."""
     index = {name.lower(): number for number, name in enumerate(names)}
     pairs, alone = [], []
     for number, name in enumerate(names):
@@ -161,12 +161,14 @@ def _index(skeleton: KeypointSet, name: str) -> int:
     return skeleton.keypoints.index(name)
 
 
-def _category_skeleton(path: pathlib.Path, document: Any) -> tuple[tuple[str, ...], tuple[tuple[int, int], ...]]:
+def _category_skeleton(
+    path: pathlib.Path, document: Any
+) -> tuple[tuple[str, ...], tuple[tuple[int, int], ...]]:
     """(names, limbs from 0) of the categories, which must agree."""
     (categories,) = raw_files.document_lists(path, document, "categories")
-    found = [category for category in categories if isinstance(category, dict) and len(category.get("keypoints", ()))]
+    found = [entry for entry in categories if isinstance(entry, dict) and len(entry.get("keypoints", ()))]
     if not found:
-        raise RawDataError(f"{path}: no category lists 'keypoints' (their names, in the order of the annotations)")
+        raise RawDataError(f"{path}: no category lists 'keypoints', their names in the annotations' order")
     skeletons = set()
     for category in found:
         try:
@@ -174,10 +176,13 @@ def _category_skeleton(path: pathlib.Path, document: Any) -> tuple[tuple[str, ..
             names = tuple(name if isinstance(name, str) else f"{name:g}" for name in category["keypoints"])
             limbs = tuple((int(a), int(b)) for a, b in category.get("skeleton") or ())
         except (TypeError, ValueError) as error:
-            raise RawDataError(f"{path}: category {category.get('id')!r}: bad keypoints or skeleton: {error}") from None
+            number = category.get("id")
+            raise RawDataError(f"{path}: category {number!r}: bad keypoints or skeleton: {error}") from None
         skeletons.add((names, limbs))
     if len(skeletons) > 1:
-        raise RawDataError(f"{path}: categories with different skeletons are datasets of their own: give a file to each")
+        raise RawDataError(
+            f"{path}: categories with different skeletons are datasets apart: give a file to each"
+        )
     ((names, limbs),) = skeletons
     # COCO counts limbs from 1; a 0 shows a file that counts from 0.
     first = 0 if any(0 in limb for limb in limbs) else 1

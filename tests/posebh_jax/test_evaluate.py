@@ -22,7 +22,13 @@ from posebh_jax.published import model_name, published
 from tests.data_pipelines import tiny_sets
 
 SIZE, BATCH = (48, 64), 16
-DATASETS = ("synthetic_coco", "synthetic_mpii", "synthetic_ap10k", "synthetic_coco_wholebody", "synthetic_crowd")
+DATASETS = (
+    "synthetic_coco",
+    "synthetic_mpii",
+    "synthetic_ap10k",
+    "synthetic_coco_wholebody",
+    "synthetic_crowd",
+)
 READING = Reading(num_threads=1)
 
 
@@ -34,7 +40,9 @@ class Oracle:
     def __init__(self, data_dir, datasets):
         self.known = {}
         for name in datasets:
-            loader = eval_loader(name, "val", data_dir=data_dir, batch_size=BATCH, input_size=SIZE, reading=READING)
+            loader = eval_loader(
+                name, "val", data_dir=data_dir, batch_size=BATCH, input_size=SIZE, reading=READING
+            )
             for batch in loader:
                 truth = heatmaps.to_image(batch["keypoints"], batch["inverse_warp"])
                 for warp, keypoints in zip(batch["inverse_warp"], np.asarray(truth), strict=True):
@@ -86,13 +94,17 @@ def test_perfect_predictions_score_100_on_every_dataset(synthetic, tmp_path, cap
         assert (tmp_path / f"pictures/{row['dataset']}_val_heads.png").exists()
     with (tmp_path / "results/step_7/table.csv").open() as file:
         assert [row["ours"] for row in csv.DictReader(file)] == [row["ours"] for row in rows["rows"]]
-    for text in (capsys.readouterr().out, (tmp_path / "results/step_7/table.md").read_text(), *rows["remarks"]):
+    for text in (
+        capsys.readouterr().out,
+        (tmp_path / "results/step_7/table.md").read_text(),
+        *rows["remarks"],
+    ):
         assert "scripts.prepare_data apt36k" in text
 
 
 @pytest.fixture(scope="module")
 def coco(tmp_path_factory):
-    """Three pictures, one person each but nobody in the last; the same without annotations as test-dev; detections."""
+    """Three pictures, a person in each but the last; the same without annotations (test-dev); detections."""
     root = tmp_path_factory.mktemp("coco")
     content = tiny_sets.document(3)
     content["annotations"] = [tiny_sets.annotation(image, image) for image in (1, 2)]
@@ -143,14 +155,20 @@ def test_published_lookup():
     assert published("PoseBH-B", "coco", "test-dev").figures == (76.6, 81.7)
     assert published("ViTPose++-B", "ap10k", "val-split1").figures == (74.5, None)
     assert published("PoseBH-H", "interhand2d", "test") is None
-    assert published("PoseBH-T", "coco", "val") is None and published("PoseBH-B", "synthetic_coco", "val") is None
+    assert (
+        published("PoseBH-T", "coco", "val") is None
+        and published("PoseBH-B", "synthetic_coco", "val") is None
+    )
 
 
 def test_the_rows_of_a_configuration():
     config = mdt.get_config("base")
     tasks = build.make_tasks(config)
     assert [t.dataset for t in tasks] == [*mdt.DATASETS, "ochuman"]
-    assert {t.dataset: t.split for t in tasks if t.split != "val"} == {"ap10k": "val-split1", "ochuman": "test"}
+    assert {t.dataset: t.split for t in tasks if t.split != "val"} == {
+        "ap10k": "val-split1",
+        "ochuman": "test",
+    }
     assert tasks[-1].head == 0 and tasks[-1].protocol is get_dataset("ochuman")
     config.eval_also = (("coco", "test-dev", "coco", "boxes.json"),)
     assert build.make_tasks(config)[-1] == Task("coco", "test-dev", 0, "boxes.json", "coco_test-dev")

@@ -73,8 +73,9 @@ def mixture(tmp_path_factory):
     weights = jax.device_get(jax.jit(method.init)(jax.random.key(5)).weights)
     model = method.model
     manifest = {
-        "family": "PoseBH", "backbone": dataclasses.asdict(model.size), "num_experts": 2, "input_size": [48, 64],
-        "datasets": [list(pair) for pair in model.datasets], "filters": 8, "embedding": [8, 8],
+        "family": "PoseBH", "backbone": dataclasses.asdict(model.size), "num_experts": 2,
+        "input_size": [48, 64], "datasets": [list(pair) for pair in model.datasets], "filters": 8,
+        "embedding": [8, 8],
     }  # fmt: skip
     folder = tmp_path_factory.mktemp("mixture") / "weights"
     save_weights(folder, weights, manifest)
@@ -111,7 +112,9 @@ def test_a_rendered_skeleton_end_to_end(mixture, tmp_path):
     np.testing.assert_array_equal(first[fc2], np.concatenate([before[fc2], own], axis=-1))
     assert not any("experts" in name for name in first)
     assert not changed(before, first, "params/backbone/patch_embed")
-    assert not changed(before, second, "params/embedding") and not changed(before, second, "batch_stats/embedding")
+    assert not changed(before, second, "params/embedding") and not changed(
+        before, second, "batch_stats/embedding"
+    )
     assert changed(first, second, "params/backbone")
     # The head starts from that of synthetic_coco: after one step it is still within the step of its rate.
     renamed = {name.replace("/synthetic_coco/", "/synthetic_crowd/"): value for name, value in before.items()}
@@ -134,7 +137,9 @@ def test_real_hands_end_to_end(mixture, tmp_path):
             text = (sample / f"test_interhand2.6m_{kind}.json").read_text()
             (tmp_path / f"InterHand2.6M_{split}_{kind}.json").write_text(text)
         annotations = tmp_path / f"InterHand2.6M_{split}_data.json"
-        InterHand2d(split, annotations=annotations, images=sample, data_dir=tmp_path, progress=False).prepare()
+        InterHand2d(
+            split, annotations=annotations, images=sample, data_dir=tmp_path, progress=False
+        ).prepare()
     transfer_to("interhand2d", tmp_path, mixture, tmp_path / "run", 1)
     rows = json.loads((tmp_path / "run/results/step_1/table.json").read_text())["rows"]
     assert rows[0]["metric"] == "PCK / AUC / EPE" and rows[0]["instances"] == 4
