@@ -1,0 +1,69 @@
+"""A run on records through the program's own entry: killed at any step it goes on to the same losses, to the last bit."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from configs import mdt
+from data_pipelines.builders.synthetic import prepare_synthetic
+from data_pipelines.records import DatasetNotPrepared
+from pose_common.training.writers import read_metrics
+from posebh_jax import main
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+ARGUMENTS = (
+    "--config.datasets=('synthetic_coco','synthetic_ap10k')", "--config.batch_size=8", "--config.input_size=(48,64)",
+    "--config.head_filters=(8,8)", "--config.embedding_width=8", "--config.embedding_dim=8", "--config.num_clusters=8",
+    "--config.steps_per_epoch=6", "--config.log_every=1", "--config.checkpoint_every=1000", "--config.pictures=0",
+    "--config.evaluate_stages=False", "--config.warmup_steps=4",
+    "--config.stages[0].epochs=1", "--config.stages[1].epochs=0", "--config.stages[2].epochs=1",
+    "--config.stages[3].epochs=1", "--config.synthetic.num_train=12", "--config.synthetic.num_val=4",
+)  # fmt: skip
+
+
+def command(data_dir, workdir):
+    config = ROOT / "configs" / "mdt.py"
+    return [sys.executable, "-m", "posebh_jax.main", f"--config={config}:demo", f"--workdir={workdir}",
+            f"--config.data_dir={data_dir}", f"--config.compilation_cache={data_dir}/cache", *ARGUMENTS]  # fmt: skip
+
+
+def losses(workdir):
+    return {row["step"]: row["loss"] for row in read_metrics(workdir / "metrics.jsonl") if row["split"] == "train"}
+
+
+def test_killed_anywhere_it_goes_on_exactly(tmp_path):
+    data_dir = tmp_path / "data"
+    prepare_synthetic(data_dir, ["synthetic_coco", "synthetic_ap10k"], num_train=12, num_val=4)
+    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    options = {"cwd": ROOT, "env": environment, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    whole = subprocess.run(command(data_dir, tmp_path / "whole"), timeout=600, check=False, **options)
+    assert whole.returncode == 0, whole.stdout
+    stop_at = random.randrange(1, 17)
+    cut = tmp_path / "cut"
+    with subprocess.Popen(command(data_dir, cut), **options) as program:
+        while program.poll() is None:
+            if (cut / "metrics.jsonl").exists() and len((cut / "metrics.jsonl").read_text().splitlines()) >= stop_at:
+                program.send_signal(signal.SIGTERM)
+                break
+            time.sleep(0.02)
+        output = program.communicate(timeout=300)[0]
+    assert program.returncode == 0, output
+    again = subprocess.run(command(data_dir, cut), timeout=600, check=False, **options)
+    assert again.returncode == 0, again.stdout
+    assert losses(cut) == losses(tmp_path / "whole"), f"killed after step {stop_at}"
+    assert len(losses(cut)) == 18
+
+
+def test_missing_data_name_the_command_and_the_demo(tmp_path):
+    config = mdt.get_config("base")
+    config.data_dir, config.compilation_cache = str(tmp_path), ""
+    with pytest.raises(DatasetNotPrepared, match=r"scripts.prepare_data coco .*\n?.*:demo"):
+        main.run(config, tmp_path / "work")
