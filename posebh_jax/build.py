@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 import pathlib
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from data_pipelines.definitions import find_dataset
 from data_pipelines.instances import GROUND_TRUTH
 from data_pipelines.keypoint_sets import PoseDataset
-from data_pipelines.loader import Entry, Reading, TrainIterator, train_loader
+from data_pipelines.loader import Entry, TrainIterator, train_loader
 from pose_common.port import Conversion, Ported, flatten
-from pose_common.training.checkpoints import Checkpoints, find_checkpoint
-from pose_common.training.mesh import replicated
+from pose_common.training import starts
 from pose_common.training.optimizers import GroupedAdamW, step_schedule
+from pose_common.training.program import make_reading
 from pose_common.training.stages import make_stages
 from pose_common.training.state import TrainState
 from posebh_jax.evaluate import Evaluator, Task
@@ -36,6 +33,11 @@ from posebh_jax.train import PoseBHMethod
 from posebh_jax.vit import SIZES
 
 METHODS = ("posebh", "multi_head")
+
+
+def dataset_names(config: ConfigDict) -> tuple[str, ...]:
+    """The datasets of the mixture."""
+    return tuple(config.datasets)
 
 
 def protocols(config: ConfigDict) -> tuple[PoseDataset, ...]:
@@ -98,11 +100,6 @@ def make_method(config: ConfigDict, steps_per_epoch: int) -> PoseBHMethod:
         weights=PrototypeConfig(**config.losses),
         num_clusters=config.num_clusters,
     )
-
-
-def make_reading(config: ConfigDict) -> Reading:
-    """How this process reads ahead."""
-    return Reading(num_threads=config.loader_threads, num_workers=config.loader_workers)
 
 
 def make_loader(config: ConfigDict) -> TrainIterator:
@@ -168,18 +165,10 @@ def load_weights(config: ConfigDict, mesh: Mesh) -> tuple[dict[str, Any], int]:
       ValueError: there are no weights, or they do not fit the configuration.
     """
     method = make_method(config, steps_per_epoch=1)
-    found = find_checkpoint(config.checkpoint) if config.checkpoint else None
-    if found is not None:
-        directory, step = found
-        checkpoints = Checkpoints(directory)
-        info = checkpoints.read_info(step)
-        shapes = method.shapes(method.stages[0], info["notes"]).weights
-        return checkpoints.restore_weights(step, shapes, jax.tree.map(lambda _: replicated(mesh), shapes)), step
-    if not (config.checkpoint and epath.Path(config.checkpoint).exists()):
-        raise ValueError(
-            f"config.checkpoint={config.checkpoint!r} is neither a working directory with checkpoints, nor one of them, "
-            "nor a folder or file of weights"
-        )
+    restored = starts.restore_run(config.checkpoint, method, mesh)
+    if restored is not None:
+        return restored
+    starts.require_weights(config.checkpoint)
     shapes = method.shapes(method.stages[0], {}).weights
     start = start_from(read_weights(config.checkpoint, _options(config)), shapes, method.model)
     if start.fresh:
@@ -187,7 +176,7 @@ def load_weights(config: ConfigDict, mesh: Mesh) -> tuple[dict[str, Any], int]:
             f"{config.checkpoint} ({start.title}) has nothing for {', '.join(start.fresh)}; the multi-head baseline is "
             "evaluated by configs/multi_head.py"
         )
-    return jax.tree.map(lambda x: jax.device_put(x, replicated(mesh)), start.tree), 0
+    return starts.on_every_device(start.tree, mesh), 0
 
 
 def make_start(config: ConfigDict, model: PoseBH, mesh: Mesh) -> Callable[[TrainState], TrainState] | None:
@@ -201,29 +190,17 @@ def make_start(config: ConfigDict, model: PoseBH, mesh: Mesh) -> Callable[[Train
             raise ValueError("a transfer starts from weights: give them as config.init_from")
         return None
     conversion = _run_weights(config.init_from, mesh) or read_weights(config.init_from, _options(config))
-
-    def fill(state: TrainState) -> TrainState:
-        old = state.weights
-        start = start_from(conversion, old, model, fold=config.fold)
-        logging.info("starting from %s: %s", config.init_from, start.title)
-        for title, parts in (("initialised afresh", start.fresh), ("left out of the weights", start.left_out)):
-            if parts:
-                logging.info("%s: %s", title, ", ".join(parts))
-        return state.replace(**jax.tree.map(_laid_out_like, dict(start.tree), old))
-
-    return fill
+    return starts.filler(config.init_from, lambda initial: start_from(conversion, initial, model, fold=config.fold))
 
 
 def _run_weights(path: str, mesh: Mesh) -> Conversion | None:
     """The weights of a training run; None where `path` is no run or checkpoint of one."""
-    found = find_checkpoint(path)
-    if found is None:
+    config = starts.run_config(path)
+    if config is None:
         return None
-    directory, step = found
-    config = ConfigDict(Checkpoints(directory).read_info(step)["config"])
     config.checkpoint = str(path)
     model = make_model(config)
-    weights, _ = load_weights(config, mesh)
+    weights, step = load_weights(config, mesh)
     manifest = {
         "family": f"{config.method} run, step {step}",
         "backbone": dataclasses.asdict(model.size),
@@ -233,14 +210,9 @@ def _run_weights(path: str, mesh: Mesh) -> Conversion | None:
         "filters": model.filters,
         "embedding": [model.embedding_dim, model.embedding_channels] if model.embedding_dim else None,
     }
-    arrays = jax.tree.map(lambda x: np.asarray(x.addressable_data(0)), weights)
+    arrays = starts.on_host(weights)
     return Conversion(manifest["family"], arrays, manifest, Ported({}, tuple(flatten(arrays)), (), ()))
 
 
 def _options(config: ConfigDict) -> Options:
     return Options(num_heads=SIZES[config.size].num_heads, input_size=tuple(config.input_size))
-
-
-def _laid_out_like(value: Any, like: jax.Array) -> jax.Array:
-    value = np.asarray(value, like.dtype)
-    return jax.make_array_from_callback(like.shape, like.sharding, lambda index: value[index])

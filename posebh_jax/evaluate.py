@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,18 +14,15 @@ from jax.sharding import Mesh
 
 from data_pipelines.keypoint_sets import PoseDataset, get_dataset
 from data_pipelines.loader import EvalLoader, Reading, eval_loader
-from data_pipelines.records import DatasetNotPrepared
-from pose_common import tables
 from pose_common.evaluation import predict_split
 from pose_common.metrics import columns, evaluate
+from pose_common.scoreboard import Score, evaluate_tasks, shown, shown_figure
 from posebh_jax import pictures, published
 from posebh_jax.predict import HEADS, Predictor
 
 HEADLINE = {"coco": ("AP", "AR"), "wholebody": ("AP", "AR"), "crowdpose": ("AP", "AR"), "mpii": ("PCKh", "PCKh@0.1"),
             "hand": ("PCK", "AUC", "EPE")}
 """The figures of a dataset's metric that stand in the table."""
-
-_NOT_FRACTIONS = ("PCKh", "PCKh@0.1", "EPE")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,28 +80,18 @@ class Evaluator:
           submission. The table is printed and saved as well; under it stands what was not evaluated, with the command
           that prepares it.
         """
-        rows, figures, skipped = [], {}, []
-        for task in self.tasks:
-            try:
-                loader = self._loader(task)
-            except DatasetNotPrepared as error:
-                skipped.append(str(error))
-                continue
-            except FileNotFoundError as error:
-                skipped.append(f"{task.dataset} ({task.split}) was not evaluated: there is no {error.filename}")
-                continue
+        def evaluate_task(task: Task, loader: EvalLoader) -> Iterator[Score]:
             began = time.perf_counter()
             predictions = self._predict(weights, task, loader)
             seconds = time.perf_counter() - began
             for kind, poses in predictions.items():
                 began = time.perf_counter()
                 values = self._judge(task, loader, kind, poses, step)
-                figures[f"{task.name}/{kind}"] = values
-                rows.append(self._row(task, loader, kind, values, seconds + time.perf_counter() - began))
-        if jax.process_index() == 0:
-            tables.show(rows, f"step {step}, percent (EPE in pixels)", skipped)
-            tables.save(rows, self.workdir / "results" / f"step_{step}" / "table", skipped)
-        return figures
+                row = self._row(task, loader, kind, values, seconds + time.perf_counter() - began)
+                yield Score(f"{task.name}/{kind}", values, row)
+
+        folder = self.workdir / "results" / f"step_{step}"
+        return evaluate_tasks(self.tasks, self._loader, evaluate_task, folder, f"step {step}, percent (EPE in pixels)")
 
     def _loader(self, task: Task) -> EvalLoader:
         return eval_loader(
@@ -155,19 +142,8 @@ class Evaluator:
             notes.append(difference)
         return {
             "dataset": task.dataset, "split": task.split, "maps": kind, "metric": " / ".join(names),
-            "ours": " / ".join(_shown(name, _in_percent(name, values.get(name))) for name in names),
-            "published": " / ".join(map(_shown, names, known.figures)) if known else "",
+            "ours": shown(names, values),
+            "published": " / ".join(map(shown_figure, names, known.figures)) if known else "",
             "boxes": boxes, "images": loader.annotations.num_images, "instances": len(loader.source),
             "seconds": round(seconds, 1), "notes": notes, "metrics": dict(values),
         }  # fmt: skip
-
-
-def _in_percent(name: str, value: float | None) -> float | None:
-    """A metric as papers print it; None where there was nothing to evaluate."""
-    if value is None or value < 0:
-        return None
-    return value if name in _NOT_FRACTIONS else 100 * value
-
-
-def _shown(name: str, value: float | None) -> str:
-    return "-" if value is None else f"{value:.{2 if name == 'EPE' else 1}f}"

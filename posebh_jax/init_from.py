@@ -8,26 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from pose_common.port import Conversion, flatten, require_fit, unflatten
+from pose_common.port import Conversion, flatten
+from pose_common.training.starts import Start, take_parts
 from posebh_jax.model import PoseBH
 from posebh_jax.port import BANK, expand_experts, single_dataset
-
-
-@dataclasses.dataclass(frozen=True)
-class Start:
-    """Where a model starts.
-
-    Attributes:
-      tree: nested {"params": ..., "batch_stats": ..., "prototypes": ...}.
-      title: what the weights were recognised as.
-      fresh: what is not from the weights, such as "embedding", "heads/coco" or "prototypes of mine".
-      left_out: parts of the weights that the model has no place for.
-    """
-
-    tree: dict[str, Any]
-    title: str
-    fresh: tuple[str, ...]
-    left_out: tuple[str, ...]
 
 
 def start_from(conversion: Conversion, initial: Mapping[str, Any], model: PoseBH, *, fold: str = "") -> Start:
@@ -56,15 +40,8 @@ def start_from(conversion: Conversion, initial: Mapping[str, Any], model: PoseBH
     if fold:
         loaded = _as_head_of(model.datasets[0][0], fold, loaded)
     loaded, new = _for_datasets(model, manifest["datasets"], loaded, start)
-    wanted, there = {_part(name) for name in start}, {_part(name) for name in loaded}
-    taken = {name: value for name, value in loaded.items() if _part(name) in wanted}
-    require_fit(taken, {name: value for name, value in start.items() if _part(name) in there})
-    return Start(
-        unflatten({**start, **taken}),
-        conversion.title,
-        tuple(sorted([*(wanted - there), *new])),
-        tuple(sorted(there - wanted)),
-    )
+    taken = take_parts(loaded, start, _part, conversion.title)
+    return dataclasses.replace(taken, fresh=tuple(sorted([*taken.fresh, *new])))
 
 
 def _as_head_of(new: str, old: str, tree: Mapping[str, Any]) -> dict[str, Any]:
