@@ -1,0 +1,185 @@
+"""From a configuration to the parts of a run."""
+
+from __future__ import annotations
+
+import functools
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from boir_jax.evaluate import Evaluator, Task
+from boir_jax.init_from import start_from
+from boir_jax.losses import LossConfig
+from boir_jax.model import VARIANTS, BoIR
+from boir_jax.port import read_weights
+from boir_jax.predict import TRAINING_HEADS, Predictor, without_training_heads
+from boir_jax.proposals import ProposalConfig
+from boir_jax.train import BoIRMethod
+from data_pipelines.definitions import find_dataset
+from data_pipelines.keypoint_sets import PoseDataset
+from data_pipelines.loader import TrainIterator
+from data_pipelines.whole_image import Augmentation
+from data_pipelines.whole_image_loader import train_loader
+from pose_common.layers import BatchNorm
+from pose_common.port import Conversion, Ported, flatten
+from pose_common.training import starts
+from pose_common.training.optimizers import GroupedAdamW, cosine_schedule
+from pose_common.training.program import make_reading
+from pose_common.training.state import TrainState
+
+
+def dataset_names(config: ConfigDict) -> tuple[str, ...]:
+    """The dataset."""
+    return (config.dataset,)
+
+
+def protocol(config: ConfigDict) -> PoseDataset:
+    """The dataset that is trained on; one of one's own is read from `config.data_dir`."""
+    return find_dataset(config.dataset, config.data_dir)
+
+
+def make_model(config: ConfigDict) -> BoIR:
+    """The network of a configuration.
+
+    Raises:
+      ValueError: an unknown size.
+    """
+    if config.size not in VARIANTS:
+        raise ValueError(f"config.size={config.size!r}: expected one of {tuple(VARIANTS)}")
+    return BoIR(
+        num_keypoints=protocol(config).num_keypoints,
+        norm=functools.partial(BatchNorm, group=config.norm_group or None),
+        dtype=jnp.dtype(config.dtype),
+        remat=config.remat,
+        **VARIANTS[config.size],
+    )
+
+
+def make_method(config: ConfigDict, steps_per_epoch: int) -> BoIRMethod:
+    """The method with its optimizer.
+
+    Raises:
+      ValueError: groups of images that straddle devices.
+    """
+    rows, rest = divmod(config.batch_size, jax.device_count())
+    if rest:
+        raise ValueError(f"config.batch_size={config.batch_size} does not divide over {jax.device_count()} devices")
+    for name in ("instance_group", "norm_group"):
+        if config[name] and rows % config[name]:
+            raise ValueError(
+                f"config.{name}={config[name]}: the {rows} images of a device must be whole groups; set a divisor of {rows}"
+                + (" and config.instance_cap in proportion" if name == "instance_group" else "")
+            )
+    optimizer = GroupedAdamW(
+        schedule=cosine_schedule(
+            config.learning_rate,
+            config.final_learning_rate,
+            total_steps=config.epochs * steps_per_epoch,
+            warmup_steps=round(config.warmup_epochs * steps_per_epoch),
+        ),
+        weight_decay=config.weight_decay,
+        clip_norm=config.clip_norm or None,
+    )
+    losses = LossConfig(**config.losses)
+    return BoIRMethod(make_model(config), config.epochs, optimizer, losses, config.instance_group, config.instance_cap)
+
+
+def make_loader(config: ConfigDict) -> TrainIterator:
+    """This process's training batches."""
+    protocol(config)  # makes a dataset of one's own known
+    return train_loader(
+        config.dataset,
+        config.train_split,
+        data_dir=config.data_dir,
+        batch_size=config.batch_size,
+        input_size=config.input_size,
+        seed=config.seed,
+        instances=config.instances,
+        augmentation=Augmentation(**config.augmentation),
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        reading=make_reading(config),
+    )
+
+
+def make_evaluator(config: ConfigDict, mesh: Mesh, workdir: str | pathlib.Path) -> Evaluator:
+    """Evaluation of the dataset and of `config.eval_also`."""
+    return Evaluator(
+        make_tasks(config), config.data_dir, config.eval_batch_size, config.input_size, mesh, pathlib.Path(workdir),
+        make_reading(config), config.pictures, config.published_as,
+    )  # fmt: skip
+
+
+def make_tasks(config: ConfigDict) -> list[Task]:
+    """The rows of the table.
+
+    Raises:
+      ValueError: a dataset with another skeleton than the model's.
+    """
+    model, own = make_model(config), protocol(config)
+
+    @functools.cache
+    def predictor(smoothing: int) -> Predictor:
+        return Predictor(model, own.keypoints, ProposalConfig(smoothing=smoothing, **config.proposals))
+
+    tasks = []
+    for dataset, split in ((config.dataset, config.eval_split), *config.eval_also):
+        if find_dataset(dataset, config.data_dir).keypoint_set != own.keypoint_set:
+            raise ValueError(f"config.eval_also: {dataset!r} has other keypoints than {config.dataset!r}")
+        smoothing, threshold = (table.get(dataset, table.default) for table in (config.smoothing, config.oks_nms))
+        tasks.append(Task(dataset, split, predictor(smoothing), threshold))
+    return tasks
+
+
+def load_weights(config: ConfigDict, mesh: Mesh) -> tuple[dict[str, Any], int]:
+    """The weights that `config.checkpoint` names, on every device, and the step they come from (0: of no run).
+
+    Raises:
+      ValueError: there are no weights, or they do not fit the configuration.
+    """
+    method = make_method(config, steps_per_epoch=1)
+    restored = starts.restore_run(config.checkpoint, method, mesh)
+    if restored is not None:
+        return restored
+    starts.require_weights(config.checkpoint)
+    shapes = method.shapes(method.stages[0], {}).weights
+    start = start_from(read_weights(config.checkpoint), shapes, protocol(config).keypoint_set)
+    if missing := set(start.fresh) - set(TRAINING_HEADS):
+        raise ValueError(f"{config.checkpoint} ({start.title}) has nothing for {', '.join(sorted(missing))}")
+    needed = {name: without_training_heads(start.tree[name]) for name in ("params", "batch_stats")}
+    return starts.on_every_device(needed, mesh), 0
+
+
+def make_start(config: ConfigDict, model: BoIR, mesh: Mesh) -> Callable[[TrainState], TrainState] | None:
+    """What fills a fresh state with `config.init_from`; None where the run starts from nothing.
+
+    Raises:
+      ValueError: there are no weights.
+    """
+    del model
+    if not config.init_from:
+        return None
+    conversion = _run_weights(config.init_from, mesh) or read_weights(config.init_from)
+    skeleton = protocol(config).keypoint_set
+    return starts.filler(config.init_from, lambda initial: start_from(conversion, initial, skeleton))
+
+
+def _run_weights(path: str, mesh: Mesh) -> Conversion | None:
+    """The weights of a training run; None where `path` is no run or checkpoint of one."""
+    config = starts.run_config(path)
+    if config is None:
+        return None
+    config.checkpoint = str(path)
+    weights, step = load_weights(config, mesh)
+    manifest = {
+        "family": f"BoIR run on {config.dataset}, step {step}",
+        "size": config.size,
+        "keypoint_set": protocol(config).keypoint_set,
+    }
+    arrays = starts.on_host(weights)
+    return Conversion(manifest["family"], arrays, manifest, Ported({}, tuple(flatten(arrays)), (), ()))

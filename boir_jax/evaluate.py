@@ -1,0 +1,148 @@
+"""Whole splits: predictions, suppression, metrics by the dataset's protocol, results files, pictures, one table."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from boir_jax import pictures
+from boir_jax.predict import Predictor
+from boir_jax.published import published
+from data_pipelines.keypoint_sets import PoseDataset, get_dataset
+from data_pipelines.loader import Reading
+from data_pipelines.whole_image_loader import EvalLoader, eval_loader
+from pose_common.evaluation import predict_split
+from pose_common.metrics import columns, evaluate, nms
+from pose_common.scoreboard import Score, evaluate_tasks, shown, shown_figure
+
+HEADLINE = {"coco": ("AP", "AR"), "crowdpose": ("AP", "AP(E)", "AP(M)", "AP(H)")}
+"""The figures of a dataset's metric that stand in the table."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """One row of the table.
+
+    Attributes:
+      dataset, split: what is evaluated.
+      predictor: finds the people, with this dataset's settings.
+      oks_threshold: similarity beyond which the weaker of two poses is dropped.
+    """
+
+    dataset: str
+    split: str
+    predictor: Predictor
+    oks_threshold: float = 0.8
+
+    @property
+    def protocol(self) -> PoseDataset:
+        """The dataset's protocol."""
+        return get_dataset(self.dataset)
+
+    @property
+    def name(self) -> str:
+        """Of its figures and files."""
+        return f"{self.dataset}_{self.split}"
+
+
+@dataclasses.dataclass
+class Evaluator:
+    """Evaluates weights on a list of tasks.
+
+    Attributes:
+      tasks: the rows.
+      data_dir, batch_size, input_size, reading: of the loaders; the batch is the global one.
+      mesh: devices to split a batch over.
+      workdir: results, tables and pictures go to `results/` and `pictures/` in it.
+      pictures: images to draw of each task.
+      published_as: the paper's name of this model, to print its figures beside ours.
+    """
+
+    tasks: Sequence[Task]
+    data_dir: str
+    batch_size: int
+    input_size: int
+    mesh: Mesh
+    workdir: pathlib.Path
+    reading: Reading = Reading()
+    pictures: int = 0
+    published_as: str = ""
+
+    def __call__(self, weights: Mapping[str, Any], step: int) -> dict[str, Mapping[str, float]]:
+        """Evaluates every prepared task.
+
+        Returns:
+          {"<dataset>_<split>": {metric: value}}, {} for a split without annotations: its results file is for
+          submission. The table is printed and saved as well; under it stands what was not evaluated.
+        """
+        folder = self.workdir / "results" / f"step_{step}"
+
+        def evaluate_task(task: Task, loader: EvalLoader) -> Iterator[Score]:
+            began = time.perf_counter()
+            poses = self.find_poses(weights, task, loader)
+            values = self._judge(task, loader, poses, folder)
+            yield Score(task.name, values, self._row(task, loader, values, time.perf_counter() - began))
+
+        return evaluate_tasks(self.tasks, self._loader, evaluate_task, folder, f"step {step}, percent")
+
+    def _loader(self, task: Task) -> EvalLoader:
+        return eval_loader(
+            task.dataset, task.split, data_dir=self.data_dir, batch_size=self.batch_size,
+            input_size=self.input_size, process_index=jax.process_index(), process_count=jax.process_count(),
+            reading=self.reading,
+        )  # fmt: skip
+
+    def find_poses(self, weights: Mapping[str, Any], task: Task, loader: EvalLoader) -> columns.Poses:
+        """People of all images, duplicates suppressed; ordered by image, then best first."""
+
+        def predict(batch):
+            return task.predictor(weights, batch["image"], batch["inverse_warp"])
+
+        rows = predict_split(predict, loader, self.mesh, inputs=("image", "inverse_warp"), keep=("image_id",))
+        image, rank = np.nonzero(rows["found"])
+        keypoints, score = rows["keypoints"][image, rank], rows["score"][image, rank]
+        (category,) = {number for number, _ in loader.annotations.categories}
+        poses = columns.Poses(
+            image_id=rows["image_id"][image],
+            instance_id=rank,
+            keypoints=keypoints,
+            score=score,
+            area=nms.extent_area(keypoints),
+            category=np.full(len(score), category, np.int64),
+        )
+        sigmas = np.array(task.protocol.keypoints.sigmas)
+        kept = nms.oks_nms(keypoints, poses.area, score, sigmas, task.oks_threshold, poses.image_id)
+        return poses.take(kept)
+
+    def _judge(
+        self, task: Task, loader: EvalLoader, poses: columns.Poses, folder: pathlib.Path
+    ) -> dict[str, float]:
+        if jax.process_index() == 0:
+            columns.write_results(folder / f"{task.name}.json", poses, task.protocol.keypoints)
+            if self.pictures:
+                path = self.workdir / "pictures" / f"{task.name}.png"
+                pictures.draw_people(path, loader.source, poses, self.pictures)
+        truth = loader.annotations.to_coco()
+        return evaluate.metrics_of(task.protocol, truth, poses) if truth["annotations"] else {}
+
+    def _row(
+        self, task: Task, loader: EvalLoader, values: Mapping[str, float], seconds: float
+    ) -> dict[str, Any]:
+        names = HEADLINE[task.protocol.metric]
+        known = published(self.published_as, task.dataset, task.split)
+        notes = [f"{name}: {note}" for name, note in loader.annotations.metadata.items()]
+        if not values:
+            notes.append(f"no annotations: {task.name}.json is for submission")
+        return {
+            "dataset": task.dataset, "split": task.split, "metric": " / ".join(names), "ours": shown(names, values),
+            "published": " / ".join(shown_figure(name, known.get(name)) for name in names) if known else "",
+            "images": loader.annotations.num_images, "seconds": round(seconds, 1), "notes": notes,
+            "metrics": dict(values),
+        }  # fmt: skip

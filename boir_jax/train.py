@@ -1,0 +1,104 @@
+"""BoIR as a method for the training loop: initial state and loss of a batch of whole images."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from boir_jax.losses import LossConfig, loss_terms
+from boir_jax.model import BoIR
+from boir_jax.targets import choose_instances, make_targets
+from pose_common.collectives import global_sum, sample_keys
+from pose_common.images import normalise
+from pose_common.training.optimizers import GroupedAdamW
+from pose_common.training.stages import Stage
+from pose_common.training.state import TrainState
+from pose_common.training.step import LossOutput
+
+TERMS = ("heatmap", "instance", "embedding", "box")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class BoIRMethod:
+    """BoIR (`pose_common.training.loop.Method`). One stage trains everything.
+
+    Attributes:
+      model: the network with its training heads; the mapped axis of its norms is set here.
+      epochs: length of the run.
+      optimizer: see the loop.
+      losses: weights and choices of the loss terms.
+      group, cap: of every `group` images of a batch, at most `cap` people, drawn at random, go through the
+        instance head; the other losses see everybody. Groups must not straddle devices, and so the choice
+        does not depend on them.
+    """
+
+    model: BoIR
+    epochs: int
+    optimizer: GroupedAdamW
+    losses: LossConfig = LossConfig()
+    group: int = 5
+    cap: int = 50
+
+    @functools.cached_property
+    def groups(self) -> tuple[str, ...]:
+        """The network's parts."""
+        return tuple(sorted(jax.eval_shape(self._variables, jax.random.PRNGKey(0))["params"]))
+
+    @functools.cached_property
+    def stages(self) -> tuple[Stage, ...]:
+        """The only stage."""
+        return (Stage("training", self.epochs, self.groups, TERMS),)
+
+    def init(self, key: jax.Array) -> TrainState:
+        """A fresh state."""
+        params_key, run_key = jax.random.split(key)
+        variables = self._variables(params_key)
+        opt_state = self.optimizer.init(variables["params"], variables["params"])
+        stats = variables["batch_stats"]
+        return TrainState(jnp.zeros((), jnp.int32), variables["params"], stats, opt_state, {}, run_key)
+
+    def _variables(self, key: jax.Array) -> dict[str, Any]:
+        return self.model.init(key, jnp.zeros((1, 64, 64, 3)))  # no parameter depends on the images' size
+
+    def enter_stage(self, state: TrainState, stage: Stage) -> tuple[Callable[[TrainState], TrainState], dict]:
+        """Nothing changes."""
+        del state, stage
+        return lambda state: state, {}
+
+    def shapes(self, stage: Stage, notes: dict[str, Any]) -> TrainState:
+        """Shapes of a state."""
+        del stage, notes
+        return jax.eval_shape(self.init, jax.random.PRNGKey(0))
+
+    def loss(self, params, state: TrainState, batch, key, stage: Stage, axis_name: str | None):
+        """This device's share of the loss; see `pose_common.training.step`."""
+        rows, people = batch["instance_valid"].shape
+        keys = sample_keys(key, rows, axis_name)
+        priority = jax.vmap(lambda key: jax.random.uniform(key, (people,)))(keys)
+        return self.terms(params, state, batch, priority, stage, axis_name)
+
+    def terms(self, params, state: TrainState, batch, priority, stage: Stage, axis_name: str | None):
+        """`loss` for given draws: `priority` [B, N] ranks the people for the instance head."""
+        del stage
+        image, row, chosen = choose_instances(priority, batch["instance_valid"], self.group, self.cap)
+        targets, cells = make_targets(batch, image, row, chosen)
+
+        def forward(model: BoIR, images: jax.Array):
+            features = model.features(images, True)
+            grouped = features.reshape(-1, self.group, *features.shape[1:])
+            return model.dense(features, True), model.instance_maps(grouped, image, cells)
+
+        model = self.model.clone(norm=functools.partial(self.model.norm, axis_name=axis_name))
+        variables = {"params": params, "batch_stats": state.batch_stats}
+        (dense, maps), updated = model.apply(
+            variables, normalise(batch["image"]), method=forward, mutable=["batch_stats"]
+        )
+        values = loss_terms(dense, maps, targets, self.losses, axis_name)
+        counts = {"people": batch["instance_valid"].sum(), "people/in_instance_head": chosen.sum()}
+        figures = global_sum(jax.tree.map(jnp.float32, counts), axis_name)
+        return sum(values.values()), LossOutput(values, figures, updated["batch_stats"], state.prototypes)

@@ -1,0 +1,118 @@
+"""BoIR (BMVC 2023), the released configurations.
+
+    python -m boir_jax.main --config=configs/boir.py:coco_w32 --workdir=workdir/boir_coco_w32 --config.data_dir=data
+
+Arguments after the colon: `coco_w32` (default), `coco_w48`, `crowdpose_w32`, `crowdpose_w48`, the same two with
+`_finetune`, which go on from a COCO model (`--config.init_from=workdir/boir_coco_w32`), and `demo`, which needs no
+data: it renders crowds and shrinks everything, so that the whole way takes minutes on two CPU cores. Any field can be
+set on the command line: `--config.batch_size=40`.
+
+The released runs from scratch start from HRNet's ImageNet weights.
+"""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+DEVICES = 4
+"""Over which the batches per device of the release are multiplied."""
+
+
+def get_config(arg: str = "coco_w32") -> ConfigDict:
+    """The configuration of a dataset and a size, or of the demo."""
+    if arg == "demo":
+        return _demo(_full("w32"))
+    dataset, _, rest = arg.partition("_")
+    size, _, finetune = rest.partition("_")
+    if dataset not in ("coco", "crowdpose") or size not in ("w32", "w48") or finetune not in ("", "finetune"):
+        raise ValueError(f"configs/boir.py:{arg}: expected (coco|crowdpose)_(w32|w48), crowdpose_*_finetune or demo")
+    config = _full(size)
+    if dataset == "crowdpose":
+        config = _crowdpose(config)
+        return _finetune(config) if finetune else config
+    if finetune:
+        raise ValueError(f"configs/boir.py:{arg}: only CrowdPose is fine-tuned")
+    return config
+
+
+def _full(size: str) -> ConfigDict:
+    """COCO."""
+    config = common.settings()
+
+    # Data.
+    config.dataset, config.train_split, config.eval_split = "coco", "train", "val"
+    # Further rows of the table: dataset, split; a split without annotations, such as ("coco", "test-dev"), yields a
+    # file for submission.
+    config.eval_also = (("ochuman", "test"),)
+    config.input_size = {"w32": 512, "w48": 640}[size]  # side of a training picture, short side of a tested one
+    config.instances = 30  # of an image; smaller people beyond are left out
+    config.augmentation = ConfigDict({"scale": (0.75, 1.5), "rotation": 30.0, "translation": 0.2, "mirror": 0.5})
+    config.batch_size = 20 * DEVICES  # over all devices
+    config.eval_batch_size = 16
+
+    # Model.
+    config.size = size
+    config.dtype = "bfloat16"  # of the large products; scores, statistics and losses are float32 whatever this says
+    config.remat = False
+    # Images whose batch-norm statistics are taken together; 0: all of the batch. The release's devices do not
+    # synchronise theirs (but in crowdpose_w32_finetune): 20.
+    config.norm_group = 0
+
+    # Losses. Of every `instance_group` images of the batch at most `instance_cap` people go through the instance head.
+    config.losses = ConfigDict({
+        "heatmap": 1.0, "instance": 4.0, "embedding": 0.25, "box": 0.25, "background": "image", "pull": False,
+        "images_per_device": 20,
+    })
+    config.instance_group, config.instance_cap = 5, 50
+
+    # Schedule: a linear warm-up, then half a cosine.
+    config.epochs, config.warmup_epochs = 140, 10.0
+    config.learning_rate, config.final_learning_rate = 1e-3, 1e-6
+    config.weight_decay = 0.025
+    config.clip_norm = 10.0  # 0: none
+
+    # Prediction. What a dataset is not named with, `default` decides.
+    config.proposals = ConfigDict({"maximum": 30, "threshold": 0.01, "flip": True})
+    config.smoothing = ConfigDict({"default": 3, "ochuman": 11})
+    config.oks_nms = ConfigDict({"default": 0.8, "ochuman": 0.7})
+    config.published_as = size.upper()  # whose figures stand beside ours
+    return config
+
+
+def _crowdpose(config: ConfigDict) -> ConfigDict:
+    config.dataset, config.train_split, config.eval_split = "crowdpose", "trainval", "test"
+    config.eval_also = ()
+    config.epochs = 310
+    return config
+
+
+def _finetune(config: ConfigDict) -> ConfigDict:
+    """From a COCO model; what depends on its skeleton starts afresh."""
+    config.epochs = 100
+    config.published_as += " finetuned"
+    config.warmup_epochs = 1.0 if config.size == "w32" else 10.0
+    config.losses.background, config.losses.pull, config.losses.box = "instance", True, 1.0
+    return config
+
+
+def _demo(config: ConfigDict) -> ConfigDict:
+    """Rendered crowds; the small model learns from nothing."""
+    config.dataset, config.train_split, config.eval_split = "synthetic_crowd", "train", "val"
+    config.eval_also = ()
+    config.synthetic = ConfigDict({"num_train": 300, "num_val": 40})
+    config.data_dir = "workdir/demo_data"
+    config.input_size = 128
+    config.instances = 10
+    config.augmentation.scale = (0.75, 1.25)
+    config.batch_size, config.eval_batch_size = 16, 8
+    config.instance_group, config.instance_cap = 4, 16
+    config.loader_threads = 2
+    config.size, config.dtype, config.published_as = "small", "float32", ""
+    config.epochs, config.warmup_epochs = 30, 1.0
+    config.log_every = 20
+    config.checkpoint_every = 200
+    config.evaluate_every = 0
+    config.pictures = 12
+    return config

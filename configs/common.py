@@ -1,0 +1,37 @@
+"""What the configurations of both methods have in common."""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+
+def settings() -> ConfigDict:
+    """Fields of every run: where it starts, how it reads, on which devices it runs, what is done when."""
+    config = ConfigDict()
+    config.mode = "train"  # or "evaluate"
+    config.checkpoint = ""  # evaluate: a working directory, a checkpoint of it, or a folder or file of weights
+    config.init_from = ""  # train: weights to start from (the same forms)
+    config.seed = 0
+
+    # Data.
+    config.data_dir = "data"
+    config.loader_threads = 16
+    config.loader_workers = 0  # processes; 0 decodes in threads
+    config.synthetic = ConfigDict()  # arguments of `prepare_synthetic`, where the datasets are rendered
+    config.steps_per_epoch = 0  # 0: one pass over the examples
+
+    # Devices.
+    config.parallel = "sharded"  # or "pmap"
+    config.fsdp = 1  # devices that share one copy of the parameters
+    config.fsdp_min_size = 2**16
+    config.compilation_cache = "~/.cache/posebh_jax/jax"
+
+    # What is done when; in steps, but evaluate_every in epochs. 0: at the end only.
+    config.log_every = 50
+    config.checkpoint_every = 2000
+    config.evaluate_every = 10
+    config.evaluate_stages = True  # also at the start and at the end of each stage
+    config.keep_checkpoints = 3
+    config.keep_checkpoints_every = 0
+    config.pictures = 24  # predictions drawn per dataset
+    return config
