@@ -14,7 +14,6 @@ import statistics
 import time
 
 import jax
-import numpy as np
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
@@ -25,6 +24,7 @@ from pose_common.training.stages import Stage
 from pose_common.training.step import train_step
 from posebh_jax import build
 from posebh_jax.train import PoseBHMethod
+from scripts.benchmarks.batches import random_batch
 
 _CONFIG = config_flags.DEFINE_config_file("config", "configs/mdt.py:demo")
 _STEPS = flags.DEFINE_integer("steps", 10, "Timed steps of each row, after two that are not.")
@@ -37,22 +37,6 @@ LADDER = {
     "+ cluster": ("heatmap", "prototype", "prototype_heatmap", "cluster"),
     "+ cross-type": ("heatmap", "prototype", "prototype_heatmap", "cluster", "cross_type"),
 }
-
-
-def random_batch(method: PoseBHMethod, size: int) -> dict[str, np.ndarray]:
-    """People spread over the crop, datasets in turn."""
-    rng = np.random.default_rng(0)
-    width, height = method.input_size
-    longest = method.layout.longest
-    dataset = np.arange(size, dtype=np.int32) % len(method.datasets)
-    counts = np.array(method.layout.counts)[dataset]
-    return {
-        "image": rng.integers(0, 256, (size, height, width, 3), dtype=np.uint8),
-        "keypoints": (rng.random((size, longest, 2)) * (width, height)).astype(np.float32),
-        "visible": (np.arange(longest) < counts[:, None]).astype(np.float32),
-        "dataset": dataset,
-        "valid": np.ones(size, bool),
-    }
 
 
 def time_stage(method: PoseBHMethod, plan: parallel.Plan, stage: Stage, batch, steps: int) -> dict[str, float]:

@@ -1,0 +1,67 @@
+"""Compiles every stage's training step for a TPU slice, without one, and prints what it would need of memory.
+
+    pip install '.[tpu]'
+    python -m scripts.tpu_compile_check --config=configs/mdt.py:base --topology=v5e:4x4
+
+A program that this accepts does not fail on the pod for a layout, a dtype or a shape. It runs on any Linux machine: the
+TPU compiler is part of the `tpu` extra.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import time
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")  # only the compiler is needed, not a device
+
+import jax  # noqa: E402
+import numpy as np  # noqa: E402
+from absl import app, flags  # noqa: E402
+from jax.experimental import topologies  # noqa: E402
+from jax.sharding import Mesh  # noqa: E402
+from ml_collections import config_flags  # noqa: E402
+
+from pose_common import tables
+from pose_common.training.mesh import BATCH_AXES, batch_sharding
+from pose_common.training.parallel import ShardedPlan
+from pose_common.training.step import train_step
+from posebh_jax import build
+from scripts.benchmarks.batches import random_batch
+
+_CONFIG = config_flags.DEFINE_config_file("config", "configs/mdt.py:base")
+_TOPOLOGY = flags.DEFINE_string("topology", "v5e:4x4", "Name of the slice.")
+_CLUSTERS = flags.DEFINE_integer("clusters", 64, "Size of the cluster bank, where config.num_clusters leaves it open.")
+
+
+def main(argv: list[str]) -> None:
+    del argv
+    config = _CONFIG.value
+    devices = topologies.get_topology_desc(platform="tpu", topology_name=_TOPOLOGY.value).devices
+    plan = ShardedPlan(Mesh(np.array(devices).reshape(-1, config.fsdp), BATCH_AXES), config.fsdp_min_size)
+    method = build.make_method(config, steps_per_epoch=1)
+    rows = batch_sharding(plan.mesh)
+    batch = {
+        name: jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=rows)
+        for name, value in random_batch(method, config.batch_size).items()
+    }
+    found = []
+    for stage in method.stages:
+        notes = {"num_clusters": config.num_clusters or _CLUSTERS.value} if "cluster" in stage.losses else {}
+        shapes = method.shapes(stage, notes)
+        state = jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, plan.shardings(shapes)
+        )
+        step = functools.partial(train_step, loss=method.loss, optimizer=method.optimizer, stage=stage)
+        began = time.perf_counter()
+        compiled = plan.compile(step, state).lower(state, batch).compile()
+        seconds, memory = time.perf_counter() - began, compiled.memory_analysis()
+        found.append(
+            {"stage": stage.name, "compile s": round(seconds, 1),
+             "arguments MiB": memory.argument_size_in_bytes >> 20, "temporary MiB": memory.temp_size_in_bytes >> 20}
+        )  # fmt: skip
+    tables.show(found, title=f"{config.size}, batch {config.batch_size} on {_TOPOLOGY.value}, per device")
+
+
+if __name__ == "__main__":
+    app.run(main)
