@@ -15,6 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from pose_common.convolution import conv_general_dilated
 from pose_common.layers import BatchNorm
 
 NormFactory = Callable[..., nn.Module]
@@ -64,6 +65,7 @@ class ConvNorm(nn.Module):
             use_bias=False,
             dtype=self.dtype,
             kernel_init=self.kernel_init,
+            conv_general_dilated=conv_general_dilated,
             name="conv",
         )(x)
         x = self.norm(dtype=self.dtype, name="norm")(x, train=train)

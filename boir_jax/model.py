@@ -22,7 +22,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "modules": (1, 1, 1),
         "blocks": 2,
         "stem": 32,
-        "neck_middle": 32,
+        "neck_middle": 16,
         "neck_features": 64,
         "head_features": 32,
         "embedding_features": 32,
