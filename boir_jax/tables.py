@@ -9,8 +9,9 @@ from pose_common.port import CONV, LINEAR, Rule
 # Entries that carry no weights: counters of torch's batch norms.
 COUNTERS = r".*\.num_batches_tracked"
 
-# What the ImageNet classifier has beyond the backbone.
-CLASSIFIER = r"(incre_modules|downsamp_modules|final_layer|classifier)\..*"
+# What the ImageNet classifier has beyond the backbone, under HRNet's own names or all in one `head`, as in the
+# file of W32 that the original trains from.
+CLASSIFIER = r"(incre_modules|downsamp_modules|final_layer|classifier|head)\..*"
 
 # Parts whose shape depends on the skeleton, left for initialisation when a model moves to another one.
 SKELETON = r"params/(keypoint_head/output/.*|instance_head/output(/kernel|_bias))"

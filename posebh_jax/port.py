@@ -40,6 +40,7 @@ PROTOTYPES = {
     "proto_head.kpt_prototype.prototypes": BANK,
     "proto_head.cluster_prototype.prototypes": CLUSTERS,
 }
+METHOD = "posebh"
 COLLECTIONS: dict[str, Any] = {"params": {}, "batch_stats": {}, "prototypes": {}}
 PATCH = 16
 # What a pretrained classifier or autoencoder has beyond the backbone; its final norm is not taken over
@@ -77,6 +78,9 @@ def read_weights(path: str | os.PathLike, options: Options = Options()) -> Conve
     """
     if is_weights(path):
         loaded, manifest = load_weights(path)
+        if manifest.get("method") != METHOD:
+            problem = f"{path} holds weights of another method: {manifest.get('family')}"
+            raise PortError("not recognised", [problem])
         weights = COLLECTIONS | loaded
         return Conversion(manifest["family"], weights, manifest, Ported({}, tuple(flatten(weights)), (), ()))
     path = pathlib.Path(path)
@@ -146,6 +150,7 @@ def describe(
         notes.append(f"{contents.keypoints[0]} keypoints, taken for {names[0]}")
     _check_names(names, contents.keypoints)
     return {
+        "method": METHOD,
         "family": contents.title(),
         "backbone": dataclasses.asdict(size),
         "num_experts": contents.num_experts,
@@ -174,6 +179,7 @@ def manifest_of(model: PoseBH, input_size: tuple[int, int], family: str) -> dict
     """The description of a model's own weights; the inverse of `model_of`."""
     embedding = [model.embedding_dim, model.embedding_channels] if model.embedding_dim else None
     return {
+        "method": METHOD,
         "family": family,
         "backbone": dataclasses.asdict(model.size),
         "num_experts": model.num_experts,

@@ -3,10 +3,10 @@
     python -m scripts.convert_weights vitpose++_base.pth --to=weights/vitpose_base
     python -m scripts.convert_weights weights/posebh_base --to=posebh_base.pth
 
-The first form recognises PoseBH, ViTPose++, single-dataset and plain ViTPose, MAE backbones, and Hugging
-Face's VitPose; it prints what it recognised and what became of each entry. The second writes the original
-code's names, as `.pth` or `.safetensors`. `.pth` files need PyTorch (the `torch` extra), and no code from a
-file is ever run.
+The first form recognises PoseBH, ViTPose++, single-dataset and plain ViTPose, MAE backbones, Hugging Face's
+VitPose, BoIR, and HRNet's ImageNet weights; it prints what it recognised and what became of each entry. The
+second writes the original code's names, as `.pth` or `.safetensors`. `.pth` files need PyTorch (the `torch`
+extra), and no code from a file is ever run.
 """
 
 from __future__ import annotations
@@ -14,16 +14,20 @@ from __future__ import annotations
 import argparse
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
+from boir_jax import port as boir
 from pose_common.port import COUNTER, Conversion, flatten
 from pose_common.state_files import TorchMissing, read_state, write_state
 from pose_common.weights import is_weights, load_weights, save_weights
 from posebh_jax import port as posebh
 
 FILES = (".pth", ".safetensors")
+POSEBH_ONLY = ("num_heads", "input_size", "num_experts", "part_features", "fold")
+METHODS = {module.METHOD: module for module in (posebh, boir)}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -71,21 +75,21 @@ def _convert(args: argparse.Namespace) -> None:
         num_experts=args.num_experts,
         part_features=args.part_features,
     )
-    conversion = posebh.convert(read_state(args.source), options, args.source)
+    state = read_state(args.source)
+    conversion = posebh.convert(state, options, args.source) or boir.convert(state, args.datasets)
     if conversion is None:
         raise ValueError(f"{args.source} holds no weights that are recognised")
-    weights, manifest = conversion.weights, conversion.manifest
-    if args.fold:
-        weights, manifest = posebh.single_dataset(weights, manifest, args.fold)
+    weights, manifest = _fold(args, conversion.weights, conversion.manifest)
     save_weights(args.to, weights, manifest)
     _report(args, conversion, manifest)
 
 
-def _report(args: argparse.Namespace, conversion: Conversion, manifest: dict) -> None:
+def _report(args: argparse.Namespace, conversion: Conversion, manifest: Mapping[str, Any]) -> None:
     ported = conversion.ported
-    heads = ", ".join(f"{name} {count}" for name, count in manifest["datasets"])
     print(f"{args.source}: {conversion.title}")
-    print(f"  heads: {heads or 'none'}; experts: {manifest['num_experts']}")
+    if manifest["method"] == posebh.METHOD:
+        heads = ", ".join(f"{name} {count}" for name, count in manifest["datasets"])
+        print(f"  heads: {heads or 'none'}; experts: {manifest['num_experts']}")
     used, dropped, fresh = len(ported.used), len(ported.dropped), len(ported.fresh)
     print(f"  {used} entries used, {dropped} left out, {fresh} arrays left to fill")
     counters = [name for name in ported.dropped if name.endswith(COUNTER)]
@@ -99,12 +103,23 @@ def _report(args: argparse.Namespace, conversion: Conversion, manifest: dict) ->
     print(f"  written to {args.to}")
 
 
+def _fold(
+    args: argparse.Namespace, weights: Mapping[str, Any], manifest: Mapping[str, Any]
+) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """(weights, manifest), of one dataset where the arguments say so."""
+    given = [f"--{option}" for option in POSEBH_ONLY if getattr(args, option)]
+    if given and manifest["method"] != posebh.METHOD:
+        raise ValueError(f"{', '.join(given)} does not apply to {manifest['family']}")
+    return posebh.single_dataset(weights, manifest, args.fold) if args.fold else (weights, manifest)
+
+
 def _export(args: argparse.Namespace) -> None:
     weights, manifest = load_weights(args.source)
-    if args.fold:
-        weights, manifest = posebh.single_dataset(weights, manifest, args.fold)
+    if manifest.get("method") not in METHODS:
+        raise ValueError(f"{args.source} holds weights of an unknown method: {manifest.get('family')}")
+    weights, manifest = _fold(args, weights, manifest)
     if args.to.suffix in FILES:
-        write_state(args.to, posebh.to_torch(weights, manifest))
+        write_state(args.to, METHODS[manifest["method"]].to_torch(weights, manifest))
     else:
         save_weights(args.to, weights, manifest)
     count = sum(np.size(value) for value in flatten(weights).values())

@@ -28,7 +28,8 @@ from posebh_jax.port import (
 from posebh_jax.vit import ViTSize
 from tests.golden_files import golden, golden_config
 from tests.posebh_jax.golden_weights import golden_state, maps
-from tests.posebh_jax.port_cases import TINY, TOLERANCE, as_file, assert_same, tiny_posebh
+from tests.posebh_jax.port_cases import TINY, TOLERANCE, tiny_posebh
+from tests.weight_files import as_file, assert_same
 
 SPLIT_OPTIONS = Options(num_heads=2, input_size=(32, 32))
 SPLIT = ("coco", "aic", "mpii", "ap10k", "apt36k", "coco_wholebody")

@@ -27,7 +27,8 @@ from posebh_jax.vit import SIZES, ViTSize
 from scripts import convert_weights
 from tests.golden_files import golden, golden_config
 from tests.posebh_jax.golden_weights import golden_state, maps
-from tests.posebh_jax.port_cases import TINY, TOLERANCE, as_file, assert_same, tiny_posebh
+from tests.posebh_jax.port_cases import TINY, TOLERANCE, tiny_posebh
+from tests.weight_files import DAMAGES, FORMATS, as_file, assert_same, damage
 
 KEYS = "posebh/checkpoint_keys.json"
 
@@ -39,9 +40,6 @@ def state_like(shapes: dict[str, list[int]], seed: int = 0) -> dict[str, np.ndar
         name: np.zeros((), np.int64) if name.endswith(COUNTER) else rng.standard_normal(shape, np.float32)
         for name, shape in shapes.items()
     }
-
-
-FORMATS = [".safetensors", pytest.param(".pth", marks=pytest.mark.torch)]
 
 
 @pytest.mark.parametrize("name", ["posebh_small", "vitpose++_small"])
@@ -199,24 +197,7 @@ def test_weights_of_something_else_are_not_recognised(tmp_path):
         read_weights(as_file(tmp_path, state))
 
 
-def damage(state: dict, kind: str, rng: np.random.Generator) -> str:
-    """Damages one entry in place; returns its name."""
-    name = sorted(state)[rng.integers(len(state))]
-    value = state.pop(name)
-    if kind == "renamed":
-        state[name.replace(".", "_", 1) if rng.random() < 0.5 else name + "x"] = value
-    elif kind == "reshaped":
-        state[name] = (
-            value.reshape(*value.shape, 1) if rng.random() < 0.5 else np.repeat(value[None], 2, axis=0)
-        )
-    elif kind == "retyped":
-        state[name] = value.astype(np.int32 if value.dtype == np.float32 else np.float32)
-    elif kind == "not a number":
-        state[name] = np.full(value.shape, np.nan, np.float32)
-    return name
-
-
-@pytest.mark.parametrize("kind", ["renamed", "missing", "reshaped", "retyped", "not a number"])
+@pytest.mark.parametrize("kind", DAMAGES)
 @pytest.mark.parametrize("seed", range(16))
 def test_every_damaged_entry_is_named(kind, seed):
     state = dict(tiny_posebh())
@@ -242,7 +223,7 @@ def test_damaged_torch_files_are_explained(tmp_path, seed):
         path.write_bytes(flipped)
         with pytest.raises(StateFileError, match="weights.pth"):
             read_weights(path, TINY)
-    for kind in ("renamed", "missing", "reshaped", "retyped", "not a number"):
+    for kind in DAMAGES:
         state = dict(tiny_posebh())
         name = damage(state, kind, rng)
         write_state(path, state)

@@ -73,7 +73,7 @@ def mixture(tmp_path_factory):
     weights = jax.device_get(jax.jit(method.init)(jax.random.key(5)).weights)
     model = method.model
     manifest = {
-        "family": "PoseBH", "backbone": dataclasses.asdict(model.size), "num_experts": 2,
+        "method": "posebh", "family": "PoseBH", "backbone": dataclasses.asdict(model.size), "num_experts": 2,
         "input_size": [48, 64], "datasets": [list(pair) for pair in model.datasets], "filters": 8,
         "embedding": [8, 8],
     }  # fmt: skip
