@@ -121,8 +121,8 @@ def _demo(config: ConfigDict) -> ConfigDict:
     config.dtype = "float32"
     # The paper's weights fit tens of thousands of steps from trained heads; a few hundred steps need larger ones.
     config.losses = ConfigDict({
-        "momentum": 0.9, "contrast_weight": 1e-3, "cross_entropy_weight": 1.0, "distance_weight": 1.0,
-        "heatmap_weight": 0.1, "cluster_weight": 0.1, "cross_type_weight": 0.1,
+        "contrast_weight": 1e-2, "cross_entropy_weight": 1.0, "distance_weight": 1.0, "heatmap_weight": 1e-2,
+        "cluster_weight": 0.1, "cross_type_weight": 0.1,
     })  # fmt: skip
     config.stages = [
         stage("multi-head", 18, ("backbone", "heads"), MULTI_HEAD_LOSSES),

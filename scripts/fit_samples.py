@@ -54,9 +54,9 @@ def configuration(data_dir: pathlib.Path) -> ConfigDict:
     config.batch_size = config.eval_batch_size = 35
     config.steps_per_epoch = 3  # 105 instances
     config.weight_decay = 0.0
-    for stage, epochs in zip(config.stages, (110, 40, 10, 30), strict=True):
+    for stage, epochs in zip(config.stages, (110, 30, 6, 20), strict=True):
         stage.epochs = epochs
-    config.learning_rate, config.decay_epochs = 1e-3, (150, 175)
+    config.learning_rate, config.decay_epochs = 1e-3, (140, 146)
     config.log_every, config.checkpoint_every = 30, 90
     return config
 
