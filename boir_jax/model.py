@@ -21,7 +21,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "width": 16,
         "modules": (1, 1, 1),
         "blocks": 2,
-        "stem": 32,
+        "stem": 16,
         "neck_middle": 16,
         "neck_features": 64,
         "head_features": 32,

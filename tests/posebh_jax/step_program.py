@@ -1,38 +1,22 @@
-"""One training step of a tiny PoseBH under a given layout, as a function and as a program for several processes.
-
-    python -m tests.posebh_jax.step_program <layout> <out.npz> <coordinator> <processes> <process>
-"""
+"""One training step of a tiny PoseBH under a given layout; also a program for several processes."""
 
 from __future__ import annotations
-
-import functools
-import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from data_pipelines.keypoint_sets import get_dataset
-from pose_common.port import flatten
-from pose_common.training import distributed, parallel
 from pose_common.training.optimizers import GroupedAdamW, step_schedule
 from pose_common.training.stages import Stage
-from pose_common.training.step import train_step
 from posebh_jax.model import PoseBH
 from posebh_jax.prototypes import PrototypeConfig
 from posebh_jax.train import PoseBHMethod
 from posebh_jax.vit import ViTSize
+from tests.distribution import Arrays, one_step, program
 
 DATASETS = ("coco", "aic", "ap10k")
 BATCH = 16
-LAYOUTS = {
-    "one": lambda: parallel.ShardedPlan(
-        jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("data", "fsdp"))
-    ),
-    "sharded": lambda: parallel.make_plan("sharded"),
-    "fsdp": lambda: parallel.make_plan("sharded", fsdp=4, fsdp_min_size=512),
-    "pmap": lambda: parallel.make_plan("pmap"),
-}
 # Weights that make every term as large as the heatmap loss, so that an error in any of them shows.
 WEIGHTS = PrototypeConfig(
     momentum=0.9, contrast_weight=1.0, heatmap_weight=1.0, cluster_weight=1.0, cross_type_weight=1.0,
@@ -77,28 +61,11 @@ def spread_embeddings(state):
     return state.replace(params={**state.params, "embedding": embedding})
 
 
-def run(layout: str) -> dict[str, np.ndarray]:
-    """{"metrics/..." , "gradients/...", "batch_stats/...", "prototypes/..."} after one step."""
-    plan, method = LAYOUTS[layout](), tiny_method()
+def run(layout: str) -> Arrays:
+    """What one step makes under `layout`."""
     # With some keys an input of a ReLU lies within rounding of zero, and its gradient comes and goes with the layout.
-    state = plan.create(method.init, jax.random.PRNGKey(1))
-    change, _ = method.enter_stage(plan.to_global(state), STAGE)
-    state = plan.transform(lambda state: change(spread_embeddings(state)), state)
-    step = functools.partial(train_step, loss=method.loss, optimizer=method.optimizer, stage=STAGE)
-    rows, processes = BATCH // jax.process_count(), jax.process_index()
-    batch = {name: value[processes * rows : (processes + 1) * rows] for name, value in global_batch().items()}
-    state, metrics = plan.compile(step, state)(state, plan.put(batch))
-    state = plan.to_global(state)
-    # After one step Adam's first moment is a tenth of the gradient.
-    gradients = {group: moments.mu for group, moments in state.opt_state.items()}
-    found = {"metrics": metrics, "gradients": gradients, "batch_stats": state.batch_stats, "prototypes": state.prototypes}
-    return {name: np.asarray(jax.device_get(value)) for name, value in flatten(found).items()}
+    return one_step(layout, tiny_method(), STAGE, global_batch(), jax.random.PRNGKey(1), spread_embeddings)
 
 
 if __name__ == "__main__":
-    layout, out, coordinator, processes, process = sys.argv[1:]
-    distributed.start(coordinator, int(processes), int(process))
-    jax.config.update("jax_default_matmul_precision", "highest")
-    arrays = run(layout)
-    if jax.process_index() == 0:
-        np.savez(out, **arrays)
+    program(run)

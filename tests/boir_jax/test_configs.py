@@ -1,0 +1,72 @@
+"""Configurations: the released settings, and mistakes named."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import pytest
+
+from boir_jax import build
+from configs import boir
+
+COCO = ("coco", "train", "val", ["coco", "ochuman"])
+CROWDPOSE = ("crowdpose", "trainval", "test", ["crowdpose"])
+
+
+@pytest.mark.parametrize(
+    "arg, size, data, input_size, epochs, warmup, box_weight, level",
+    [
+        ("coco_w32", 32, COCO, 512, 140, 10, 0.25, 1),
+        ("coco_w48", 48, COCO, 640, 140, 10, 0.25, 1),
+        ("crowdpose_w32", 32, CROWDPOSE, 512, 310, 10, 0.25, 1),
+        ("crowdpose_w48", 48, CROWDPOSE, 640, 310, 10, 0.25, 1),
+        ("crowdpose_w32_finetune", 32, CROWDPOSE, 512, 100, 1, 1.0, 0),
+        ("crowdpose_w48_finetune", 48, CROWDPOSE, 640, 100, 10, 1.0, 0),
+    ],
+)
+def test_released_settings(arg, size, data, input_size, epochs, warmup, box_weight, level):
+    config = boir.get_config(arg)
+    evaluated = [task.dataset for task in build.make_tasks(config)]
+    assert (config.dataset, config.train_split, config.eval_split, evaluated) == data
+    assert (config.input_size, config.batch_size) == (input_size, 80)
+    method = build.make_method(config, steps_per_epoch=100)
+    assert method.model.width == size and method.model.instance_features == 2 * size
+    assert method.model.num_keypoints == (17 if data is COCO else 14)
+    losses = method.losses
+    assert (losses.heatmap, losses.instance, losses.embedding, losses.box) == (1, 4, 0.25, box_weight)
+    assert (losses.background, losses.pull) == (("instance", True) if level == 0 else ("image", False))
+    optimizer, (stage,) = method.optimizer, method.stages
+    assert (optimizer.weight_decay, optimizer.clip_norm, stage.epochs) == (0.025, 10, epochs)
+    assert len(stage.train) == 7 and optimizer.decayed == {}
+    # Linear from 1e-12 to the base rate over the warm-up, both ends included; then half a cosine.
+    rates = optimizer.schedule(np.arange(100 * epochs), np)
+    np.testing.assert_allclose(rates[[0, 100 * warmup - 1, 100 * warmup]], [1e-12, 1e-3, 1e-3], rtol=1e-9)
+    middle = 50 * (epochs + warmup)
+    np.testing.assert_allclose(rates[middle], 0.5 * (1e-3 + 1e-6), rtol=1e-9)
+    assert 1e-6 < rates[-1] < 1.01e-6
+
+
+def test_statistics_of_batch_norm_are_global_or_of_groups():
+    config = boir.get_config("coco_w32")
+    assert build.make_model(config).norm().group is None
+    config.norm_group = 5
+    assert build.make_model(config).norm().group == 5
+
+
+def test_mistakes_are_named():
+    for wrong in ("mpii_w32", "coco", "coco_w32_finetune", "crowdpose_w18", "crowdpose_w32_small"):
+        with pytest.raises(ValueError, match=f"configs/boir.py:{wrong}"):
+            boir.get_config(wrong)
+    config = boir.get_config("demo")
+    assert jax.device_count() == 8 and config.batch_size == 16
+    with pytest.raises(ValueError, match="config.instance_group=4: the 2 images of a device"):
+        build.make_method(config, 1)
+    config.instance_group, config.norm_group = 2, 16
+    with pytest.raises(ValueError, match="config.norm_group=16"):
+        build.make_method(config, 1)
+    config.batch_size = 20
+    with pytest.raises(ValueError, match="config.batch_size=20 does not divide over 8 devices"):
+        build.make_method(config, 1)
+    config.size = "w18"
+    with pytest.raises(ValueError, match="config.size='w18'.*w32"):
+        build.make_model(config)

@@ -1,0 +1,41 @@
+"""One step gives the same numbers on one device, eight, sharded or mapped, and in two processes."""
+
+from __future__ import annotations
+
+import functools
+import re
+
+import jax
+import pytest
+
+from boir_jax.train import TERMS
+from tests.boir_jax import step_program
+from tests.distribution import check, in_two_processes
+
+# Biases in front of an instance norm have no effect; their gradient is rounding noise.
+NO_EFFECT = re.compile(r"gradients/instance_head/(mask|fuse)_bias")
+# Between float32 runs that add in another order.
+same = functools.partial(check, no_effect=NO_EFFECT, gradients=1e-3, others=1e-5)
+
+
+@pytest.fixture(scope="module")
+def one_device():
+    return step_program.run("one")
+
+
+def test_every_term_is_at_work(one_device):
+    for term in TERMS:
+        assert one_device[f"metrics/{term}"] > 1e-2
+    people = step_program.global_batch()["instance_valid"].sum()
+    assert one_device["metrics/people"] == people
+    assert one_device["metrics/people/in_instance_head"] < people, "the cap is at work"
+
+
+@pytest.mark.parametrize("layout", ["fsdp", "pmap"])
+def test_eight_devices(layout, one_device):
+    assert jax.device_count() == 8
+    same(step_program.run(layout), one_device)
+
+
+def test_two_processes(one_device, tmp_path):
+    same(in_two_processes("tests.boir_jax.step_program", "sharded", tmp_path), one_device)

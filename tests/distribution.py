@@ -1,0 +1,111 @@
+"""One training step under several layouts of devices and processes, for any method.
+
+A method's tests bring a module with `run(layout) -> arrays` that ends in `if __name__ == "__main__": program(run)`;
+`in_two_processes` starts it as
+
+    python -m <module> <layout> <out.npz> <coordinator> <processes> <process>
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import pathlib
+import re
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from pose_common.port import flatten
+from pose_common.training import distributed, parallel
+from pose_common.training.stages import Stage
+from pose_common.training.state import TrainState
+from pose_common.training.step import train_step
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+LAYOUTS = {
+    "one": lambda: parallel.ShardedPlan(
+        jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("data", "fsdp"))
+    ),
+    "sharded": lambda: parallel.make_plan("sharded"),
+    "fsdp": lambda: parallel.make_plan("sharded", fsdp=4, fsdp_min_size=512),
+    "pmap": lambda: parallel.make_plan("pmap"),
+}
+Arrays = dict[str, np.ndarray]
+
+
+def one_step(
+    layout: str, method, stage: Stage, batch: Arrays, key: jax.Array, prepare: Callable[[TrainState], TrainState]
+) -> Arrays:
+    """{"metrics/...", "gradients/...", "batch_stats/...", "prototypes/..."} after one step on the global `batch`.
+
+    Args:
+      layout: one of `LAYOUTS`.
+      prepare: applied to the fresh state.
+    """
+    plan = LAYOUTS[layout]()
+    state = plan.create(method.init, key)
+    change, _ = method.enter_stage(plan.to_global(state), stage)
+    state = plan.transform(lambda state: change(prepare(state)), state)
+    step = functools.partial(train_step, loss=method.loss, optimizer=method.optimizer, stage=stage)
+    rows, process = len(batch["image"]) // jax.process_count(), jax.process_index()
+    batch = {name: value[process * rows : (process + 1) * rows] for name, value in batch.items()}
+    state, metrics = plan.compile(step, state)(state, plan.put(batch))
+    state = plan.to_global(state)
+    # After one step Adam's first moment is a tenth of the gradient.
+    gradients = {group: moments.mu for group, moments in state.opt_state.items()}
+    found = {"metrics": metrics, "gradients": gradients, "batch_stats": state.batch_stats, "prototypes": state.prototypes}
+    return {name: np.asarray(jax.device_get(value)) for name, value in flatten(found).items()}
+
+
+def program(run: Callable[[str], Arrays]) -> None:
+    """The program of one of several processes."""
+    layout, out, coordinator, processes, process = sys.argv[1:]
+    distributed.start(coordinator, int(processes), int(process))
+    jax.config.update("jax_default_matmul_precision", "highest")
+    arrays = run(layout)
+    if jax.process_index() == 0:
+        np.savez(out, **arrays)
+
+
+def in_two_processes(module: str, layout: str, folder: pathlib.Path) -> Arrays:
+    """What `module` finds in two processes of four devices each."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        coordinator = f"127.0.0.1:{probe.getsockname()[1]}"
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+        "JAX_COMPILATION_CACHE_DIR": "",
+    }
+    programs = [
+        subprocess.Popen(
+            [sys.executable, "-m", module, layout, folder / "out.npz", coordinator, "2", str(process)],
+            cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for process in range(2)
+    ]  # fmt: skip
+    outputs = [program.communicate(timeout=600)[0] for program in programs]
+    assert [program.returncode for program in programs] == [0, 0], "\n".join(outputs)
+    with np.load(folder / "out.npz") as found:
+        return dict(found)
+
+
+def check(found: Arrays, expected: Arrays, no_effect: re.Pattern, gradients: float, others: float) -> None:
+    """Compares two steps, relative to the largest entry of each array.
+
+    Args:
+      no_effect: names of gradients that are rounding noise.
+      gradients, others: tolerances.
+    """
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        if not no_effect.fullmatch(name):
+            of_gradients = name.startswith("gradients") or name == "metrics/grad_norm"
+            tolerance = (gradients if of_gradients else others) * np.abs(value).max() + 3e-8
+            np.testing.assert_allclose(found[name], value, rtol=0, atol=tolerance, err_msg=name)
