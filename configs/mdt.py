@@ -125,14 +125,14 @@ def _demo(config: ConfigDict) -> ConfigDict:
         "cluster_weight": 0.1, "cross_type_weight": 0.1,
     })  # fmt: skip
     config.stages = [
-        stage("multi-head", 18, ("backbone", "heads"), MULTI_HEAD_LOSSES),
+        stage("multi-head", 16, ("backbone", "heads"), MULTI_HEAD_LOSSES),
         stage("prototypes", 2, ("embedding",), PROTOTYPE_LOSSES, prototypes=True),
         stage("self-supervision", 1, ("heads", "embedding"), ALL_LOSSES),
-        stage("all", 2, ("backbone", "heads", "embedding"), ALL_LOSSES),
+        stage("all", 1, ("backbone", "heads", "embedding"), ALL_LOSSES),
     ]
     config.steps_per_epoch = 30
     config.learning_rate, config.warmup_steps = 2e-3, 50
-    config.decay_epochs, config.decay_factor = (20, 21), 0.3
+    config.decay_epochs, config.decay_factor = (18, 19), 0.3
     config.log_every = 30
     config.checkpoint_every = 150
     config.evaluate_every = 0
