@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import pathlib
 from collections.abc import Callable
@@ -23,7 +24,7 @@ from boir_jax.train import BoIRMethod
 from data_pipelines.definitions import find_dataset
 from data_pipelines.keypoint_sets import PoseDataset
 from data_pipelines.loader import TrainIterator
-from data_pipelines.whole_image import Augmentation
+from data_pipelines.whole_image import Augmentation, rules_of
 from data_pipelines.whole_image_loader import train_loader
 from pose_common.layers import BatchNorm
 from pose_common.port import Conversion, Ported, flatten
@@ -91,7 +92,9 @@ def make_method(config: ConfigDict, steps_per_epoch: int) -> BoIRMethod:
 
 def make_loader(config: ConfigDict) -> TrainIterator:
     """This process's training batches."""
-    protocol(config)  # makes a dataset of one's own known
+    rules = rules_of(protocol(config))
+    if config.min_area >= 0:
+        rules = dataclasses.replace(rules, min_area=config.min_area)
     return train_loader(
         config.dataset,
         config.train_split,
@@ -100,6 +103,7 @@ def make_loader(config: ConfigDict) -> TrainIterator:
         input_size=config.input_size,
         seed=config.seed,
         instances=config.instances,
+        rules=rules,
         augmentation=Augmentation(**config.augmentation),
         process_index=jax.process_index(),
         process_count=jax.process_count(),
@@ -178,7 +182,6 @@ def _run_weights(path: str, mesh: Mesh) -> Conversion | None:
     weights, step = load_weights(config, mesh)
     manifest = {
         "family": f"BoIR run on {config.dataset}, step {step}",
-        "size": config.size,
         "keypoint_set": protocol(config).keypoint_set,
     }
     arrays = starts.on_host(weights)

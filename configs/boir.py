@@ -48,6 +48,7 @@ def _full(size: str) -> ConfigDict:
     config.eval_also = (("ochuman", "test"),)
     config.input_size = {"w32": 512, "w48": 640}[size]  # side of a training picture, short side of a tested one
     config.instances = 30  # of an image; smaller people beyond are left out
+    config.min_area = -1.0  # smallest box, in input pixels squared, that is to be found; -1: the dataset's own rule
     config.augmentation = ConfigDict({"scale": (0.75, 1.5), "rotation": 30.0, "translation": 0.2, "mirror": 0.5})
     config.batch_size = 20 * DEVICES  # over all devices
     config.eval_batch_size = 16
