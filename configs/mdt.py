@@ -13,6 +13,8 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
+from configs import common
+
 DATASETS = ("coco", "aic", "mpii", "ap10k", "apt36k", "coco_wholebody")
 MULTI_HEAD_LOSSES = ("heatmap",)
 PROTOTYPE_LOSSES = ("prototype", "prototype_heatmap")
@@ -31,16 +33,11 @@ def get_config(arg: str = "base") -> ConfigDict:
 
 
 def _full(size: str) -> ConfigDict:
-    config = ConfigDict()
+    config = common.settings()
     config.method = "posebh"  # "multi_head" leaves the prototype parts out: see configs/multi_head.py
-    config.mode = "train"  # or "evaluate"
-    config.checkpoint = ""  # evaluate: a working directory, a checkpoint of it, or a folder or file of weights
-    config.init_from = ""  # train: weights to start from (the same forms)
     config.fold = ""  # transfer: the dataset whose expert is folded into a plain backbone (configs/transfer.py)
-    config.seed = 0
 
     # Data. Splits and boxes are per dataset; boxes are 'ground_truth' or the path of a COCO detection file.
-    config.data_dir = "data"
     config.datasets = DATASETS
     config.train_splits = ConfigDict({"ap10k": "train-split1"})
     config.eval_splits = ConfigDict({"coco": "val", "ap10k": "val-split1", "apt36k": "val"})
@@ -54,9 +51,6 @@ def _full(size: str) -> ConfigDict:
     config.batch_size = 512  # over all devices
     config.eval_batch_size = 512
     config.input_size = (192, 256)  # width, height
-    config.loader_threads = 16
-    config.loader_workers = 0  # processes; 0 decodes in threads
-    config.synthetic = ConfigDict()  # arguments of `prepare_synthetic`, where the datasets are rendered
 
     # Model.
     config.size = size
@@ -74,7 +68,6 @@ def _full(size: str) -> ConfigDict:
         stage("self-supervision", 40, ("heads", "embedding"), ALL_LOSSES),
         stage("all", 10, ("backbone", "heads", "embedding"), ALL_LOSSES),
     ]
-    config.steps_per_epoch = 0  # 0: instances // batch_size
     config.learning_rate = 1e-3
     config.decay_epochs = (50, 90)
     config.decay_factor = 0.1
@@ -83,21 +76,6 @@ def _full(size: str) -> ConfigDict:
     config.layer_decay = True  # smaller rates for the backbone's lower layers
     config.clip_norm = 1.0  # 0: none
     config.num_clusters = 0  # 0: the choice of the paper among 64, 96, 128; it is logged
-
-    # Devices.
-    config.parallel = "sharded"  # or "pmap"
-    config.fsdp = 1  # devices that share one copy of the parameters
-    config.fsdp_min_size = 2**16
-    config.compilation_cache = "~/.cache/posebh_jax/jax"
-
-    # What is done when; in steps, but evaluate_every in epochs. 0: at the end only.
-    config.log_every = 50
-    config.checkpoint_every = 2000
-    config.evaluate_every = 10
-    config.evaluate_stages = True  # also at the start and at the end of each stage
-    config.keep_checkpoints = 3
-    config.keep_checkpoints_every = 0
-    config.pictures = 24  # predictions drawn per dataset
     return config
 
 
