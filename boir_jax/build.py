@@ -17,7 +17,7 @@ from boir_jax.evaluate import Evaluator, Task
 from boir_jax.init_from import start_from
 from boir_jax.losses import LossConfig
 from boir_jax.model import VARIANTS, BoIR
-from boir_jax.port import read_weights
+from boir_jax.port import METHOD, manifest_of, read_weights
 from boir_jax.predict import TRAINING_HEADS, Predictor, without_training_heads
 from boir_jax.proposals import ProposalConfig
 from boir_jax.train import BoIRMethod
@@ -27,7 +27,7 @@ from data_pipelines.loader import TrainIterator
 from data_pipelines.whole_image import Augmentation, rules_of
 from data_pipelines.whole_image_loader import train_loader
 from pose_common.layers import BatchNorm
-from pose_common.port import Conversion, Ported, flatten
+from pose_common.port import Conversion, own_weights
 from pose_common.training import starts
 from pose_common.training.optimizers import GroupedAdamW, cosine_schedule
 from pose_common.training.program import make_reading
@@ -168,21 +168,18 @@ def make_start(config: ConfigDict, model: BoIR, mesh: Mesh) -> Callable[[TrainSt
     del model
     if not config.init_from:
         return None
-    conversion = _run_weights(config.init_from, mesh) or read_weights(config.init_from)
+    conversion = read_run(config.init_from, mesh) or read_weights(config.init_from)
     skeleton = protocol(config).keypoint_set
     return starts.filler(config.init_from, lambda initial: start_from(conversion, initial, skeleton))
 
 
-def _run_weights(path: str, mesh: Mesh) -> Conversion | None:
-    """The weights of a training run; None where `path` is no run or checkpoint of one."""
-    config = starts.run_config(path)
+def read_run(path: str | pathlib.Path, mesh: Mesh) -> Conversion | None:
+    """The weights of a training run, on the host; None where `path` is no run of this method or checkpoint of one."""
+    config = starts.run_config(path, (METHOD,))
     if config is None:
         return None
-    config.checkpoint = str(path)
     weights, step = load_weights(config, mesh)
-    manifest = {
-        "family": f"BoIR run on {config.dataset}, step {step}",
-        "keypoint_set": protocol(config).keypoint_set,
-    }
-    arrays = starts.on_host(weights)
-    return Conversion(manifest["family"], arrays, manifest, Ported({}, tuple(flatten(arrays)), (), ()))
+    manifest = manifest_of(
+        make_model(config), protocol(config).keypoint_set, f"BoIR run on {config.dataset}, step {step}"
+    )
+    return own_weights(starts.on_host(weights), manifest)

@@ -17,7 +17,7 @@ from boir_jax.model import BoIR
 from boir_jax.tables import CLASSIFIER, COUNTERS, backbone_rules, boir_rules
 from data_pipelines.keypoint_sets import DATASETS
 from pose_common import port
-from pose_common.port import COUNTER, VARIANCE, Conversion, Ported, PortError, flatten, unflatten
+from pose_common.port import COUNTER, VARIANCE, Conversion, PortError, flatten, own_weights, unflatten
 from pose_common.state_files import read_state
 from pose_common.weights import is_weights, load_weights
 
@@ -59,7 +59,7 @@ def read_weights(path: str | os.PathLike, dataset: str | None = None) -> Convers
         if manifest.get("method") != METHOD:
             problem = f"{path} holds weights of another method: {manifest.get('family')}"
             raise PortError("not recognised", [problem])
-        return Conversion(manifest["family"], weights, manifest, Ported({}, tuple(flatten(weights)), (), ()))
+        return own_weights(weights, manifest)
     conversion = convert(read_state(path), dataset)
     if conversion is None:
         raise PortError("not recognised", [f"{path} holds no weights of BoIR or HRNet"])
@@ -134,6 +134,13 @@ def model_of(manifest: Mapping[str, Any], **settings: Any) -> BoIR:
     """The model that a manifest describes; `settings` are further fields of `BoIR` (dtype, remat ...)."""
     network = dict(manifest["network"])
     return BoIR(modules=tuple(network.pop("modules")), **{"num_keypoints": 1, **network, **settings})
+
+
+def manifest_of(model: BoIR, keypoint_set: str, family: str) -> dict[str, Any]:
+    """The description of a model's own weights; `model_of` makes the model from it."""
+    fields = ("blocks", *TRAINING_WIDTHS, "training_heads")
+    network = {"modules": list(model.modules)} | {field: getattr(model, field) for field in fields}
+    return {"method": METHOD, "family": family, "keypoint_set": keypoint_set, "network": network}
 
 
 def targets(manifest: Mapping[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:

@@ -54,6 +54,7 @@ def _full(size: str) -> ConfigDict:
     config.eval_batch_size = 16
 
     # Model.
+    config.method = "boir"
     config.size = size
     config.dtype = "bfloat16"  # of the large products; scores, statistics and losses are float32 whatever this says
     config.remat = False

@@ -108,6 +108,11 @@ class Conversion:
     ported: Ported
 
 
+def own_weights(weights: dict[str, Any], manifest: dict[str, Any]) -> Conversion:
+    """Weights that have this project's names already, as what a conversion yields."""
+    return Conversion(manifest["family"], weights, manifest, Ported({}, tuple(flatten(weights)), (), ()))
+
+
 def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
     """{"a": {"b": x}} -> {"a/b": x}."""
     return flax.traverse_util.flatten_dict(tree, sep="/")

@@ -1,9 +1,7 @@
 """Reads and writes files of torch weights: `.pth` (PyTorch's own, which needs PyTorch) and `.safetensors`.
 
-No code from a file is ever run: pickles go through PyTorch's weights-only unpickler, and a file that needs
-  more is
-refused. Before anything is believed, the archive's checksums and headers are verified, which PyTorch does not
-do.
+No code from a file is ever run: pickles go through PyTorch's weights-only unpickler, and a file that needs more is refused.
+Before anything is believed, the archive's checksums and headers are verified, which PyTorch does not do.
 """
 
 from __future__ import annotations
@@ -19,6 +17,9 @@ import numpy as np
 
 from pose_common.safetensors_files import read_safetensors, write_safetensors
 from pose_common.zip_integrity import verify_zip
+
+SUFFIXES = (".pth", ".pth.tar", ".safetensors")
+"""Of the files that are written."""
 
 # Where the training codes put the weights inside what they save.
 WRAPPERS = ("state_dict", "model", "module")
@@ -70,18 +71,18 @@ def read_state(path: str | os.PathLike) -> dict[str, np.ndarray]:
 
 
 def write_state(path: str | os.PathLike, state: Mapping[str, np.ndarray]) -> None:
-    """Writes a state dict in the format of the suffix: `.pth` as {"state_dict": ...}, or `.safetensors`.
+    """Writes a state dict in the format of the suffix: `.pth` or `.pth.tar` as {"state_dict": ...}, or `.safetensors`.
 
     Raises:
       StateFileError: another suffix.
       TorchMissing: `.pth` without PyTorch.
     """
     path = pathlib.Path(path)
-    if path.suffix not in (".pth", ".safetensors"):
-        raise StateFileError(f"{path}: weights are written as .pth or .safetensors")
+    if not path.name.endswith(SUFFIXES):
+        raise StateFileError(f"{path}: weights are written as {', '.join(SUFFIXES)}")
     partial = path.with_name(path.name + ".partial")
     try:
-        if path.suffix == ".pth":
+        if path.suffix != ".safetensors":
             torch = _import_torch()
             torch.save(
                 {"state_dict": {name: torch.from_numpy(array) for name, array in state.items()}}, partial

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +15,7 @@ from data_pipelines.definitions import find_dataset
 from data_pipelines.instances import GROUND_TRUTH
 from data_pipelines.keypoint_sets import PoseDataset
 from data_pipelines.loader import Entry, TrainIterator, train_loader
-from pose_common.port import Conversion, Ported, flatten
+from pose_common.port import Conversion, own_weights
 from pose_common.training import starts
 from pose_common.training.optimizers import GroupedAdamW, step_schedule
 from pose_common.training.program import make_reading
@@ -25,7 +24,7 @@ from pose_common.training.state import TrainState
 from posebh_jax.evaluate import Evaluator, Task
 from posebh_jax.init_from import start_from
 from posebh_jax.model import PoseBH, layer_ids, weight_decay_mask
-from posebh_jax.port import Options, read_weights
+from posebh_jax.port import Options, manifest_of, read_weights
 from posebh_jax.predict import Predictor
 from posebh_jax.prototypes import PrototypeConfig
 from posebh_jax.published import model_name
@@ -189,29 +188,18 @@ def make_start(config: ConfigDict, model: PoseBH, mesh: Mesh) -> Callable[[Train
         if config.fold:
             raise ValueError("a transfer starts from weights: give them as config.init_from")
         return None
-    conversion = _run_weights(config.init_from, mesh) or read_weights(config.init_from, _options(config))
+    conversion = read_run(config.init_from, mesh) or read_weights(config.init_from, _options(config))
     return starts.filler(config.init_from, lambda initial: start_from(conversion, initial, model, fold=config.fold))
 
 
-def _run_weights(path: str, mesh: Mesh) -> Conversion | None:
-    """The weights of a training run; None where `path` is no run or checkpoint of one."""
-    config = starts.run_config(path)
+def read_run(path: str | pathlib.Path, mesh: Mesh) -> Conversion | None:
+    """The weights of a training run, on the host; None where `path` is no run of this method or checkpoint of one."""
+    config = starts.run_config(path, METHODS)
     if config is None:
         return None
-    config.checkpoint = str(path)
-    model = make_model(config)
     weights, step = load_weights(config, mesh)
-    manifest = {
-        "family": f"{config.method} run, step {step}",
-        "backbone": dataclasses.asdict(model.size),
-        "num_experts": model.num_experts,
-        "input_size": list(config.input_size),
-        "datasets": [list(pair) for pair in model.datasets],
-        "filters": model.filters,
-        "embedding": [model.embedding_dim, model.embedding_channels] if model.embedding_dim else None,
-    }
-    arrays = starts.on_host(weights)
-    return Conversion(manifest["family"], arrays, manifest, Ported({}, tuple(flatten(arrays)), (), ()))
+    manifest = manifest_of(make_model(config), tuple(config.input_size), f"{config.method} run, step {step}")
+    return own_weights(starts.on_host(weights), manifest)
 
 
 def _options(config: ConfigDict) -> Options:

@@ -17,7 +17,7 @@ import numpy as np
 
 from data_pipelines.keypoint_sets import DATASETS
 from pose_common import port
-from pose_common.port import COUNTER, VARIANCE, Conversion, Ported, PortError, flatten, unflatten
+from pose_common.port import COUNTER, VARIANCE, Conversion, PortError, flatten, own_weights, unflatten
 from pose_common.state_files import read_state
 from pose_common.weights import is_weights, load_weights
 from posebh_jax.backbone_init import adapt_backbone
@@ -82,7 +82,7 @@ def read_weights(path: str | os.PathLike, options: Options = Options()) -> Conve
             problem = f"{path} holds weights of another method: {manifest.get('family')}"
             raise PortError("not recognised", [problem])
         weights = COLLECTIONS | loaded
-        return Conversion(manifest["family"], weights, manifest, Ported({}, tuple(flatten(weights)), (), ()))
+        return own_weights(weights, manifest)
     path = pathlib.Path(path)
     conversion = convert(read_state(path), options, path)
     if conversion is None:

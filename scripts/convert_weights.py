@@ -2,11 +2,13 @@
 
     python -m scripts.convert_weights vitpose++_base.pth --to=weights/vitpose_base
     python -m scripts.convert_weights weights/posebh_base --to=posebh_base.pth
+    python -m scripts.convert_weights workdir/mdt --to=mdt.pth
 
 The first form recognises PoseBH, ViTPose++, single-dataset and plain ViTPose, MAE backbones, Hugging Face's
 VitPose, BoIR, and HRNet's ImageNet weights; it prints what it recognised and what became of each entry. The
-second writes the original code's names, as `.pth` or `.safetensors`. `.pth` files need PyTorch (the `torch`
-extra), and no code from a file is ever run.
+others write the original code's names, as `.pth`, `.pth.tar` or `.safetensors`, of a folder of weights or of a model
+trained here (a working directory: its newest checkpoint; or one checkpoint's folder); with a folder as `--to` they
+write a folder of weights. `.pth` files need PyTorch (the `torch` extra), and no code from a file is ever run.
 """
 
 from __future__ import annotations
@@ -19,13 +21,15 @@ from typing import Any
 
 import numpy as np
 
+from boir_jax import build as boir_build
 from boir_jax import port as boir
 from pose_common.port import COUNTER, Conversion, flatten
-from pose_common.state_files import TorchMissing, read_state, write_state
+from pose_common.state_files import SUFFIXES, TorchMissing, read_state, write_state
 from pose_common.weights import is_weights, load_weights, save_weights
+from pose_common.training.mesh import make_mesh
+from posebh_jax import build as posebh_build
 from posebh_jax import port as posebh
 
-FILES = (".pth", ".safetensors")
 POSEBH_ONLY = ("num_heads", "input_size", "num_experts", "part_features", "fold")
 METHODS = {module.METHOD: module for module in (posebh, boir)}
 
@@ -34,8 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit status."""
     args = _parse(arguments)
     try:
-        if is_weights(args.source):
-            _export(args)
+        own = _own_weights(args.source)
+        if own is not None:
+            _export(args, *own)
         else:
             _convert(args)
     except (ValueError, OSError, TorchMissing) as error:
@@ -49,7 +54,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "scripts.convert_weights", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "source", type=pathlib.Path, help="file of weights, or a folder that this command made"
+        "source", type=pathlib.Path, help="file or folder of weights, or working directory of a run"
     )
     parser.add_argument("--to", type=pathlib.Path, required=True, help="folder to make, or file to write")
     parser.add_argument("--datasets", help="names of the heads, in order, separated by commas")
@@ -66,7 +71,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _convert(args: argparse.Namespace) -> None:
-    if args.to.suffix in FILES:
+    if args.to.name.endswith(SUFFIXES):
         raise ValueError(f"{args.source} is converted to a folder; {args.to} looks like a file")
     options = posebh.Options(
         datasets=tuple(args.datasets.split(",")) if args.datasets else None,
@@ -113,12 +118,22 @@ def _fold(
     return posebh.single_dataset(weights, manifest, args.fold) if args.fold else (weights, manifest)
 
 
-def _export(args: argparse.Namespace) -> None:
-    weights, manifest = load_weights(args.source)
+def _own_weights(source: pathlib.Path) -> tuple[Mapping[str, Any], Mapping[str, Any]] | None:
+    """(weights, manifest) of a folder of weights or a run; None where `source` is something else."""
+    if is_weights(source):
+        return load_weights(source)
+    for build in (posebh_build, boir_build):
+        run = build.read_run(source, make_mesh())
+        if run is not None:
+            return run.weights, run.manifest
+    return None
+
+
+def _export(args: argparse.Namespace, weights: Mapping[str, Any], manifest: Mapping[str, Any]) -> None:
     if manifest.get("method") not in METHODS:
         raise ValueError(f"{args.source} holds weights of an unknown method: {manifest.get('family')}")
     weights, manifest = _fold(args, weights, manifest)
-    if args.to.suffix in FILES:
+    if args.to.name.endswith(SUFFIXES):
         write_state(args.to, METHODS[manifest["method"]].to_torch(weights, manifest))
     else:
         save_weights(args.to, weights, manifest)

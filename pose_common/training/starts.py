@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -60,13 +61,21 @@ def take_parts(
     return Start(unflatten({**initial, **taken}), title, tuple(sorted(wanted - there)), tuple(sorted(there - wanted)))
 
 
-def run_config(path: str) -> ConfigDict | None:
-    """The configuration of the run whose working directory or checkpoint this is; None where it is none."""
+def run_config(path: str | os.PathLike, methods: Sequence[str]) -> ConfigDict | None:
+    """The configuration of the run whose working directory or checkpoint this is, with `checkpoint` set to it.
+
+    Returns:
+      None where it is none, or of none of the `methods`.
+    """
     found = find_checkpoint(path) if path else None
     if found is None:
         return None
     directory, step = found
-    return ConfigDict(Checkpoints(directory).read_info(step)["config"])
+    config = ConfigDict(Checkpoints(directory).read_info(step)["config"])
+    if config.method not in methods:
+        return None
+    config.checkpoint = str(directory / str(step))
+    return config
 
 
 def restore_run(path: str, method: Method, mesh: Mesh) -> tuple[Weights, int] | None:

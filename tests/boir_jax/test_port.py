@@ -12,7 +12,7 @@ import pytest
 
 from boir_jax.heads import clamped_sigmoid
 from boir_jax.model import VARIANTS
-from boir_jax.port import convert, model_of, read_weights, targets, to_torch
+from boir_jax.port import convert, manifest_of, model_of, read_weights, targets, to_torch
 from boir_jax.proposals import ProposalConfig, predict
 from pose_common.images import normalise
 from pose_common.port import COUNTER, VARIANCE, PortError, flatten
@@ -217,6 +217,7 @@ def test_which_keypoints_can_be_said():
 def test_a_manifest_is_json_and_describes_its_model():
     manifest = convert(dict(tiny_boir())).manifest
     assert model_of(json.loads(json.dumps(manifest))) == tiny()
+    assert manifest_of(tiny(), "coco", manifest["family"]) == manifest
 
 
 def test_the_methods_do_not_take_each_others_weights(tmp_path, capsys):

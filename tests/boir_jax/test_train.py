@@ -14,13 +14,16 @@ import pytest
 from boir_jax import build, main
 from boir_jax.init_from import start_from
 from boir_jax.model import VARIANTS
-from boir_jax.port import targets
+from boir_jax.port import targets, to_torch
 from configs import boir
 from data_pipelines.builders.synthetic import prepare_synthetic
 from pose_common.port import Conversion, Ported, flatten, unflatten
+from pose_common.state_files import read_state
 from pose_common.training.mesh import make_mesh
 from pose_common.training.step import train_step
 from pose_common.training.writers import read_metrics
+from posebh_jax import build as posebh_build
+from scripts import convert_weights
 from tests.boir_jax.step_program import TINY, global_batch, tiny_method
 
 
@@ -100,6 +103,25 @@ def test_a_run_starts_from_another(tiny_run, caplog):
         left = {name.split("/")[0] for name, value in flatten(filled.params).items() if not np.any(value)}
         assert left == fresh, "everything else is of the run"
     assert "initialised afresh: instance_head/output, keypoint_head/output" in caplog.text
+
+
+def test_a_run_can_be_written_for_the_original_code(tiny_run, tmp_path):
+    _, whole = tiny_run
+    file, folder, again = tmp_path / "run.safetensors", tmp_path / "weights", tmp_path / "again.safetensors"
+    assert convert_weights.main([str(whole / "checkpoints" / "2"), f"--to={file}"]) == 0
+    own, state = build.read_run(whole / "checkpoints" / "2", make_mesh()), read_state(file)
+    expected = to_torch(own.weights, own.manifest)
+    assert set(state) == set(expected) and "multihead.emb_head.head.1.weight" in state
+    for name, value in state.items():
+        np.testing.assert_array_equal(value, expected[name], err_msg=name)
+    # The same by way of a folder of weights.
+    assert convert_weights.main([str(whole / "checkpoints" / "2"), f"--to={folder}"]) == 0
+    assert convert_weights.main([str(folder), f"--to={again}"]) == 0
+    assert again.read_bytes() == file.read_bytes()
+    # Of another step, other weights; and the other method does not take them for its own.
+    newest = flatten(build.read_run(whole, make_mesh()).weights)
+    assert any((newest[name] != value).any() for name, value in flatten(own.weights).items())
+    assert posebh_build.read_run(whole, make_mesh()) is None
 
 
 def start(network, keypoint_set, wanted, **own):

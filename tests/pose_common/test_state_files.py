@@ -113,7 +113,7 @@ def test_a_file_that_is_not_there(tmp_path):
 
 
 def test_other_suffixes_are_not_written(tmp_path):
-    with pytest.raises(StateFileError, match=r"written as \.pth or \.safetensors"):
+    with pytest.raises(StateFileError, match=r"written as \.pth, \.pth\.tar, \.safetensors"):
         write_state(tmp_path / "weights.bin", STATE)
 
 

@@ -10,13 +10,18 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 
 from configs import mdt
 from data_pipelines.builders.synthetic import prepare_synthetic
 from data_pipelines.records import DatasetNotPrepared
+from pose_common.port import flatten
+from pose_common.training.mesh import make_mesh
 from pose_common.training.writers import read_metrics
-from posebh_jax import main
+from posebh_jax import build, main
+from posebh_jax.port import Options, read_weights
+from scripts import convert_weights
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 ARGUMENTS = (
@@ -60,6 +65,22 @@ def test_killed_anywhere_it_goes_on_exactly(tmp_path):
     assert again.returncode == 0, again.stdout
     assert losses(cut) == losses(tmp_path / "whole"), f"killed after step {stop_at}"
     assert len(losses(cut)) == 18
+    the_original_names_hold_the_same(cut, tmp_path / "cut.safetensors")
+
+
+def the_original_names_hold_the_same(workdir, file):
+    """What is written for the original code is what the run holds, experts and prototypes included."""
+    assert convert_weights.main([str(workdir), f"--to={file}"]) == 0
+    own = build.read_run(workdir, make_mesh())
+    datasets = tuple(name for name, _ in own.manifest["datasets"])
+    num_heads = own.manifest["backbone"]["num_heads"]
+    back = read_weights(file, Options(datasets=datasets, num_heads=num_heads, input_size=(48, 64)))
+    assert {**back.manifest, "family": ""} == {**own.manifest, "family": ""}
+    expected, found = flatten(own.weights), flatten(back.weights)
+    # The order of the cluster prototypes says which keypoint each is of; the original code's file does not.
+    assert set(expected) - set(found) == {"prototypes/clusters/keypoint"}
+    for name, value in found.items():
+        np.testing.assert_array_equal(value, expected[name], err_msg=name)
 
 
 def test_missing_data_name_the_command_and_the_demo(tmp_path):
