@@ -99,18 +99,18 @@ def _demo(config: ConfigDict) -> ConfigDict:
     config.dtype = "float32"
     # The paper's weights fit tens of thousands of steps from trained heads; a few hundred steps need larger ones.
     config.losses = ConfigDict({
-        "contrast_weight": 1e-2, "cross_entropy_weight": 1.0, "distance_weight": 1.0, "heatmap_weight": 1e-2,
+        "contrast_weight": 1e-2, "cross_entropy_weight": 1.0, "distance_weight": 1.0, "heatmap_weight": 1.0,
         "cluster_weight": 0.1, "cross_type_weight": 0.1,
     })  # fmt: skip
     config.stages = [
-        stage("multi-head", 16, ("backbone", "heads"), MULTI_HEAD_LOSSES),
-        stage("prototypes", 2, ("embedding",), PROTOTYPE_LOSSES, prototypes=True),
+        stage("multi-head", 14, ("backbone", "heads"), MULTI_HEAD_LOSSES),
+        stage("prototypes", 7, ("embedding",), PROTOTYPE_LOSSES, prototypes=True),
         stage("self-supervision", 1, ("heads", "embedding"), ALL_LOSSES),
-        stage("all", 1, ("backbone", "heads", "embedding"), ALL_LOSSES),
+        stage("all", 2, ("backbone", "heads", "embedding"), ALL_LOSSES),
     ]
     config.steps_per_epoch = 30
     config.learning_rate, config.warmup_steps = 2e-3, 50
-    config.decay_epochs, config.decay_factor = (18, 19), 0.3
+    config.decay_epochs, config.decay_factor = (21, 23), 0.3
     config.log_every = 30
     config.checkpoint_every = 150
     config.evaluate_every = 0

@@ -2,6 +2,7 @@
 
     pip install '.[tpu]'
     python -m scripts.tpu_compile_check --config=configs/mdt.py:base --topology=v5e:4x4
+    python -m scripts.tpu_compile_check --config=configs/boir.py:coco_w32 --topology=v5e:2x2
 
 A program that this accepts does not fail on the pod for a layout, a dtype or a shape. It runs on any Linux machine: the
 TPU compiler is part of the `tpu` extra.
@@ -26,8 +27,7 @@ from pose_common import tables
 from pose_common.training.mesh import BATCH_AXES, batch_sharding
 from pose_common.training.parallel import ShardedPlan
 from pose_common.training.step import train_step
-from posebh_jax import build
-from scripts.benchmarks.batches import random_batch
+from scripts.benchmarks.batches import build_of, random_batch
 
 _CONFIG = config_flags.DEFINE_config_file("config", "configs/mdt.py:base")
 _TOPOLOGY = flags.DEFINE_string("topology", "v5e:4x4", "Name of the slice.")
@@ -39,11 +39,11 @@ def main(argv: list[str]) -> None:
     config = _CONFIG.value
     devices = topologies.get_topology_desc(platform="tpu", topology_name=_TOPOLOGY.value).devices
     plan = ShardedPlan(Mesh(np.array(devices).reshape(-1, config.fsdp), BATCH_AXES), config.fsdp_min_size)
-    method = build.make_method(config, steps_per_epoch=1)
+    method = build_of(config).make_method(config, steps_per_epoch=1)
     rows = batch_sharding(plan.mesh)
     batch = {
         name: jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=rows)
-        for name, value in random_batch(method, config.batch_size).items()
+        for name, value in random_batch(config, method).items()
     }
     found = []
     for stage in method.stages:

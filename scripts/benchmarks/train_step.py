@@ -1,9 +1,10 @@
 """Time of a training step in every stage, and what the prototype and cross-type terms add to it.
 
     python -m scripts.benchmarks.train_step --config=configs/mdt.py:base --config.batch_size=64 --steps=20
+    python -m scripts.benchmarks.train_step --config=configs/boir.py:coco_w32 --config.batch_size=20
 
-Batches are random, already on the device; compilation is timed apart. The last rows train everything and add one loss
-term after the other, so that a term's cost is the difference of two rows; its share is of the step with all terms.
+Batches are random, already on the device; compilation is timed apart. PoseBH's last rows train everything and add one
+loss term after the other, so that a term's cost is the difference of two rows; its share is of the step with all terms.
 """
 
 from __future__ import annotations
@@ -20,11 +21,10 @@ from ml_collections import ConfigDict, config_flags
 from pose_common import tables
 from pose_common.training import parallel
 from pose_common.training.distributed import use_compilation_cache
+from pose_common.training.loop import Method
 from pose_common.training.stages import Stage
 from pose_common.training.step import train_step
-from posebh_jax import build
-from posebh_jax.train import PoseBHMethod
-from scripts.benchmarks.batches import random_batch
+from scripts.benchmarks.batches import build_of, random_batch
 
 _CONFIG = config_flags.DEFINE_config_file("config", "configs/mdt.py:demo")
 _STEPS = flags.DEFINE_integer("steps", 10, "Timed steps of each row, after two that are not.")
@@ -39,7 +39,7 @@ LADDER = {
 }
 
 
-def time_stage(method: PoseBHMethod, plan: parallel.Plan, stage: Stage, batch, steps: int) -> dict[str, float]:
+def time_stage(method: Method, plan: parallel.Plan, stage: Stage, batch, steps: int) -> dict[str, float]:
     """Seconds to compile and the median milliseconds of a step."""
     state = plan.create(method.init, jax.random.PRNGKey(0))
     change, _ = method.enter_stage(plan.to_global(state), stage)
@@ -60,9 +60,9 @@ def time_stage(method: PoseBHMethod, plan: parallel.Plan, stage: Stage, batch, s
 
 def run(config: ConfigDict, steps: int) -> list[dict]:
     """Rows of the table."""
-    method = build.make_method(config, steps_per_epoch=1)
+    method = build_of(config).make_method(config, steps_per_epoch=1)
     plan = parallel.make_plan(config.parallel, config.fsdp, config.fsdp_min_size)
-    batch = plan.put(random_batch(method, config.batch_size))
+    batch = plan.put(random_batch(config, method))
     stages = list(method.stages)
     if config.method == "posebh":
         stages += [Stage(name, 1, GROUPS, losses) for name, losses in LADDER.items()]
@@ -74,9 +74,10 @@ def run(config: ConfigDict, steps: int) -> list[dict]:
             {"stage": stage.name, "trains": ", ".join(stage.train), **times,
              "images/s": round(1e3 * config.batch_size / times["step ms"], 1)}
         )  # fmt: skip
-    whole = rows[-1]["step ms"]
-    for row, before in zip(rows[-len(LADDER) + 1 :], rows[-len(LADDER) : -1], strict=True):
-        row["share of the step"] = f"{(row['step ms'] - before['step ms']) / whole:.1%}"
+    if config.method == "posebh":
+        whole = rows[-1]["step ms"]
+        for row, before in zip(rows[-len(LADDER) + 1 :], rows[-len(LADDER) : -1], strict=True):
+            row["share of the step"] = f"{(row['step ms'] - before['step ms']) / whole:.1%}"
     return [{"share of the step": "", **row} for row in rows]
 
 

@@ -13,6 +13,7 @@ from boir_jax.model import BoIR
 from boir_jax.train import BoIRMethod
 from pose_common.layers import BatchNorm
 from pose_common.training.optimizers import GroupedAdamW, cosine_schedule
+from scripts.benchmarks.batches import random_scenes
 from tests.distribution import Arrays, one_step, program
 
 SIZE = 64
@@ -51,24 +52,7 @@ def tiny_method(norm_group: int | None = None, learning_rate: float = 1e-3) -> B
 
 def global_batch(index: int = 0) -> Arrays:
     """Crowded images; the last has nobody."""
-    rng = np.random.default_rng(index)
-    cells = SIZE // 4
-    low, extent = rng.random((BATCH, PEOPLE, 2)) * 0.6 * cells, (0.2 + 0.2 * rng.random((BATCH, PEOPLE, 2))) * cells
-    points = low[:, :, None] + rng.random((BATCH, PEOPLE, KEYPOINTS, 2)) * extent[:, :, None]
-    labelled = rng.random((BATCH, PEOPLE, KEYPOINTS, 1)) < 0.8
-    there = np.arange(PEOPLE) < rng.integers(1, PEOPLE + 1, (BATCH, 1))
-    there[-1] = False
-    return {
-        "image": rng.integers(0, 256, (BATCH, SIZE, SIZE, 3), dtype=np.uint8),
-        "keypoints": (np.concatenate([points, labelled], axis=-1) * there[..., None, None]).astype(np.float32),
-        "boxes": np.concatenate([low, extent], axis=-1).astype(np.float32),
-        "radius": np.full((BATCH, PEOPLE), 2, np.int32),
-        "area": extent.prod(-1).astype(np.float32),
-        "sample_cell": (low + extent / 2).astype(np.int32),
-        "has_centre": there,
-        "instance_valid": there,
-        "ignore": np.zeros((BATCH, cells, cells), bool),
-    }
+    return random_scenes(BATCH, SIZE, PEOPLE, KEYPOINTS, seed=index)
 
 
 def run(layout: str) -> Arrays:
