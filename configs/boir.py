@@ -108,11 +108,13 @@ def _demo(config: ConfigDict) -> ConfigDict:
     config.input_size = 128
     config.instances = 10
     config.augmentation.scale = (0.75, 1.25)
-    config.batch_size, config.eval_batch_size = 16, 8
+    # Small batches and a high rate: from nothing, a few minutes are worth most as many small steps.
+    config.batch_size, config.eval_batch_size = 8, 8
     config.instance_group, config.instance_cap = 4, 16
+    config.learning_rate = 2e-3
     config.loader_threads = 2
     config.size, config.dtype, config.published_as = "small", "float32", ""
-    config.epochs, config.warmup_epochs = 30, 1.0
+    config.epochs, config.warmup_epochs = 22, 1.0
     config.log_every = 20
     config.checkpoint_every = 200
     config.evaluate_every = 0

@@ -23,6 +23,8 @@ from posebh_jax.predict import HEADS, Predictor
 HEADLINE = {"coco": ("AP", "AR"), "wholebody": ("AP", "AR"), "crowdpose": ("AP", "AR"), "mpii": ("PCKh", "PCKh@0.1"),
             "hand": ("PCK", "AUC", "EPE")}
 """The figures of a dataset's metric that stand in the table."""
+PARTS = ("body", "foot", "face", "lefthand", "righthand")
+"""Of a whole body; their APs stand beside its own."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,6 +138,8 @@ class Evaluator:
         notes = [f"{name}: {note}" for name, note in loader.annotations.metadata.items()]
         if not values:
             notes.append(f"no annotations: {task.name}_{kind}.json is for submission")
+        if parts := [f"{part} {shown([f'AP ({part})'], values)}" for part in PARTS if f"AP ({part})" in values]:
+            notes.append(f"AP of {', '.join(parts)}")
         if "unmeasured" in values:
             notes.append(f"{values['unmeasured']:.0f} people without head size left out")
         if known and (difference := known.compare(task.split, boxes)):

@@ -92,6 +92,7 @@ def test_perfect_predictions_score_100_on_every_dataset(synthetic, tmp_path, cap
         assert row["metrics"] == figures[f"{row['dataset']}_val/heads"]
         assert (tmp_path / f"results/step_7/{row['dataset']}_val_heads.json").exists()
         assert (tmp_path / f"pictures/{row['dataset']}_val_heads.png").exists()
+        assert ("AP of body 100.0, foot 100.0" in "; ".join(row["notes"])) == ("wholebody" in row["dataset"])
     with (tmp_path / "results/step_7/table.csv").open() as file:
         assert [row["ours"] for row in csv.DictReader(file)] == [row["ours"] for row in rows["rows"]]
     for text in (
