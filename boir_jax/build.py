@@ -147,16 +147,14 @@ def load_weights(config: ConfigDict, mesh: Mesh) -> tuple[dict[str, Any], int]:
       ValueError: there are no weights, or they do not fit the configuration.
     """
     method = make_method(config, steps_per_epoch=1)
-    restored = starts.restore_run(config.checkpoint, method, mesh)
-    if restored is not None:
-        return restored
-    starts.require_weights(config.checkpoint)
-    shapes = method.shapes(method.stages[0], {}).weights
-    start = start_from(read_weights(config.checkpoint), shapes, protocol(config).keypoint_set)
-    if missing := set(start.fresh) - set(TRAINING_HEADS):
-        raise ValueError(f"{config.checkpoint} ({start.title}) has nothing for {', '.join(sorted(missing))}")
-    needed = {name: without_training_heads(start.tree[name]) for name in ("params", "batch_stats")}
-    return starts.on_every_device(needed, mesh), 0
+
+    def convert(shapes: starts.Weights) -> starts.Weights:
+        start = start_from(read_weights(config.checkpoint), shapes, protocol(config).keypoint_set)
+        if missing := set(start.fresh) - set(TRAINING_HEADS):
+            raise ValueError(f"{config.checkpoint} ({start.title}) has nothing for {', '.join(sorted(missing))}")
+        return {name: without_training_heads(start.tree[name]) for name in ("params", "batch_stats")}
+
+    return starts.load_weights(config.checkpoint, method, mesh, convert)
 
 
 def make_start(config: ConfigDict, model: BoIR, mesh: Mesh) -> Callable[[TrainState], TrainState] | None:

@@ -65,6 +65,14 @@ class Reading:
         cv2.setNumThreads(0)  # one thread a batch; OpenCV's own would only compete
         return iter(dataset)
 
+    def each(self, batches: Sequence[Batch]) -> Iterator[Batch]:
+        """All of `batches` in order, made ahead."""
+        reader = self.start(grain.MapDataset.source(batches))
+        try:
+            yield from reader
+        finally:
+            reader.close()
+
 
 def prepare_worker(worker_index: int = 0, worker_count: int = 1) -> None:
     """Keeps a worker process off the accelerators, and OpenCV to one thread.
@@ -241,29 +249,16 @@ class EvalLoader:
         return -(-len(self.source) // self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
-        reader = self.reading.start(grain.MapDataset.source(_EvalBatches(self)))
-        try:
-            yield from reader
-        finally:
-            reader.close()
-
-
-@dataclasses.dataclass(frozen=True)
-class _EvalBatches:
-    """Random access to batches: an element is a whole batch, so that neighbours share a decoded picture."""
-
-    loader: EvalLoader
-
-    def __len__(self) -> int:
-        return len(self.loader)
+        return self.reading.each(self)
 
     def __getitem__(self, index: int) -> Batch:
-        loader, source = self.loader, self.loader.source
-        rows = rows_of_process(loader.batch_size, loader.process_index, loader.process_count)
-        first = index * loader.batch_size + loader.process_index * rows
-        batch = _empty_batch(rows, loader.input_size, loader.num_keypoints)
+        """One whole batch: neighbours share a decoded picture."""
+        source = self.source
+        rows = rows_of_process(self.batch_size, self.process_index, self.process_count)
+        first = index * self.batch_size + self.process_index * rows
+        batch = _empty_batch(rows, self.input_size, self.num_keypoints)
         batch["dataset"][:] = source.dataset_index
-        crop = Crop(loader.input_size, source.dataset.codec == "udp")
+        crop = Crop(self.input_size, source.dataset.codec == "udp")
         picture, picture_row = None, -1
         for row, number in enumerate(range(first, min(first + rows, len(source)))):
             sample = source.describe(number)

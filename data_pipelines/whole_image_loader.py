@@ -13,7 +13,6 @@ import os
 from collections.abc import Iterator
 
 import cv2
-import grain
 import numpy as np
 
 from data_pipelines import geometry, mixture
@@ -117,36 +116,21 @@ class EvalLoader:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[Batch]:
-        reader = self.reading.start(grain.MapDataset.source(_EvalBatches(self)))
-        try:
-            yield from reader
-        finally:
-            reader.close()
-
-
-@dataclasses.dataclass(frozen=True)
-class _EvalBatches:
-    """Random access to this process's rows of the batches."""
-
-    loader: EvalLoader
-
-    def __len__(self) -> int:
-        return len(self.loader)
+        return self.reading.each(self)
 
     def __getitem__(self, index: int) -> Batch:
-        loader = self.loader
-        (width, height), numbers = loader.batches[index]
-        rows = rows_of_process(loader.batch_size, loader.process_index, loader.process_count)
+        (width, height), numbers = self.batches[index]
+        rows = rows_of_process(self.batch_size, self.process_index, self.process_count)
         batch = {
             "image": np.zeros((rows, height, width, 3), np.uint8),
             "inverse_warp": np.zeros((rows, 2, 3), np.float32),
             "image_id": np.zeros(rows, np.int64),
             "valid": np.zeros(rows, bool),
         }
-        first = loader.process_index * rows
+        first = self.process_index * rows
         for row, number in enumerate(numbers[first : first + rows]):
-            sample = loader.source[number]
-            batch["image"][row], matrix = resize(decode(sample["encoded"], sample), loader.input_size)
+            sample = self.source[number]
+            batch["image"][row], matrix = resize(decode(sample["encoded"], sample), self.input_size)
             batch["inverse_warp"][row] = geometry.invert(matrix)
             batch["image_id"][row] = sample["image_id"]
             batch["valid"][row] = True

@@ -164,18 +164,17 @@ def load_weights(config: ConfigDict, mesh: Mesh) -> tuple[dict[str, Any], int]:
       ValueError: there are no weights, or they do not fit the configuration.
     """
     method = make_method(config, steps_per_epoch=1)
-    restored = starts.restore_run(config.checkpoint, method, mesh)
-    if restored is not None:
-        return restored
-    starts.require_weights(config.checkpoint)
-    shapes = method.shapes(method.stages[0], {}).weights
-    start = start_from(read_weights(config.checkpoint, _options(config)), shapes, method.model)
-    if start.fresh:
-        raise ValueError(
-            f"{config.checkpoint} ({start.title}) has nothing for {', '.join(start.fresh)}; the multi-head baseline is "
-            "evaluated by configs/multi_head.py"
-        )
-    return starts.on_every_device(start.tree, mesh), 0
+
+    def convert(shapes: starts.Weights) -> starts.Weights:
+        start = start_from(read_weights(config.checkpoint, _options(config)), shapes, method.model)
+        if start.fresh:
+            raise ValueError(
+                f"{config.checkpoint} ({start.title}) has nothing for {', '.join(start.fresh)}; the multi-head "
+                "baseline is evaluated by configs/multi_head.py"
+            )
+        return start.tree
+
+    return starts.load_weights(config.checkpoint, method, mesh, convert)
 
 
 def make_start(config: ConfigDict, model: PoseBH, mesh: Mesh) -> Callable[[TrainState], TrainState] | None:

@@ -78,36 +78,33 @@ def run_config(path: str | os.PathLike, methods: Sequence[str]) -> ConfigDict | 
     return config
 
 
-def restore_run(path: str, method: Method, mesh: Mesh) -> tuple[Weights, int] | None:
-    """The weights of a run, on every device, and their step; None where `path` is no run.
+def load_weights(
+    path: str, method: Method, mesh: Mesh, convert: Callable[[Weights], Weights]
+) -> tuple[Weights, int]:
+    """Weights to evaluate, on every device, and the step they come from (0: of no run).
+
+    Args:
+      path: a run's working directory, one of its checkpoints, or a folder or file of weights.
+      method: whose weights they are.
+      mesh: the devices.
+      convert: shapes of the method's weights -> the weights at `path`, where that is no run.
 
     Raises:
-      ValueError: they are not of this method's shapes.
+      ValueError: there is nothing, or a run's arrays are not of this method's shapes.
     """
     found = find_checkpoint(path) if path else None
     if found is None:
-        return None
+        if not (path and epath.Path(path).exists()):
+            raise ValueError(
+                f"config.checkpoint={path!r} is neither a working directory with checkpoints, nor one of them, nor a "
+                "folder or file of weights"
+            )
+        shapes = method.shapes(method.stages[0], {}).weights
+        return jax.tree.map(lambda x: jax.device_put(x, replicated(mesh)), convert(shapes)), 0
     directory, step = found
     checkpoints = Checkpoints(directory)
     shapes = method.shapes(method.stages[0], checkpoints.read_info(step)["notes"]).weights
     return checkpoints.restore_weights(step, shapes, jax.tree.map(lambda _: replicated(mesh), shapes)), step
-
-
-def require_weights(path: str) -> None:
-    """
-    Raises:
-      ValueError: there is nothing.
-    """
-    if not (path and epath.Path(path).exists()):
-        raise ValueError(
-            f"config.checkpoint={path!r} is neither a working directory with checkpoints, nor one of them, nor a folder "
-            "or file of weights"
-        )
-
-
-def on_every_device(weights: Weights, mesh: Mesh) -> Weights:
-    """Host arrays as global ones, copied to every device."""
-    return jax.tree.map(lambda x: jax.device_put(x, replicated(mesh)), weights)
 
 
 def on_host(weights: Weights) -> Weights:
