@@ -59,7 +59,7 @@ def read_metrics(path: str | pathlib.Path) -> list[dict]:
 
 
 def draw_curves(metrics_path: str | pathlib.Path, picture_path: str | pathlib.Path) -> None:
-    """One panel a figure, training and evaluation splits together, against the step."""
+    """One panel a figure, training and evaluation splits together, against the step; one legend for all."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -77,16 +77,22 @@ def draw_curves(metrics_path: str | pathlib.Path, picture_path: str | pathlib.Pa
         return
     columns = min(4, len(series))
     lines = math.ceil(len(series) / columns)
-    figure, axes = plt.subplots(lines, columns, figsize=(4 * columns, 2.6 * lines), squeeze=False)
+    splits = list(dict.fromkeys(row["split"] for row in rows))
+    legend = 0.25 * math.ceil(len(splits) / columns) + 0.2  # inches
+    height = 2.6 * lines + legend
+    figure, axes = plt.subplots(lines, columns, figsize=(4 * columns, height), squeeze=False)
+    drawn = {}
     for axis, (name, by_split) in zip(axes.flat, series.items(), strict=False):
         for split, (steps, values) in by_split.items():
-            axis.plot(steps, values, marker="o" if len(steps) < 8 else None, markersize=3, label=split)
+            marker = "o" if len(steps) < 8 else None
+            colour = plt.get_cmap("tab20")(splits.index(split) % 20)
+            (drawn[split],) = axis.plot(steps, values, marker=marker, markersize=3, color=colour)
         axis.set_title(name, fontsize=9)
         if name.startswith("loss") or name.endswith("_loss"):
             axis.set_yscale("log")
-        axis.legend(fontsize=6)
     for axis in axes.flat[len(series):]:
         axis.axis("off")
-    figure.tight_layout()
+    figure.legend(drawn.values(), drawn, loc="upper center", ncols=columns, fontsize=8)
+    figure.tight_layout(rect=(0, 0, 1, 1 - legend / height))
     figure.savefig(picture_path, dpi=90)
     plt.close(figure)
