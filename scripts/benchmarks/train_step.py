@@ -63,20 +63,19 @@ def run(config: ConfigDict, steps: int) -> list[dict]:
     method = build_of(config).make_method(config, steps_per_epoch=1)
     plan = parallel.make_plan(config.parallel, config.fsdp, config.fsdp_min_size)
     batch = plan.put(random_batch(config, method))
-    stages = list(method.stages)
-    if config.method == "posebh":
-        stages += [Stage(name, 1, GROUPS, losses) for name, losses in LADDER.items()]
+    ladder = [Stage(name, 1, GROUPS, losses) for name, losses in LADDER.items()] if config.method == "posebh" else []
     rows = []
-    for stage in stages:
-        one = dataclasses.replace(method, stages=(stage,))
+    for stage in (*method.stages, *ladder):
+        # A PoseBH that starts in the stage; BoIR has but one.
+        one = dataclasses.replace(method, stages=(stage,)) if ladder else method
         times = time_stage(one, plan, stage, batch, steps)
         rows.append(
             {"stage": stage.name, "trains": ", ".join(stage.train), **times,
              "images/s": round(1e3 * config.batch_size / times["step ms"], 1)}
         )  # fmt: skip
-    if config.method == "posebh":
+    if ladder:
         whole = rows[-1]["step ms"]
-        for row, before in zip(rows[-len(LADDER) + 1 :], rows[-len(LADDER) : -1], strict=True):
+        for row, before in zip(rows[-len(ladder) + 1 :], rows[-len(ladder) : -1], strict=True):
             row["share of the step"] = f"{(row['step ms'] - before['step ms']) / whole:.1%}"
     return [{"share of the step": "", **row} for row in rows]
 
