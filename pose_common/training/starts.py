@@ -72,7 +72,7 @@ def run_config(path: str | os.PathLike, methods: Sequence[str]) -> ConfigDict | 
         return None
     directory, step = found
     config = ConfigDict(Checkpoints(directory).read_info(step)["config"])
-    if config.method not in methods:
+    if config.get("method") not in methods:
         return None
     config.checkpoint = str(directory / str(step))
     return config
