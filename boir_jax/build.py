@@ -14,23 +14,23 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from boir_jax.evaluate import Evaluator, Task
-from boir_jax.init_from import start_from
+from boir_jax.weights.transfer import start_from
 from boir_jax.losses import LossConfig
 from boir_jax.model import VARIANTS, BoIR
-from boir_jax.port import METHOD, manifest_of, read_weights
+from boir_jax.weights.convert import METHOD, manifest_of, read_weights
 from boir_jax.predict import TRAINING_HEADS, Predictor, without_training_heads
 from boir_jax.proposals import ProposalConfig
-from boir_jax.train import BoIRMethod
-from data_pipelines.definitions import find_dataset
-from data_pipelines.keypoint_sets import PoseDataset
-from data_pipelines.loader import TrainIterator
-from data_pipelines.whole_image import Augmentation, rules_of
-from data_pipelines.whole_image_loader import train_loader
+from boir_jax.method import BoIRMethod
+from data_pipelines.datasets import find_dataset
+from data_pipelines.skeletons import PoseDataset
+from data_pipelines.top_down.loader import TrainIterator
+from data_pipelines.whole_image.pictures import Augmentation, rules_of
+from data_pipelines.whole_image.loader import train_loader
 from pose_common.layers import BatchNorm
-from pose_common.port import Conversion, own_weights
-from pose_common.training import starts
+from pose_common.weights.keys import Conversion, own_weights
+from pose_common.training import restore as starts
 from pose_common.training.optimizers import GroupedAdamW, cosine_schedule
-from pose_common.training.program import make_reading
+from pose_common.training.cli import make_reading
 from pose_common.training.state import TrainState
 
 

@@ -12,15 +12,15 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from boir_jax import pictures
+from boir_jax import visualise as pictures
 from boir_jax.predict import Predictor
 from boir_jax.published import published
-from data_pipelines.keypoint_sets import PoseDataset, get_dataset
-from data_pipelines.loader import Reading
-from data_pipelines.whole_image_loader import EvalLoader, eval_loader
-from pose_common.evaluation import predict_split
+from data_pipelines.skeletons import PoseDataset, get_dataset
+from data_pipelines.top_down.loader import Reading
+from data_pipelines.whole_image.loader import EvalLoader, eval_loader
+from pose_common.evaluation.predict_split import predict_split
 from pose_common.metrics import columns, evaluate, nms
-from pose_common.scoreboard import Score, evaluate_tasks, shown, shown_figure
+from pose_common.evaluation.tasks import Score, evaluate_tasks, shown, shown_figure
 
 HEADLINE = {"coco": ("AP", "AR"), "crowdpose": ("AP", "AP(E)", "AP(M)", "AP(H)")}
 """The figures of a dataset's metric that stand in the table."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 
 from boir_jax import build
-from pose_common.training import program
+from pose_common.training import cli as program
 
 train, evaluate, run = (functools.partial(part, build) for part in (program.train, program.evaluate, program.run))
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from boir_jax import proposals
 from boir_jax.model import BoIR
 from boir_jax.proposals import ProposalConfig
-from data_pipelines.keypoint_sets import KeypointSet
+from data_pipelines.skeletons import KeypointSet
 from pose_common import heatmaps
 from pose_common.images import normalise
 
@@ -41,7 +41,7 @@ class Predictor:
 
         Args:
           weights: `params` and `batch_stats`, those of training heads included or not.
-          image: uint8 [B, H, W, 3]; see `data_pipelines.whole_image.inference_size`.
+          image: uint8 [B, H, W, 3]; see `data_pipelines.whole_image.pictures.inference_size`.
           inverse_warp: float32 [B, 2, 3], input pixels -> image pixels.
 
         Returns:

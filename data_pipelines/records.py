@@ -33,8 +33,8 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from data_pipelines.definitions import find_dataset
-from data_pipelines.keypoint_sets import PoseDataset, get_dataset
+from data_pipelines.datasets import find_dataset
+from data_pipelines.skeletons import PoseDataset, get_dataset
 
 VERSION = "1.0.0"
 ANNOTATIONS_FILE = "annotations.npz"

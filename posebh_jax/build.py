@@ -11,24 +11,24 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from data_pipelines.definitions import find_dataset
-from data_pipelines.instances import GROUND_TRUTH
-from data_pipelines.keypoint_sets import PoseDataset
-from data_pipelines.loader import Entry, TrainIterator, train_loader
-from pose_common.port import Conversion, own_weights
-from pose_common.training import starts
+from data_pipelines.datasets import find_dataset
+from data_pipelines.top_down.instances import GROUND_TRUTH
+from data_pipelines.skeletons import PoseDataset
+from data_pipelines.top_down.loader import Entry, TrainIterator, train_loader
+from pose_common.weights.keys import Conversion, own_weights
+from pose_common.training import restore as starts
 from pose_common.training.optimizers import GroupedAdamW, step_schedule
-from pose_common.training.program import make_reading
+from pose_common.training.cli import make_reading
 from pose_common.training.stages import make_stages
 from pose_common.training.state import TrainState
 from posebh_jax.evaluate import Evaluator, Task
-from posebh_jax.init_from import start_from
+from posebh_jax.weights.transfer import start_from
 from posebh_jax.model import PoseBH, layer_ids, weight_decay_mask
-from posebh_jax.port import Options, manifest_of, read_weights
+from posebh_jax.weights.convert import Options, manifest_of, read_weights
 from posebh_jax.predict import Predictor
 from posebh_jax.prototypes import PrototypeConfig
 from posebh_jax.published import model_name
-from posebh_jax.train import PoseBHMethod
+from posebh_jax.method import PoseBHMethod
 from posebh_jax.vit import SIZES
 
 METHODS = ("posebh", "multi_head")

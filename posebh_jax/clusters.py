@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from pose_common.collectives import global_batch_size
-from posebh_jax.layout import SkeletonLayout
-from posebh_jax.losses import contrast, heatmap_mse
+from posebh_jax.keypoint_index import SkeletonLayout
+from posebh_jax.losses.prototype import contrast, heatmap_mse
 from posebh_jax.prototypes import (
     PRECISE,
     PrototypeConfig,

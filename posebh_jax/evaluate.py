@@ -12,12 +12,13 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from data_pipelines.keypoint_sets import PoseDataset, get_dataset
-from data_pipelines.loader import EvalLoader, Reading, eval_loader
-from pose_common.evaluation import predict_split
+from data_pipelines.skeletons import PoseDataset, get_dataset
+from data_pipelines.top_down.loader import EvalLoader, Reading, eval_loader
+from pose_common.evaluation.predict_split import predict_split
 from pose_common.metrics import columns, evaluate
-from pose_common.scoreboard import Score, evaluate_tasks, shown, shown_figure
-from posebh_jax import pictures, published
+from pose_common.evaluation.tasks import Score, evaluate_tasks, shown, shown_figure
+from posebh_jax import published
+from posebh_jax import visualise as pictures
 from posebh_jax.predict import HEADS, Predictor
 
 HEADLINE = {"coco": ("AP", "AR"), "wholebody": ("AP", "AR"), "crowdpose": ("AP", "AR"), "mpii": ("PCKh", "PCKh@0.1"),

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 
-from pose_common.training import program
+from pose_common.training import cli as program
 from posebh_jax import build
 
 train, evaluate, run = (functools.partial(part, build) for part in (program.train, program.evaluate, program.run))

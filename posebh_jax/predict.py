@@ -10,11 +10,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from data_pipelines.keypoint_sets import PoseDataset
+from data_pipelines.skeletons import PoseDataset
 from pose_common import heatmaps
 from pose_common.images import normalise
 from posebh_jax import prototypes
-from posebh_jax.layout import SkeletonLayout
+from posebh_jax.keypoint_index import SkeletonLayout
 from posebh_jax.model import PoseBH
 
 HEADS, PROTOTYPES = "heads", "prototypes"

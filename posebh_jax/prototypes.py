@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 
 from pose_common.collectives import global_sum
-from posebh_jax.layout import SkeletonLayout
+from posebh_jax.keypoint_index import SkeletonLayout
 
 PRECISE = jax.lax.Precision.HIGHEST
 

@@ -22,13 +22,13 @@ from typing import Any
 import numpy as np
 
 from boir_jax import build as boir_build
-from boir_jax import port as boir
-from pose_common.port import COUNTER, Conversion, flatten
-from pose_common.state_files import SUFFIXES, TorchMissing, read_state, write_state
-from pose_common.weights import is_weights, load_weights, save_weights
+from boir_jax.weights import convert as boir
+from pose_common.weights.keys import COUNTER, Conversion, flatten
+from pose_common.weights.torch_files import SUFFIXES, TorchMissing, read_state, write_state
+from pose_common.weights.folder import is_weights, load_weights, save_weights
 from pose_common.training.mesh import make_mesh
 from posebh_jax import build as posebh_build
-from posebh_jax import port as posebh
+from posebh_jax.weights import convert as posebh
 
 POSEBH_ONLY = ("num_heads", "input_size", "num_experts", "part_features", "fold")
 METHODS = {module.METHOD: module for module in (posebh, boir)}

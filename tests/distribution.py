@@ -20,7 +20,7 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from pose_common.port import flatten
+from pose_common.weights.keys import flatten
 from pose_common.training import distributed, parallel
 from pose_common.training.stages import Stage
 from pose_common.training.state import TrainState

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 
-from pose_common.state_files import write_state
+from pose_common.weights.torch_files import write_state
 
 FORMATS = [".safetensors", pytest.param(".pth", marks=pytest.mark.torch)]
 DAMAGES = ("renamed", "missing", "reshaped", "retyped", "not a number")

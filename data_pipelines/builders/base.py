@@ -2,7 +2,7 @@
 
 To add a dataset:
 
-1. Enter it in `data_pipelines/keypoint_sets.py` (or call `register_dataset`).
+1. Enter it in `data_pipelines/skeletons.py` (or call `register_dataset`).
 2. Write a subclass of `PoseBuilder` with `dataset`, `splits` and `images()`, which yields pairs of a picture
    (a pathlib.Path or the JPEG's bytes, stored as they are) and its record:
 
@@ -43,7 +43,7 @@ from array_record.python import array_record_module
 from data_pipelines import records
 from data_pipelines.builders import checks
 from data_pipelines.builders.report import Fault, RawDataError, Report
-from data_pipelines.keypoint_sets import get_dataset
+from data_pipelines.skeletons import get_dataset
 
 SHARD_BYTES = 512 << 20
 _CHUNK = 64  # images between two additions to the annotation table

@@ -14,11 +14,11 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from data_pipelines import definitions
+from data_pipelines import datasets as definitions
 from data_pipelines.builders import raw_files
 from data_pipelines.builders.coco_format import CocoFormatBuilder
 from data_pipelines.builders.report import RawDataError
-from data_pipelines.keypoint_sets import KeypointSet, PoseDataset, register_dataset
+from data_pipelines.skeletons import KeypointSet, PoseDataset, register_dataset
 
 DEFAULT_SIGMA = 0.05
 METRICS = ("coco", "hand")

@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 
-from data_pipelines.keypoint_sets import KEYPOINT_SETS
+from data_pipelines.skeletons import KEYPOINT_SETS
 from data_pipelines.synthetic_world.figures import (
     CIRCLE, Colour, Ellipsoid, Figure, Group, capsule, disc, hsv, owner_table, rotation, shaded,
 )

@@ -11,7 +11,7 @@ import dataclasses
 import cv2
 import numpy as np
 
-from data_pipelines.keypoint_sets import KEYPOINT_SETS
+from data_pipelines.skeletons import KEYPOINT_SETS
 from data_pipelines.synthetic_world.figures import (
     Colour, Ellipsoid, Figure, Group, capsule, disc, hsv, owner_table, perpendicular, rotation, shaded, unit,
 )

@@ -12,7 +12,7 @@ import dataclasses
 import cv2
 import numpy as np
 
-from data_pipelines.keypoint_sets import KeypointSet
+from data_pipelines.skeletons import KeypointSet
 from data_pipelines.synthetic_world import animals, people
 from data_pipelines.synthetic_world.figures import CIRCLE, MAX_PARTS, Figure, capsule, hsv
 

@@ -14,7 +14,7 @@ from typing import Any, Mapping
 
 import numpy as np
 
-from data_pipelines.keypoint_sets import KeypointSet
+from data_pipelines.skeletons import KeypointSet
 
 # An object's size where no usable area is annotated, as a share of its box (as for CrowdPose and AIC).
 BOX_AREA = 0.53

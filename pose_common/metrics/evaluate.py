@@ -12,7 +12,7 @@ from typing import Any, Callable, Mapping
 
 import numpy as np
 
-from data_pipelines.keypoint_sets import PoseDataset
+from data_pipelines.skeletons import PoseDataset
 from pose_common.metrics import nms, oks, pck
 from pose_common.metrics.columns import GroundTruth, Poses, ground_truth_from_coco
 

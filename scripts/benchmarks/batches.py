@@ -8,10 +8,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from boir_jax import build as boir_build
-from boir_jax.port import METHOD as BOIR
-from boir_jax.train import BoIRMethod
+from boir_jax.weights.convert import METHOD as BOIR
+from boir_jax.method import BoIRMethod
 from posebh_jax import build as posebh_build
-from posebh_jax.train import PoseBHMethod
+from posebh_jax.method import PoseBHMethod
 
 
 def build_of(config: ConfigDict) -> ModuleType:

@@ -17,12 +17,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pose_common.port import expected_sources
-from pose_common.state_files import write_state
-from pose_common.weights import save_weights
+from pose_common.weights.keys import expected_sources
+from pose_common.weights.torch_files import write_state
+from pose_common.weights.folder import save_weights
 from posebh_jax.model import PoseBH
-from posebh_jax.port import BANK, model_targets, read_weights
-from posebh_jax.tables import posebh_rules
+from posebh_jax.weights.convert import BANK, model_targets, read_weights
+from posebh_jax.weights.keys import posebh_rules
 from posebh_jax.vit import SIZES
 
 MIXTURE = (("coco", 17), ("aic", 14), ("mpii", 16), ("ap10k", 17), ("apt36k", 17), ("coco_wholebody", 133))

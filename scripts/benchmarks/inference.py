@@ -19,8 +19,8 @@ import numpy as np
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from boir_jax.port import METHOD as BOIR
-from pose_common import tables
+from boir_jax.weights.convert import METHOD as BOIR
+from pose_common.evaluation import result_table as tables
 from pose_common.training.distributed import use_compilation_cache
 from pose_common.training.mesh import make_mesh
 from scripts.benchmarks.batches import build_of

@@ -26,8 +26,9 @@ import cv2
 import grain
 import numpy as np
 
-from data_pipelines import geometry, top_down
-from data_pipelines.loader import Reading, TrainIterator, open_source, train_iterator
+from data_pipelines import geometry
+from data_pipelines.top_down import crops as top_down
+from data_pipelines.top_down.loader import Reading, TrainIterator, open_source, train_iterator
 
 MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 STD = np.array([0.229, 0.224, 0.225], np.float32)

@@ -19,7 +19,7 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from data_pipelines.keypoint_sets import get_dataset
+from data_pipelines.skeletons import get_dataset
 from pose_common.metrics import evaluate, nms
 from pose_common.metrics.columns import Poses, coco_results
 

@@ -18,9 +18,9 @@ import jax.numpy as jnp
 
 from pose_common.heatmaps import encode
 from posebh_jax.clusters import ClusterBank, cluster_terms
-from posebh_jax.cross_type import cross_type_terms
-from posebh_jax.layout import SkeletonLayout
-from posebh_jax.losses import head_terms, prototype_terms
+from posebh_jax.losses.cross_type import cross_type_terms
+from posebh_jax.keypoint_index import SkeletonLayout
+from posebh_jax.losses.prototype import head_terms, prototype_terms
 from posebh_jax.prototypes import PrototypeConfig, best_similarities, gumbel_noise, init_prototypes
 
 PAPER_COUNTS = (17, 14, 16, 17, 17, 133)

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from boir_jax.model import BoIR
-from boir_jax.tables import COUNTERS, boir_rules
-from pose_common.port import Slot, expected_sources, flatten, to_flax, unflatten
+from boir_jax.weights.keys import COUNTERS, boir_rules
+from pose_common.weights.keys import Slot, expected_sources, flatten, to_flax, unflatten
 from tests.golden_files import golden
 
 

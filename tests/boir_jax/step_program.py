@@ -10,7 +10,7 @@ import numpy as np
 
 from boir_jax.losses import LossConfig
 from boir_jax.model import BoIR
-from boir_jax.train import BoIRMethod
+from boir_jax.method import BoIRMethod
 from pose_common.layers import BatchNorm
 from pose_common.training.optimizers import GroupedAdamW, cosine_schedule
 from scripts.benchmarks.batches import random_scenes

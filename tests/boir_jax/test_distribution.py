@@ -8,7 +8,7 @@ import re
 import jax
 import pytest
 
-from boir_jax.train import TERMS
+from boir_jax.method import TERMS
 from tests.boir_jax import step_program
 from tests.distribution import check, in_two_processes
 

@@ -14,8 +14,8 @@ from boir_jax.published import published
 from configs import boir
 from data_pipelines.builders.coco import Coco
 from data_pipelines.builders.synthetic import prepare_synthetic
-from data_pipelines.loader import Reading
-from data_pipelines.whole_image_loader import eval_loader
+from data_pipelines.top_down.loader import Reading
+from data_pipelines.whole_image.loader import eval_loader
 from pose_common.training.mesh import make_mesh
 from tests.data_pipelines import tiny_sets
 

@@ -14,8 +14,8 @@ from boir_jax.heads import DenseHead, InstanceKeypointHead, box_head, clamped_si
 from boir_jax.hrnet import HRNet
 from boir_jax.losses import focal_loss
 from boir_jax.model import VARIANTS, BoIR
-from boir_jax.tables import HEADS
-from pose_common.port import flatten
+from boir_jax.weights.keys import HEADS
+from pose_common.weights.keys import flatten
 from tests.boir_jax.golden_weights import entries, group_shapes, load, slots, tiny, weights
 from tests.golden_files import golden
 

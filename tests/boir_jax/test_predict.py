@@ -8,7 +8,7 @@ import pytest
 
 from boir_jax.predict import TRAINING_HEADS, Predictor
 from boir_jax.proposals import ProposalConfig
-from data_pipelines.keypoint_sets import KeypointSet
+from data_pipelines.skeletons import KeypointSet
 from tests.boir_jax.step_program import KEYPOINTS, tiny_method
 
 SKELETON = KeypointSet("five", tuple("abcde"), flip_pairs=((0, 1), (3, 4)), limbs=())

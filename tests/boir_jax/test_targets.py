@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from boir_jax.targets import choose_instances, gaussian_sides, make_targets
-from data_pipelines.whole_image import gaussian_radius
+from data_pipelines.whole_image.pictures import gaussian_radius
 from tests.data_pipelines.whole_image_cases import CASES, replay
 from tests.golden_files import golden, golden_config
 

@@ -12,7 +12,7 @@ import pytest
 from boir_jax.losses import LossConfig, Targets, loss_terms
 from boir_jax.targets import choose_instances
 from pose_common.images import normalise
-from pose_common.port import flatten
+from pose_common.weights.keys import flatten
 from tests.boir_jax.golden_weights import slots, tiny, weights
 from tests.golden_files import golden
 

@@ -8,9 +8,10 @@ import pathlib
 import cv2
 import numpy as np
 
-from data_pipelines import instances, records
-from data_pipelines.keypoint_sets import DATASETS, PoseDataset
-from data_pipelines.top_down import TopDownSource
+from data_pipelines import records
+from data_pipelines.top_down import instances
+from data_pipelines.skeletons import DATASETS, PoseDataset
+from data_pipelines.top_down.crops import TopDownSource
 
 INPUT_SIZE = (48, 64)
 

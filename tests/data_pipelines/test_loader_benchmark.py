@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from data_pipelines import top_down
+from data_pipelines.top_down import crops as top_down
 from data_pipelines.builders import synthetic
 from scripts.benchmarks import loader as benchmark
 from tests.data_pipelines import fakes

@@ -17,7 +17,7 @@ from pycocotools.cocoeval import COCOeval
 
 from data_pipelines import records
 from data_pipelines.builders import BUILDERS
-from data_pipelines.keypoint_sets import get_dataset
+from data_pipelines.skeletons import get_dataset
 from pose_common.metrics import evaluate
 from tests.data_pipelines import tiny_sets
 from tests.golden_files import GOLDEN, golden, shared_path

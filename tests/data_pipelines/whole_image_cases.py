@@ -7,8 +7,8 @@ import json
 import numpy as np
 import pycocotools.mask
 
-from data_pipelines.keypoint_sets import get_dataset
-from data_pipelines.whole_image import Draws, Train, rules_of
+from data_pipelines.skeletons import get_dataset
+from data_pipelines.whole_image.pictures import Draws, Train, rules_of
 from tests.golden_files import golden, golden_config
 
 RECORD = golden("boir/data_train.npz")

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pose_common.port import Rule, flatten, to_flax, unflatten
+from pose_common.weights.keys import Rule, flatten, to_flax, unflatten
 from tests.golden_files import golden
 
 

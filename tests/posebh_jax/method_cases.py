@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from posebh_jax.layout import SkeletonLayout
+from posebh_jax.keypoint_index import SkeletonLayout
 from posebh_jax.prototypes import init_prototypes
 from tests.golden_files import golden, golden_config
 

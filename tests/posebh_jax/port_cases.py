@@ -6,7 +6,7 @@ import functools
 
 import numpy as np
 
-from posebh_jax.port import Options
+from posebh_jax.weights.convert import Options
 from tests.posebh_jax.golden_weights import golden_state
 
 # Features up to 5, heatmaps up to 1: see the tolerances of the modules.

@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from data_pipelines.keypoint_sets import get_dataset
+from data_pipelines.skeletons import get_dataset
 from pose_common.training.optimizers import GroupedAdamW, step_schedule
 from pose_common.training.stages import Stage
 from posebh_jax.model import PoseBH
 from posebh_jax.prototypes import PrototypeConfig
-from posebh_jax.train import PoseBHMethod
+from posebh_jax.method import PoseBHMethod
 from posebh_jax.vit import ViTSize
 from tests.distribution import Arrays, one_step, program
 

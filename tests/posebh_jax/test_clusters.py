@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from posebh_jax import clusters, losses
+from posebh_jax import clusters
+from posebh_jax.losses import prototype as losses
 from posebh_jax.clusters import ClusterBank
 from posebh_jax.prototypes import PrototypeConfig, label_pixels
-from posebh_jax.layout import SkeletonLayout
+from posebh_jax.keypoint_index import SkeletonLayout
 from tests.golden_files import golden, golden_config
 from tests.posebh_jax.method_cases import (
     close, golden_batch, on_every_wrapper, random_batch, random_prototypes,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from posebh_jax.heads import EmbeddingHead, HeatmapHead, upsample2
-from posebh_jax.tables import embedding_rules, head_rules
+from posebh_jax.weights.keys import embedding_rules, head_rules
 from tests.golden_files import golden, golden_config
 from tests.posebh_jax.golden_weights import golden_state, maps, module_variables
 

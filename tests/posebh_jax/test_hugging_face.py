@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pose_common.port import PortError
-from posebh_jax.port import model_of, read_weights
+from pose_common.weights.keys import PortError
+from posebh_jax.weights.convert import model_of, read_weights
 
 pytestmark = pytest.mark.torch
 

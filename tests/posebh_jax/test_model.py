@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pose_common.port import expected_sources, flatten
+from pose_common.weights.keys import expected_sources, flatten
 from posebh_jax.model import PoseBH, layer_ids, weight_decay_mask
-from posebh_jax.tables import posebh_rules
+from posebh_jax.weights.keys import posebh_rules
 from posebh_jax.vit import SIZES, ViTSize
 from tests.golden_files import golden
 

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from data_pipelines.keypoint_sets import get_dataset
+from data_pipelines.skeletons import get_dataset
 from posebh_jax.predict import HEADS, PROTOTYPES, Predictor
 from tests.posebh_jax.step_program import global_batch, tiny_method
 

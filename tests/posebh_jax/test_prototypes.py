@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from posebh_jax import prototypes as protos
-from posebh_jax.layout import SkeletonLayout
-from posebh_jax.losses import contrast
+from posebh_jax.keypoint_index import SkeletonLayout
+from posebh_jax.losses.prototype import contrast
 from posebh_jax.prototypes import Labels, PrototypeConfig
 from tests.golden_files import golden, golden_config
 from tests.posebh_jax.method_cases import close

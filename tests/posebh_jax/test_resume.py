@@ -16,11 +16,11 @@ import pytest
 from configs import mdt
 from data_pipelines.builders.synthetic import prepare_synthetic
 from data_pipelines.records import DatasetNotPrepared
-from pose_common.port import flatten
+from pose_common.weights.keys import flatten
 from pose_common.training.mesh import make_mesh
 from pose_common.training.writers import read_metrics
 from posebh_jax import build, main
-from posebh_jax.port import Options, read_weights
+from posebh_jax.weights.convert import Options, read_weights
 from scripts import convert_weights
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]

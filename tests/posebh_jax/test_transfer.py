@@ -12,10 +12,10 @@ import pytest
 from configs import mdt, transfer
 from data_pipelines.builders.interhand2d import InterHand2d
 from data_pipelines.builders.synthetic import prepare_synthetic
-from pose_common.port import flatten
+from pose_common.weights.keys import flatten
 from pose_common.training.mesh import make_mesh
 from pose_common.training.stages import make_stages, stage_index
-from pose_common.weights import load_weights, save_weights
+from pose_common.weights.folder import load_weights, save_weights
 from posebh_jax import build, main
 from tests.golden_files import shared_path
 

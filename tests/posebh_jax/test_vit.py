@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from posebh_jax.tables import backbone_rules
+from posebh_jax.weights.keys import backbone_rules
 from posebh_jax.vit import SIZES, ViT, ViTSize, apply_experts, drop_path_rates, drop_path_scales
 from tests.golden_files import golden, golden_config
 from tests.posebh_jax.golden_weights import golden_state, maps, module_variables

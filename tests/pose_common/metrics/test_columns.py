@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from pycocotools.coco import COCO
 
-from data_pipelines.keypoint_sets import KEYPOINT_SETS, get_dataset
+from data_pipelines.skeletons import KEYPOINT_SETS, get_dataset
 from pose_common.metrics.columns import ground_truth_from_coco, write_results
 from tests.golden_files import golden
 from tests.pose_common.metrics.cases import random_document

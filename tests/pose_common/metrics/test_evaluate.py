@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import scipy.io
 
-from data_pipelines.keypoint_sets import get_dataset
+from data_pipelines.skeletons import get_dataset
 from pose_common.metrics import evaluate
 from pose_common.metrics.columns import ground_truth_from_coco
 from tests.golden_files import GOLDEN, golden, shared_path

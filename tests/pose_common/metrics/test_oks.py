@@ -12,7 +12,7 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from data_pipelines.keypoint_sets import get_dataset
+from data_pipelines.skeletons import get_dataset
 from pose_common.metrics import evaluate, oks
 from pose_common.metrics.columns import Poses, coco_results, ground_truth_from_coco
 from tests.golden_files import golden

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from data_pipelines.keypoint_sets import KEYPOINT_SETS
+from data_pipelines.skeletons import KEYPOINT_SETS
 from pose_common.metrics import pck
 from tests.golden_files import golden
 

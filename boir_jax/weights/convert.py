@@ -1,0 +1,185 @@
+"""Published weights in, weights for the original code out: BoIR's, and HRNet's of ImageNet."""
+
+from __future__ import annotations
+
+import collections
+import functools
+import os
+import re
+from collections.abc import Mapping, MutableMapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from boir_jax.model import BoIR
+from boir_jax.weights.keys import CLASSIFIER, COUNTERS, backbone_rules, boir_rules
+from data_pipelines.skeletons import DATASETS
+from pose_common.weights import keys as port
+from pose_common.weights.keys import COUNTER, VARIANCE, Conversion, PortError, flatten, own_weights, unflatten
+from pose_common.weights.torch_files import read_state
+from pose_common.weights.folder import is_weights, load_weights
+
+METHOD = "boir"
+SKELETONS = {17: "coco", 14: "crowdpose"}
+"""Keypoint sets of the published models, by their number of keypoints."""
+
+# Entries whose first axis has each of the network's widths. Most of them decide, so that one damaged entry
+# does not change what the rest is recognised as and is then reported by its name.
+BACKBONE_WIDTHS = {
+    "width": r"backbone\.stage\d\.\d+\.branches\.0\.\d+\.bn\d\.\w+",
+    "stem": r"backbone\.(conv|bn)1\.\w+",
+}
+WIDTHS = BACKBONE_WIDTHS | {
+    "neck_middle": r"multihead\.neck\.0\.convs\.\d\.\d\.\w+",
+    "neck_features": r"multihead\.neck\.0\.project\.\d\.\w+",
+    "head_features": r"multihead\.center_head\.head\.0\.bn\d\.\w+",
+    "instance_features": r"kpt_head\.(conv_down|[cs]_attn\.atn\.\d)\.\w+",
+    "num_keypoints": r"(kpt_head\.heatmap_conv|multihead\.buk_head\.head\.1)\.\w+",
+}
+TRAINING_WIDTHS = WIDTHS | {"embedding_features": r"multihead\.emb_head\.head\.1\.\w+"}
+TRAINING = r"multihead\.(buk|emb|bbox)_head\..*"
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def read_weights(path: str | os.PathLike, dataset: str | None = None) -> Conversion:
+    """The weights of a folder of weights, or of a file in the original codes' names.
+
+    Args:
+      path: the folder or file.
+      dataset: see `convert`.
+
+    Raises:
+      ValueError: a damaged or foreign file, or weights that do not fit.
+    """
+    if is_weights(path):
+        weights, manifest = load_weights(path)
+        if manifest.get("method") != METHOD:
+            problem = f"{path} holds weights of another method: {manifest.get('family')}"
+            raise PortError("not recognised", [problem])
+        return own_weights(weights, manifest)
+    conversion = convert(read_state(path), dataset)
+    if conversion is None:
+        raise PortError("not recognised", [f"{path} holds no weights of BoIR or HRNet"])
+    return conversion
+
+
+def convert(state: MutableMapping[str, np.ndarray], dataset: str | None = None) -> Conversion | None:
+    """Recognises a state dict and converts it; None where it is none of this method's weights.
+
+    The manifest's `network` holds the sizes, for `model_of`; its `keypoint_set` is None for a backbone alone.
+
+    Args:
+      state: torch name -> array; it is emptied on the way.
+      dataset: whose keypoints they are, where 17 are not COCO's or 14 not CrowdPose's.
+
+    Raises:
+      PortError: it is recognised, but something does not fit; everything that does not is listed.
+    """
+    shapes = {name: tuple(value.shape) for name, value in state.items()}
+    if any(name.startswith("stage2.0.branches.0.") for name in shapes):
+        prefixed = {f"backbone.{name}": shape for name, shape in shapes.items()}
+        network = network_sizes(prefixed, BACKBONE_WIDTHS)
+        keypoint_set, family = None, f"HRNet-W{network['width']}, ImageNet"
+        rules, dropped = backbone_rules(), (COUNTERS, CLASSIFIER)
+    elif any(name.startswith("backbone.stage2.") for name in shapes) and any(
+        name.startswith(("kpt_head.", "multihead.")) for name in shapes
+    ):
+        training = any(re.fullmatch(TRAINING, name) for name in shapes)
+        network = network_sizes(shapes, TRAINING_WIDTHS if training else WIDTHS)
+        network["training_heads"] = training
+        keypoint_set = _keypoint_set(network["num_keypoints"], dataset)
+        family = f"BoIR-W{network['width']}, {network['num_keypoints']} keypoints"
+        family += f" of {keypoint_set}" if keypoint_set else ""
+        family += "" if training else ", for inference"
+        rules, dropped = boir_rules(), (COUNTERS,)
+    else:
+        return None
+    manifest = {
+        "method": METHOD,
+        "family": family,
+        "keypoint_set": keypoint_set,
+        "network": network,
+    }
+    ported = port.to_flax(state, rules, targets(manifest), dropped=dropped)
+    return Conversion(family, unflatten(ported.tree), manifest, ported)
+
+
+def network_sizes(shapes: Shapes, widths: Mapping[str, str]) -> dict[str, Any]:
+    """Fields of `BoIR`, from the names and shapes of a state dict.
+
+    Args:
+      shapes: torch name -> shape.
+      widths: field -> regular expression of the entries whose first axis is as long.
+
+    Raises:
+      PortError: nothing tells one of the sizes.
+    """
+    sizes: dict[str, Any] = {
+        "modules": [_count(shapes, rf"backbone\.stage{stage}\.(\d+)\..*") for stage in (2, 3, 4)],
+        "blocks": _count(shapes, r"backbone\.stage2\.0\.branches\.0\.(\d+)\..*"),
+    }
+    for field, pattern in widths.items():
+        lengths = (shape[0] for name, shape in shapes.items() if shape and re.fullmatch(pattern, name))
+        sizes[field] = max(collections.Counter(lengths).items(), key=lambda item: item[1], default=(0, 0))[0]
+    unknown = [field for field, size in sizes.items() if not np.all(size)]
+    if unknown:
+        raise PortError("the weights do not fit", [f"no entries that tell {field}" for field in unknown])
+    return sizes
+
+
+def model_of(manifest: Mapping[str, Any], **settings: Any) -> BoIR:
+    """The model that a manifest describes; `settings` are further fields of `BoIR` (dtype, remat ...)."""
+    network = dict(manifest["network"])
+    return BoIR(modules=tuple(network.pop("modules")), **{"num_keypoints": 1, **network, **settings})
+
+
+def manifest_of(model: BoIR, keypoint_set: str, family: str) -> dict[str, Any]:
+    """The description of a model's own weights; `model_of` makes the model from it."""
+    fields = ("blocks", *TRAINING_WIDTHS, "training_heads")
+    network = {"modules": list(model.modules)} | {field: getattr(model, field) for field in fields}
+    return {"method": METHOD, "family": family, "keypoint_set": keypoint_set, "network": network}
+
+
+def targets(manifest: Mapping[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
+    """Flat tree of the shapes of the weights that a manifest describes."""
+    whole = _model_shapes(model_of(manifest))
+    if _is_whole(manifest):
+        return whole
+    return {path: shape for path, shape in whole.items() if path.split("/")[1] == "backbone"}
+
+
+def to_torch(weights: Mapping[str, Any], manifest: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The original code's state dict of weights (HRNet's of a backbone alone); the inverse of `convert`."""
+    tree = {path: np.asarray(value) for path, value in flatten(weights).items()}
+    state = port.to_torch(tree, boir_rules() if _is_whole(manifest) else backbone_rules())
+    counters = [name.replace(VARIANCE, COUNTER) for name in state if name.endswith(VARIANCE)]
+    return state | {name: np.zeros((), np.int64) for name in counters}
+
+
+@functools.cache
+def _model_shapes(model: BoIR) -> dict[str, jax.ShapeDtypeStruct]:
+    image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+    return flatten(jax.eval_shape(model.init, jax.random.key(0), image))
+
+
+def _is_whole(manifest: Mapping[str, Any]) -> bool:
+    return "num_keypoints" in manifest["network"]
+
+
+def _count(names: Shapes, pattern: str) -> int:
+    """How many indices the names have in the pattern's group. One entry makes none: it may be misnamed."""
+    indices = collections.Counter(match[1] for name in names if (match := re.fullmatch(pattern, name)))
+    return sum(entries > 1 for entries in indices.values())
+
+
+def _keypoint_set(count: int, dataset: str | None) -> str | None:
+    if dataset is None:
+        return SKELETONS.get(count)
+    known = DATASETS.get(dataset)
+    if known is not None and known.num_keypoints != count:
+        problem = f"{dataset} has {known.num_keypoints} keypoints, the head {count}"
+        raise PortError("the datasets do not fit", [problem])
+    return dataset if known is None else known.keypoint_set

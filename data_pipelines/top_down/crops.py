@@ -1,0 +1,302 @@
+"""Person crops: random access over the instances of a dataset, augmentation, and packing into batch elements.
+
+A *sample* is a dict that the transforms hand on (no pixels are touched before the one warp at the end):
+
+    encoded    bytes, the image file           size       (width, height) of the image
+    keypoints  float32 [K, 2] image pixels     visible    float32 [K], 0 or 1
+    box        float64 [4] before padding      centre     float64 [2] of the crop, image pixels
+    scale      float64 [2] of the crop         rotation   degrees
+    mirrored   whether everything above is meant in the mirrored image
+
+plus `dataset` (int) and the names that error messages need. Random transforms are frozen dataclasses with
+`draw` (numpy Generator -> numbers) and `apply` (sample, numbers -> sample), so that recorded numbers can be
+replayed; a draw is taken whether or not it is needed, so one step's luck never shifts the next one's.
+
+The augmentation is that of the released training recipe (centre jitter, mirror, half body, scale and
+rotation), except that the jitter is drawn for every element and epoch, not once for the whole training.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import cv2
+import numpy as np
+
+from data_pipelines import geometry
+from data_pipelines.top_down.instances import Instances
+from data_pipelines.skeletons import KeypointSet, PoseDataset
+from data_pipelines.records import Annotations
+
+Sample = dict[str, Any]
+
+
+class TopDownSource:
+    """Random access over the instances of one dataset: `source[i]` is a sample.
+
+    Args:
+      records: opened records; `records.image(row)` are the bytes of an image file.
+      annotations: the table that belongs to them.
+      instances: the crops, from `instances.ground_truth` or `instances.detections`.
+      dataset: the protocol.
+      dataset_index: number of the dataset in the batch contract.
+    """
+
+    def __init__(self, records, annotations: Annotations, instances: Instances, dataset: PoseDataset,
+                 dataset_index: int = 0) -> None:
+        if not len(instances):
+            raise ValueError(f"dataset {dataset.name!r}, split {annotations.split!r}: no usable instance")
+        self.records, self.annotations, self.instances = records, annotations, instances
+        self.dataset, self.dataset_index = dataset, dataset_index
+
+    def __len__(self) -> int:
+        return len(self.instances)
+
+    def __getitem__(self, index: int) -> Sample:
+        sample = self.describe(index)
+        return sample | {"encoded": self.read(sample["image_index"])}
+
+    def describe(self, index: int) -> Sample:
+        """The sample without its image."""
+        columns, instances = self.annotations, self.instances
+        image, row = instances.image_index[index], instances.annotation[index]
+        if row >= 0:
+            keypoints = columns.keypoints[row, :, :2].astype(np.float32)
+            visible = (columns.keypoints[row, :, 2] > 0).astype(np.float32)
+        else:
+            keypoints = np.zeros((self.dataset.num_keypoints, 2), np.float32)
+            visible = np.zeros(self.dataset.num_keypoints, np.float32)
+        return {
+            "size": (int(columns.width[image]), int(columns.height[image])),
+            "keypoints": keypoints, "visible": visible,
+            "box": instances.box[index], "centre": instances.centre[index], "scale": instances.scale[index],
+            "rotation": 0.0, "mirrored": False, "dataset": self.dataset_index,
+            "image_index": int(image), "image_id": int(columns.image_id[image]),
+            "instance_id": int(instances.instance_id[index]), "box_score": float(instances.box_score[index]),
+            "origin": (self.dataset.name, columns.split, str(columns.file_name[image])),
+        }
+
+    def read(self, image_index: int) -> bytes:
+        """The bytes of an image file."""
+        return self.records.image(image_index)
+
+
+def decode(encoded: bytes, sample: Sample) -> np.ndarray:
+    """The picture as stored (no EXIF rotation), uint8 [height, width, 3] in OpenCV's BGR order.
+
+    Raises a ValueError that names the file if it cannot be decoded or has another size than annotated.
+    """
+    flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+    image = cv2.imdecode(np.frombuffer(encoded, np.uint8), flags) if encoded else None
+    if image is None:
+        raise ValueError(f"{_origin(sample)}: cannot be decoded ({len(encoded)} bytes)")
+    if image.shape[1::-1] != sample["size"]:
+        raise ValueError(f"{_origin(sample)}: is {image.shape[1]}x{image.shape[0]}, "
+                         f"annotated as {sample['size'][0]}x{sample['size'][1]}")
+    return image
+
+
+def _origin(sample: Sample) -> str:
+    dataset, split, file_name = sample["origin"]
+    return f"dataset {dataset!r}, split {split!r}, image {file_name!r} (id {sample['image_id']})"
+
+
+@dataclasses.dataclass(frozen=True)
+class CentreJitter:
+    """Moves the centre by up to `extent` of the box in each direction."""
+
+    probability: float = 0.3
+    extent: float = 0.2
+
+    def draw(self, rng: np.random.Generator) -> np.ndarray:
+        """Three uniforms: whether, x, y."""
+        return rng.random(3)
+
+    def apply(self, sample: Sample, draws) -> Sample:
+        if draws[0] >= self.probability:
+            return sample
+        shift = 2 * self.extent * (np.asarray(draws[1:]) - 0.5) * sample["box"][2:]
+        return sample | {"centre": sample["centre"] + shift}
+
+
+@dataclasses.dataclass(frozen=True)
+class Flip:
+    """Mirrors the image; hidden keypoints end at (0, 0)."""
+
+    keypoint_set: KeypointSet
+    probability: float = 0.5
+
+    def draw(self, rng: np.random.Generator) -> float:
+        """One uniform."""
+        return rng.random()
+
+    def apply(self, sample: Sample, uniform: float) -> Sample:
+        if uniform > self.probability:
+            return sample
+        last = sample["size"][0] - 1
+        order = self.keypoint_set.flip_index
+        visible = sample["visible"][order]
+        keypoints = sample["keypoints"][order]
+        keypoints[:, 0] = last - keypoints[:, 0]
+        keypoints[visible == 0] = 0
+        centre_x, centre_y = sample["centre"]
+        return sample | {"keypoints": keypoints, "visible": visible, "mirrored": not sample["mirrored"],
+                         "centre": np.array([last - centre_x, centre_y])}
+
+
+@dataclasses.dataclass(frozen=True)
+class HalfBody:
+    """Crops the upper or the lower body of a person with more than `min_visible` visible keypoints.
+
+    As released, which is the recipe that the published models were trained with: the side is chosen by a
+    standard normal draw below 0.5 (so the upper body has probability 0.69), and whatever is not upper body
+    counts as lower, on whole-body skeletons also face and hands. `rest_is_lower=False` takes the skeleton's
+    own lower half instead.
+    """
+
+    keypoint_set: KeypointSet
+    aspect: float
+    probability: float = 0.3
+    min_visible: int = 8
+    padding: float = 1.5
+    rest_is_lower: bool = True
+
+    def draw(self, rng: np.random.Generator) -> tuple[float, float]:
+        """A uniform (whether) and a standard normal (which half)."""
+        return rng.random(), rng.standard_normal()
+
+    def apply(self, sample: Sample, draws: tuple[float, float]) -> Sample:
+        uniform, normal = draws
+        if uniform >= self.probability or np.count_nonzero(sample["visible"]) <= self.min_visible:
+            return sample
+        crop = self.half(sample["keypoints"], sample["visible"], normal)
+        return sample if crop is None else sample | {"centre": crop[0], "scale": crop[1]}
+
+    def half(
+        self, keypoints: np.ndarray, visible: np.ndarray, normal: float,
+    ) -> tuple[np.ndarray, np.ndarray] | None:
+        """(centre, scale) of a half body, or None where too few keypoints span it."""
+        upper, lower = (np.flatnonzero(half & (visible > 0)) for half in self._halves)
+        chosen = upper if (normal < 0.5 and len(upper) > 2) or len(lower) <= 2 else lower
+        if len(chosen) < 2:
+            return None
+        points = keypoints[chosen].astype(np.float64)
+        size = np.ptp(points, axis=0)
+        if not size.any():
+            return None
+        scale = geometry.grow_to_aspect(size, self.aspect) * (self.padding / geometry.SCALE_UNIT)
+        return points.mean(axis=0), scale
+
+    @functools.cached_property
+    def _halves(self) -> tuple[np.ndarray, np.ndarray]:
+        upper = np.zeros(self.keypoint_set.num_keypoints, bool)
+        upper[list(self.keypoint_set.upper_body)] = True
+        lower = np.zeros_like(upper)
+        lower[list(self.keypoint_set.lower_body)] = True
+        return upper, ~upper if self.rest_is_lower else lower
+
+
+@dataclasses.dataclass(frozen=True)
+class ScaleRotation:
+    """Scales the crop by 1 + scale_factor n, rotates it by rotation_factor m degrees; n, m standard normal.
+
+    The scale is clipped to 1 -+ scale_factor, the angle to twice the rotation factor.
+    """
+
+    scale_factor: float
+    rotation_factor: float
+    rotation_probability: float = 0.6
+
+    def draw(self, rng: np.random.Generator) -> tuple[float, float, float]:
+        """Two standard normals (scale, rotation) and a uniform (whether to rotate)."""
+        return rng.standard_normal(), rng.standard_normal(), rng.random()
+
+    def apply(self, sample: Sample, draws: tuple[float, float, float]) -> Sample:
+        scale_normal, rotation_normal, uniform = draws
+        factor = min(max(1 + self.scale_factor * scale_normal, 1 - self.scale_factor), 1 + self.scale_factor)
+        limit = 2 * self.rotation_factor
+        rotates = uniform <= self.rotation_probability
+        rotation = min(max(self.rotation_factor * rotation_normal, -limit), limit) if rotates else 0.0
+        return sample | {"scale": sample["scale"] * factor, "rotation": rotation}
+
+
+@dataclasses.dataclass(frozen=True)
+class Crop:
+    """The one step that touches pixels: sample and decoded picture -> the crop and the keypoints in it."""
+
+    size: tuple[int, int]
+    udp: bool
+
+    def __call__(self, sample: Sample, image: np.ndarray) -> Sample:
+        """Adds `image` uint8 [H, W, 3] RGB and `matrix` float64 [2, 3] (image -> crop); moves `keypoints`.
+
+        Bilinear, zeros outside the picture. Under the plain affine hidden keypoints keep their image
+        coordinates.
+        """
+        matrix = geometry.warp_matrix(sample["centre"], sample["scale"], sample["rotation"], self.size,
+                                      self.udp)
+        pixels = geometry.mirrored(matrix, sample["size"][0]) if sample["mirrored"] else matrix
+        # Mirroring while warping costs nothing; colours are put in order on the crop, the smaller picture.
+        crop = cv2.warpAffine(image, pixels, self.size, flags=cv2.INTER_LINEAR)
+        keypoints = geometry.transform(matrix, sample["keypoints"]).astype(np.float32)
+        if not self.udp:
+            hidden = sample["visible"] == 0
+            keypoints[hidden] = sample["keypoints"][hidden]
+        crop = cv2.cvtColor(crop, cv2.COLOR_BGR2RGB)
+        return sample | {"image": crop, "matrix": matrix, "keypoints": keypoints}
+
+
+def augmentation(dataset: PoseDataset, input_size: tuple[int, int]) -> tuple:
+    """The random transforms of a dataset's training, in their order."""
+    steps: list = []
+    if dataset.centre_jitter:
+        steps.append(CentreJitter())
+    steps.append(Flip(dataset.keypoints))
+    if dataset.half_body:
+        steps.append(HalfBody(dataset.keypoints, aspect=input_size[0] / input_size[1]))
+    steps.append(ScaleRotation(dataset.scale_factor, dataset.rotation_factor))
+    return tuple(steps)
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+    """Sample -> element of a training batch, for a mixture: `datasets[sample["dataset"]]` says how.
+
+    Keypoints are padded to the mixture's largest count K. All randomness comes from `rng`; without `augment` there is
+    none.
+    """
+
+    datasets: tuple[PoseDataset, ...]
+    input_size: tuple[int, int]
+    augment: bool = True
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        steps, crop = self._steps[sample["dataset"]]
+        for step in steps:
+            sample = step.apply(sample, step.draw(rng))
+        sample = crop(sample, decode(sample["encoded"], sample))
+        return {
+            "image": sample["image"],
+            "keypoints": pad_keypoints(sample["keypoints"], self.num_keypoints),
+            "visible": pad_keypoints(sample["visible"], self.num_keypoints),
+            "dataset": np.int32(sample["dataset"]),
+            "valid": np.bool_(True),
+        }
+
+    @functools.cached_property
+    def num_keypoints(self) -> int:
+        return max(dataset.num_keypoints for dataset in self.datasets)
+
+    @functools.cached_property
+    def _steps(self) -> tuple:
+        return tuple((augmentation(dataset, self.input_size) if self.augment else (),
+                      Crop(self.input_size, dataset.codec == "udp")) for dataset in self.datasets)
+
+
+def pad_keypoints(array: np.ndarray, count: int) -> np.ndarray:
+    """Zeros after the last keypoint, up to `count`."""
+    padded = np.zeros((count, *array.shape[1:]), array.dtype)
+    padded[:len(array)] = array
+    return padded

@@ -1,0 +1,302 @@
+"""Batches for training (endless, resumable) and evaluation (finite, padded), sharded over processes.
+
+There is one global order of batches, whatever the number of processes: process p of n gets the rows p*B/n ..
+(p+1)*B/n of each global batch of B. Reading happens in threads (`num_threads`), or in worker processes
+(`num_workers`) that hold `num_threads` each where Python itself is the bottleneck; neither changes what is
+read. Batches follow the top-down batch contract: `image` uint8 [B, H, W, 3] RGB, `keypoints` float32
+[B, K, 2] in crop pixels, `visible` float32 [B, K], `dataset` int32 [B], `valid` bool [B].
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from collections.abc import Iterator, Sequence
+
+import cv2
+import grain
+import numpy as np
+from absl import flags
+
+from data_pipelines import geometry
+from data_pipelines.top_down import instances as boxes_of
+from data_pipelines import mixture as mixing
+from data_pipelines.datasets import find_dataset
+from data_pipelines.records import Annotations, load_annotations, open_records
+from data_pipelines.top_down.crops import Crop, TopDownSource, Train, decode
+
+Batch = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One dataset of a training mixture; its place in the mixture is its number in the batch contract."""
+
+    dataset: str
+    split: str = "train"
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """How a process reads ahead. None of this changes what is read.
+
+    Attributes:
+      num_threads: threads that make batches, each a whole one; 0 makes them when asked for.
+      num_workers: worker processes with `num_threads` each, for hosts where Python itself is the bottleneck
+        (OpenCV and the record reader release its lock, the rest does not); 0 reads in the calling process.
+      prefetch: batches kept ready for the process.
+    """
+
+    num_threads: int = 4
+    num_workers: int = 0
+    prefetch: int = 4
+
+    def start(self, batches: grain.MapDataset) -> grain.DatasetIterator:
+        """An iterator over `batches` from the first."""
+        ahead = self.num_threads if self.num_workers else max(self.prefetch, self.num_threads)
+        dataset = batches.to_iter_dataset(grain.ReadOptions(self.num_threads, ahead))
+        if self.num_workers:
+            if not flags.FLAGS.is_parsed():  # as in a notebook; Grain asks for flags of its own
+                flags.FLAGS.mark_as_parsed()
+            ready = max(1, self.prefetch // self.num_workers)
+            options = grain.MultiprocessingOptions(self.num_workers, per_worker_buffer_size=ready)
+            return iter(dataset.mp_prefetch(options, worker_init_fn=prepare_worker))
+        cv2.setNumThreads(0)  # one thread a batch; OpenCV's own would only compete
+        return iter(dataset)
+
+    def each(self, batches: Sequence[Batch]) -> Iterator[Batch]:
+        """All of `batches` in order, made ahead."""
+        reader = self.start(grain.MapDataset.source(batches))
+        try:
+            yield from reader
+        finally:
+            reader.close()
+
+
+def prepare_worker(worker_index: int = 0, worker_count: int = 1) -> None:
+    """Keeps a worker process off the accelerators, and OpenCV to one thread.
+
+    A worker imports the main module and with it JAX, which must never open a device there: on a TPU the
+    training process would find it taken.
+    """
+    del worker_index, worker_count
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    if "jax" in sys.modules:  # it is already imported, so the environment comes too late
+        sys.modules["jax"].config.update("jax_platforms", "cpu")
+    cv2.setNumThreads(0)
+
+
+class TrainIterator(grain.DatasetIterator):
+    """Endless batches of one process, and the place in them.
+
+    The state is the number of global batches taken. It depends neither on the process nor on how many there
+    are, nor on threads and workers, and so restores under any of them (with the same datasets, batch size
+    and seed). `num_examples` is the length of a (nominal) epoch: the instances of all datasets together.
+    """
+
+    def __init__(self, batches: grain.MapDataset, reading: Reading, num_examples: int):
+        super().__init__()
+        self.num_examples = num_examples
+        self._batches, self._reading = batches, reading
+        self._next_index = 0
+        self._reader: grain.DatasetIterator | None = None
+
+    def __next__(self) -> Batch:
+        self._assert_not_closed()
+        if self._reader is None:
+            self._reader = self._reading.start(self._batches[self._next_index:])
+        batch = next(self._reader)
+        self._next_index += 1
+        return batch
+
+    def get_state(self) -> dict[str, int]:
+        return {"next_index": self._next_index}
+
+    def set_state(self, state: dict[str, int]) -> None:
+        self._stop_reading()
+        self._next_index = int(state["next_index"])
+
+    def start_prefetch(self) -> None:
+        """Starts reading before the first batch is asked for."""
+        if self._reader is None:
+            self._reader = self._reading.start(self._batches[self._next_index:])
+        self._reader.start_prefetch()
+
+    def close(self) -> None:
+        """Ends threads and workers."""
+        self._stop_reading()
+        super().close()
+
+    def _stop_reading(self) -> None:
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
+
+
+def train_loader(
+    entries: Sequence[Entry], *, data_dir: str | os.PathLike, batch_size: int, input_size: tuple[int, int],
+    seed: int, mixture: str | Sequence[float] = mixing.CONCAT, augment: bool = True, process_index: int = 0,
+    process_count: int = 1, reading: Reading = Reading(),
+) -> TrainIterator:
+    """Endless training batches of a mixture of prepared datasets.
+
+    Args:
+      entries: the datasets. K of the batches is the largest keypoint count among them.
+      data_dir: where `scripts.prepare_data` wrote.
+      batch_size: rows of the global batch.
+      input_size: (width, height) of the crops.
+      seed: decides order and augmentation.
+      mixture: 'concat', 'balanced' or weights, see `mixture.mix`.
+      augment: False gives the crops of evaluation.
+      process_index, process_count: which rows of each batch.
+
+    Raises:
+      DatasetNotPrepared: with the command that prepares it.
+      ValueError: sizes that do not fit each other, or a dataset without usable instances.
+    """
+    sources = [open_source(entry.dataset, entry.split, data_dir=data_dir, input_size=input_size,
+                           dataset_index=index) for index, entry in enumerate(entries)]
+    return train_iterator(sources, batch_size=batch_size, input_size=input_size, seed=seed, mixture=mixture,
+                          augment=augment, process_index=process_index, process_count=process_count,
+                          reading=reading)
+
+
+def train_iterator(
+    sources: Sequence[TopDownSource], *, batch_size: int, input_size: tuple[int, int], seed: int,
+    mixture: str | Sequence[float] = mixing.CONCAT, augment: bool = True, process_index: int = 0,
+    process_count: int = 1, reading: Reading = Reading(),
+) -> TrainIterator:
+    """`train_loader` for sources that are open; the `dataset_index` of each must be its place among them."""
+    if not sources or [source.dataset_index for source in sources] != list(range(len(sources))):
+        raise ValueError("a training mixture needs datasets numbered from 0, got "
+                         f"{[(source.dataset.name, source.dataset_index) for source in sources]}")
+    rows = rows_of_process(batch_size, process_index, process_count)
+    order_seed, draw_seed = mixing.derived_seeds(seed, 2)
+    transform = Train(tuple(source.dataset for source in sources), tuple(input_size), augment)
+    elements = mixing.mix(sources, mixture, order_seed).random_map(transform, seed=draw_seed)
+    # In pieces of one process's rows, the n pieces of a global batch follow each other.
+    batches = elements.batch(rows)[process_index::process_count]
+    return TrainIterator(batches, reading, sum(len(source) for source in sources))
+
+
+def open_source(
+    dataset: str, split: str, *, data_dir: str | os.PathLike, input_size: tuple[int, int],
+    dataset_index: int = 0, boxes: str | os.PathLike = boxes_of.GROUND_TRUTH, score_threshold: float = 0.0,
+) -> TopDownSource:
+    """Opens the records of a prepared split as person crops."""
+    protocol = find_dataset(dataset, data_dir)
+    annotations = load_annotations(dataset, split, data_dir)
+    if boxes == boxes_of.GROUND_TRUTH:
+        chosen = boxes_of.ground_truth(annotations, protocol, input_size)
+    else:
+        chosen = boxes_of.detections(boxes, annotations, protocol, input_size, score_threshold)
+    return TopDownSource(open_records(dataset, split, data_dir), annotations, chosen, protocol, dataset_index)
+
+
+def eval_loader(
+    dataset: str, split: str, *, data_dir: str | os.PathLike, batch_size: int, input_size: tuple[int, int],
+    boxes: str | os.PathLike = boxes_of.GROUND_TRUTH, score_threshold: float = 0.0, dataset_index: int = 0,
+    num_keypoints: int | None = None, process_index: int = 0, process_count: int = 1,
+    reading: Reading = Reading(),
+) -> EvalLoader:
+    """Every instance of a prepared split once, in image order, without augmentation.
+
+    Args:
+      boxes: 'ground_truth', or the path of a COCO detection file; `score_threshold` applies to the latter.
+      dataset_index: value of the batches' `dataset`, that is, which head and expert judge.
+      num_keypoints: K of the batches, the dataset's own count by default.
+      The others: as for `train_loader`.
+    """
+    source = open_source(dataset, split, data_dir=data_dir, input_size=input_size, boxes=boxes,
+                         dataset_index=dataset_index, score_threshold=score_threshold)
+    return EvalLoader(source, batch_size, tuple(input_size), num_keypoints or source.dataset.num_keypoints,
+                      process_index, process_count, reading)
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalLoader:
+    """Finite evaluation batches of one process; every process has the same number of them.
+
+    Beside the training fields: `inverse_warp` float32 [B, 2, 3] (crop pixels -> image pixels), `image_id` and
+    `instance_id` int64 [B], `box_score` and `area` float32 [B] (of the padded box, in image pixels). Rows
+    after the last instance are zero, with `valid` False. Keypoints of detections are unknown: zero, and not
+    visible.
+    """
+
+    source: TopDownSource
+    batch_size: int
+    input_size: tuple[int, int]
+    num_keypoints: int
+    process_index: int = 0
+    process_count: int = 1
+    reading: Reading = Reading()
+
+    def __post_init__(self) -> None:
+        rows_of_process(self.batch_size, self.process_index, self.process_count)
+
+    @property
+    def boxes(self) -> str:
+        """'ground_truth' or the path of the detection file."""
+        return self.source.instances.origin
+
+    @property
+    def annotations(self) -> Annotations:
+        return self.source.annotations
+
+    def __len__(self) -> int:
+        return -(-len(self.source) // self.batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self.reading.each(self)
+
+    def __getitem__(self, index: int) -> Batch:
+        """One whole batch: neighbours share a decoded picture."""
+        source = self.source
+        rows = rows_of_process(self.batch_size, self.process_index, self.process_count)
+        first = index * self.batch_size + self.process_index * rows
+        batch = _empty_batch(rows, self.input_size, self.num_keypoints)
+        batch["dataset"][:] = source.dataset_index
+        crop = Crop(self.input_size, source.dataset.codec == "udp")
+        picture, picture_row = None, -1
+        for row, number in enumerate(range(first, min(first + rows, len(source)))):
+            sample = source.describe(number)
+            if sample["image_index"] != picture_row:
+                picture_row = sample["image_index"]
+                picture = decode(source.read(picture_row), sample)
+            sample = crop(sample, picture)
+            batch["image"][row] = sample["image"]
+            batch["keypoints"][row, :len(sample["keypoints"])] = sample["keypoints"]
+            batch["visible"][row, :len(sample["visible"])] = sample["visible"]
+            batch["inverse_warp"][row] = geometry.invert(sample["matrix"])
+            batch["area"][row] = np.prod(sample["scale"] * geometry.SCALE_UNIT)
+            for name in ("image_id", "instance_id", "box_score"):
+                batch[name][row] = sample[name]
+            batch["valid"][row] = True
+        return batch
+
+
+def _empty_batch(rows: int, input_size: tuple[int, int], num_keypoints: int) -> Batch:
+    width, height = input_size
+    return {
+        "image": np.zeros((rows, height, width, 3), np.uint8),
+        "keypoints": np.zeros((rows, num_keypoints, 2), np.float32),
+        "visible": np.zeros((rows, num_keypoints), np.float32),
+        "dataset": np.zeros(rows, np.int32),
+        "valid": np.zeros(rows, bool),
+        "inverse_warp": np.zeros((rows, 2, 3), np.float32),
+        "image_id": np.zeros(rows, np.int64),
+        "instance_id": np.zeros(rows, np.int64),
+        "box_score": np.zeros(rows, np.float32),
+        "area": np.zeros(rows, np.float32),
+    }
+
+
+def rows_of_process(batch_size: int, process_index: int, process_count: int) -> int:
+    """Rows of a global batch that a process reads."""
+    if batch_size <= 0 or batch_size % process_count:
+        raise ValueError(f"a batch of {batch_size} cannot be shared equally by {process_count} processes")
+    if not 0 <= process_index < process_count:
+        raise ValueError(f"there is no process {process_index} of {process_count}")
+    return batch_size // process_count

@@ -1,0 +1,146 @@
+"""Batches of whole images: endless ones for training, finite ones by picture size for evaluation.
+
+The machinery is that of `data_pipelines.top_down.loader`: one global order of batches, of which a process of n gets
+its rows; exact resume; threads or worker processes.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import functools
+import os
+from collections.abc import Iterator
+
+import cv2
+import numpy as np
+
+from data_pipelines import geometry, mixture
+from data_pipelines.skeletons import get_dataset
+from data_pipelines.top_down.loader import Batch, Reading, TrainIterator, rows_of_process
+from data_pipelines.records import Annotations, load_annotations, open_records
+from data_pipelines.top_down.crops import decode
+from data_pipelines.whole_image.pictures import (
+    STRIDE, Augmentation, Rules, Train, WholeImageSource, inference_size, rules_of, training_images,
+)
+
+
+def train_loader(
+    dataset: str, split: str = "train", *, data_dir: str | os.PathLike, batch_size: int, input_size: int,
+    seed: int, instances: int = 30, rules: Rules | None = None, augmentation: Augmentation = Augmentation(),
+    process_index: int = 0, process_count: int = 1, reading: Reading = Reading(),
+) -> TrainIterator:
+    """Endless training batches of a prepared dataset (the whole-image batch contract).
+
+    Args:
+      data_dir: where `scripts.prepare_data` wrote.
+      batch_size: rows of the global batch.
+      input_size: side of the square pictures, a multiple of 32.
+      seed: decides order and augmentation.
+      instances: N, the instance axis.
+      rules: which images and people are learned; those of the dataset's publication by default.
+      augmentation: see `Augmentation`.
+      process_index, process_count: which rows of each batch.
+
+    Raises:
+      DatasetNotPrepared: with the command that prepares it.
+      ValueError: sizes that do not fit each other, or a dataset without usable images.
+    """
+    if input_size % (8 * STRIDE):
+        raise ValueError(f"the input size must be a multiple of {8 * STRIDE}, not {input_size}")
+    protocol = get_dataset(dataset)
+    rules = rules or rules_of(protocol)
+    annotations = load_annotations(dataset, split, data_dir)
+    images = training_images(annotations, rules, instances)
+    source = WholeImageSource(open_records(dataset, split, data_dir), annotations, protocol, images)
+    rows = rows_of_process(batch_size, process_index, process_count)
+    order_seed, draw_seed = mixture.derived_seeds(seed, 2)
+    transform = Train(protocol, input_size, rules, instances, augmentation)
+    elements = mixture.mix([source], mixture.CONCAT, order_seed).random_map(transform, seed=draw_seed)
+    # In pieces of one process's rows, the n pieces of a global batch follow each other.
+    return TrainIterator(elements.batch(rows)[process_index::process_count], reading, len(source))
+
+
+def eval_loader(
+    dataset: str, split: str, *, data_dir: str | os.PathLike, batch_size: int, input_size: int,
+    process_index: int = 0, process_count: int = 1, reading: Reading = Reading(),
+) -> EvalLoader:
+    """Every image of a prepared split once, resized, in batches of one exact picture size.
+
+    Args:
+      input_size: of the short side. The others: as for `train_loader`.
+    """
+    annotations = load_annotations(dataset, split, data_dir)
+    source = WholeImageSource(open_records(dataset, split, data_dir), annotations, get_dataset(dataset))
+    return EvalLoader(source, batch_size, input_size, process_index, process_count, reading)
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalLoader:
+    """Finite evaluation batches of one process; every process has the same number of them, of the same sizes.
+
+    Fields: `image` uint8 [B, H, W, 3] RGB, `inverse_warp` float32 [B, 2, 3] (input pixels -> image pixels),
+    `image_id` int64 [B], `valid` bool [B]. Pictures are never padded; where a size has too few of them to
+    fill its last batch, rows are empty, with `valid` False.
+    """
+
+    source: WholeImageSource
+    batch_size: int
+    input_size: int
+    process_index: int = 0
+    process_count: int = 1
+    reading: Reading = Reading()
+
+    def __post_init__(self) -> None:
+        rows_of_process(self.batch_size, self.process_index, self.process_count)
+
+    @property
+    def annotations(self) -> Annotations:
+        return self.source.annotations
+
+    @functools.cached_property
+    def batches(self) -> tuple[tuple[tuple[int, int], tuple[int, ...]], ...]:
+        """Picture size (width, height) and numbers of the images of every global batch."""
+        by_size = collections.defaultdict(list)
+        table = self.source.annotations
+        for number, image in enumerate(self.source.images):
+            size = (int(table.width[image]), int(table.height[image]))
+            by_size[inference_size(size, self.input_size)[0]].append(number)
+        return tuple(
+            (size, tuple(numbers[first : first + self.batch_size]))
+            for size, numbers in sorted(by_size.items())
+            for first in range(0, len(numbers), self.batch_size)
+        )
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self.reading.each(self)
+
+    def __getitem__(self, index: int) -> Batch:
+        (width, height), numbers = self.batches[index]
+        rows = rows_of_process(self.batch_size, self.process_index, self.process_count)
+        batch = {
+            "image": np.zeros((rows, height, width, 3), np.uint8),
+            "inverse_warp": np.zeros((rows, 2, 3), np.float32),
+            "image_id": np.zeros(rows, np.int64),
+            "valid": np.zeros(rows, bool),
+        }
+        first = self.process_index * rows
+        for row, number in enumerate(numbers[first : first + rows]):
+            sample = self.source[number]
+            batch["image"][row], matrix = resize(decode(sample["encoded"], sample), self.input_size)
+            batch["inverse_warp"][row] = geometry.invert(matrix)
+            batch["image_id"][row] = sample["image_id"]
+            batch["valid"][row] = True
+        return batch
+
+
+def resize(image: np.ndarray, input_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """A BGR picture -> the RGB picture to run on, uint8, and the map between them [2, 3]; see
+    `inference_size`.
+    """
+    size, matrix = inference_size(image.shape[1::-1], input_size)
+    picture = cv2.warpAffine(image, matrix, size, flags=cv2.INTER_LINEAR)
+    return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB), matrix

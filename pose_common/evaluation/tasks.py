@@ -1,0 +1,73 @@
+"""The result table of an evaluation: a row for everything that is prepared, and what to do about the rest."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+
+from data_pipelines.records import DatasetNotPrepared
+from pose_common.evaluation import result_table as tables
+
+_NOT_FRACTIONS = ("PCKh", "PCKh@0.1", "EPE")
+
+
+class Score(NamedTuple):
+    """One row: its name, {metric: value} ({} without annotations), and the table's fields."""
+
+    name: str
+    values: Mapping[str, float]
+    row: Mapping[str, Any]
+
+
+def evaluate_tasks(
+    tasks: Sequence[Any],
+    open_task: Callable[[Any], Any],
+    evaluate_task: Callable[[Any, Any], Iterable[Score]],
+    folder: pathlib.Path,
+    title: str,
+) -> dict[str, Mapping[str, float]]:
+    """Evaluates what can be opened; shows the table and saves it as `folder`/table.*.
+
+    Args:
+      tasks: with `dataset` and `split`.
+      open_task: task -> its loader. What is not prepared, or whose file is missing, is named under the table.
+      evaluate_task: (task, loader) -> its rows.
+
+    Returns:
+      {row name: {metric: value}}.
+    """
+    scores, skipped = [], []
+    for task in tasks:
+        try:
+            loader = open_task(task)
+        except DatasetNotPrepared as error:
+            skipped.append(str(error))
+            continue
+        except FileNotFoundError as error:
+            skipped.append(f"{task.dataset} ({task.split}) was not evaluated: there is no {error.filename}")
+            continue
+        scores += evaluate_task(task, loader)
+    if jax.process_index() == 0:
+        rows = [score.row for score in scores]
+        tables.show(rows, title, skipped)
+        tables.save(rows, folder / "table", skipped)
+    return {score.name: score.values for score in scores}
+
+
+def shown(names: Sequence[str], values: Mapping[str, float]) -> str:
+    """Metrics as papers print them, in percent but for EPE; a dash where there was nothing to evaluate."""
+    return " / ".join(shown_figure(name, _in_percent(name, values.get(name))) for name in names)
+
+
+def shown_figure(name: str, value: float | None) -> str:
+    """A figure that is in percent already."""
+    return "-" if value is None else f"{value:.{2 if name == 'EPE' else 1}f}"
+
+
+def _in_percent(name: str, value: float | None) -> float | None:
+    if value is None or value < 0:
+        return None
+    return value if name in _NOT_FRACTIONS else 100 * value

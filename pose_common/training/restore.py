@@ -1,0 +1,137 @@
+"""Weights to evaluate, or to start from: of a run, or converted."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from pose_common.weights.keys import require_fit, unflatten
+from pose_common.training.checkpoints import Checkpoints, find_checkpoint
+from pose_common.training.loop import Method
+from pose_common.training.mesh import replicated
+from pose_common.training.state import TrainState
+
+Weights = dict[str, Any]
+"""Nested {"params": ..., "batch_stats": ..., "prototypes": ...}."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """Where a model starts.
+
+    Attributes:
+      tree: all of its weights.
+      title: what the given weights were recognised as.
+      fresh: parts that keep their initial values, such as "embedding" or "heads/coco".
+      left_out: parts of the given weights that the model has no place for.
+    """
+
+    tree: Weights
+    title: str
+    fresh: tuple[str, ...]
+    left_out: tuple[str, ...]
+
+
+def take_parts(
+    loaded: Mapping[str, Any], initial: Mapping[str, Any], part_of: Callable[[str], str], title: str
+) -> Start:
+    """A `Start` from two flat trees. A part of the model is taken whole or not at all.
+
+    Args:
+      loaded: given weights.
+      initial: the model's own.
+      part_of: flat name -> its part.
+      title: of the given weights.
+
+    Raises:
+      PortError: half of a part, or one of another width; names everything that does not fit.
+    """
+    wanted, there = {part_of(name) for name in initial}, {part_of(name) for name in loaded}
+    taken = {name: value for name, value in loaded.items() if part_of(name) in wanted}
+    require_fit(taken, {name: value for name, value in initial.items() if part_of(name) in there})
+    return Start(unflatten({**initial, **taken}), title, tuple(sorted(wanted - there)), tuple(sorted(there - wanted)))
+
+
+def run_config(path: str | os.PathLike, methods: Sequence[str]) -> ConfigDict | None:
+    """The configuration of the run whose working directory or checkpoint this is, with `checkpoint` set to it.
+
+    Returns:
+      None where it is none, or of none of the `methods`.
+    """
+    found = find_checkpoint(path) if path else None
+    if found is None:
+        return None
+    directory, step = found
+    config = ConfigDict(Checkpoints(directory).read_info(step)["config"])
+    if config.get("method") not in methods:
+        return None
+    config.checkpoint = str(directory / str(step))
+    return config
+
+
+def load_weights(
+    path: str, method: Method, mesh: Mesh, convert: Callable[[Weights], Weights]
+) -> tuple[Weights, int]:
+    """Weights to evaluate, on every device, and the step they come from (0: of no run).
+
+    Args:
+      path: a run's working directory, one of its checkpoints, or a folder or file of weights.
+      method: whose weights they are.
+      mesh: the devices.
+      convert: shapes of the method's weights -> the weights at `path`, where that is no run.
+
+    Raises:
+      ValueError: there is nothing, or a run's arrays are not of this method's shapes.
+    """
+    found = find_checkpoint(path) if path else None
+    if found is None:
+        if not (path and epath.Path(path).exists()):
+            raise ValueError(
+                f"config.checkpoint={path!r} is neither a working directory with checkpoints, nor one of them, nor a "
+                "folder or file of weights"
+            )
+        shapes = method.shapes(method.stages[0], {}).weights
+        return jax.tree.map(lambda x: jax.device_put(x, replicated(mesh)), convert(shapes)), 0
+    directory, step = found
+    checkpoints = Checkpoints(directory)
+    shapes = method.shapes(method.stages[0], checkpoints.read_info(step)["notes"]).weights
+    return checkpoints.restore_weights(step, shapes, jax.tree.map(lambda _: replicated(mesh), shapes)), step
+
+
+def on_host(weights: Weights) -> Weights:
+    """Copied arrays as numpy ones."""
+    return jax.tree.map(lambda x: np.asarray(x.addressable_data(0)), weights)
+
+
+def filler(source: str, start_from: Callable[[Mapping[str, Any]], Start]) -> Callable[[TrainState], TrainState]:
+    """Fills a fresh state, and logs with what.
+
+    Args:
+      source: name of the given weights.
+      start_from: initial weights -> the `Start`.
+    """
+
+    def fill(state: TrainState) -> TrainState:
+        old = state.weights
+        start = start_from(old)
+        logging.info("starting from %s: %s", source, start.title)
+        for title, parts in (("initialised afresh", start.fresh), ("left out of the weights", start.left_out)):
+            if parts:
+                logging.info("%s: %s", title, ", ".join(parts))
+        return state.replace(**jax.tree.map(_laid_out_like, dict(start.tree), old))
+
+    return fill
+
+
+def _laid_out_like(value: Any, like: jax.Array) -> jax.Array:
+    value = np.asarray(value, like.dtype)
+    return jax.make_array_from_callback(like.shape, like.sharding, lambda index: value[index])

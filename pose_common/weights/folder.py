@@ -1,0 +1,101 @@
+"""Folders of weights: what inference needs, without a run around it.
+
+`arrays` is an Orbax checkpoint, `manifest.json` says what it holds: the caller's description and the name,
+shape and type of every array. The manifest is written last, so a folder with one is whole; and a folder
+restores whole or not at all, on any number of devices.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+
+from pose_common.weights.keys import flatten, unflatten
+
+ARRAYS, MANIFEST = "arrays", "manifest.json"
+FORMAT = "posebh-boir-jax weights 1"
+
+
+class WeightsError(ValueError):
+    """A folder that does not hold whole weights."""
+
+
+def is_weights(path: str | os.PathLike) -> bool:
+    """Whether a folder of weights is there."""
+    return (epath.Path(path) / MANIFEST).exists()
+
+
+def save_weights(path: str | os.PathLike, weights: Mapping[str, Any], manifest: Mapping[str, Any]) -> None:
+    """Writes a tree of arrays and its description.
+
+    Args:
+      path: folder; made, must not hold weights yet.
+      weights: nested {"params": ..., "batch_stats": ..., "prototypes": ...}.
+      manifest: JSON-able description, enough to build the model again.
+
+    Raises:
+      WeightsError: there are weights already.
+    """
+    root = epath.Path(path).absolute()
+    if is_weights(root):
+        raise WeightsError(f"{root} holds weights already; give another folder or remove it")
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_compression=False)) as checkpointer:
+        # Weights do not compress. `force` replaces what an interrupted writer left.
+        checkpointer.save(root / ARRAYS, args=ocp.args.PyTreeSave(unflatten(flatten(weights))), force=True)
+    described = {
+        name: {"shape": list(value.shape), "dtype": str(value.dtype)}
+        for name, value in flatten(weights).items()
+    }
+    text = json.dumps({"format": FORMAT, "model": dict(manifest), "arrays": described}, indent=1)
+    if jax.process_index() == 0:
+        partial = root / f"{MANIFEST}.partial"
+        partial.write_text(text)
+        partial.rename(root / MANIFEST)
+
+
+def load_weights(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(nested tree of numpy arrays, manifest) of a folder; the caller lays the arrays out on its devices.
+
+    Raises:
+      WeightsError: no weights there, or arrays that are missing or not those of the manifest.
+    """
+    root = epath.Path(path).absolute()
+    if not is_weights(root):
+        raise WeightsError(f"{root} holds no finished weights: it has no {MANIFEST}")
+    try:
+        content = json.loads((root / MANIFEST).read_text())
+        known, model, described = content["format"] == FORMAT, content["model"], content["arrays"]
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise WeightsError(f"{root / MANIFEST} is damaged: {error!r}") from error
+    if not known:
+        raise WeightsError(
+            f"{root / MANIFEST}: unknown format {content['format']!r}, this program reads {FORMAT!r}"
+        )
+    target = unflatten({name: jax.ShapeDtypeStruct(e["shape"], e["dtype"]) for name, e in described.items()})
+    try:
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+            as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), target)
+            weights = checkpointer.restore(
+                root / ARRAYS, args=ocp.args.PyTreeRestore(item=target, restore_args=as_numpy)
+            )
+    except Exception as error:  # orbax and its storage raise many kinds
+        raise WeightsError(f"{root / ARRAYS} cannot be restored ({type(error).__name__}: {error})") from error
+    _compare(root, described, flatten(weights))
+    return weights, model
+
+
+def _compare(root: epath.Path, described: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
+    problems = [
+        f"{name} is {value.dtype} {list(value.shape)}, the manifest says {described[name]}"
+        for name, value in arrays.items()
+        if [list(value.shape), str(value.dtype)] != [described[name]["shape"], described[name]["dtype"]]
+    ]
+    if problems:
+        raise WeightsError(f"{root} is damaged:\n  " + "\n  ".join(problems))

@@ -1,0 +1,147 @@
+"""Cross-type self-supervision: heads and prototypes agree on skeletons that an image is not annotated with.
+
+For each dataset and the images of *other* datasets, the dataset's head and its prototype heatmaps are
+compared; where both are confident and agree, a pseudo label between their positions supervises head,
+prototypes and embedding (PoseBH, CVPR 2025, section 3.4). No gradient flows through the pseudo label. All of
+it runs on the device, for all keypoints of all skeletons at once.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from pose_common.collectives import global_sum
+from pose_common.heatmaps import decode_dark_udp, encode
+from posebh_jax.keypoint_index import SkeletonLayout
+from posebh_jax.losses.prototype import contrast, heatmap_mse
+from posebh_jax.prototypes import Labels, PrototypeConfig, prototype_heatmaps
+
+# The paper's DARK kernel and the Gaussian of its targets, in cells.
+_KERNEL, _SIGMA = 11, 2.0
+
+
+class PseudoLabels(NamedTuple):
+    """Positions [B, T, 2] in heatmap cells and weights [B, T], both 0 where a keypoint was not selected."""
+
+    position: jax.Array
+    weight: jax.Array
+
+
+def pseudo_labels(
+    head_maps: jax.Array,
+    proto_maps: jax.Array,
+    dataset: jax.Array,
+    layout: SkeletonLayout,
+    config: PrototypeConfig,
+) -> PseudoLabels:
+    """Keypoints of other skeletons on which head and prototypes agree.
+
+    A keypoint is selected when both peaks exceed the threshold and lie close together (arg-max of the column
+    maxima and of the row maxima, Euclidean distance). Its position is the mean of both DARK positions
+    weighted by confidence, its weight the smaller confidence. A position so far outside that its Gaussian
+    misses the map is dropped; the release keeps its weight and thereby asks for an empty map.
+
+    Args:
+      head_maps, proto_maps: [B, h, w, T] heatmaps of all skeletons.
+      dataset: int32 [B].
+    """
+    head_maps, proto_maps = jax.lax.stop_gradient((head_maps, proto_maps))
+    head_at, head_score = decode_dark_udp(head_maps, _KERNEL)
+    proto_at, proto_score = decode_dark_udp(proto_maps, _KERNEL)
+    apart = jnp.linalg.norm(_peak(head_maps) - _peak(proto_maps), axis=-1)
+    total = jnp.maximum(head_score + proto_score, 1e-4)[..., None]
+    position = (head_score[..., None] * head_at + proto_score[..., None] * proto_at) / total
+
+    cell, reach = jnp.trunc(position + 0.5), 3 * _SIGMA
+    size = jnp.asarray(head_maps.shape[2:0:-1], jnp.float32)
+    score = jnp.minimum(head_score, proto_score)
+    selected = (
+        (score > config.cross_type_threshold)
+        & (apart <= config.cross_type_distance)
+        & ~layout.own(dataset)
+        & ((cell >= -reach) & (cell <= size - 1 + reach)).all(axis=-1)
+    )
+    return PseudoLabels(jnp.where(selected[..., None], position, 0.0), jnp.where(selected, score, 0.0))
+
+
+def _peak(maps: jax.Array) -> jax.Array:
+    """[B, T, 2]: column and row of the highest column and row maximum."""
+    columns, rows = maps.max(axis=1), maps.max(axis=2)
+    return jnp.stack([columns.argmax(axis=1), rows.argmax(axis=1)], axis=-1).astype(jnp.float32)
+
+
+def _draw(labels: PseudoLabels, heatmap_size: tuple[int, int]) -> jax.Array:
+    """UDP Gaussians [B, h, w, K] at positions [B, K, 2], zero where the weight is 0."""
+    drawn = (labels.weight > 0).astype(jnp.float32)
+    in_cells = {"input_size": heatmap_size, "heatmap_size": heatmap_size}
+    return encode(labels.position, drawn, True, sigma=_SIGMA, **in_cells)[0]
+
+
+def label_pseudo_pixels(
+    pseudo: PseudoLabels, heatmap_size: tuple[int, int], layout: SkeletonLayout, config: PrototypeConfig
+) -> Labels:
+    """Samples of each skeleton: the keypoint with the largest weight x Gaussian. One slot a dataset.
+
+    The datasets' positions are laid side by side, padded to the longest: the maps over which the maximum is
+    taken are never stored.
+    """
+    positions, weights = (jnp.pad(x, [(0, 0), (0, 1)] + [(0, 0)] * (x.ndim - 2)) for x in pseudo)
+    ids = layout.padded_ids
+    flat = PseudoLabels(positions[:, ids.reshape(-1)], weights[:, ids.reshape(-1)])
+    values = _draw(flat, heatmap_size) * flat.weight[:, None, None, :]
+    values = values.reshape(*values.shape[:3], *ids.shape)
+    confidence = values.max(axis=-1)
+    keypoint = jnp.argmax(values, axis=-1) + layout.starts
+    dataset = jnp.broadcast_to(jnp.arange(layout.num_datasets), (confidence.shape[0], layout.num_datasets))
+    return Labels(jnp.where(confidence > config.label_threshold, keypoint, -1), confidence, dataset)
+
+
+def cross_type_terms(
+    embedding: jax.Array,
+    head_maps: jax.Array,
+    best: jax.Array,
+    dataset: jax.Array,
+    prototypes: jax.Array,
+    *,
+    layout: SkeletonLayout,
+    config: PrototypeConfig,
+    axis_name: str | None = None,
+) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+    """Loss of all skeletons on the images that are annotated with another.
+
+    Args:
+      embedding: [B, h, w, D].
+      head_maps: [B, h, w, T], heatmap heads of all skeletons.
+      best: [B, h, w, T], `best_similarities(embedding, prototypes)`.
+      dataset: int32 [B].
+      prototypes: [T, M, D] unit vectors; they do not move here.
+
+    Returns:
+      The weighted share {"cross_type"}, and global values: per dataset [n] the unweighted terms `head`,
+      `prototype_heatmap`, and `selected` pseudo keypoints; summed over datasets `cross_entropy` and
+      `distance`.
+    """
+    head_maps, proto_maps = head_maps.astype(jnp.float32), prototype_heatmaps(best)
+    heatmap_size = head_maps.shape[2], head_maps.shape[1]
+    pseudo = pseudo_labels(head_maps, proto_maps, dataset, layout, config)
+    targets = _draw(pseudo, heatmap_size)
+    chosen = layout.sum_by_dataset((pseudo.weight > 0).astype(jnp.float32))
+    images = global_sum((chosen > 0).sum(axis=0), axis_name)
+    head = heatmap_mse(head_maps, targets, pseudo.weight, images, layout)
+    proto = heatmap_mse(proto_maps, targets, pseudo.weight, images, layout)
+
+    labels = label_pseudo_pixels(pseudo, heatmap_size, layout, config)
+    terms = contrast(embedding, prototypes, labels, layout=layout, config=config, axis_name=axis_name)
+    total = head.sum() + config.heatmap_weight * proto.sum() + terms.loss
+    head, proto, selected = global_sum(jax.lax.stop_gradient((head, proto, chosen.sum(axis=0))), axis_name)
+    aux = {
+        "head": head,
+        "prototype_heatmap": proto,
+        "selected": selected,
+        "cross_entropy": terms.cross_entropy,
+        "distance": terms.distance,
+    }
+    return {"cross_type": config.cross_type_weight * total}, aux

@@ -1,0 +1,250 @@
+"""PoseBH's losses of heatmaps, prototype heatmaps and embeddings.
+
+Every loss here is this device's *share*: local numerator over global denominator, so that the sum of shares
+over the devices of `axis_name` is the loss of the global batch. Auxiliary values are global and equal on all
+devices.
+
+Maps are [B, h, w, T], targets and weights those of `SkeletonLayout.to_global`: zero for keypoints of other
+datasets.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pose_common.collectives import global_batch_size, global_sum
+from pose_common.heatmaps import decode_argmax
+from posebh_jax import prototypes as protos
+from posebh_jax.keypoint_index import SkeletonLayout
+from posebh_jax.prototypes import PRECISE, Labels, PrototypeConfig
+
+
+def heatmap_mse(
+    maps: jax.Array, targets: jax.Array, weights: jax.Array, images: jax.Array | int, layout: SkeletonLayout
+) -> jax.Array:
+    """Squared error: mean over images and pixels of (weight x difference)^2, then over a dataset's keypoints.
+
+    Args:
+      maps, targets: [B, h, w, T].
+      weights: [B, T]; 0 for what does not count. It multiplies prediction and target, so it enters squared.
+      images: how many images of the global batch the mean is over, one number or [n] per dataset: the whole
+        batch for heads, a dataset's own images for prototype maps, those with a pseudo label for the
+        cross-type term.
+
+    Returns:
+      [n] shares; 0 for a dataset without images.
+    """
+    error = jnp.square(weights[:, None, None, :] * (maps - targets))
+    per_keypoint = layout.sum_by_dataset(error.sum(axis=(0, 1, 2))) / np.asarray(layout.counts, np.float32)
+    return per_keypoint / (jnp.maximum(images, 1) * maps.shape[1] * maps.shape[2])
+
+
+def head_terms(
+    maps: jax.Array,
+    targets: jax.Array,
+    weights: jax.Array,
+    *,
+    layout: SkeletonLayout,
+    axis_name: str | None = None,
+) -> jax.Array:
+    """Losses [n] of the heatmap heads, over the whole batch: images of other datasets count as zero error."""
+    return heatmap_mse(maps, targets, weights, global_batch_size(maps.shape[0], axis_name), layout)
+
+
+def count_images(dataset: jax.Array, layout: SkeletonLayout, axis_name: str | None = None) -> jax.Array:
+    """float32 [n]: images of each dataset in the global batch."""
+    one_hot = jax.nn.one_hot(dataset, layout.num_datasets)
+    return global_sum(one_hot.sum(axis=0), axis_name)
+
+
+class Contrast(NamedTuple):
+    """What the samples' embeddings say.
+
+    Attributes:
+      loss: weighted share.
+      cross_entropy, distance: unweighted, global, summed over datasets; for logging.
+      assignment: [B, h, w, M, G], see `prototypes.assign`.
+      samples: float32 [n], samples of each dataset in the global batch.
+    """
+
+    loss: jax.Array
+    cross_entropy: jax.Array
+    distance: jax.Array
+    assignment: jax.Array
+    samples: jax.Array
+
+
+def log_partition(similarity: jax.Array, members: jax.Array) -> jax.Array:
+    """log sum exp over the prototypes that compete in a slot.
+
+    Similarities lie in [0, 1], so the sum needs no shift.
+
+    Args:
+      similarity: [B, h, w, M, T].
+      members: [B, T, G].
+
+    Returns:
+      [B, h, w, G].
+    """
+    mass = jnp.exp(similarity).sum(axis=-2)
+    return jnp.log(jnp.einsum("bhwt,btg->bhwg", mass, members, precision=PRECISE))
+
+
+def contrastive_means(
+    partition: jax.Array,
+    similarity: jax.Array,
+    target: jax.Array,
+    labels: Labels,
+    *,
+    layout: SkeletonLayout,
+    axis_name: str | None = None,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Cross entropy to the target prototype and squared distance (1 - S)^2 from it.
+
+    Args:
+      partition: [B, h, w, G] from `log_partition`.
+      similarity: [B, h, w, M, G] of a sample to its own keypoint's prototypes.
+      target: int32 [B, h, w, G], the target among those M.
+      labels: the samples; the mean is over those of each dataset.
+
+    Returns:
+      Shares [n] of both means, and the samples [n] in the global batch.
+    """
+    valid = labels.keypoint >= 0
+    chosen = jax.nn.one_hot(target, similarity.shape[-2], axis=-2)
+    hit = (similarity * chosen).sum(axis=-2)
+    entropy = jnp.where(valid, partition - hit, 0.0)
+    distance = jnp.where(valid, jnp.square(1 - hit), 0.0)
+    per_slot = jnp.stack([entropy, distance, valid.astype(jnp.float32)]).sum(axis=(2, 3))
+    slots = jax.nn.one_hot(labels.dataset, layout.num_datasets)
+    entropy, distance, count = jnp.einsum("xbg,bgn->xn", per_slot, slots, precision=PRECISE)
+    count = global_sum(jax.lax.stop_gradient(count), axis_name)
+    return entropy / jnp.maximum(count, 1), distance / jnp.maximum(count, 1), count
+
+
+def _compare(embedding: jax.Array, bank: jax.Array, labels: Labels, layout: SkeletonLayout):
+    """`log_partition` [B, h, w, G], and [B, h, w, M, G]: samples against their own keypoint's prototypes."""
+    members = protos.slot_members(labels, layout)
+
+    def band(embedding, keypoint):
+        similarity = protos.similarities(embedding, bank)
+        samples = protos.sample_matrix(keypoint, layout.total)[..., None, :]
+        own = jnp.einsum("bhwmt,btg->bhwmg", similarity * samples, members, precision=PRECISE)
+        return log_partition(similarity, members), own
+
+    return protos.by_bands(band, embedding, labels.keypoint)
+
+
+def contrast(
+    embedding: jax.Array,
+    bank: jax.Array,
+    labels: Labels,
+    *,
+    layout: SkeletonLayout,
+    config: PrototypeConfig,
+    axis_name: str | None = None,
+) -> Contrast:
+    """Prototype loss of the samples (PoseBH, equations of PPC and PPD), summed over datasets.
+
+    Args:
+      embedding: [B, h, w, D].
+      bank: prototypes [T, M, D].
+      labels: the samples.
+    """
+    partition, similarity = _compare(embedding, bank, labels, layout)
+    assignment = protos.assign(
+        jax.lax.stop_gradient(similarity), labels, layout=layout, config=config, axis_name=axis_name
+    )
+    entropy, distance, count = contrastive_means(
+        partition, similarity, jnp.argmax(assignment, axis=-2), labels, layout=layout, axis_name=axis_name
+    )
+    entropy, distance = entropy.sum(), distance.sum()
+    weighted = config.cross_entropy_weight * entropy + config.distance_weight * distance
+    logged = global_sum(jax.lax.stop_gradient((entropy, distance)), axis_name)
+    return Contrast(config.contrast_weight * weighted, *logged, assignment, count)
+
+
+def prototype_terms(
+    embedding: jax.Array,
+    best: jax.Array,
+    targets: jax.Array,
+    weights: jax.Array,
+    dataset: jax.Array,
+    prototypes: jax.Array,
+    *,
+    layout: SkeletonLayout,
+    config: PrototypeConfig,
+    noise: jax.Array | None = None,
+    axis_name: str | None = None,
+) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+    """Losses of the annotated images against their own dataset's prototypes, and the moved prototypes.
+
+    Args:
+      embedding: [B, h, w, D], any length.
+      best: [B, h, w, T], `best_similarities(embedding, prototypes)`.
+      targets, weights: [B, h, w, T], [B, T].
+      dataset: int32 [B].
+      prototypes: [T, M, D] unit vectors.
+      noise: Gumbel(0, 1) [B, h, w, M]; None freezes the prototypes.
+
+    Returns:
+      Weighted shares {"prototype", "prototype_heatmap"}, and global values: `prototypes`, the unweighted
+      `cross_entropy` and `distance`, `samples` [n], the share of samples that are `correct` and, unless
+      frozen, `moved`, the share of prototypes that received a sample.
+    """
+    labels = protos.label_pixels(targets, dataset, config.label_threshold)
+    terms = contrast(embedding, prototypes, labels, layout=layout, config=config, axis_name=axis_name)
+    images = count_images(dataset, layout, axis_name)
+    maps_loss = heatmap_mse(protos.prototype_heatmaps(best), targets, weights, images, layout).sum()
+    losses = {"prototype": terms.loss, "prototype_heatmap": config.heatmap_weight * maps_loss}
+
+    correct = protos.is_correct(labels, best, layout).astype(jnp.float32)
+    aux = {
+        "prototypes": prototypes,
+        "cross_entropy": terms.cross_entropy,
+        "distance": terms.distance,
+        "samples": terms.samples,
+        "correct": global_sum(correct.sum(), axis_name) / jnp.maximum(terms.samples.sum(), 1),
+    }
+    if noise is not None:
+        weight = correct if config.weigh_by_correctness else correct * labels.confidence[..., 0]
+        aux["prototypes"], mass = protos.update_prototypes(
+            prototypes, jax.lax.stop_gradient(embedding), labels, terms.assignment[..., 0], weight, noise,
+            momentum=config.momentum, axis_name=axis_name,
+        )  # fmt: skip
+        aux["moved"] = (mass > 0).mean()
+    return losses, aux
+
+
+def keypoint_accuracy(
+    maps: jax.Array,
+    targets: jax.Array,
+    weights: jax.Array,
+    *,
+    layout: SkeletonLayout,
+    threshold: float = 0.05,
+    axis_name: str | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """Share of keypoints whose highest cell is near the target's, for logging only.
+
+    Distances are relative to (h, w) for (x, y), swapped as in the release, so that logged curves can be
+    compared.
+
+    Args:
+      maps, targets: [B, h, w, T].
+      weights: [B, T]; keypoints with 0 are left out.
+
+    Returns:
+      accuracy [n], mean over a dataset's keypoints of their share (0 where none is labelled), and how many of
+      its keypoints that mean is over [n].
+    """
+    size = jnp.asarray(maps.shape[1:3], jnp.float32)
+    distance = jnp.linalg.norm((decode_argmax(maps)[0] - decode_argmax(targets)[0]) / size, axis=-1)
+    labelled = weights > 0
+    hits, seen = global_sum(((labelled & (distance < threshold)).sum(0), labelled.sum(0)), axis_name)
+    counted = layout.sum_by_dataset((seen > 0).astype(jnp.float32))
+    return layout.sum_by_dataset(hits / jnp.maximum(seen, 1)) / jnp.maximum(counted, 1), counted

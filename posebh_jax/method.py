@@ -1,0 +1,251 @@
+"""PoseBH as a method for the training loop: initial state, loss of a stage, what happens when a stage begins."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from data_pipelines.skeletons import PoseDataset
+from pose_common import heatmaps
+from pose_common.collectives import global_sum, sample_keys
+from pose_common.images import normalise
+from pose_common.training.optimizers import GroupedAdamW
+from pose_common.training.stages import Stage
+from pose_common.training.state import TrainState
+from pose_common.training.step import LossOutput
+from posebh_jax import prototypes
+from posebh_jax.losses import prototype as losses
+from posebh_jax.clusters import ClusterBank, choose_clusters, cluster_terms
+from posebh_jax.losses.cross_type import cross_type_terms
+from posebh_jax.keypoint_index import SkeletonLayout
+from posebh_jax.model import PoseBH
+from posebh_jax.prototypes import PrototypeConfig
+from posebh_jax.vit import drop_path_rates, drop_path_scales
+
+PROTOTYPE_TERMS = ("prototype", "prototype_heatmap")
+TERMS = ("heatmap", *PROTOTYPE_TERMS, "cluster", "cross_type")
+PROTOTYPES_PER_KEYPOINT = 3
+BANK, CLUSTERS = "bank", "clusters"
+
+
+class Inputs(NamedTuple):
+    """One batch on the device, ready for network and losses.
+
+    Attributes:
+      image: float32 [B, H, W, 3], normalised.
+      dataset: int32 [B].
+      targets, weights: [B, h, w, T] and [B, T] of each image's own keypoints; zero for other skeletons.
+      drop_path: factors [depth, 2, B] of the backbone's branches, or None where it is frozen.
+      noise: Gumbel(0, 1) [B, h, w, M] for the prototypes' update, or None where they are frozen.
+    """
+
+    image: jax.Array
+    dataset: jax.Array
+    targets: jax.Array
+    weights: jax.Array
+    drop_path: jax.Array | None
+    noise: jax.Array | None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PoseBHMethod:
+    """PoseBH, or its multi-head baseline where no stage asks for a prototype term (`pose_common.training.loop.Method`).
+
+    Attributes:
+      model: the network; its `axis_name` is set here.
+      datasets: protocols of the mixture, in the order of the model's heads and experts.
+      input_size: (width, height) of a crop.
+      stages, optimizer: see the loop.
+      weights: of the loss terms.
+      num_clusters: size of the cluster bank, 0 for the paper's choice.
+    """
+
+    model: PoseBH
+    datasets: tuple[PoseDataset, ...]
+    input_size: tuple[int, int]
+    stages: tuple[Stage, ...]
+    optimizer: GroupedAdamW
+    weights: PrototypeConfig = PrototypeConfig()
+    num_clusters: int = 0
+
+    def __post_init__(self):
+        for stage in self.stages:
+            unknown = set(stage.losses) - set(TERMS)
+            if unknown:
+                raise ValueError(f"stage {stage.name!r} asks for unknown losses {sorted(unknown)}; known: {TERMS}")
+            needs_embedding = set(stage.losses) - {"heatmap"} or "embedding" in stage.train or stage.prototypes
+            if needs_embedding and not self.model.embedding_dim:
+                raise ValueError(
+                    f"stage {stage.name!r} needs the embedding head, which the multi-head baseline has not; its stages "
+                    "are those of configs/multi_head.py"
+                )
+
+    @functools.cached_property
+    def layout(self) -> SkeletonLayout:
+        """Where each dataset's keypoints lie among all."""
+        return SkeletonLayout(tuple(d.num_keypoints for d in self.datasets))
+
+    @property
+    def heatmap_size(self) -> tuple[int, int]:
+        """(width, height) of a heatmap: a quarter of the crop."""
+        return self.input_size[0] // 4, self.input_size[1] // 4
+
+    def init(self, key: jax.Array) -> TrainState:
+        """A fresh state for the first stage."""
+        params_key, bank_key, run_key = jax.random.split(key, 3)
+        image = jnp.zeros((1, self.input_size[1], self.input_size[0], 3))
+        variables = self.model.init(params_key, image, jnp.zeros(1, jnp.int32))
+        bank = {}
+        if self.model.embedding_dim:
+            shape = (self.layout.total, PROTOTYPES_PER_KEYPOINT, self.model.embedding_dim)
+            bank = {BANK: prototypes.init_prototypes(bank_key, *shape)}
+        params = variables["params"]
+        opt_state = self.optimizer.init(params, self.stages[0].train)
+        return TrainState(jnp.zeros((), jnp.int32), params, variables["batch_stats"], opt_state, bank, run_key)
+
+    def enter_stage(self, state: TrainState, stage: Stage) -> tuple[Callable[[TrainState], TrainState], dict[str, Any]]:
+        """Moments for what thaws; the cluster bank where it is first asked for."""
+        added, notes = {}, {}
+        if "cluster" in stage.losses and CLUSTERS not in state.prototypes:
+            bank = np.asarray(state.prototypes[BANK].addressable_data(0))
+            choice = choose_clusters(bank, fixed=self.num_clusters or None)
+            logging.info("stage %s: %s", stage.name, choice.summary())
+            added, notes = {CLUSTERS: choice.bank._asdict()}, {"num_clusters": len(choice.bank.keypoint)}
+
+        def change(state: TrainState) -> TrainState:
+            opt_state = self.optimizer.init(state.params, stage.train, old=state.opt_state)
+            return state.replace(opt_state=opt_state, prototypes={**state.prototypes, **added})
+
+        return change, notes
+
+    def shapes(self, stage: Stage, notes: dict[str, Any]) -> TrainState:
+        """Shapes of a state inside `stage`."""
+
+        def make(key):
+            state = self.init(key)
+            bank = dict(state.prototypes)
+            if "num_clusters" in notes:
+                count = notes["num_clusters"]
+                bank[CLUSTERS] = {"prototypes": bank[BANK][:count], "keypoint": jnp.zeros(count, jnp.int32)}
+            return state.replace(opt_state=self.optimizer.init(state.params, stage.train), prototypes=bank)
+
+        return jax.eval_shape(make, jax.random.PRNGKey(0))
+
+    def loss(self, params, state: TrainState, batch, key, stage: Stage, axis_name: str | None):
+        """This device's share of the stage's loss; see `pose_common.training.step`."""
+        keys = sample_keys(key, batch["dataset"].shape[0], axis_name)
+        return self.terms(params, state, self._inputs(batch, keys, stage), stage, axis_name)
+
+    def _inputs(self, batch: dict[str, jax.Array], keys: jax.Array, stage: Stage) -> Inputs:
+        """What the host sent, made into what the network and the losses take."""
+        dataset = batch["dataset"]
+        keypoints = self.layout.to_global(batch["keypoints"], dataset, axis=1)
+        visible = self.layout.to_global(batch["visible"], dataset)
+        udp = jnp.asarray([d.codec == "udp" for d in self.datasets])[dataset]
+        size = {"input_size": self.input_size, "heatmap_size": self.heatmap_size}
+        targets, weights = heatmaps.encode(keypoints, visible, udp, **size)
+        drop_path = self._drop_path(keys) if "backbone" in stage.train and self.model.size.drop_path else None
+        noise = self._gumbel(keys) if stage.prototypes else None
+        return Inputs(normalise(batch["image"]), dataset, targets, weights, drop_path, noise)
+
+    def terms(self, params, state: TrainState, inputs: Inputs, stage: Stage, axis_name: str | None):
+        """`loss` from finished inputs: every draw of randomness is an argument."""
+        network = _Network(self.model.clone(axis_name=axis_name), params, state.batch_stats, stage.train)
+        labels = (inputs.targets, inputs.weights)
+        bank, asked = dict(state.prototypes), set(stage.losses)
+        shared = {"layout": self.layout, "config": self.weights, "axis_name": axis_name}
+        values, figures = {}, {}
+
+        features = network.features(inputs.image, inputs.dataset, inputs.drop_path)
+        if asked & {"heatmap", "cross_type"}:
+            maps = network.heatmaps(features)
+        if "heatmap" in asked:
+            per_dataset = losses.head_terms(maps, *labels, layout=self.layout, axis_name=axis_name)
+            values["heatmap"] = per_dataset.sum()
+            figures |= self._head_figures(per_dataset, maps, *labels, axis_name)
+        if asked - {"heatmap"}:
+            embedding = network.embed(features)
+            best = prototypes.best_similarities(embedding, bank[BANK])
+        if asked & set(PROTOTYPE_TERMS):
+            found, seen = losses.prototype_terms(
+                embedding, best, *labels, inputs.dataset, bank[BANK], noise=inputs.noise, **shared
+            )
+            values |= {name: found[name] for name in PROTOTYPE_TERMS if name in asked}
+            figures |= _named("prototype", seen, ("cross_entropy", "distance", "correct", "moved"))
+            bank[BANK] = seen["prototypes"]
+        if "cluster" in asked:
+            clusters = ClusterBank(**bank[CLUSTERS])
+            found, seen = cluster_terms(embedding, *labels, clusters, config=self.weights, axis_name=axis_name)
+            values |= found
+            figures |= _named("cluster", seen, ("cross_entropy", "distance"))
+        if "cross_type" in asked:
+            # The heatmaps were compared with the prototypes as they were before this step moved them.
+            old = state.prototypes[BANK]
+            found, seen = cross_type_terms(embedding, maps, best, inputs.dataset, old, **shared)
+            values |= found
+            figures["cross_type/pseudo_labels"] = seen["selected"].sum()
+        total = sum(values[name] for name in stage.losses)
+        return total, LossOutput(values, jax.lax.stop_gradient(figures), network.new_stats, bank)
+
+    def _drop_path(self, keys: jax.Array) -> jax.Array:
+        rates = drop_path_rates(self.model.size.drop_path, self.model.size.depth)
+        return drop_path_scales(_fold(keys, 0), rates)
+
+    def _gumbel(self, keys: jax.Array) -> jax.Array:
+        width, height = self.heatmap_size
+        return prototypes.gumbel_noise(_fold(keys, 1), height, width, PROTOTYPES_PER_KEYPOINT)
+
+    def _head_figures(self, per_dataset, maps, targets, weights, axis_name) -> dict[str, jax.Array]:
+        maps, per_dataset = jax.lax.stop_gradient((maps, per_dataset))
+        accuracy, _ = losses.keypoint_accuracy(maps, targets, weights, layout=self.layout, axis_name=axis_name)
+        whole = global_sum(per_dataset, axis_name)
+        names = [d.name for d in self.datasets]
+        return {f"heatmap/{n}": whole[i] for i, n in enumerate(names)} | {
+            f"accuracy/{n}": accuracy[i] for i, n in enumerate(names)
+        }
+
+
+def _fold(keys: jax.Array, use: int) -> jax.Array:
+    """An independent key a sample for each use of randomness."""
+    return jax.vmap(lambda key: jax.random.fold_in(key, use))(keys)
+
+
+def _named(prefix: str, values: dict[str, jax.Array], names: tuple[str, ...]) -> dict[str, jax.Array]:
+    return {f"{prefix}/{name}": values[name] for name in names if name in values}
+
+
+class _Network:
+    """The model with its variables bound; groups that do not train run in inference mode and keep their statistics."""
+
+    def __init__(self, model: PoseBH, params, batch_stats, training: tuple[str, ...]):
+        self._model, self._training = model, training
+        self._variables = {"params": params, "batch_stats": batch_stats}
+        self.new_stats: dict[str, Any] = {}
+
+    def features(self, image: jax.Array, dataset: jax.Array, drop_path: jax.Array | None) -> jax.Array:
+        """Normalised crops -> backbone features."""
+        return self._model.apply(self._variables, image, dataset, drop_path, method="features")
+
+    def heatmaps(self, features: jax.Array) -> jax.Array:
+        """Maps of all skeletons."""
+        return self._apply("heads", "heatmaps", features)
+
+    def embed(self, features: jax.Array) -> jax.Array:
+        """Embeddings of all pixels."""
+        return self._apply("embedding", "embed", features)
+
+    def _apply(self, group: str, method: str, features: jax.Array) -> jax.Array:
+        train = group in self._training
+        out, updated = self._model.apply(
+            self._variables, features, train, method=method, mutable=["batch_stats"] if train else []
+        )
+        if train:
+            self.new_stats[group] = updated["batch_stats"][group]
+        return out

@@ -1,0 +1,223 @@
+"""What is in a state dict: which family of weights, and the sizes of its parts.
+
+Sizes are taken by majority over the layers, so that one damaged entry does not change what the rest is
+recognised as and is then reported by its name.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+
+from data_pipelines.skeletons import DATASETS
+from pose_common.weights.keys import PortError
+from posebh_jax.vit import SIZES, ViTSize
+
+ORIGINAL, BACKBONE, HUGGING_FACE = "original", "backbone", "hugging face"
+
+_WHOLE = ("coco", "aic", "mpii", "ap10k", "apt36k", "coco_wholebody")
+MIXTURES = (_WHOLE, ("coco", "aic", "mpii", "coco_wholebody"), (*_WHOLE, "interhand2d", "pw3d"))
+"""Orders of heads in published multi-dataset checkpoints."""
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Contents:
+    """Sizes of what a state dict holds.
+
+    Attributes:
+      family: ORIGINAL (names of the PoseBH and ViTPose code), BACKBONE (a bare vision transformer) or
+        HUGGING_FACE.
+      dim, depth: of the backbone.
+      tokens: positions without the extra one.
+      num_experts, part_features: 0 without experts.
+      folded: experts are there, but fc2 has all its rows already: one of them was folded in.
+      keypoints: maps of each head.
+      filters: channels of the deconvolutions.
+      embedding: (D, channels) of the embedding head, or None.
+      prototypes: keypoints of the bank, 0 without one.
+    """
+
+    family: str
+    dim: int
+    depth: int
+    tokens: int
+    num_experts: int
+    part_features: int
+    folded: bool
+    keypoints: tuple[int, ...]
+    filters: int
+    embedding: tuple[int, int] | None
+    prototypes: int
+
+    @property
+    def size_name(self) -> str | None:
+        """Name of the published size, or None."""
+        matches = (name for name, size in SIZES.items() if (size.dim, size.depth) == (self.dim, self.depth))
+        return next(matches, None)
+
+    def title(self) -> str:
+        """What it is, for people."""
+        size = self.size_name or f"width {self.dim}, depth {self.depth}"
+        if self.family == BACKBONE:
+            return f"vision transformer backbone (MAE or alike), {size}"
+        if self.family == HUGGING_FACE:
+            return f"Hugging Face VitPose{'-plus' if self.num_experts else ''}, {size}"
+        if not self.keypoints:
+            return f"backbone of {'ViTPose++' if self.num_experts else 'ViTPose'}, {size}"
+        if self.num_experts or len(self.keypoints) > 1:
+            return f"{'PoseBH' if self.embedding else 'ViTPose++ multi-head'}, {size}"
+        if self.embedding:
+            return f"PoseBH for a single dataset, {size}"
+        kind = "single-dataset split of ViTPose++" if self.folded else "ViTPose for a single dataset"
+        return f"{kind}, {size}"
+
+
+def recognise(shapes: Shapes) -> Contents | None:
+    """The contents of a state dict, or None where it is none of this method's weights.
+
+    Raises:
+      PortError: it is, but without an entry that tells a size.
+    """
+    if _any(shapes, r"backbone\.(embeddings|encoder\.layer)\..*"):
+        return _hugging_face(shapes)
+    if _any(shapes, r"backbone\.blocks\.\d+\..*"):
+        return _original(shapes, "backbone.", ORIGINAL)
+    if _any(shapes, r"blocks\.\d+\.(attn|mlp|norm\d)\..*"):
+        return _original(shapes, "", BACKBONE)
+    return None
+
+
+def dataset_names(keypoints: Sequence[int], stem: str) -> tuple[str, ...] | None:
+    """Names of heads with these numbers of keypoints, or None where they cannot be told.
+
+    Args:
+      keypoints: number of maps of each head.
+      stem: the file's name, which names the dataset of a single-dataset split.
+    """
+
+    def known(name: str) -> int:
+        return DATASETS[name].num_keypoints
+
+    for names in MIXTURES:
+        if tuple(map(known, names)) == tuple(keypoints):
+            return names
+    if len(keypoints) != 1:
+        return None
+    fitting = [name for name in DATASETS if known(name) == keypoints[0]]
+    named = [name for name in fitting if name in (stem, f"coco_{stem}") or stem.endswith(f"_{name}")]
+    return tuple((named or fitting)[:1]) or None
+
+
+def backbone_size(contents: Contents, num_heads: int | None, part_features: int) -> ViTSize:
+    """The size, with the training settings of the published one where it is one.
+
+    Raises:
+      PortError: the number of attention heads, which weights do not show, is not known.
+    """
+    published = SIZES.get(contents.size_name or "", None)
+    if num_heads is None and published is None:
+        raise PortError(
+            "more must be known",
+            [f"width {contents.dim}, depth {contents.depth} is no published size: say the attention heads"],
+        )
+    heads = num_heads if num_heads is not None else published.num_heads
+    size = published or ViTSize(contents.dim, contents.depth, heads, part_features)
+    return dataclasses.replace(size, num_heads=heads, part_features=part_features or size.part_features)
+
+
+def _original(shapes: Shapes, prefix: str, family: str) -> Contents:
+    block = rf"{re.escape(prefix)}blocks\.\d+\."
+    dim = _size(shapes, block + r"norm\d\.weight", 0)
+    num_experts = _count(shapes, block + r"mlp\.experts\.(\d+)\..*")
+    folded = num_experts > 0 and _size(shapes, block + r"mlp\.fc2\.weight", 0) == dim
+    heads = 1 if _any(shapes, r"keypoint_head\..*") else 0
+    if heads and not folded:
+        heads += _count(shapes, r"associate_keypoint_heads\.(\d+)\..*")
+    embedding = None
+    if _any(shapes, r"proto_head\..*"):
+        embedding = (
+            _size(shapes, r"proto_head\.head\.3\.bias", 0),
+            _size(shapes, r"proto_head\.head\.0\.bias", 0),
+        )
+    prototypes = shapes.get("proto_head.kpt_prototype.prototypes", (0,))
+    return Contents(
+        family=family,
+        dim=dim,
+        depth=_count(shapes, rf"{re.escape(prefix)}blocks\.(\d+)\..*"),
+        tokens=_tokens(shapes, f"{prefix}pos_embed", dim),
+        num_experts=0 if folded else num_experts,
+        part_features=_size(shapes, block + r"mlp\.experts\.\d+\.weight", 0)
+        if num_experts and not folded
+        else 0,
+        folded=folded,
+        keypoints=tuple(_maps(shapes, i) for i in range(heads)),
+        filters=_size(shapes, r"\w+(\.\d+)?\.deconv_layers\.3\.weight", 0) if heads or embedding else 0,
+        embedding=embedding,
+        prototypes=prototypes[0] if prototypes else 0,
+    )
+
+
+def _hugging_face(shapes: Shapes) -> Contents:
+    layer = r"backbone\.encoder\.layer\.\d+\."
+    if not _any(shapes, r"head\.deconv\d\.weight"):
+        raise PortError(
+            "recognised as Hugging Face VitPose",
+            ["its decoder is the simple one (no deconvolutions), which this model does not have"],
+        )
+    dim = _size(shapes, layer + r"layernorm_\w+\.weight", 0)
+    num_experts = _count(shapes, layer + r"mlp\.experts\.(\d+)\..*")
+    return Contents(
+        family=HUGGING_FACE,
+        dim=dim,
+        depth=_count(shapes, r"backbone\.encoder\.layer\.(\d+)\..*"),
+        tokens=_tokens(shapes, "backbone.embeddings.position_embeddings", dim),
+        num_experts=num_experts,
+        part_features=_size(shapes, layer + r"mlp\.experts\.\d+\.weight", 0) if num_experts else 0,
+        folded=False,
+        keypoints=(_size(shapes, r"head\.conv\.(bias|weight)", 0),),
+        filters=_size(shapes, r"head\.batchnorm\d\.\w+", 0),
+        embedding=None,
+        prototypes=0,
+    )
+
+
+def _maps(shapes: Shapes, head: int) -> int:
+    name = "keypoint_head" if head == 0 else f"associate_keypoint_heads.{head - 1}"
+    return _size(shapes, re.escape(name) + r"\.final_layer\.(bias|weight)", 0)
+
+
+def _tokens(shapes: Shapes, name: str, dim: int) -> int:
+    if name not in shapes:
+        raise PortError("recognised, but", [f"missing {name}"])
+    entries = 1
+    for length in shapes[name]:
+        entries *= length
+    return entries // dim - 1
+
+
+def _any(shapes: Shapes, pattern: str) -> bool:
+    return any(re.fullmatch(pattern, name) for name in shapes)
+
+
+def _count(shapes: Shapes, pattern: str) -> int:
+    """One more than the largest index that the pattern's group matches; 0 without a match."""
+    matches = (re.fullmatch(pattern, name) for name in shapes)
+    return max((int(match[1]) + 1 for match in matches if match), default=0)
+
+
+def _size(shapes: Shapes, pattern: str, axis: int) -> int:
+    """The commonest length of an axis among the matching entries, the first on ties.
+
+    Raises:
+      PortError: no entry matches.
+    """
+    lengths = [
+        shape[axis] for name, shape in shapes.items() if len(shape) > axis and re.fullmatch(pattern, name)
+    ]
+    if not lengths:
+        raise PortError("recognised, but", [f"no usable entry of the form {pattern.replace(chr(92), '')}"])
+    return collections.Counter(lengths).most_common(1)[0][0]

@@ -1,0 +1,139 @@
+"""Tables of names: which torch entry fills which parameter, for every family of PoseBH's weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pose_common.weights.keys import CONV, DECONV, LINEAR, Rule
+
+BLOCKS = "params/backbone/blocks"
+LAYER = ("layer",)
+
+
+def posebh_rules(datasets: Sequence[str]) -> list[Rule]:
+    """The original code's names for `PoseBH`, of PoseBH, ViTPose++ and single-dataset checkpoints alike.
+
+    Args:
+      datasets: names of the heads in order. The first is `keypoint_head`, the others are associate heads.
+    """
+    rules = backbone_rules("backbone.")
+    for i, name in enumerate(datasets):
+        prefix = "keypoint_head." if i == 0 else f"associate_keypoint_heads.{i - 1}."
+        rules += head_rules(prefix, f"heads/{name}")
+    return rules + embedding_rules("proto_head.") + prototype_rules("proto_head.")
+
+
+def backbone_rules(prefix: str = "") -> list[Rule]:
+    """ViT with or without experts."""
+
+    def block(source: str, target: str) -> list[Rule]:
+        return _affine(f"{prefix}blocks.{{layer}}.{source}", f"{BLOCKS}/{target}", LINEAR, LAYER)
+
+    experts = _affine(
+        f"{prefix}blocks.{{layer}}.mlp.experts.{{expert}}",
+        f"{BLOCKS}/mlp/experts",
+        LINEAR,
+        ("layer", "expert"),
+    )
+    return [
+        Rule(f"{prefix}pos_embed", "params/backbone/pos_embed"),
+        *_affine(f"{prefix}patch_embed.proj", "params/backbone/patch_embed", CONV),
+        *_norm(f"{prefix}blocks.{{layer}}.norm1", f"{BLOCKS}/norm1", LAYER),
+        *block("attn.qkv", "attn/qkv"),
+        *block("attn.proj", "attn/proj"),
+        *_norm(f"{prefix}blocks.{{layer}}.norm2", f"{BLOCKS}/norm2", LAYER),
+        *block("mlp.fc1", "mlp/fc1"),
+        *block("mlp.fc2", "mlp/fc2"),
+        *experts,
+        *_norm(f"{prefix}last_norm", "params/backbone/last_norm"),
+    ]
+
+
+def head_rules(prefix: str, target: str) -> list[Rule]:
+    """A heatmap head; `target` is its path without the collection."""
+    return _upsampling(prefix, target) + _affine(f"{prefix}final_layer", f"params/{target}/final", CONV)
+
+
+def embedding_rules(prefix: str = "", target: str = "embedding") -> list[Rule]:
+    """The embedding head."""
+    return [
+        *_upsampling(prefix, target),
+        *_affine(f"{prefix}neck.conv1", f"params/{target}/neck/conv1", CONV),
+        *_batch_norm(f"{prefix}neck.bn1", f"{target}/neck/norm1"),
+        *_affine(f"{prefix}neck.conv2", f"params/{target}/neck/conv2", CONV),
+        *_batch_norm(f"{prefix}neck.bn2", f"{target}/neck/norm2"),
+        Rule(f"{prefix}neck.downsample.0.weight", f"params/{target}/neck/shortcut_conv/kernel", CONV),
+        *_batch_norm(f"{prefix}neck.downsample.1", f"{target}/neck/shortcut_norm"),
+        *_affine(f"{prefix}head.0", f"params/{target}/conv", CONV),
+        *_batch_norm(f"{prefix}head.1", f"{target}/norm"),
+        *_affine(f"{prefix}head.3", f"params/{target}/final", CONV),
+    ]
+
+
+def prototype_rules(prefix: str = "") -> list[Rule]:
+    """The prototypes and, in checkpoints of the later stages, the cluster prototypes."""
+    return [
+        Rule(f"{prefix}kpt_prototype.prototypes", "prototypes/bank"),
+        Rule(f"{prefix}cluster_prototype.prototypes", "prototypes/clusters/prototypes"),
+    ]
+
+
+def hugging_face_rules(dataset: str) -> list[Rule]:
+    """VitPose and VitPose-plus of `transformers`, with the classic (two deconvolutions) decoder."""
+    prefix = "backbone.encoder.layer.{layer}."
+    rules = [
+        Rule("backbone.embeddings.position_embeddings", "params/backbone/pos_embed"),
+        *_affine("backbone.embeddings.patch_embeddings.projection", "params/backbone/patch_embed", CONV),
+        *_norm(f"{prefix}layernorm_before", f"{BLOCKS}/norm1", LAYER),
+        *_affine(f"{prefix}attention.output.dense", f"{BLOCKS}/attn/proj", LINEAR, LAYER),
+        *_norm(f"{prefix}layernorm_after", f"{BLOCKS}/norm2", LAYER),
+        *_affine(f"{prefix}mlp.fc1", f"{BLOCKS}/mlp/fc1", LINEAR, LAYER),
+        *_affine(f"{prefix}mlp.fc2", f"{BLOCKS}/mlp/fc2", LINEAR, LAYER),
+        *_affine(f"{prefix}mlp.experts.{{expert}}", f"{BLOCKS}/mlp/experts", LINEAR, ("layer", "expert")),
+        *_norm("backbone.layernorm", "params/backbone/last_norm"),
+        *_affine("head.conv", f"params/heads/{dataset}/final", CONV),
+    ]
+    for i, name in enumerate(("query", "key", "value")):
+        rules += _affine(
+            f"{prefix}attention.attention.{name}", f"{BLOCKS}/attn/qkv", LINEAR, LAYER, part=(i, 3)
+        )
+    for i in (1, 2):
+        target = f"heads/{dataset}/upsampling"
+        rules.append(Rule(f"head.deconv{i}.weight", f"params/{target}/deconv{i}/kernel", DECONV))
+        rules += _batch_norm(f"head.batchnorm{i}", f"{target}/norm{i}")
+    return rules
+
+
+def _affine(
+    source: str, target: str, axes: tuple[int, ...], stack: tuple[str, ...] = (), part=None
+) -> list[Rule]:
+    return [
+        Rule(f"{source}.weight", f"{target}/kernel", axes, stack, part),
+        Rule(f"{source}.bias", f"{target}/bias", None, stack, part),
+    ]
+
+
+def _norm(source: str, target: str, stack: tuple[str, ...] = ()) -> list[Rule]:
+    return [
+        Rule(f"{source}.weight", f"{target}/scale", stack=stack),
+        Rule(f"{source}.bias", f"{target}/bias", stack=stack),
+    ]
+
+
+def _batch_norm(source: str, target: str) -> list[Rule]:
+    return [
+        *_norm(source, f"params/{target}"),
+        Rule(f"{source}.running_mean", f"batch_stats/{target}/mean"),
+        Rule(f"{source}.running_var", f"batch_stats/{target}/var"),
+    ]
+
+
+def _upsampling(prefix: str, target: str) -> list[Rule]:
+    rules = []
+    for i, (deconvolution, norm) in enumerate(((0, 1), (3, 4)), start=1):
+        path = f"{target}/upsampling"
+        rules.append(
+            Rule(f"{prefix}deconv_layers.{deconvolution}.weight", f"params/{path}/deconv{i}/kernel", DECONV)
+        )
+        rules += _batch_norm(f"{prefix}deconv_layers.{norm}", f"{path}/norm{i}")
+    return rules

@@ -1,0 +1,90 @@
+"""Starts a model from weights of another: one without prototypes or experts, or for other skeletons."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from pose_common.weights.keys import Conversion, flatten
+from pose_common.training.restore import Start, take_parts
+from posebh_jax.model import PoseBH
+from posebh_jax.weights.convert import BANK, expand_experts, single_dataset
+
+
+def start_from(conversion: Conversion, initial: Mapping[str, Any], model: PoseBH, *, fold: str = "") -> Start:
+    """The model's initial arrays with every part that the weights have for it.
+
+    A part is taken whole or not at all; half of one, or one of another width, is an error. A backbone without
+    experts fills each with the last features of its fc2. Heads, experts and prototypes go by the names of their
+    datasets; a dataset that the weights do not know starts with the expert of their first.
+
+    Args:
+      conversion: the weights, from `read_weights`.
+      initial: nested {"params": ..., "batch_stats": ..., "prototypes": ...}.
+      model: the model they are of.
+      fold: for transfer: the dataset whose expert is folded into a plain backbone, and from whose head the
+        model's only head starts, but for the last convolution.
+
+    Raises:
+      ValueError: weights that do not fit, or without the dataset to fold.
+    """
+    weights, manifest = conversion.weights, conversion.manifest
+    if fold:
+        weights, manifest = single_dataset(weights, manifest, fold)
+    if model.num_experts and not manifest["num_experts"]:
+        weights, manifest = expand_experts(weights, manifest, model.num_experts, model.size.part_features)
+    loaded, start = flatten(weights), flatten(initial)
+    if fold:
+        loaded = _as_head_of(model.datasets[0][0], fold, loaded)
+    loaded, new = _for_datasets(model, manifest["datasets"], loaded, start)
+    taken = take_parts(loaded, start, _part, conversion.title)
+    return dataclasses.replace(taken, fresh=tuple(sorted([*taken.fresh, *new])))
+
+
+def _as_head_of(new: str, old: str, tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Gives the head of one dataset to another, without the last convolution, which is the skeleton's own."""
+    own = f"params/heads/{old}/final/"
+    return {
+        name.replace(f"/heads/{old}/", f"/heads/{new}/"): value
+        for name, value in tree.items()
+        if not name.startswith(own)
+    }
+
+
+def _for_datasets(
+    model: PoseBH, datasets: Sequence[Sequence], loaded: Mapping[str, Any], initial: Mapping[str, Any]
+) -> tuple[dict[str, Any], list[str]]:
+    """(weights for `datasets` as weights for the model's, what of experts and prototypes they do not hold).
+
+    Cluster prototypes are of a whole mixture and stay behind unless it is the same.
+    """
+    pairs, known = [tuple(pair) for pair in model.datasets], [tuple(pair) for pair in datasets]
+    if pairs == known:
+        return dict(loaded), []
+    tree = {name: value for name, value in loaded.items() if not name.startswith("prototypes/")}
+    names, unknown = [name for name, _ in known], [name for name, _ in pairs if name not in dict(known)]
+    new = []
+    for name in [name for name in tree if "/experts/" in name and name in initial]:
+        if tree[name].shape[1] == len(names):  # else they have just been made, all alike
+            tree[name] = tree[name][:, [names.index(d) if d in names else 0 for d, _ in pairs]]
+            new = [f"experts of {d} (as that of {names[0]})" for d in unknown]
+    if BANK in loaded and BANK in initial and any(pair in known for pair in pairs):
+        ends = np.cumsum([count for _, count in known])
+        rows = {pair: loaded[BANK][end - pair[1] : end] for pair, end in zip(known, ends, strict=True)}
+        start = np.split(np.asarray(initial[BANK]), np.cumsum([count for _, count in pairs])[:-1])
+        tree[BANK] = np.concatenate([rows.get(pair, own) for pair, own in zip(pairs, start, strict=True)])
+        new += [f"prototypes of {pair[0]}" for pair in pairs if pair not in known]
+    return tree, new
+
+
+def _part(name: str) -> str:
+    """The part of a model to which a flat name belongs."""
+    collection, group, *rest = name.split("/")
+    if collection == "prototypes":
+        return f"prototypes/{group}"
+    if group == "heads":
+        return f"heads/{rest[0]}/final" if rest[1] == "final" else f"heads/{rest[0]}"
+    return "backbone/last_norm" if (group, rest[0]) == ("backbone", "last_norm") else group

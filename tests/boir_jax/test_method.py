@@ -1,0 +1,163 @@
+"""The method in the loop: it learns, stops and goes on, moves to another skeleton."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from boir_jax import build, main
+from boir_jax.weights.transfer import start_from
+from boir_jax.model import VARIANTS
+from boir_jax.weights.convert import targets, to_torch
+from configs import boir
+from data_pipelines.builders.synthetic import prepare_synthetic
+from pose_common.weights.keys import Conversion, Ported, flatten, unflatten
+from pose_common.weights.torch_files import read_state
+from pose_common.training.mesh import make_mesh
+from pose_common.training.step import train_step
+from pose_common.training.writers import read_metrics
+from posebh_jax import build as posebh_build
+from scripts import convert_weights
+from tests.boir_jax.step_program import TINY, global_batch, tiny_method
+
+
+def test_it_learns():
+    """Loss on one batch, over and over: the same people every time where the cap allows all."""
+    method = tiny_method(learning_rate=3e-3)
+    (stage,) = method.stages
+    step = functools.partial(train_step, loss=method.loss, optimizer=method.optimizer, stage=stage)
+    step, state, losses = jax.jit(step), method.init(jax.random.PRNGKey(0)), []
+    for _ in range(12):
+        state, metrics = step(state, global_batch())
+        losses.append(float(metrics["loss"]))
+    assert np.all(np.isfinite(losses))
+    assert np.mean(losses[-3:]) < 0.8 * losses[0], losses
+    assert state.step == 12 and state.prototypes == {}
+
+
+@pytest.fixture(scope="module")
+def tiny_run(tmp_path_factory):
+    """(configuration, working directory) of a run of four steps on rendered crowds, its checkpoints at 2 and 4."""
+    root = tmp_path_factory.mktemp("run")
+    prepare_synthetic(root / "data", ["synthetic_crowd"], num_train=16, num_val=3)
+    VARIANTS["tiny"] = TINY
+    config = boir.get_config("demo")
+    config.size, config.input_size, config.data_dir = "tiny", 64, str(root / "data")
+    config.synthetic, config.batch_size, config.eval_batch_size = {}, 8, 8
+    config.instance_group, config.instance_cap = 1, 4
+    config.epochs, config.steps_per_epoch, config.warmup_epochs = 2, 2, 0.5
+    config.log_every, config.checkpoint_every, config.evaluate_stages, config.pictures = 1, 2, False, 1
+    config.loader_threads = 1
+    assert main.train(config, root / "whole")
+    yield config, root / "whole"
+    del VARIANTS["tiny"]
+
+
+def losses_of(workdir):
+    return {row["step"]: row["loss"] for row in read_metrics(workdir / "metrics.jsonl") if row["split"] == "train"}
+
+
+def test_resume_is_exact(tiny_run, tmp_path):
+    config, whole = tiny_run
+    cut = tmp_path / "cut"
+    shutil.copytree(whole / "checkpoints" / "2", cut / "checkpoints" / "2")
+    assert main.train(config, cut)
+    again, expected = losses_of(cut), losses_of(whole)
+    assert sorted(again) == [3, 4] and all(again[step] == expected[step] for step in again)
+
+
+def test_the_end_of_a_run_is_evaluated(tiny_run):
+    _, whole = tiny_run
+    (row,) = [row for row in read_metrics(whole / "metrics.jsonl") if row["split"] != "train"]
+    assert row["split"] == "eval/synthetic_crowd_val" and row["step"] == 4 and "AP(H)" in row
+    assert (whole / "results/step_4/table.md").exists() and (whole / "pictures/synthetic_crowd_val.png").exists()
+
+
+def test_evaluation_of_a_checkpoint_gives_the_same(tiny_run, tmp_path):
+    config, whole = tiny_run
+    config.checkpoint = str(whole)
+    main.evaluate(config, tmp_path)
+    name = "results/step_4/synthetic_crowd_val.json"
+    assert (tmp_path / name).read_text() == (whole / name).read_text()
+    config.checkpoint = str(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="nowhere.*neither a working directory"):
+        main.evaluate(config, tmp_path)
+
+
+def test_a_run_starts_from_another(tiny_run, caplog):
+    config, whole = tiny_run
+    config = config.copy_and_resolve_references()
+    config.init_from = str(whole)
+    caplog.set_level(logging.INFO)
+    for dataset, fresh in (("synthetic_crowd", set()), ("synthetic_coco", {"instance_head", "keypoint_head"})):
+        config.dataset = dataset
+        method = build.make_method(config, 1)
+        state = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), method.shapes(method.stages[0], {}))
+        filled = build.make_start(config, method.model, make_mesh())(state)
+        left = {name.split("/")[0] for name, value in flatten(filled.params).items() if not np.any(value)}
+        assert left == fresh, "everything else is of the run"
+    assert "initialised afresh: instance_head/output, keypoint_head/output" in caplog.text
+
+
+def test_a_run_can_be_written_for_the_original_code(tiny_run, tmp_path):
+    _, whole = tiny_run
+    file, folder, again = tmp_path / "run.safetensors", tmp_path / "weights", tmp_path / "again.safetensors"
+    assert convert_weights.main([str(whole / "checkpoints" / "2"), f"--to={file}"]) == 0
+    own, state = build.read_run(whole / "checkpoints" / "2", make_mesh()), read_state(file)
+    expected = to_torch(own.weights, own.manifest)
+    assert set(state) == set(expected) and "multihead.emb_head.head.1.weight" in state
+    for name, value in state.items():
+        np.testing.assert_array_equal(value, expected[name], err_msg=name)
+    # The same by way of a folder of weights.
+    assert convert_weights.main([str(whole / "checkpoints" / "2"), f"--to={folder}"]) == 0
+    assert convert_weights.main([str(folder), f"--to={again}"]) == 0
+    assert again.read_bytes() == file.read_bytes()
+    # Of another step, other weights; and the other method does not take them for its own.
+    newest = flatten(build.read_run(whole, make_mesh()).weights)
+    assert any((newest[name] != value).any() for name, value in flatten(own.weights).items())
+    assert posebh_build.read_run(whole, make_mesh()) is None
+
+
+def start(network, keypoint_set, wanted, **own):
+    """From weights of ones for a model of zeros."""
+    manifest = {"method": "boir", "network": network, "keypoint_set": keypoint_set}
+    weights = unflatten({name: np.ones(shape.shape) for name, shape in targets(manifest).items()})
+    conversion = Conversion("ones", weights, manifest, Ported({}, (), (), ()))
+    initial = targets({**manifest, "network": {**network, "num_keypoints": 5, **own}})
+    zeros = unflatten({name: np.zeros(shape.shape) for name, shape in initial.items()})
+    found = start_from(conversion, zeros, wanted)
+    taken = {name.split("/", 1)[1] for name, value in flatten(found.tree).items() if np.size(value) and value.all()}
+    return found, taken
+
+
+def test_what_another_skeleton_takes_over():
+    network = {**TINY, "modules": list(TINY["modules"]), "num_keypoints": 7}
+    found, taken = start(network, "coco", "crowdpose")
+    assert found.fresh == ("instance_head/output", "keypoint_head/output") and not found.left_out
+    assert "instance_head/fuse_kernel" in taken and "keypoint_head/block/conv1/conv/kernel" in taken
+    assert not [name for name in taken if name.startswith(("keypoint_head/output", "instance_head/output"))]
+    assert "centre_head/output/kernel" in taken
+    # As many keypoints, but other ones.
+    found, _ = start({**network, "num_keypoints": 5}, "coco", "crowdpose")
+    assert found.fresh == ("instance_head/output", "keypoint_head/output")
+    found, _ = start({**network, "num_keypoints": 5}, "coco", "coco")
+    assert not found.fresh
+
+
+def test_a_backbone_alone():
+    network = {**TINY, "modules": list(TINY["modules"])}
+    found, taken = start(network, None, "coco")
+    assert {name.split("/")[0] for name in taken} == {"backbone"}
+    assert "backbone" not in found.fresh and "neck" in found.fresh
+
+
+def test_another_width_is_refused():
+    network = {**TINY, "modules": list(TINY["modules"]), "num_keypoints": 5}
+    with pytest.raises(ValueError, match="backbone/stage2/.*has shape.*expected"):
+        start(network, "coco", "coco", width=8)

@@ -1,0 +1,79 @@
+"""The porting table against the names and shapes of the published checkpoints."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+
+from boir_jax.model import VARIANTS, BoIR
+from boir_jax.weights.keys import COUNTERS, SKELETON, backbone_rules, boir_rules
+from pose_common.weights.keys import PortError, expected_sources, to_flax, to_torch
+from tests.boir_jax.golden_weights import shapes
+from tests.golden_files import golden
+
+KEYS = golden("boir/checkpoint_keys.json")
+
+
+def checkpoint(variant: str, num_keypoints: int, training_heads: bool) -> dict[str, list[int]]:
+    """Torch name -> shape, without the norms' counters."""
+    recorded = KEYS[variant]
+    names = dict(recorded["K17_train"])
+    if num_keypoints == 14:
+        names |= recorded["K14_differs"]
+    if not training_heads:
+        for name in recorded["aux_keys_absent_at_test"]:
+            del names[name]
+    return {name: shape for name, shape in names.items() if not re.fullmatch(COUNTERS, name)}
+
+
+def targets(variant: str, num_keypoints: int = 17, training_heads: bool = True):
+    return shapes(BoIR(num_keypoints=num_keypoints, training_heads=training_heads, **VARIANTS[variant]))
+
+
+@pytest.mark.parametrize("variant", ["w32", "w48"])
+@pytest.mark.parametrize("num_keypoints", [17, 14])
+@pytest.mark.parametrize("training_heads", [True, False], ids=["train", "test"])
+def test_published_checkpoints_fit(variant, num_keypoints, training_heads):
+    """Every name has a place of its shape, and every parameter a name."""
+    tree = targets(variant, num_keypoints, training_heads)
+    slots = expected_sources(boir_rules(), tree)
+    hollow = {path: np.broadcast_to(np.float32(0), value.shape) for path, value in tree.items()}
+    ours = {name: list(slot.view(hollow[slot.rule.target]).shape) for name, slot in slots.items()}
+    assert ours == checkpoint(variant, num_keypoints, training_heads)
+    assert {slot.rule.target for slot in slots.values()} == set(tree)
+
+
+def test_round_trip():
+    """Weights come back under their own names, bit by bit."""
+    rng = np.random.default_rng(0)
+    tree = shapes(BoIR(num_keypoints=14, **{**VARIANTS["small"], "modules": (1, 2, 1)}))
+    state = {
+        name: rng.normal(size=slot.view(np.empty(tree[slot.rule.target].shape)).shape).astype(np.float32)
+        for name, slot in expected_sources(boir_rules(), tree).items()
+    }
+    back = to_torch(to_flax(dict(state), boir_rules(), tree).tree, boir_rules())
+    assert set(back) == set(state)
+    assert all(np.array_equal(back[name], state[name]) for name in state)
+
+
+def test_transfer_to_another_skeleton():
+    """A COCO model fills a CrowdPose model but for the layers that end in keypoint maps."""
+    small = {**VARIANTS["small"], "modules": (1, 1, 1)}
+    coco, crowdpose = (shapes(BoIR(num_keypoints=count, **small)) for count in (17, 14))
+    state = to_torch({path: np.zeros(value.shape, np.float32) for path, value in coco.items()}, boir_rules())
+    kept = {name: value for name, value in state.items() if name not in KEYS["transfer_dataset_drops"]}
+    ported = to_flax(kept, boir_rules(), crowdpose, fresh=[SKELETON])
+    assert len(ported.fresh) == 4
+    assert {path.split("/")[1] for path in ported.fresh} == {"keypoint_head", "instance_head"}
+    with pytest.raises(PortError, match="shape"):
+        to_flax(dict(state), boir_rules(), crowdpose)
+
+
+def test_imagenet_names():
+    """The ImageNet weights are the backbone's entries without prefix."""
+    prefix = "backbone."
+    names = {name[len(prefix) :] for name in checkpoint("w32", 17, True) if name.startswith(prefix)}
+    tree = {path: value for path, value in targets("w32").items() if path.split("/")[1] == "backbone"}
+    assert set(expected_sources(backbone_rules(), tree)) == names

@@ -1,0 +1,265 @@
+"""Person crops: every step against samples recorded from the release with their draws, and properties."""
+
+from __future__ import annotations
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+
+from data_pipelines import geometry
+from data_pipelines.top_down import instances
+from data_pipelines.top_down import crops as top_down
+from data_pipelines.skeletons import DATASETS
+from tests.data_pipelines import fakes
+from tests.golden_files import golden, shared_path
+
+FOLDERS = {"coco_wholebody": "coco", "interhand2d": "interhand2.6m"}
+JOINT_TOLERANCE = 5e-3  # the release maps points in float32; coordinates reach 1000 pixels
+
+
+def cases():
+    return json.loads(shared_path("golden/data/pipeline_cases.json").read_text())
+
+
+def arrays_of(name: str) -> dict[str, np.ndarray]:
+    with np.load(shared_path("golden/data/pipeline_cases.npz")) as archive:
+        return {key[len(name) + 1:]: archive[key] for key in archive.files if key.startswith(name + "/")}
+
+
+def case_sample(case: dict, arrays: dict) -> top_down.Sample:
+    height, width = (int(side) for side in arrays["image_hw"])
+    return {
+        "size": (width, height), "keypoints": arrays["joints_in"], "visible": arrays["visible_in"],
+        "box": np.zeros(4), "centre": arrays["center_in"].astype(np.float64),
+        "scale": arrays["scale_in"].astype(np.float64), "rotation": 0.0, "mirrored": False, "dataset": 0,
+        "image_id": 0, "origin": (case["dataset"], "train", case["image"]),
+    }
+
+
+CASE_NAMES = [
+    "coco_udp_flip", "coco_udp_half_upper", "coco_udp_half_lower", "coco_udp_val", "coco_udp_jointweights",
+    "coco_msra_flip", "wholebody_msra_half", "wholebody_msra", "aic_msra_flip", "ap10k_msra_half", "mpii_udp",
+    "crowdpose_msra", "ochuman_val", "interhand2d_msra"]
+
+
+@pytest.mark.parametrize("name", CASE_NAMES)
+def test_recorded_samples(name):
+    case = {case["name"]: case for case in cases()}[name]
+    arrays = arrays_of(name)
+    dataset = DATASETS[case["dataset"]]
+    sample = case_sample(case, arrays)
+    folder = FOLDERS.get(case["dataset"], case["dataset"])
+    picture = top_down.decode(shared_path(f"samples/{folder}/{case['image']}").read_bytes(), sample)
+    np.testing.assert_array_equal(picture[..., ::-1].reshape(-1, 3).sum(axis=0), arrays["image_rgb_sum"])
+
+    draws = {step: [value for _, value in values] for step, values in case["draws"]}
+    if draws:
+        steps = {type(step): step for step in top_down.augmentation(dataset, tuple(case["image_size"]))}
+        sample = steps[top_down.Flip].apply(sample, draws["flip"][0])
+        assert sample["mirrored"] == bool(arrays["flipped"])
+        np.testing.assert_allclose(sample["keypoints"], arrays["joints_flip"], atol=1e-3)
+        np.testing.assert_array_equal(sample["visible"], arrays["visible_flip"])
+        np.testing.assert_allclose(sample["centre"], arrays["center_flip"], atol=1e-3)
+        if dataset.half_body:
+            # A draw that the release did not need was not recorded; here it must not matter.
+            uniform, normal = [*draws["half_body"], 0.0, 0.0][:2]
+            sample = steps[top_down.HalfBody].apply(sample, (uniform, normal))
+            np.testing.assert_allclose(sample["centre"], arrays["center_half"], atol=1e-3)
+            np.testing.assert_allclose(sample["scale"], arrays["scale_half"], atol=1e-5)
+        sample = steps[top_down.ScaleRotation].apply(sample, draws["scale_rotation"])
+    np.testing.assert_allclose(sample["centre"], arrays["center"], atol=1e-3)
+    np.testing.assert_allclose(sample["scale"], arrays["scale"], atol=1e-5)
+    np.testing.assert_allclose(sample["rotation"], arrays["rotation"], atol=1e-9)
+
+    cropped = top_down.Crop(tuple(case["image_size"]), case["use_udp"])(sample, picture)
+    np.testing.assert_allclose(cropped["matrix"][:, :2], arrays["matrix"][:, :2], atol=1e-5)
+    np.testing.assert_allclose(cropped["matrix"][:, 2], arrays["matrix"][:, 2], atol=JOINT_TOLERANCE)
+    np.testing.assert_allclose(cropped["keypoints"], arrays["joints_out"], atol=JOINT_TOLERANCE)
+    difference = np.abs(cropped["image"].astype(int) - arrays["crop"])
+    # OpenCV 5 interpolates exactly; older versions round positions to 1/32 pixel.
+    assert difference.max() <= (1 if int(cv2.__version__.split(".")[0]) >= 5 else 5)
+
+
+def test_mpii_boxes_widened_as_corrected():
+    arrays = arrays_of("mpii_udp")
+    case = {case["name"]: case for case in cases()}["mpii_udp"]
+    sample = case_sample(case, arrays)
+    widened = geometry.grow_to_aspect(sample["scale"], 192 / 256)
+    flip, scale_rotation = top_down.augmentation(DATASETS["mpii"], (192, 256))
+    draws = {step: [value for _, value in values] for step, values in case["draws"]}
+    sample = flip.apply(sample | {"scale": widened}, draws["flip"][0])
+    sample = scale_rotation.apply(sample, draws["scale_rotation"])
+    np.testing.assert_allclose(sample["scale"], arrays["scale_fixed"], atol=1e-5)
+    matrix = geometry.warp_matrix(sample["centre"], sample["scale"], sample["rotation"], (192, 256), udp=True)
+    np.testing.assert_allclose(matrix[:, :2], arrays["matrix_fixed"][:, :2], atol=1e-5)
+    np.testing.assert_allclose(geometry.transform(matrix, sample["keypoints"]), arrays["joints_out_fixed"],
+                               atol=JOINT_TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    "dataset", ["coco", "coco_wholebody", "aic", "ap10k", "crowdpose", "ochuman", "halpe", "interhand2d"])
+def test_centre_jitter_matches_the_release(dataset):
+    with np.load(shared_path("golden/data/db.npz")) as archive:
+        # The release does not keep whole-body boxes; the people, and so the boxes, are coco's.
+        boxes = archive[f"{'coco' if dataset == 'coco_wholebody' else dataset}/test/bbox"]
+        before = archive[f"{dataset}/test/center"]
+        after, draws = archive[f"{dataset}/train/center"], archive[f"{dataset}/train/jitter_draws"]
+    for row in range(len(before)):
+        sample = {"centre": before[row].astype(np.float64), "box": boxes[row]}
+        moved = top_down.CentreJitter().apply(sample, draws[row])
+        np.testing.assert_allclose(moved["centre"], after[row], atol=1e-3)
+
+
+@pytest.mark.parametrize("dataset", ["coco", "coco_wholebody", "aic", "mpii", "ap10k", "crowdpose", "ochuman",
+                                     "interhand2d", "halpe", "pw3d"])
+def test_mirror_matches_the_release(dataset):
+    recorded = golden("data/pipeline_functions.npz")
+    get = lambda name: recorded[f"flip/{dataset}/{name}"]  # noqa: E731
+    sample = {"size": (int(get("width")), 10), "keypoints": get("joints"), "visible": get("visible"),
+              "centre": np.zeros(2), "mirrored": False}
+    flipped = top_down.Flip(DATASETS[dataset].keypoints).apply(sample, 0.0)
+    np.testing.assert_allclose(flipped["keypoints"], get("joints_out"), atol=1e-3)
+    np.testing.assert_array_equal(flipped["visible"], get("visible_out"))
+
+
+@pytest.mark.parametrize("dataset, suffix", [
+    ("coco", ""), ("coco_wholebody", ""), ("aic", ""), ("mpii", ""), ("ap10k", ""), ("crowdpose", ""),
+    ("ochuman", ""), ("halpe", ""), ("pw3d", ""), ("coco_wholebody", "_fixed"), ("halpe", "_fixed")])
+def test_half_bodies_match_the_release(dataset, suffix):
+    """Recorded as released, and for the two whole-body sets with their own lower half."""
+    recorded = golden("data/pipeline_functions.npz")
+    get = lambda name: recorded[f"half/{dataset}/{name}"]  # noqa: E731
+    width, height = recorded["half/image_size_wh"].tolist()
+    step = top_down.HalfBody(DATASETS[dataset].keypoints, width / height, rest_is_lower=not suffix)
+    for row in range(len(get("joints"))):
+        crop = step.half(get("joints")[row], get("visible")[row], float(get("normal_draw")[row]))
+        assert (crop is not None) == bool(get(f"applied{suffix}")[row])
+        if crop is not None:
+            np.testing.assert_allclose(crop[0], get(f"center{suffix}")[row], atol=1e-3)
+            np.testing.assert_allclose(crop[1], get(f"scale{suffix}")[row], atol=1e-5)
+
+
+def make_sample(visible_count: int = 17, seed: int = 0) -> top_down.Sample:
+    rng = np.random.default_rng(seed)
+    visible = np.zeros(17, np.float32)
+    visible[rng.permutation(17)[:visible_count]] = 1
+    keypoints = rng.uniform(0, 90, (17, 2)).astype(np.float32) * visible[:, None]
+    return {"size": (100, 90), "keypoints": keypoints, "visible": visible, "rotation": 0.0, "mirrored": False,
+            "box": np.array([10., 20., 30., 40.]), "centre": np.array([25., 40.]),
+            "scale": np.array([0.3, 0.4])}
+
+
+def test_two_mirrors_are_none():
+    flip = top_down.Flip(DATASETS["coco"].keypoints)
+    sample = make_sample(12)
+    twice = flip.apply(flip.apply(sample, 0.2), 0.2)
+    for name in ("visible", "mirrored", "centre"):
+        np.testing.assert_array_equal(twice[name], sample[name])
+    np.testing.assert_allclose(twice["keypoints"], sample["keypoints"], atol=1e-5)  # float32 subtractions
+
+
+def test_half_body_needs_more_than_eight_visible_keypoints():
+    step = top_down.HalfBody(DATASETS["coco"].keypoints, 0.75)
+    for count, changes in ((8, False), (9, True)):
+        sample = make_sample(count)
+        changed = step.apply(sample, (0.0, 0.0))
+        assert (not np.array_equal(changed["centre"], sample["centre"])) == changes
+    assert step.apply(make_sample(17), (0.3, 0.0))["scale"] is not None  # 0.3 is not below the probability
+    np.testing.assert_array_equal(step.apply(make_sample(17), (0.3, 0.0))["scale"], make_sample(17)["scale"])
+
+
+def test_half_body_of_coinciding_keypoints_leaves_the_crop():
+    step = top_down.HalfBody(DATASETS["coco"].keypoints, 0.75)
+    assert step.half(np.ones((17, 2), np.float32), np.ones(17, np.float32), 0.0) is None
+
+
+def test_scale_and_rotation_stay_within_their_limits():
+    step = top_down.ScaleRotation(0.5, 40.0)
+    sample = make_sample()
+    extreme = step.apply(sample, (9.0, -9.0, 0.6))
+    np.testing.assert_allclose(extreme["scale"], 1.5 * sample["scale"])
+    assert extreme["rotation"] == -80.0
+    assert step.apply(sample, (0.0, 5.0, 0.61))["rotation"] == 0.0
+
+
+@pytest.mark.parametrize("step", [
+    top_down.CentreJitter(), top_down.Flip(DATASETS["coco"].keypoints),
+    top_down.HalfBody(DATASETS["coco"].keypoints, 0.75), top_down.ScaleRotation(0.5, 40.0)],
+    ids=lambda step: type(step).__name__)
+def test_transforms_leave_their_input_alone(step):
+    rng = np.random.default_rng(3)
+    sample = make_sample()
+    before = {name: np.copy(value) for name, value in sample.items()}
+    for _ in range(20):
+        step.apply(sample, step.draw(rng))
+    for name, value in before.items():
+        np.testing.assert_array_equal(sample[name], value)
+
+
+@pytest.mark.parametrize("udp", [True, False])
+@pytest.mark.parametrize("mirrored", [True, False])
+def test_pixels_and_keypoints_move_together(udp, mirrored):
+    """A bright dot in the picture is found, in the crop, where its keypoint says."""
+    sample = make_sample() | {"rotation": 30.0}
+    keypoints = np.zeros((17, 2), np.float32)
+    keypoints[0] = (28, 47)
+    picture = np.zeros((90, 100, 3), np.uint8)
+    picture[47, 28] = 255
+    sample |= {"keypoints": keypoints, "visible": np.eye(17, dtype=np.float32)[0]}
+    if mirrored:  # a keypoint on the body's middle stays itself
+        sample = top_down.Flip(DATASETS["coco"].keypoints).apply(sample, 0.0)
+    cropped = top_down.Crop((192, 256), udp)(sample, picture)
+    rows, columns = np.nonzero(cropped["image"][..., 0] > 100)
+    np.testing.assert_allclose([columns.mean(), rows.mean()], cropped["keypoints"][0], atol=0.3)
+
+
+def test_colours_are_red_green_blue():
+    picture = np.zeros((90, 100, 3), np.uint8)
+    picture[..., 0] = 200  # OpenCV's blue
+    image = top_down.Crop((48, 64), True)(make_sample(), picture)["image"]
+    np.testing.assert_array_equal(image[32, 24], [0, 0, 200])
+    assert image.flags["C_CONTIGUOUS"] and image.dtype == np.uint8
+
+
+def test_zeros_outside_the_picture():
+    sample = make_sample() | {"centre": np.array([-500., -500.])}
+    assert not top_down.Crop((48, 64), True)(sample, np.full((90, 100, 3), 255, np.uint8))["image"].any()
+
+
+def test_training_elements_follow_the_contract():
+    source = fakes.random_source("coco")
+    transform = top_down.Train((DATASETS["coco"], DATASETS["coco_wholebody"]), fakes.INPUT_SIZE)
+    element = transform(source[0], np.random.default_rng(0))
+    assert {name: (value.shape, value.dtype.name) for name, value in element.items()} == {
+        "image": ((64, 48, 3), "uint8"), "keypoints": ((133, 2), "float32"), "visible": ((133,), "float32"),
+        "dataset": ((), "int32"), "valid": ((), "bool")}
+    assert not element["visible"][17:].any() and not element["keypoints"][17:].any()
+    assert set(np.unique(element["visible"])) <= {0, 1}
+
+
+def test_augmentation_is_the_generators_alone():
+    source = fakes.random_source("coco")
+    transform = top_down.Train((DATASETS["coco"],), fakes.INPUT_SIZE)
+    first, again, other = (transform(source[1], np.random.default_rng(seed)) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(first["image"], again["image"])
+    assert (first["image"] != other["image"]).any()
+
+
+@pytest.mark.parametrize("bad, message", [
+    (b"no picture", r"dataset 'coco', split 'train', image '000000.jpg' \(id 0\): cannot be decoded"),
+    (b"", r"cannot be decoded \(0 bytes\)"),
+    (cv2.imencode(".png", np.zeros((9, 8, 3), np.uint8))[1].tobytes(), "is 8x9, annotated as")])
+def test_bad_pictures_are_named(bad, message):
+    source = fakes.random_source("coco", num_images=1)
+    source.records.images[0] = bad
+    with pytest.raises(ValueError, match=message):
+        top_down.Train((source.dataset,), fakes.INPUT_SIZE)(source[0], np.random.default_rng(0))
+
+
+def test_a_source_without_instances_is_refused():
+    dataset = DATASETS["coco"]
+    table = fakes.annotation_table(dataset, [{"id": 1, "file_name": "1.jpg", "height": 5, "width": 6}], [])
+    with pytest.raises(ValueError, match="'coco', split 'train': no usable instance"):
+        top_down.TopDownSource(None, table, instances.ground_truth(table, dataset, (192, 256)), dataset)

@@ -1,0 +1,130 @@
+"""Batches of whole images from prepared records: contract, sharding, resume, evaluation by picture size."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+
+import numpy as np
+import pytest
+
+from data_pipelines.builders.synthetic import prepare_synthetic
+from data_pipelines.top_down.loader import Reading
+from data_pipelines.records import DatasetNotPrepared, load_annotations
+from data_pipelines.whole_image.pictures import Rules, training_images
+from data_pipelines.whole_image.loader import eval_loader, train_loader
+
+DATASET = "synthetic_crowd"
+DIRECT = Reading(num_threads=0)
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    path = tmp_path_factory.mktemp("records")
+    prepare_synthetic(path, [DATASET], num_train=6, num_val=5)
+    return path
+
+
+def loader(data_dir, **changes):
+    settings = {"batch_size": 4, "input_size": 128, "seed": 3, "instances": 8, "reading": DIRECT}
+    return train_loader(DATASET, data_dir=data_dir, **(settings | changes))
+
+
+def take(iterator, count):
+    return [next(iterator) for _ in range(count)]
+
+
+def assert_equal(a, b):
+    assert a.keys() == b.keys()
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+def test_batch_contract(data_dir):
+    batch = next(loader(data_dir))
+    expected = {
+        "image": ((4, 128, 128, 3), np.uint8),
+        "keypoints": ((4, 8, 14, 3), np.float32),
+        "boxes": ((4, 8, 4), np.float32),
+        "radius": ((4, 8), np.int32),
+        "area": ((4, 8), np.float32),
+        "sample_cell": ((4, 8, 2), np.int32),
+        "has_centre": ((4, 8), np.bool_),
+        "instance_valid": ((4, 8), np.bool_),
+        "ignore": ((4, 32, 32), np.bool_),
+    }
+    assert {name: (value.shape, value.dtype) for name, value in batch.items()} == expected
+    valid = batch["instance_valid"]
+    assert valid.any()
+    assert (batch["has_centre"] | ~valid).all()
+    cells = batch["sample_cell"][valid]
+    assert (cells >= 0).all() and (cells < 32).all()
+    corners = batch["boxes"][..., :2] + batch["boxes"][..., 2:]
+    assert (batch["boxes"] >= 0).all() and (corners < 31 + 1e-4).all()
+
+
+def test_every_process_count_reads_the_same(data_dir):
+    whole = take(loader(data_dir), 3)
+    parts = [take(loader(data_dir, process_index=i, process_count=2), 3) for i in range(2)]
+    for step, batch in enumerate(whole):
+        assert_equal(batch, {name: np.concatenate([part[step][name] for part in parts]) for name in batch})
+
+
+def test_resume_and_epochs(data_dir):
+    """The state restores exactly; an image is augmented afresh in each epoch."""
+    first = loader(data_dir)
+    batches = take(first, 2)
+    state = first.get_state()
+    following = next(first)
+    again = loader(data_dir, reading=Reading(num_threads=2))
+    again.set_state(state)
+    assert_equal(next(again), following)
+    again.close()
+    assert not np.array_equal(batches[0]["image"], following["image"])
+    other = next(loader(data_dir, seed=4))
+    assert not np.array_equal(other["image"], batches[0]["image"])
+
+
+def test_people_beyond_the_cap_are_logged(data_dir, caplog):
+    annotations = load_annotations(DATASET, "train", data_dir)
+    with caplog.at_level(logging.WARNING):
+        training_images(annotations, Rules(), cap=1)
+    assert "exceed the 1 instances" in caplog.text
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_evaluation_reads_every_image_once(data_dir, processes):
+    loaders = [
+        eval_loader(DATASET, "val", data_dir=data_dir, batch_size=2, input_size=128, process_index=i,
+                    process_count=processes, reading=DIRECT)
+        for i in range(processes)
+    ]
+    batches = [list(loader) for loader in loaders]
+    assert len({len(part) for part in batches}) == 1
+    assert len(batches[0]) == len(loaders[0])
+    shapes = [[batch["image"].shape for batch in part] for part in batches]
+    assert all(part == shapes[0] for part in shapes)
+    for shape in shapes[0]:
+        assert min(shape[1:3]) == 128 and shape[1] % 64 == 0 and shape[2] % 64 == 0
+    seen = np.concatenate([batch["image_id"][batch["valid"]] for part in batches for batch in part])
+    assert sorted(seen) == sorted(load_annotations(DATASET, "val", data_dir).image_id)
+
+
+def test_evaluation_batches_by_exact_size(data_dir):
+    """Images of two sizes never share a batch, and the last of a size is filled with invalid rows."""
+    loader = eval_loader(DATASET, "val", data_dir=data_dir, batch_size=2, input_size=128, reading=DIRECT)
+    annotations = loader.annotations
+    oblong = dataclasses.replace(
+        annotations, width=np.where(np.arange(5) < 2, 400, 300), height=np.full(5, 200)
+    )
+    loader.source.annotations = oblong
+    assert [(size, len(numbers)) for size, numbers in loader.batches] == [
+        ((192, 128), 2), ((192, 128), 1), ((256, 128), 2)
+    ]
+
+
+def test_what_is_missing_is_named(data_dir, tmp_path):
+    with pytest.raises(DatasetNotPrepared, match="prepare_data"):
+        loader(tmp_path)
+    with pytest.raises(ValueError, match="multiple of 32"):
+        loader(data_dir, input_size=100)

@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from pose_common.weights.keys import flatten
+from pose_common.weights.folder import WeightsError, is_weights, load_weights, save_weights
+
+TREE = {
+    "params": {"backbone": {"kernel": np.arange(32, dtype=np.float32).reshape(8, 4)}},
+    "batch_stats": {"heads": {"a": {"mean": np.ones(3, np.float32)}}},
+    "prototypes": {
+        "bank": np.zeros((2, 3, 4), np.float32),
+        "clusters": {"keypoint": np.arange(3, dtype=np.int32)},
+    },
+}
+MANIFEST = {"family": "test", "datasets": [["a", 3]]}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    save_weights(tmp_path / "weights", TREE, MANIFEST)
+    return tmp_path / "weights"
+
+
+def assert_equal(tree):
+    assert flatten(tree).keys() == flatten(TREE).keys()
+    for name, value in flatten(TREE).items():
+        np.testing.assert_array_equal(flatten(tree)[name], value)
+        assert flatten(tree)[name].dtype == value.dtype
+
+
+def test_weights_come_back(folder):
+    weights, manifest = load_weights(folder)
+    assert manifest == MANIFEST
+    assert_equal(weights)
+
+
+def test_weights_written_from_eight_devices_are_read_without_them(tmp_path):
+    mesh = jax.make_mesh((8,), ("data",))
+    sharded = jax.device_put(TREE["params"]["backbone"]["kernel"], NamedSharding(mesh, PartitionSpec("data")))
+    tree = jax.tree.map(jnp.asarray, TREE)
+    tree["params"]["backbone"]["kernel"] = sharded
+    save_weights(tmp_path / "weights", tree, MANIFEST)
+    weights, _ = load_weights(tmp_path / "weights")
+    assert isinstance(weights["params"]["backbone"]["kernel"], np.ndarray)
+    assert_equal(weights)
+
+
+def test_weights_are_not_written_over(folder):
+    with pytest.raises(WeightsError, match="holds weights already"):
+        save_weights(folder, TREE, MANIFEST)
+
+
+def test_a_folder_is_finished_by_its_manifest(folder):
+    (folder / "manifest.json").unlink()
+    assert not is_weights(folder)
+    with pytest.raises(WeightsError, match="no finished weights"):
+        load_weights(folder)
+    save_weights(folder, TREE, MANIFEST)  # the interrupted writer's arrays are replaced
+    assert_equal(load_weights(folder)[0])
+
+
+@pytest.mark.parametrize("damage", ["truncated", "removed", "emptied"])
+def test_damaged_arrays_never_come_back_half(folder, damage):
+    files = [path for path in (folder / "arrays").rglob("*") if path.is_file() and path.parent.name == "d"]
+    assert files
+    for path in files:
+        if damage == "truncated":
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+        elif damage == "removed":
+            path.unlink()
+        else:
+            path.write_bytes(b"")
+    with pytest.raises(WeightsError):
+        load_weights(folder)
+
+
+def test_a_manifest_that_is_not_of_these_arrays_is_refused(folder, tmp_path):
+    text = json.loads((folder / "manifest.json").read_text())
+    wrong_shape = json.loads(json.dumps(text))
+    wrong_shape["arrays"]["batch_stats/heads/a/mean"]["shape"] = [4]
+    surplus = json.loads(json.dumps(text))
+    surplus["arrays"]["params/new"] = {"shape": [1], "dtype": "float32"}
+    lacking = json.loads(json.dumps(text))
+    del lacking["arrays"]["params/backbone/kernel"]
+    for i, changed in enumerate((wrong_shape, surplus, lacking, {**text, "format": "other"}, {}, [])):
+        other = tmp_path / f"changed{i}"
+        shutil.copytree(folder, other)
+        (other / "manifest.json").write_text(json.dumps(changed))
+        with pytest.raises(WeightsError):
+            load_weights(other)
+    (folder / "manifest.json").write_text('{"format"')
+    with pytest.raises(WeightsError, match="is damaged"):
+        load_weights(folder)

@@ -1,0 +1,197 @@
+"""Cross-type self-supervision: recorded pseudo labels, losses and gradients; edges; one device against
+eight."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from posebh_jax import prototypes as protos
+from posebh_jax.losses import cross_type
+from posebh_jax.keypoint_index import SkeletonLayout
+from posebh_jax.losses.prototype import contrast
+from posebh_jax.prototypes import PrototypeConfig
+from tests.golden_files import golden
+from tests.posebh_jax.method_cases import (
+    LAYOUT, close, golden_batch, nhwc, on_every_wrapper, random_batch, random_prototypes,
+)  # fmt: skip
+
+CONFIG = PrototypeConfig(
+    contrast_weight=1.0, heatmap_weight=1.0, cross_type_weight=1.0, cross_type_threshold=0.66
+)
+
+
+def recorded():
+    case = golden("posebh/css.npz")
+    batch, layout = golden_batch("posebh/css.npz")
+    heads = jnp.concatenate([nhwc(case[f"head_heatmaps_d{d}"]) for d in range(layout.num_datasets)], axis=-1)
+    return case, batch, layout, heads, jnp.asarray(case["prototypes"])
+
+
+def by_dataset(case, name, layout):
+    """The arrays `name_dN` side by side: [B, T, ...]."""
+    return np.concatenate([case[f"{name}_d{d}"] for d in range(layout.num_datasets)], axis=1)
+
+
+@functools.partial(jax.jit, static_argnames="layout")
+def loss_and_gradients(maps, dataset, prototypes, layout):
+    """((loss, aux), gradients) with respect to embedding, heads and best similarities."""
+
+    def loss(embedding, heads, best):
+        losses, aux = cross_type.cross_type_terms(
+            embedding, heads, best, dataset, prototypes, layout=layout, config=CONFIG
+        )
+        return losses["cross_type"], aux
+
+    return jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)(*maps)
+
+
+best_of = jax.jit(protos.best_similarities)
+
+
+@functools.partial(jax.jit, static_argnames="layout")
+def pseudo_of(heads, best, dataset, layout):
+    return cross_type.pseudo_labels(heads, protos.prototype_heatmaps(best), dataset, layout, CONFIG)
+
+
+@functools.partial(jax.jit, static_argnames="heatmap_size")
+def draw(position, heatmap_size):
+    return cross_type._draw(cross_type.PseudoLabels(position, jnp.ones(position.shape[:2])), heatmap_size)
+
+
+@functools.partial(jax.jit, static_argnames=("heatmap_size", "layout"))
+def labels_and_assignment(embedding, pseudo, prototypes, heatmap_size, layout):
+    labels = cross_type.label_pseudo_pixels(pseudo, heatmap_size, layout, CONFIG)
+    return labels, contrast(embedding, prototypes, labels, layout=layout, config=CONFIG).assignment
+
+
+def test_pseudo_labels():
+    case, batch, layout, heads, prototypes = recorded()
+    pseudo = pseudo_of(heads, best_of(batch.embedding, prototypes), batch.dataset, layout)
+    selected = by_dataset(case, "fixed/selected", layout)
+    np.testing.assert_array_equal(pseudo.weight > 0, selected)
+    close(pseudo.weight, by_dataset(case, "fixed/pseudo_weight", layout)[..., 0], atol=1e-6)
+    close(pseudo.position, by_dataset(case, "fixed/pseudo_kpts", layout), atol=1e-3)
+    drawn = draw(pseudo.position, (16, 20)) * selected[:, None, None]
+    close(jnp.moveaxis(drawn, -1, 1), by_dataset(case, "fixed/pseudo_heatmap", layout), atol=1e-4)
+
+    labels, q = labels_and_assignment(batch.embedding, pseudo, prototypes, (16, 20), layout)
+    local = np.where(labels.keypoint >= 0, labels.keypoint - layout.starts, -1)
+    classes = np.stack([case[f"fixed/sample_class_d{d}"] for d in range(3)], axis=-1)
+    np.testing.assert_array_equal(local, classes)
+    targets = np.where(classes >= 0, q.argmax(-2) + 3 * classes, -1)
+    expected = np.stack([case[f"fixed/proto_target_d{d}"] for d in range(3)], axis=-1)
+    np.testing.assert_array_equal(targets, expected)
+
+
+def test_losses_and_gradients():
+    case, batch, layout, heads, prototypes = recorded()
+    best, through_best = jax.vjp(lambda e: best_of(e, prototypes), batch.embedding)
+    maps = batch.embedding, heads, best
+    (loss, aux), gradients = loss_and_gradients(maps, batch.dataset, prototypes, layout)
+    close(loss, case["fixed/css_loss"], rel=1e-5)
+    for name, key in [("head", "hm_loss"), ("prototype_heatmap", "phm_loss")]:
+        close(aux[name], np.stack([case[f"fixed/{key}_d{d}"] for d in range(3)]), rel=1e-5, name=name)
+    contrastive = sum(case[f"fixed/proto_loss_d{d}"] for d in range(3))
+    close(0.01 * aux["cross_entropy"] + 0.001 * aux["distance"], contrastive, rel=1e-5)
+    np.testing.assert_array_equal(aux["selected"], [case[f"fixed/selected_d{d}"].sum() for d in range(3)])
+    embedding = gradients[0] + through_best(gradients[2])[0]
+    close(jnp.moveaxis(embedding, -1, 1), case["fixed/grad_embedding"], rel=1e-4)
+    close(jnp.moveaxis(gradients[1], -1, 1), by_dataset(case, "fixed/grad_head_heatmaps", layout), rel=1e-4)
+
+
+def test_both_coordinates_count_in_distance_and_position():
+    """Departures: the release mixes axes in the distance, and averages a position with a confidence."""
+    case, batch, layout, heads, prototypes = recorded()
+    ours = pseudo_of(heads, best_of(batch.embedding, prototypes), batch.dataset, layout).weight > 0
+    assert (np.asarray(ours) != by_dataset(case, "released/selected", layout)).any()
+
+    layout, size, image = SkeletonLayout((1, 1)), (32, 40), jnp.array([0])
+    at = np.full((1, 2, 2), (13.0, 25.0), np.float32)  # far from borders, where DARK is biased
+    near, far = (draw(at + np.float32(shift), size) for shift in [(0, 1), (2, 1)])
+    pseudo = pseudo_of(draw(at, size), near, image, layout)
+    np.testing.assert_array_equal(pseudo.weight[0] > 0, [False, True])  # the other skeleton only
+    close(pseudo.position[0, 1], np.array([13.0, 25.5]), atol=1e-3)
+    assert not pseudo_of(draw(at, size), far, image, layout).weight.any()  # sqrt(5) > 2.1
+
+
+def test_a_position_outside_the_map_is_dropped(monkeypatch):
+    """Departure: the release keeps the weight of a label whose Gaussian misses the map, asking for an empty
+    map."""
+    maps, layout = jnp.full((1, 16, 16, 2), 0.9), SkeletonLayout((1, 1))
+    for x in (-0.6, -6.4, 15.0, 21.4, -7.6, 22.6, 40.0, np.inf, np.nan):
+        kept = -7 < x < 22
+        at, score = jnp.full((1, 2, 2), 5.0).at[..., 0].set(x), jnp.full((1, 2), 0.9)
+        monkeypatch.setattr(cross_type, "decode_dark_udp", lambda *_, found=(at, score): found)
+        pseudo = cross_type.pseudo_labels(maps, maps, jnp.array([0]), layout, CONFIG)
+        assert bool(pseudo.weight[0, 1] > 0) == kept, x
+        assert np.isfinite(pseudo.position).all()
+
+
+def test_nothing_selected_gives_zero():
+    (embedding, heads, best), dataset, prototypes = agreeing_maps()
+    (loss, aux), gradients = loss_and_gradients((embedding, 0 * heads, best), dataset, prototypes, LAYOUT)
+    assert float(loss) == 0 and not aux["selected"].any()
+    assert not any(gradient.any() for gradient in gradients)
+
+
+def agreeing_maps(seed=0, size=8):
+    """Smooth heads and prototype maps of all skeletons whose peaks lie within a cell of each other: (rows,
+    prototypes).
+
+    Rows are (embedding, heads, best), all differentiable, and the dataset. Peaks of smooth maps are well
+    conditioned, those of random maps are not.
+    """
+    rng = np.random.default_rng(seed)
+    batch = random_batch(size=size)
+    at = rng.uniform(1, (4, 6), (size, LAYOUT.total, 2)).astype(np.float32)
+    moved = at + rng.uniform(-0.5, 0.5, (2, *at.shape)).astype(np.float32)
+    heads, best = 0.9 * draw(moved[0], (6, 8)), 0.8 * draw(moved[1], (6, 8))
+    return (batch.embedding, heads, best), batch.dataset, random_prototypes()
+
+
+def test_permuting_images_permutes_gradients_only():
+    maps, dataset, prototypes = agreeing_maps()
+    order = np.random.default_rng(0).permutation(8)
+    (loss, aux), gradients = loss_and_gradients(maps, dataset, prototypes, LAYOUT)
+    assert aux["selected"].sum() > 20
+    shuffled = [x[order] for x in maps]
+    (other, _), permuted = loss_and_gradients(shuffled, dataset[order], prototypes, LAYOUT)
+    close(other, loss, rel=1e-6)
+    for gradient, expected in zip(permuted, gradients):
+        close(gradient, expected[order], rel=1e-5)
+
+
+def test_no_gradient_through_the_pseudo_label():
+    """The head's gradient is that of the squared error with the target held fixed."""
+    (_, heads, best), dataset, prototypes = maps = agreeing_maps()
+    pseudo = pseudo_of(heads, best, dataset, LAYOUT)
+    chosen = np.asarray(pseudo.weight > 0)
+    images = np.array([chosen[:, LAYOUT.dataset_of == d].any(1).sum() for d in range(3)])
+    per_pixel = np.asarray(LAYOUT.counts) * images * heads.shape[1] * heads.shape[2]
+    difference = heads - draw(pseudo.position, (6, 8))
+    share = 1 / np.maximum(per_pixel, 1)[LAYOUT.dataset_of]
+    expected = 2 * pseudo.weight[:, None, None] ** 2 * difference * share
+    _, gradients = loss_and_gradients(*maps, LAYOUT)
+    close(gradients[1], expected, rel=1e-5)
+
+
+def test_one_device_equals_eight():
+    maps, dataset, prototypes = agreeing_maps(size=16)
+
+    def terms(rows, prototypes, axis_name=None):
+        (embedding, heads, best), dataset = rows
+        return cross_type.cross_type_terms(
+            embedding, heads, best, dataset, prototypes, layout=LAYOUT, config=CONFIG, axis_name=axis_name
+        )
+
+    results = on_every_wrapper(terms, (maps, dataset), prototypes)
+    gradients, losses, aux = results.pop("one")
+    assert aux["selected"].sum() > 20
+    for wrapper, (other_gradients, other_losses, other_aux) in results.items():
+        close(other_losses["cross_type"], losses["cross_type"], rel=1e-6, name=wrapper)
+        jax.tree.map(lambda a, b: close(a, b, rel=1e-5, name=wrapper), other_gradients, gradients)
+        jax.tree.map(lambda a, b: close(a, b, rel=1e-6, name=wrapper), other_aux, aux)

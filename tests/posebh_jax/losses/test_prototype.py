@@ -1,0 +1,251 @@
+"""Heatmap, prototype and prototype-heatmap losses: recorded numbers, gradients, one device against eight."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from posebh_jax import prototypes as protos
+from posebh_jax.losses import prototype as losses
+from posebh_jax.keypoint_index import SkeletonLayout
+from posebh_jax.prototypes import Labels, PrototypeConfig
+from tests.golden_files import golden, golden_config
+from tests.posebh_jax.method_cases import (
+    LAYOUT, close, golden_batch, nhwc, on_every_wrapper, random_batch, random_prototypes,
+)  # fmt: skip
+
+CONFIG = PrototypeConfig(momentum=0.9, contrast_weight=1.0, heatmap_weight=1.0)
+
+
+def terms_of(batch, prototypes, noise, layout, config=CONFIG):
+    best = protos.best_similarities(batch.embedding, prototypes)
+    embedding, *own = batch
+    return losses.prototype_terms(
+        embedding, best, *own, prototypes, layout=layout, config=config, noise=noise
+    )
+
+
+values_of = jax.jit(terms_of, static_argnames=("layout", "config"))
+
+
+@functools.partial(jax.jit, static_argnames="layout")
+def with_gradients(batch, prototypes, noise, layout):
+    """Losses, auxiliary values, and each loss's gradient with respect to the embedding."""
+
+    def terms_at(embedding):
+        return terms_of(batch._replace(embedding=embedding), prototypes, noise, layout)
+
+    terms, pull, aux = jax.vjp(terms_at, batch.embedding, has_aux=True)
+    one_hot = {name: {other: jnp.float32(name == other) for other in terms} for name in terms}
+    return terms, aux, {name: pull(cotangent)[0] for name, cotangent in one_hot.items()}
+
+
+@pytest.mark.parametrize("variant, scale", [("weighted", 1.0), ("unweighted", 1.0), ("weighted_lw0.3", 0.3)])
+def test_joints_mse(variant, scale):
+    case = golden("posebh/joints_mse.npz")
+    layout = SkeletonLayout((6,))
+    weights = jnp.asarray(case["target_weight"][..., 0]) if "unweighted" not in variant else jnp.ones((5, 6))
+
+    @jax.jit
+    def loss(output):
+        return scale * losses.head_terms(output, nhwc(case["target"]), weights, layout=layout)[0]
+
+    value, gradient = jax.value_and_grad(loss)(nhwc(case["output"]))
+    close(value, case[f"{variant}/loss"], rel=1e-6)
+    close(jnp.moveaxis(gradient, -1, 1), case[f"{variant}/grad_output"], rel=1e-5)
+
+
+def test_the_three_averages_of_heatmap_errors():
+    """The same error over the whole batch, over own images, and over chosen images; absent datasets are 0."""
+    layout = SkeletonLayout((1, 1, 1))
+    dataset = jnp.array([0, 0, 1, 1])
+    targets, weights = jnp.zeros((4, 2, 2, 3)), layout.own(dataset).astype(jnp.float32)
+    maps = jnp.ones((4, 2, 2, 3))
+    close(losses.head_terms(maps, targets, weights, layout=layout), np.array([0.5, 0.5, 0]), atol=1e-7)
+    own = losses.count_images(dataset, layout)
+    close(losses.heatmap_mse(maps, targets, weights, own, layout), np.array([1.0, 1, 0]), atol=1e-7)
+    chosen = jnp.array([1, 0, 0])
+    only = weights.at[1:].set(0)
+    close(losses.heatmap_mse(maps, targets, only, chosen, layout), np.array([1.0, 0, 0]), atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    "variant, target", [("w1", "target"), ("paper", "target"), ("w1_ignored", "target_with_ignored")]
+)
+def test_contrastive_loss_of_given_logits(variant, target):
+    """Logits [37, 15] are the similarities of 37 samples to 5 keypoints with 3 prototypes each."""
+    case = golden("posebh/ppc_ppd.npz")
+    layout, config = SkeletonLayout((5,)), PrototypeConfig()
+    wanted = jnp.asarray(case[target])
+    keypoint = jnp.where(wanted >= 0, wanted // 3, -1)
+    labels = Labels(keypoint[None, None, :, None], jnp.ones((1, 1, 37, 1)), jnp.zeros((1, 1), jnp.int32))
+    weight = config.contrast_weight if variant == "paper" else 1.0
+
+    @jax.jit
+    def parts(logits):
+        similarity = logits.reshape(1, 1, 37, 5, 3).swapaxes(-1, -2)
+        members = protos.slot_members(labels, layout)
+        own = jnp.where(jnp.arange(5) == keypoint[:, None, None], similarity, 0).sum(-1)[..., None]
+        partition, chosen = losses.log_partition(similarity, members), (wanted % 3)[None, None, :, None]
+        entropy, distance, _ = losses.contrastive_means(partition, own, chosen, labels, layout=layout)
+        return config.cross_entropy_weight * entropy[0], config.distance_weight * distance[0]
+
+    entropy, distance = parts(jnp.asarray(case["logits"]))
+    close(entropy, case[f"{variant}/ppc_weighted"], rel=1e-6)
+    close(distance, case[f"{variant}/ppd_weighted"], rel=1e-6)
+    value, gradient = jax.value_and_grad(lambda x: weight * sum(parts(x)))(jnp.asarray(case["logits"]))
+    close(value, case[f"{variant}/loss"], rel=1e-6)
+    close(gradient, case[f"{variant}/grad_logits"], rel=1e-5)
+
+
+def test_prototype_terms_of_a_mixed_batch():
+    case = golden("posebh/prt_loss.npz")
+    batch, layout = golden_batch("posebh/prt_loss.npz")
+    prototypes, noise = jnp.asarray(case["prototypes"]), jnp.asarray(case["gumbel_noise"])
+    terms, aux, gradients = with_gradients(batch, prototypes, noise, layout)
+    close(terms["prototype"], case["fixed/proto_loss"], rel=1e-6)
+    close(terms["prototype_heatmap"], case["fixed/phm_loss_unweighted"], rel=1e-6)
+    close(aux["prototypes"], case["fixed/prototypes_after"], atol=5e-7)
+    for name, recorded in [("prototype", "fixed/grad_proto_loss"), ("prototype_heatmap", "grad_phm_loss")]:
+        close(jnp.moveaxis(gradients[name], -1, 1), case[recorded], rel=1e-5, name=name)
+
+    best = jax.jit(protos.best_similarities)(batch.embedding, prototypes)
+    close(jnp.moveaxis(protos.prototype_heatmaps(best), -1, 1), case["kpt_class_map"], atol=1e-6)
+    labels = protos.label_pixels(batch.targets, batch.dataset, 0.0)
+    np.testing.assert_array_equal(labels.keypoint[..., 0] >= 0, case["sample_mask"])
+    starts = layout.starts[case["dataset_idx"]][:, None, None]
+    local = np.where(case["sample_mask"], labels.keypoint[..., 0] - starts, -1)
+    np.testing.assert_array_equal(local, case["sample_class"])
+    close(labels.confidence[..., 0], case["confidence"], atol=1e-7)
+    correct = np.where(case["sample_mask"], protos.is_correct(labels, best, layout), -1)
+    np.testing.assert_array_equal(correct, case["fixed/correct"])
+    contrast = jax.jit(functools.partial(losses.contrast, layout=layout, config=CONFIG))
+    q = contrast(batch.embedding, prototypes, labels).assignment[..., 0]
+    target = np.where(case["sample_mask"], q.argmax(-1) + 3 * local, -1)
+    np.testing.assert_array_equal(target, case["fixed/proto_target"])
+    drawn = np.where(case["sample_mask"], (q + noise).argmax(-1), -1)
+    np.testing.assert_array_equal(drawn, case["fixed/assignment"])
+    close(aux["correct"], (correct == 1).sum() / case["sample_mask"].sum(), atol=1e-6)
+
+
+def test_release_reads_other_datasets_prototypes():
+    """Departure: in the release logits and targets of later datasets come from earlier prototypes; the loss
+    differs."""
+    case = golden("posebh/prt_loss.npz")
+    batch, layout = golden_batch("posebh/prt_loss.npz")
+    noise = jnp.asarray(case["gumbel_noise"])
+    value = with_gradients(batch, jnp.asarray(case["prototypes"]), noise, layout)[0]["prototype"]
+    assert abs(float(value) - case["released/proto_loss"]) > 1e-3 * abs(case["released/proto_loss"])
+
+
+def test_frozen_prototypes_do_not_move():
+    batch, prototypes = random_batch(), random_prototypes()
+    terms, aux = values_of(batch, prototypes, None, LAYOUT)
+    np.testing.assert_array_equal(aux["prototypes"], prototypes)
+    moving, moved, _ = with_gradients(batch, prototypes, jnp.zeros((8, 8, 6, 3)), LAYOUT)
+    assert jnp.any(moved["prototypes"] != prototypes)
+    for name in terms:
+        close(terms[name], moving[name], rel=1e-6)
+
+
+def test_samples_can_weigh_by_correctness():
+    """Transfer: any confidence above the threshold weighs the same; below it a pixel is no sample."""
+    batch, prototypes, noise = random_batch(), random_prototypes(), jnp.zeros((8, 8, 6, 3))
+    config = dataclasses.replace(CONFIG, weigh_by_correctness=True, label_threshold=0.2)
+    scaled = batch._replace(targets=jnp.where(batch.targets > 0.2, 0.5 * batch.targets + 0.2, 0))
+    updates = [values_of(b, prototypes, noise, LAYOUT, config)[1]["prototypes"] for b in (batch, scaled)]
+    close(updates[0], updates[1], atol=1e-7)
+    confident = with_gradients(batch, prototypes, noise, LAYOUT)[1]["prototypes"]
+    assert jnp.abs(confident - updates[0]).max() > 1e-4
+
+
+def test_an_unlabelled_batch_gives_zero_losses():
+    batch = random_batch()
+    empty = batch._replace(targets=0 * batch.targets, weights=0 * batch.weights)
+    prototypes = random_prototypes()
+    terms, aux, gradients = with_gradients(empty, prototypes, jnp.zeros((8, 8, 6, 3)), LAYOUT)
+    assert all(float(value) == 0 for value in terms.values())
+    np.testing.assert_array_equal(aux["prototypes"], prototypes)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(aux))
+    assert not any(gradient.any() for gradient in gradients.values())
+
+
+def test_permuting_images_permutes_gradients_only():
+    batch, prototypes = random_batch(), random_prototypes()
+    noise = jax.random.gumbel(jax.random.key(3), (8, 8, 6, 3))
+    order = np.random.default_rng(0).permutation(8)
+    shuffled = jax.tree.map(lambda x: x[order], batch)
+    terms, aux, gradients = with_gradients(batch, prototypes, noise, LAYOUT)
+    other, moved, permuted = with_gradients(shuffled, prototypes, noise[order], LAYOUT)
+    for name in terms:
+        close(other[name], terms[name], rel=1e-6)
+        close(permuted[name], gradients[name][order], rel=1e-5)
+    close(moved["prototypes"], aux["prototypes"], atol=5e-7)
+
+
+def test_gradient_against_finite_differences():
+    """Float64, one random direction: the quotient's own error is about 1e-9."""
+    with jax.enable_x64(True):
+        layout, rng = SkeletonLayout((2, 3)), np.random.default_rng(0)
+        members = jnp.ones((1, 5, 1)) * layout.own(jnp.array([1]))[..., None]
+        keypoint = jnp.asarray(rng.integers(-1, 3, (1, 2, 3, 1)))
+        labels = Labels(jnp.where(keypoint >= 0, keypoint + 2, -1), jnp.ones((1, 2, 3, 1)), jnp.array([[1]]))
+        target, own = jnp.asarray(rng.integers(0, 3, (1, 2, 3, 1))), keypoint[..., None, :] + 2
+
+        @jax.jit
+        def loss(similarity):
+            chosen = jnp.where(jnp.arange(5) == own, similarity, 0).sum(-1, keepdims=True)
+            partition = losses.log_partition(similarity, members)
+            entropy, distance, _ = losses.contrastive_means(partition, chosen, target, labels, layout=layout)
+            maps, targets = similarity.max(-2), jnp.ones((1, 2, 3, 5)) / 2
+            error = losses.heatmap_mse(maps, targets, members[..., 0], 1, layout)
+            return entropy.sum() + distance.sum() + error.sum()
+
+        at, direction = rng.uniform(0, 1, (1, 2, 3, 3, 5)), rng.normal(size=(1, 2, 3, 3, 5))
+        slope = (jax.jit(jax.grad(loss))(jnp.asarray(at)) * direction).sum()
+        step = 1e-5
+        quotient = (loss(at + step * direction) - loss(at - step * direction)) / (2 * step)
+    np.testing.assert_allclose(slope, quotient, rtol=1e-7)
+
+
+def test_one_device_equals_eight():
+    batch, prototypes = random_batch(size=16), random_prototypes()
+    noise = jax.random.gumbel(jax.random.key(3), (16, 8, 6, 3))
+    heads = jax.random.normal(jax.random.key(4), batch.targets.shape)
+
+    def terms(rows, prototypes, axis_name=None):
+        (embedding, heads), targets, weights, dataset, noise = rows
+        best = protos.best_similarities(embedding, prototypes)
+        values, aux = losses.prototype_terms(
+            embedding, best, targets, weights, dataset, prototypes,
+            layout=LAYOUT, config=CONFIG, noise=noise, axis_name=axis_name,
+        )  # fmt: skip
+        common = {"layout": LAYOUT, "axis_name": axis_name}
+        per_head = losses.head_terms(heads, targets, weights, **common)
+        aux["accuracy"] = losses.keypoint_accuracy(heads, targets, weights, **common)
+        return values | {f"head{d}": value for d, value in enumerate(per_head)}, aux
+
+    rows = ((batch.embedding, heads), *batch[1:], noise)
+    results = on_every_wrapper(terms, rows, prototypes)
+    gradient, values, aux = results.pop("one")
+    for wrapper, (other_gradient, other_values, other_aux) in results.items():
+        for name in values:
+            close(other_values[name], values[name], rel=1e-6, name=f"{wrapper} {name}")
+        jax.tree.map(lambda a, b: close(a, b, rel=1e-5, name=wrapper), other_gradient, gradient)
+        jax.tree.map(lambda a, b: close(a, b, atol=5e-7, rel=1e-6, name=wrapper), other_aux, aux)
+        close(other_aux["prototypes"], aux["prototypes"], atol=5e-7, name=wrapper)
+
+
+def test_accuracy_for_logging():
+    case = golden("posebh/decode.npz")
+    layout = SkeletonLayout((golden_config("posebh/decode.npz")["K"],))
+    weights = jnp.asarray(case["pck_mask"], jnp.float32)
+    maps, targets = nhwc(case["pck_output"]), nhwc(case["pck_target"])
+    accuracy, counted = losses.keypoint_accuracy(maps, targets, weights, layout=layout)
+    close(accuracy[0], case["pck_avg"], atol=1e-6)
+    assert counted[0] == case["pck_count"]

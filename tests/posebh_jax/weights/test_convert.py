@@ -1,0 +1,231 @@
+from __future__ import annotations
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pose_common import heatmaps
+from pose_common.weights.keys import COUNTER, PortError, expected_sources, flatten
+from pose_common.weights.torch_files import StateFileError, write_state
+from pose_common.weights.folder import load_weights
+from posebh_jax.weights.convert import (
+    Options,
+    convert,
+    describe,
+    model_of,
+    model_targets,
+    read_weights,
+    to_torch,
+)
+from posebh_jax.weights.detect import recognise
+from posebh_jax.weights.keys import posebh_rules
+from posebh_jax.vit import SIZES, ViTSize
+from scripts import convert_weights
+from tests.golden_files import golden, golden_config
+from tests.posebh_jax.golden_weights import golden_state, maps
+from tests.posebh_jax.port_cases import TINY, TOLERANCE, tiny_posebh
+from tests.weight_files import DAMAGES, FORMATS, as_file, assert_same, damage
+
+KEYS = "posebh/checkpoint_keys.json"
+
+
+def state_like(shapes: dict[str, list[int]], seed: int = 0) -> dict[str, np.ndarray]:
+    """A state dict of these shapes; counters count 0."""
+    rng = np.random.default_rng(seed)
+    return {
+        name: np.zeros((), np.int64) if name.endswith(COUNTER) else rng.standard_normal(shape, np.float32)
+        for name, shape in shapes.items()
+    }
+
+
+@pytest.mark.parametrize("name", ["posebh_small", "vitpose++_small"])
+def test_published_checkpoints_convert_there_and_back(name):
+    state = state_like(golden(KEYS)[name]["state_dict"])
+    conversion = convert(dict(state))
+    assert len(conversion.ported.used) + len(conversion.ported.dropped) == len(state)
+    assert all(dropped.endswith(COUNTER) for dropped in conversion.ported.dropped)
+    assert not conversion.ported.fresh
+    assert_same(to_torch(conversion.weights, conversion.manifest), state)
+
+
+@pytest.mark.parametrize("size", ["small", "base", "large", "huge"])
+@pytest.mark.parametrize("family", ["posebh", "vitpose++"])
+def test_every_published_name_and_shape_has_its_place(family, size):
+    """Without the numbers, which would take gigabytes."""
+    shapes = {k: tuple(v) for k, v in golden(KEYS)[f"{family}_{size}"]["state_dict"].items()}
+    contents = recognise(shapes)
+    assert contents.title() == f"{'PoseBH' if family == 'posebh' else 'ViTPose++ multi-head'}, {size}"
+    manifest, notes = describe(contents, Options(), None)
+    assert not notes
+    assert manifest["input_size"] == [192, 256]
+    assert ViTSize(**manifest["backbone"]) == SIZES[size]
+    assert [name for name, _ in manifest["datasets"]] == [
+        "coco",
+        "aic",
+        "mpii",
+        "ap10k",
+        "apt36k",
+        "coco_wholebody",
+    ]
+    targets = dict(model_targets(model_of(manifest), (192, 256)))
+    if family == "posebh":
+        targets["prototypes/bank"] = jax.ShapeDtypeStruct((214, 3, 64), jnp.float32)
+        targets["prototypes/clusters/prototypes"] = jax.ShapeDtypeStruct((96, 3, 64), jnp.float32)
+    slots = expected_sources(posebh_rules([name for name, _ in manifest["datasets"]]), targets)
+    places = {
+        name: slot.view(np.broadcast_to(np.float32(0), targets[slot.rule.target].shape)).shape
+        for name, slot in slots.items()
+    }
+    assert places == {name: shape for name, shape in shapes.items() if not name.endswith(COUNTER)}
+    assert {slot.rule.target for slot in slots.values()} == set(targets)
+
+
+@functools.cache
+def flip_case():
+    arrays, config = golden("posebh/flip_inference.npz"), golden_config("posebh/flip_inference.npz")
+    return arrays, config, maps(arrays["image"]), jnp.asarray(arrays["dataset_idx"], jnp.int32)
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_a_file_gives_the_originals_heatmaps_and_keypoints(tmp_path, suffix):
+    arrays, config, images, dataset = flip_case()
+    path = as_file(tmp_path, golden_state("posebh/flip_inference.npz"), suffix)
+    conversion = read_weights(path, TINY)
+    model = model_of(conversion.manifest)
+
+    apply = jax.jit(model.apply)
+    plain, mirrored = (apply(conversion.weights, x, dataset) for x in (images, images[:, :, ::-1]))
+    np.testing.assert_allclose(plain, maps(arrays["heatmap_plain"]), atol=TOLERANCE)
+    flip_index = np.arange(plain.shape[-1])
+    for a, b in arrays["flip_pairs"]:
+        flip_index[[a, b]] = b, a
+    merged = heatmaps.flip_merge(plain, mirrored, jnp.asarray(flip_index), shift=False)
+    np.testing.assert_allclose(merged, maps(arrays["heatmap_average"]), atol=TOLERANCE)
+
+    height, width = config["img"]
+    box = arrays["scale"] * 200
+    inverse_warp = np.zeros((len(box), 2, 3), np.float32)
+    inverse_warp[:, 0, 0], inverse_warp[:, 1, 1] = box[:, 0] / (width - 1), box[:, 1] / (height - 1)
+    inverse_warp[:, :, 2] = arrays["center"] - box / 2
+    keypoints = heatmaps.decode(merged, jnp.asarray(inverse_warp), udp=True, input_size=(width, height))
+    expected = arrays["flip_udp/preds"]
+    valid = expected[..., 2] > 0
+    # Image pixels: 2e-3 for sub-pixel decoding.
+    np.testing.assert_allclose(np.asarray(keypoints)[valid], expected[valid], atol=2e-3)
+
+    half = model.clone(dtype=jnp.bfloat16)
+    # 8 bits an operation: three percent of the largest value through two blocks and a head.
+    bound = 0.03 * float(jnp.abs(plain).max())
+    np.testing.assert_allclose(jax.jit(half.apply)(conversion.weights, images, dataset), plain, atol=bound)
+
+
+@pytest.mark.parametrize("name", ["vit_moe", "vit_plain", "vit_moe_grid"])
+def test_a_file_with_a_backbone_gives_the_originals_features(tmp_path, name):
+    arrays, config = golden(f"posebh/{name}.npz"), golden_config(f"posebh/{name}.npz")
+    state = {f"backbone.{key}": value for key, value in golden_state(f"posebh/{name}.npz").items()}
+    conversion = read_weights(as_file(tmp_path, state), Options(num_heads=config["num_heads"]))
+    images, dataset = maps(arrays["image"]), jnp.asarray(arrays["dataset_idx"], jnp.int32)
+    features = jax.jit(functools.partial(model_of(conversion.manifest).apply, method="features"))
+    output = features({"params": conversion.weights["params"]}, images, dataset)
+    np.testing.assert_allclose(output, maps(arrays["output"]), atol=TOLERANCE)
+
+
+def test_a_whole_model_goes_through_the_command_and_back(tmp_path, capsys):
+    source, folder, back = (
+        as_file(tmp_path, tiny_posebh()),
+        tmp_path / "weights",
+        tmp_path / "back.safetensors",
+    )
+    assert convert_weights.main([str(source), f"--to={folder}", "--num_heads=2", "--datasets=a,b,c"]) == 0
+    printed = capsys.readouterr().out
+    assert "PoseBH, width 24, depth 2" in printed
+    assert "heads: a 5, b 4, c 6; experts: 3" in printed
+    assert f"left out: {sum(name.endswith(COUNTER) for name in tiny_posebh())} counters" in printed
+
+    assert convert_weights.main([str(folder), f"--to={back}"]) == 0
+    again = read_weights(back, TINY)
+    weights, _ = load_weights(folder)
+    for name, value in flatten(weights).items():
+        other = flatten(again.weights)[
+            re.sub(r"heads/([abc])/", lambda m: f"heads/dataset_{'abc'.index(m[1])}/", name)
+        ]
+        np.testing.assert_array_equal(value, other)
+
+
+def test_the_command_leaves_nothing_after_an_error(tmp_path, capsys):
+    state = dict(tiny_posebh())
+    del state["backbone.pos_embed"]
+    folder = tmp_path / "weights"
+    assert convert_weights.main([str(as_file(tmp_path, state)), f"--to={folder}", "--num_heads=2"]) == 1
+    assert "backbone.pos_embed" in capsys.readouterr().err
+    assert not folder.exists()
+
+
+def test_attention_heads_of_an_unpublished_size_are_asked_for():
+    with pytest.raises(PortError, match="width 24, depth 2 is no published size: say the attention heads"):
+        convert(dict(tiny_posebh()))
+
+
+def test_heads_of_unknown_datasets_are_numbered_and_the_guess_is_told():
+    conversion = convert(dict(tiny_posebh()), TINY)
+    assert conversion.manifest["datasets"] == [["dataset_0", 5], ["dataset_1", 4], ["dataset_2", 6]]
+    assert "heads of (5, 4, 6) keypoints: which datasets was not said" in conversion.title
+
+
+def test_a_backbone_alone_converts_there_and_back():
+    state = {name: value for name, value in tiny_posebh().items() if name.startswith("backbone.")}
+    conversion = convert(dict(state), TINY)
+    assert conversion.title == "backbone of ViTPose++, width 24, depth 2"
+    assert_same(to_torch(conversion.weights, conversion.manifest), state)
+
+
+def test_names_must_have_the_heads_keypoints():
+    with pytest.raises(PortError, match="coco has 17 keypoints, the head 5"):
+        convert(dict(tiny_posebh()), Options(num_heads=2, datasets=("coco", "b", "c")))
+    with pytest.raises(PortError, match="3 heads, but 1 names"):
+        convert(dict(tiny_posebh()), Options(num_heads=2, datasets=("a",)))
+
+
+def test_weights_of_something_else_are_not_recognised(tmp_path):
+    state = {"layer1.0.conv1.weight": np.zeros((4, 3, 1, 1), np.float32)}
+    assert convert(dict(state)) is None
+    with pytest.raises(PortError, match="holds no weights of PoseBH"):
+        read_weights(as_file(tmp_path, state))
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+@pytest.mark.parametrize("seed", range(16))
+def test_every_damaged_entry_is_named(kind, seed):
+    state = dict(tiny_posebh())
+    name = damage(state, kind, np.random.default_rng([seed, len(kind)]))
+    with pytest.raises(PortError) as caught:
+        convert(state, TINY)
+    assert name in str(caught.value)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("seed", range(8))
+def test_damaged_torch_files_are_explained(tmp_path, seed):
+    """Fifteen damages a seed: cuts, flipped bits anywhere in the archive, and damaged entries."""
+    rng = np.random.default_rng(seed)
+    path = as_file(tmp_path, tiny_posebh(), ".pth")
+    raw = path.read_bytes()
+    for _ in range(5):
+        path.write_bytes(raw[: rng.integers(len(raw))])
+        with pytest.raises(StateFileError, match="weights.pth"):
+            read_weights(path, TINY)
+        flipped = bytearray(raw)
+        flipped[rng.integers(len(raw))] ^= 1 << rng.integers(8)
+        path.write_bytes(flipped)
+        with pytest.raises(StateFileError, match="weights.pth"):
+            read_weights(path, TINY)
+    for kind in DAMAGES:
+        state = dict(tiny_posebh())
+        name = damage(state, kind, rng)
+        write_state(path, state)
+        with pytest.raises(PortError, match=re.escape(name)):
+            read_weights(path, TINY)

@@ -1,0 +1,239 @@
+from __future__ import annotations
+
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pose_common.weights.keys import COUNTER, PortError, flatten, unflatten
+from pose_common.weights.torch_files import write_state
+from pose_common.weights.folder import save_weights
+from posebh_jax.weights.mae import cubic_matrix
+from posebh_jax.weights.transfer import start_from
+from posebh_jax.model import PoseBH
+from posebh_jax.weights.convert import (
+    Options,
+    convert,
+    expand_experts,
+    manifest_of,
+    model_of,
+    model_targets,
+    read_weights,
+    single_dataset,
+    to_torch,
+)
+from posebh_jax.vit import ViTSize
+from tests.golden_files import golden, golden_config
+from tests.posebh_jax.golden_weights import golden_state, maps
+from tests.posebh_jax.port_cases import TINY, TOLERANCE, tiny_posebh
+from tests.weight_files import as_file, assert_same
+
+SPLIT_OPTIONS = Options(num_heads=2, input_size=(32, 32))
+SPLIT = ("coco", "aic", "mpii", "ap10k", "apt36k", "coco_wholebody")
+
+
+@functools.cache
+def split_source():
+    return convert(golden_state("posebh/model_split.npz"), SPLIT_OPTIONS)
+
+
+def recorded_split(dataset: str) -> dict[str, np.ndarray]:
+    """What the original's splitter changes for one dataset."""
+    prefix = f"out:{dataset.removeprefix('coco_')}:"
+    arrays = golden("posebh/model_split.npz")
+    return {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}
+
+
+@pytest.mark.parametrize("dataset", SPLIT)
+def test_folding_an_expert_is_the_originals_split(dataset):
+    source = split_source()
+    weights, manifest = single_dataset(source.weights, source.manifest, dataset)
+    folded = to_torch(weights, manifest)
+    assert not [name for name in folded if "experts" in name or "associate" in name]
+    for name, value in recorded_split(dataset).items():
+        if not name.endswith(COUNTER):
+            np.testing.assert_array_equal(folded[name], value, err_msg=name)
+
+
+def test_a_split_file_is_recognised_by_its_name_and_content(tmp_path):
+    """The released splitter leaves the experts in the file."""
+    state = golden_state("posebh/model_split.npz") | recorded_split("ap10k")
+    state = {name: value for name, value in state.items() if "associate" not in name}
+    path = tmp_path / "ap10k.safetensors"
+    write_state(path, state)
+    conversion = read_weights(path, SPLIT_OPTIONS)
+    assert conversion.title.startswith("single-dataset split of ViTPose++")
+    assert conversion.manifest["datasets"] == [["ap10k", 17]]
+    assert any("experts" in name for name in conversion.ported.dropped)
+    source = split_source()
+    weights, _ = single_dataset(source.weights, source.manifest, "ap10k")
+    assert_same(flatten(conversion.weights), flatten(weights))
+
+
+def test_a_folded_model_gives_the_experts_features():
+    images = maps(golden("posebh/full_train.npz")["image"])
+    source = convert(dict(tiny_posebh()), TINY)
+    whole = jax.jit(functools.partial(model_of(source.manifest).apply, method="features"))
+    for index, (name, _) in enumerate(source.manifest["datasets"]):
+        weights, manifest = single_dataset(source.weights, source.manifest, name)
+        folded = jax.jit(functools.partial(model_of(manifest).apply, method="features"))
+        dataset = jnp.full(len(images), index)
+        expected = whole({"params": source.weights["params"]}, images, dataset)
+        output = folded({"params": weights["params"]}, images, dataset)
+        np.testing.assert_allclose(output, expected, atol=TOLERANCE)
+        assert weights["prototypes"]["bank"].shape[0] == manifest["datasets"][0][1]
+
+
+def test_folding_a_dataset_that_is_not_there_lists_those_that_are():
+    source = split_source()
+    with pytest.raises(ValueError, match="no head for 'halpe'; these weights have .*'coco'"):
+        single_dataset(source.weights, source.manifest, "halpe")
+
+
+def mae_state(prefix: str) -> dict[str, np.ndarray]:
+    arrays = golden("posebh/mae_init.npz")
+    return {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}
+
+
+def test_a_plain_backbone_becomes_the_originals_initialisation(tmp_path):
+    config = golden_config("posebh/mae_init.npz")
+    path = as_file(tmp_path, mae_state("in:"))
+    options = Options(num_heads=config["heads"], input_size=tuple(config["img"][::-1]))
+    plain = read_weights(path, options)
+    assert plain.title.startswith("vision transformer backbone (MAE or alike)")
+    assert set(plain.ported.dropped) == {"cls_token", "norm.weight", "norm.bias"}
+    assert set(plain.ported.fresh) == {"params/backbone/last_norm/scale", "params/backbone/last_norm/bias"}
+
+    experts, manifest = expand_experts(plain.weights, plain.manifest, config["ne"], config["part"])
+    for (weights, described), prefix in (
+        ((plain.weights, plain.manifest), "out_plain:"),
+        ((experts, manifest), "out_moe:"),
+    ):
+        state = to_torch(weights, described)
+        for name, value in mae_state(prefix).items():
+            # 1e-5 for the interpolated position embedding, everything else is copied.
+            np.testing.assert_allclose(
+                state[f"backbone.{name}"], value, atol=1e-5 if name == "pos_embed" else 0
+            )
+
+
+def test_the_cubic_kernel_reproduces_what_it_must():
+    np.testing.assert_allclose(cubic_matrix(9, 9), np.eye(9), atol=1e-12)
+    np.testing.assert_allclose(cubic_matrix(14, 12).sum(1), 1, atol=1e-12)
+
+
+def initial_of(model: PoseBH) -> dict:
+    """Arrays like a fresh model's, all -1."""
+    shapes = dict(model_targets(model, (48, 64)))
+    if model.embedding_dim:
+        shapes["prototypes/bank"] = jax.ShapeDtypeStruct(
+            (sum(count for _, count in model.datasets), 3, 16), jnp.float32
+        )
+    return unflatten({name: np.full(shape.shape, -1, np.float32) for name, shape in shapes.items()})
+
+
+@pytest.fixture(scope="module")
+def weights_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("weights") / "posebh"
+    conversion = convert(dict(tiny_posebh()), TINY)
+    save_weights(folder, conversion.weights, conversion.manifest)
+    return folder, conversion
+
+
+def tiny_model(**changes) -> PoseBH:
+    manifest = convert(dict(tiny_posebh()), TINY).manifest
+    return model_of(manifest).clone(**changes)
+
+
+def test_the_same_model_starts_whole(weights_folder):
+    folder, conversion = weights_folder
+    model = tiny_model()
+    start = start_from(read_weights(folder), initial_of(model), model)
+    assert (start.fresh, start.left_out) == ((), ())
+    assert_same(flatten(start.tree), flatten(conversion.weights))
+
+
+def test_a_multi_head_file_leaves_embedding_and_prototypes_fresh(tmp_path):
+    state = {name: value for name, value in tiny_posebh().items() if "proto_head" not in name}
+    model = tiny_model()
+    initial = initial_of(model)
+    start = start_from(read_weights(as_file(tmp_path, state), TINY), initial, model)
+    assert start.fresh == ("embedding", "prototypes/bank")
+    assert start.left_out == ()
+    np.testing.assert_array_equal(start.tree["prototypes"]["bank"], initial["prototypes"]["bank"])
+    kernel = start.tree["params"]["backbone"]["blocks"]["attn"]["qkv"]["kernel"]
+    np.testing.assert_array_equal(kernel[1], tiny_posebh()["backbone.blocks.1.attn.qkv.weight"].T)
+
+
+def test_another_mixture_goes_by_the_names_of_the_datasets(weights_folder):
+    folder, conversion = weights_folder
+    counts = dict(conversion.manifest["datasets"])
+    model = tiny_model(
+        datasets=(("mine", 2), ("dataset_2", counts["dataset_2"]), *((f"dataset_{i}", counts[f"dataset_{i}"]) for i in (1, 0))),
+        num_experts=4,
+    )  # fmt: skip
+    initial = initial_of(model)
+    start = start_from(read_weights(folder), initial, model)
+    assert start.fresh == (
+        "experts of mine (as that of dataset_0)", "heads/mine", "heads/mine/final", "prototypes of mine",
+    )  # fmt: skip
+    assert start.left_out == ()
+    before, after = flatten(conversion.weights), flatten(start.tree)
+    experts = "params/backbone/blocks/mlp/experts/kernel"
+    np.testing.assert_array_equal(after[experts], before[experts][:, [0, 2, 1, 0]])
+    bank, parts = after["prototypes/bank"], np.split(before["prototypes/bank"], np.cumsum([*counts.values()])[:-1])
+    np.testing.assert_array_equal(bank, np.concatenate([initial["prototypes"]["bank"][:2], *parts[::-1]]))
+
+
+def test_a_smaller_mixture_leaves_the_others_behind(weights_folder):
+    folder, conversion = weights_folder
+    name, count = conversion.manifest["datasets"][1]
+    model = tiny_model(datasets=((name, count),), num_experts=1)
+    start = start_from(read_weights(folder), initial_of(model), model)
+    assert start.fresh == ()
+    assert start.left_out == ("heads/dataset_0", "heads/dataset_0/final", "heads/dataset_2", "heads/dataset_2/final")
+    experts = "params/backbone/blocks/mlp/experts/bias"
+    np.testing.assert_array_equal(flatten(start.tree)[experts], flatten(conversion.weights)[experts][:, [1]])
+
+
+def test_transfer_folds_an_expert_and_keeps_the_head_but_for_its_last_convolution(weights_folder):
+    folder, conversion = weights_folder
+    model = tiny_model(datasets=(("mine", 9),), num_experts=0)
+    start = start_from(read_weights(folder), initial_of(model), model, fold="dataset_1")
+    assert start.fresh == ("heads/mine/final", "prototypes/bank")
+    np.testing.assert_array_equal(
+        start.tree["params"]["heads"]["mine"]["upsampling"]["deconv1"]["kernel"],
+        conversion.weights["params"]["heads"]["dataset_1"]["upsampling"]["deconv1"]["kernel"],
+    )
+
+
+def test_a_plain_backbone_fills_every_expert(tmp_path):
+    config = golden_config("posebh/mae_init.npz")
+    size = ViTSize(config["E"], config["depth"], config["heads"], config["part"])
+    model = PoseBH(size, (("a", 2), ("b", 3), ("c", 4)), num_experts=3, embedding_dim=0, filters=4)
+    start = start_from(read_weights(as_file(tmp_path, mae_state("in:")), TINY), initial_of(model), model)
+    assert start.fresh[0] == "backbone/last_norm"
+    state = to_torch(start.tree, {"datasets": model.datasets})
+    for name, value in mae_state("out_moe:").items():
+        np.testing.assert_allclose(state[f"backbone.{name}"], value, atol=1e-5)
+
+
+def test_another_width_is_refused_with_every_shape(weights_folder):
+    model = tiny_model(filters=8)
+    with pytest.raises(PortError) as caught:
+        start_from(read_weights(weights_folder[0]), initial_of(model), model)
+    assert any(
+        problem
+        == "params/heads/dataset_0/upsampling/deconv1/kernel has shape [4, 4, 24, 16], expected [4, 4, 24, 8]"
+        for problem in caught.value.problems
+    )
+    assert len(caught.value.problems) > 20
+
+
+def test_a_manifest_is_json_and_describes_its_model(weights_folder):
+    manifest = weights_folder[1].manifest
+    assert json.loads(json.dumps(manifest)) == manifest
+    assert manifest_of(model_of(manifest), tuple(manifest["input_size"]), manifest["family"]) == manifest
