@@ -21,8 +21,7 @@ from boir_jax.weights.convert import METHOD, manifest_of, read_weights
 from boir_jax.predict import TRAINING_HEADS, Predictor, without_training_heads
 from boir_jax.proposals import ProposalConfig
 from boir_jax.method import BoIRMethod
-from data_pipelines.datasets import find_dataset
-from data_pipelines.skeletons import PoseDataset
+from data_pipelines.datasets import PoseDataset, find_dataset
 from data_pipelines.top_down.loader import TrainIterator
 from data_pipelines.whole_image.pictures import Augmentation, rules_of
 from data_pipelines.whole_image.loader import train_loader

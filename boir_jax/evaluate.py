@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from boir_jax import visualise as pictures
 from boir_jax.predict import Predictor
 from boir_jax.published import published
-from data_pipelines.skeletons import PoseDataset, get_dataset
+from data_pipelines.datasets import PoseDataset, find_dataset
 from data_pipelines.top_down.loader import Reading
 from data_pipelines.whole_image.loader import EvalLoader, eval_loader
 from pose_common.evaluation.predict_split import predict_split
@@ -44,7 +44,7 @@ class Task:
     @property
     def protocol(self) -> PoseDataset:
         """The dataset's protocol."""
-        return get_dataset(self.dataset)
+        return find_dataset(self.dataset)
 
     @property
     def name(self) -> str:

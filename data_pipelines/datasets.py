@@ -1,8 +1,12 @@
-"""Datasets of one's own: skeleton and protocol in a file beside the records, found again by name.
+"""Pose datasets: the protocol on top of a skeleton, built in or defined by the user, found by name.
 
-`<data_dir>/<dataset>/dataset.json` is written when a dataset with a skeleton of its own is prepared
-(`builders/custom.py`). It may be edited: its fields are those of `keypoint_sets.PoseDataset` and of its
-`KeypointSet`.
+A protocol says how a box becomes a crop, which heatmap codec the targets use, how a sample is augmented and by which metric
+predictions are judged. Adding a dataset to the project is one entry in `DATASETS` (and, if the skeleton is new, one in
+`data_pipelines/skeletons.py`) plus one builder in `data_pipelines/builders`.
+
+A custom dataset is a file beside its records: `<data_dir>/<dataset>/dataset.json` is written when a dataset with a skeleton
+of its own is prepared (`builders/custom.py`). It may be edited: its fields are those of `PoseDataset` and, under
+`skeleton`, of `KeypointSet`. Nothing is registered: `find_dataset` reads the file whenever it is asked.
 """
 
 from __future__ import annotations
@@ -12,33 +16,106 @@ import json
 import pathlib
 from typing import Any
 
-from data_pipelines.skeletons import DATASETS, KeypointSet, PoseDataset, get_dataset, register_dataset
+from data_pipelines.skeletons import KEYPOINT_SETS, KeypointSet
+
+
+@dataclasses.dataclass(frozen=True)
+class PoseDataset:
+    """How one dataset is cropped, encoded, augmented and judged.
+
+    Attributes:
+      name: the name used in configs, on disk and in result tables.
+      keypoint_set: key of `KEYPOINT_SETS`.
+      metric: 'coco' (OKS), 'wholebody', 'crowdpose', 'mpii' (PCKh) or 'hand' (PCK, AUC, EPE).
+      codec: 'udp' (unbiased data processing: affine and sub-pixel Gaussian) or 'unshifted' (MSRA: plain affine,
+        Gaussian on the rounded centre). Used in training and evaluation alike.
+      area: 'annotated', or 'box' (0.53 x width x height) where the annotation has no usable area.
+      clean_box: clip the annotated box to the image before cropping, as the COCO loaders do.
+      aspect_box: grow the box to the input's aspect ratio. False only for mpii, whose square boxes are stretched.
+      padding: factor on the box before cropping.
+      half_body, centre_jitter: whether these augmentations apply.
+      scale_factor, rotation_factor: standard deviations of the scale and rotation (degrees) augmentation.
+      drop_unlabelled_by: which people are left out as unlabelled: those whose own count 'num_keypoints' is 0 or whose
+        keypoint numbers all are, by 'visibility' only the latter, or 'never'.
+      skeleton: the keypoint set itself, where it is not in `KEYPOINT_SETS`: a custom dataset carries its own.
+    """
+
+    name: str
+    keypoint_set: str
+    metric: str = "coco"
+    codec: str = "unshifted"
+    area: str = "annotated"
+    clean_box: bool = True
+    aspect_box: bool = True
+    padding: float = 1.25
+    half_body: bool = True
+    centre_jitter: bool = True
+    scale_factor: float = 0.5
+    rotation_factor: float = 40.0
+    drop_unlabelled_by: str = "num_keypoints"
+    skeleton: KeypointSet | None = None
+
+    @property
+    def keypoints(self) -> KeypointSet:
+        return self.skeleton or KEYPOINT_SETS[self.keypoint_set]
+
+    @property
+    def num_keypoints(self) -> int:
+        return self.keypoints.num_keypoints
+
+
+DATASETS: dict[str, PoseDataset] = {
+    d.name: d
+    for d in (
+        PoseDataset("coco", "coco", codec="udp"),
+        PoseDataset("aic", "aic", area="box"),
+        PoseDataset("mpii", "mpii", metric="mpii", codec="udp", clean_box=False, aspect_box=False,
+                    half_body=False, centre_jitter=False, drop_unlabelled_by="never"),
+        PoseDataset("ap10k", "ap10k"),
+        PoseDataset("apt36k", "ap10k"),
+        PoseDataset("coco_wholebody", "coco_wholebody", metric="wholebody", drop_unlabelled_by="visibility"),
+        PoseDataset("crowdpose", "crowdpose", metric="crowdpose", area="box"),
+        PoseDataset("ochuman", "coco"),
+        PoseDataset("interhand2d", "interhand2d", metric="hand", clean_box=False, padding=1.5, half_body=False,
+                    scale_factor=0.3, rotation_factor=90.0),
+        PoseDataset("pw3d", "pw3d", area="box"),
+        PoseDataset("halpe", "halpe"),
+    )
+}
+# Rendered stand-ins (`builders/synthetic.py`), each with the protocol of the real one; only the augmentation is milder,
+# because they are there for runs of minutes.
+DATASETS |= {
+    f"synthetic_{name}": dataclasses.replace(
+        DATASETS[like], name=f"synthetic_{name}", scale_factor=0.2, rotation_factor=15.0)
+    for name, like in (("coco", "coco"), ("aic", "aic"), ("mpii", "mpii"), ("ap10k", "ap10k"), ("apt36k", "apt36k"),
+                       ("coco_wholebody", "coco_wholebody"), ("crowd", "crowdpose"))
+}
 
 DEFINITION_FILE = "dataset.json"
-BUILT_IN = frozenset(DATASETS)
-
 
 def definition_path(name: str, data_dir: str | pathlib.Path) -> pathlib.Path:
     """Where the definition of a dataset of one's own lies."""
     return pathlib.Path(data_dir) / name / DEFINITION_FILE
 
 
-def find_dataset(name: str, data_dir: str | pathlib.Path) -> PoseDataset:
-    """The protocol of a dataset: built in, defined in `data_dir` (and then registered), or registered.
+def find_dataset(name: str, data_dir: str | pathlib.Path | None = None) -> PoseDataset:
+    """The protocol of a dataset that is built in, or defined in `data_dir`.
 
     Raises:
-      KeyError: none of these.
+      KeyError: neither; the message lists what is known and says how to define one.
       ValueError: a definition that cannot be used; the message names the file.
     """
+    if name in DATASETS:
+        return DATASETS[name]
+    if data_dir is None:
+        raise KeyError(f"unknown dataset {name!r}; built in are {', '.join(sorted(DATASETS))}")
     path = definition_path(name, data_dir)
-    if name not in BUILT_IN and path.is_file():
-        register_dataset(read_definition(path))
-    elif name not in DATASETS:
+    if not path.is_file():
         raise KeyError(
             f"unknown dataset {name!r}: there is no {path}, where `python -m scripts.prepare_data custom"
             f" --name={name}` would have defined it, and it is none of {', '.join(sorted(DATASETS))}"
         )
-    return get_dataset(name)
+    return read_definition(path)
 
 
 def save_definition(dataset: PoseDataset, data_dir: str | pathlib.Path) -> None:

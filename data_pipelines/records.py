@@ -33,8 +33,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from data_pipelines.datasets import find_dataset
-from data_pipelines.skeletons import PoseDataset, get_dataset
+from data_pipelines.datasets import PoseDataset, find_dataset
 
 VERSION = "1.0.0"
 ANNOTATIONS_FILE = "annotations.npz"
@@ -162,7 +161,7 @@ class Annotations:
     remarks of the builder, such as where MPII's head sizes come from.
     """
 
-    dataset: str
+    protocol: PoseDataset
     split: str
     categories: tuple[tuple[int, str], ...]
     metadata: Mapping[str, str]
@@ -183,6 +182,11 @@ class Annotations:
     scale: np.ndarray
     head_size: np.ndarray
     mask: np.ndarray
+
+    @property
+    def dataset(self) -> str:
+        """Name of the dataset."""
+        return self.protocol.name
 
     @property
     def num_images(self) -> int:
@@ -211,7 +215,7 @@ class Annotations:
                 strict=True,
             )
         ]
-        parts = get_dataset(self.dataset).keypoints.parts or (("body", 0, self.keypoints.shape[1]),)
+        parts = self.protocol.keypoints.parts or (("body", 0, self.keypoints.shape[1]),)
         columns = {
             "id": self.id.tolist(),
             "image_id": self.image_id[self.image_index].tolist(),
@@ -249,7 +253,7 @@ def load_annotations(dataset: str, split: str, data_dir: str | pathlib.Path) -> 
       DatasetNotPrepared: with the command that prepares it.
       KeyError: no dataset of that name is known or defined in `data_dir`.
     """
-    find_dataset(dataset, data_dir)  # `to_coco` needs its skeleton
+    protocol = find_dataset(dataset, data_dir)
     path = _prepared_dir(dataset, split, data_dir) / ANNOTATIONS_FILE
     with np.load(path, allow_pickle=False) as archive:
         columns = {name: archive[name] for name in archive.files}
@@ -257,7 +261,7 @@ def load_annotations(dataset: str, split: str, data_dir: str | pathlib.Path) -> 
     for name in ("file_name", "mask"):
         columns[name] = _unpack_strings(columns.pop(f"{name}_text"), columns.pop(f"{name}_end"))
     return Annotations(
-        dataset=dataset,
+        protocol=protocol,
         split=split,
         categories=tuple((number, name) for number, name in header["categories"]),
         metadata=header["metadata"],

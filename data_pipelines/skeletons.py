@@ -1,12 +1,9 @@
-"""Keypoint sets (skeletons) and the pose datasets that use them.
+"""Keypoint sets (skeletons): the anatomy of every kind of annotation, as data.
 
-A *keypoint set* is anatomy: names in storage order, which pairs a mirror exchanges, limbs to draw, halves of the
-body, OKS sigmas. A *pose dataset* is a protocol on top of one: how a box becomes a crop, which heatmap codec its
-targets use, how it is augmented and by which metric it is judged. Adding a dataset is one entry in `DATASETS` (and, if
-the skeleton is new, one in `KEYPOINT_SETS`) plus one builder in `data_pipelines/builders`.
-
-Index pairs count keypoints from 0. Sigmas are those of COCO-style object keypoint similarity: the variance of
-keypoint i is (2 sigma_i)^2 times the object's area. `sigmas` is empty where no OKS metric is defined.
+Names in storage order, which pairs a mirror exchanges, limbs to draw, halves of the body, OKS sigmas. Index pairs
+count keypoints from 0. Sigmas are those of COCO-style object keypoint similarity: the variance of keypoint i is
+(2 sigma_i)^2 times the object's area; `sigmas` is empty where no OKS metric is defined. Which datasets use a skeleton, and
+by which protocol, is in `data_pipelines/datasets.py`.
 """
 
 from __future__ import annotations
@@ -44,52 +41,6 @@ class KeypointSet:
         for a, b in self.flip_pairs:
             index[a], index[b] = b, a
         return index
-
-
-@dataclasses.dataclass(frozen=True)
-class PoseDataset:
-    """How one dataset is cropped, encoded, augmented and judged.
-
-    Attributes:
-      name: the name used in configs, on disk and in result tables.
-      keypoint_set: key of `KEYPOINT_SETS`.
-      metric: 'coco' (OKS), 'wholebody', 'crowdpose', 'mpii' (PCKh) or 'hand' (PCK, AUC, EPE).
-      codec: 'udp' (unbiased data processing: affine and sub-pixel Gaussian) or 'unshifted' (MSRA: plain affine,
-        Gaussian on the rounded centre). Used in training and evaluation alike.
-      area: 'annotated', or 'box' (0.53 x width x height) where the annotation has no usable area.
-      clean_box: clip the annotated box to the image before cropping, as the COCO loaders do.
-      aspect_box: grow the box to the input's aspect ratio. False only for mpii, whose square boxes are stretched.
-      padding: factor on the box before cropping.
-      half_body, centre_jitter: whether these augmentations apply.
-      scale_factor, rotation_factor: standard deviations of the scale and rotation (degrees) augmentation.
-      drop_unlabelled_by: which people are left out as unlabelled: those whose own count 'num_keypoints' is 0 or whose
-        keypoint numbers all are, by 'visibility' only the latter, or 'never'.
-      skeleton: the keypoint set itself, for one that is not in `KEYPOINT_SETS`: a dataset of the user's own takes its
-        skeleton along into worker processes, which do not have the tables of the process that registered it.
-    """
-
-    name: str
-    keypoint_set: str
-    metric: str = "coco"
-    codec: str = "unshifted"
-    area: str = "annotated"
-    clean_box: bool = True
-    aspect_box: bool = True
-    padding: float = 1.25
-    half_body: bool = True
-    centre_jitter: bool = True
-    scale_factor: float = 0.5
-    rotation_factor: float = 40.0
-    drop_unlabelled_by: str = "num_keypoints"
-    skeleton: KeypointSet | None = None
-
-    @property
-    def keypoints(self) -> KeypointSet:
-        return self.skeleton or KEYPOINT_SETS[self.keypoint_set]
-
-    @property
-    def num_keypoints(self) -> int:
-        return self.keypoints.num_keypoints
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -311,50 +262,4 @@ _SETS = (
 )
 
 KEYPOINT_SETS: dict[str, KeypointSet] = {s.name: s for s in _SETS}
-# APT-36K annotates AP-10K's skeleton and OCHuman COCO's.
-
-DATASETS: dict[str, PoseDataset] = {
-    d.name: d
-    for d in (
-        PoseDataset("coco", "coco", codec="udp"),
-        PoseDataset("aic", "aic", area="box"),
-        PoseDataset("mpii", "mpii", metric="mpii", codec="udp", clean_box=False, aspect_box=False,
-                    half_body=False, centre_jitter=False, drop_unlabelled_by="never"),
-        PoseDataset("ap10k", "ap10k"),
-        PoseDataset("apt36k", "ap10k"),
-        PoseDataset("coco_wholebody", "coco_wholebody", metric="wholebody", drop_unlabelled_by="visibility"),
-        PoseDataset("crowdpose", "crowdpose", metric="crowdpose", area="box"),
-        PoseDataset("ochuman", "coco"),
-        PoseDataset("interhand2d", "interhand2d", metric="hand", clean_box=False, padding=1.5, half_body=False,
-                    scale_factor=0.3, rotation_factor=90.0),
-        PoseDataset("pw3d", "pw3d", area="box"),
-        PoseDataset("halpe", "halpe"),
-    )
-}
-# Rendered stand-ins (`builders/synthetic.py`), each with the protocol of the real one; only the augmentation is milder,
-# because they are there for runs of minutes.
-DATASETS |= {
-    f"synthetic_{name}": dataclasses.replace(
-        DATASETS[like], name=f"synthetic_{name}", scale_factor=0.2, rotation_factor=15.0)
-    for name, like in (("coco", "coco"), ("aic", "aic"), ("mpii", "mpii"), ("ap10k", "ap10k"), ("apt36k", "apt36k"),
-                       ("coco_wholebody", "coco_wholebody"), ("crowd", "crowdpose"))
-}
-
-
-def register_dataset(dataset: PoseDataset, keypoint_set: KeypointSet | None = None) -> None:
-    """Adds a dataset of the user's own (and its skeleton) to the tables."""
-    keypoint_set = keypoint_set or dataset.skeleton
-    if keypoint_set is not None:
-        KEYPOINT_SETS[keypoint_set.name] = keypoint_set
-        dataset = dataclasses.replace(dataset, keypoint_set=keypoint_set.name, skeleton=keypoint_set)
-    if dataset.keypoint_set not in KEYPOINT_SETS:
-        raise KeyError(f"dataset {dataset.name!r} names unknown keypoint set {dataset.keypoint_set!r}")
-    DATASETS[dataset.name] = dataset
-
-
-def get_dataset(name: str) -> PoseDataset:
-    """The dataset's protocol; a KeyError that lists the known names otherwise."""
-    try:
-        return DATASETS[name]
-    except KeyError:
-        raise KeyError(f"unknown dataset {name!r}; known: {', '.join(sorted(DATASETS))}") from None
+"""Skeleton by name. APT-36K annotates AP-10K's skeleton and OCHuman COCO's."""

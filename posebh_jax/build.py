@@ -11,9 +11,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from data_pipelines.datasets import find_dataset
 from data_pipelines.top_down.instances import GROUND_TRUTH
-from data_pipelines.skeletons import PoseDataset
+from data_pipelines.datasets import PoseDataset, find_dataset
 from data_pipelines.top_down.loader import Entry, TrainIterator, train_loader
 from pose_common.weights.keys import Conversion, own_weights
 from pose_common.training import restore as starts

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from data_pipelines.skeletons import PoseDataset, get_dataset
+from data_pipelines.datasets import PoseDataset, find_dataset
 from data_pipelines.top_down.loader import EvalLoader, Reading, eval_loader
 from pose_common.evaluation.predict_split import predict_split
 from pose_common.metrics import columns, evaluate
@@ -48,7 +48,7 @@ class Task:
     @property
     def protocol(self) -> PoseDataset:
         """The dataset's protocol."""
-        return get_dataset(self.dataset)
+        return find_dataset(self.dataset)
 
 
 @dataclasses.dataclass

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from data_pipelines.skeletons import PoseDataset
+from data_pipelines.datasets import PoseDataset
 from pose_common import heatmaps
 from pose_common.collectives import global_sum, sample_keys
 from pose_common.images import normalise

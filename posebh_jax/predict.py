@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from data_pipelines.skeletons import PoseDataset
+from data_pipelines.datasets import PoseDataset
 from pose_common import heatmaps
 from pose_common.images import normalise
 from posebh_jax import prototypes

@@ -14,7 +14,8 @@ import pytest
 
 from data_pipelines import datasets as definitions
 from data_pipelines.builders.custom import DEFAULT_SIGMA, mirror_pairs
-from data_pipelines.skeletons import DATASETS, KEYPOINT_SETS
+from data_pipelines.datasets import DATASETS
+from data_pipelines.skeletons import KEYPOINT_SETS
 from data_pipelines.top_down.loader import Entry, Reading, train_loader
 from data_pipelines.records import load_annotations
 from scripts import prepare_data

@@ -15,7 +15,7 @@ import numpy as np
 
 from boir_jax.model import BoIR
 from boir_jax.weights.keys import CLASSIFIER, COUNTERS, backbone_rules, boir_rules
-from data_pipelines.skeletons import DATASETS
+from data_pipelines.datasets import DATASETS
 from pose_common.weights import keys as port
 from pose_common.weights.keys import COUNTER, VARIANCE, Conversion, PortError, flatten, own_weights, unflatten
 from pose_common.weights.torch_files import read_state

@@ -2,7 +2,7 @@
 
 To add a dataset:
 
-1. Enter it in `data_pipelines/skeletons.py` (or call `register_dataset`).
+1. Enter it in `data_pipelines/skeletons.py` .
 2. Write a subclass of `PoseBuilder` with `dataset`, `splits` and `images()`, which yields pairs of a picture
    (a pathlib.Path or the JPEG's bytes, stored as they are) and its record:
 
@@ -43,7 +43,7 @@ from array_record.python import array_record_module
 from data_pipelines import records
 from data_pipelines.builders import checks
 from data_pipelines.builders.report import Fault, RawDataError, Report
-from data_pipelines.skeletons import get_dataset
+from data_pipelines.datasets import PoseDataset, find_dataset
 
 SHARD_BYTES = 512 << 20
 _CHUNK = 64  # images between two additions to the annotation table
@@ -77,7 +77,7 @@ class PoseBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         strict: bool = False,
         decode: bool = False,
         progress: bool = True,
-        dataset: str | None = None,
+        dataset: str | PoseDataset | None = None,
     ):
         """
         Args:
@@ -86,10 +86,11 @@ class PoseBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
           strict: stop at the first broken entry instead of leaving it out.
           decode: decode every picture as a check; without it headers and end marker are checked.
           progress: show a progress bar.
-          dataset: another entry of `keypoint_sets` that is written by this class, instead of the class's own.
+          dataset: another dataset that is written by this class, by name or as its protocol; None for the class's own.
         """
-        self.name = dataset or self.dataset
-        self.pose_dataset = get_dataset(self.name)
+        own = dataset or self.dataset
+        self.pose_dataset = own if isinstance(own, PoseDataset) else find_dataset(own)
+        self.name = self.pose_dataset.name
         self.split = split
         self.report = Report(strict)
         self.metadata: dict[str, str] = {}

@@ -18,7 +18,8 @@ from data_pipelines import datasets as definitions
 from data_pipelines.builders import raw_files
 from data_pipelines.builders.coco_format import CocoFormatBuilder
 from data_pipelines.builders.report import RawDataError
-from data_pipelines.skeletons import KeypointSet, PoseDataset, register_dataset
+from data_pipelines.datasets import DATASETS, PoseDataset
+from data_pipelines.skeletons import KeypointSet
 
 DEFAULT_SIGMA = 0.05
 METRICS = ("coco", "hand")
@@ -72,9 +73,8 @@ class Custom(CocoFormatBuilder):
         path = pathlib.Path(annotations)
         self._document = raw_files.read_json(path)
         found, remarks = define(dataset, self._document, path, data_dir, options)
-        register_dataset(found)
         super().__init__(
-            split, dataset=dataset, data_dir=data_dir, annotations=annotations, images=images, **kwargs
+            split, dataset=found, data_dir=data_dir, annotations=annotations, images=images, **kwargs
         )
         definitions.save_definition(found, data_dir)
         for remark in remarks:
@@ -95,7 +95,7 @@ def define(
     Raises:
       RawDataError: see `Custom`; also keypoints that differ from those of the definition.
     """
-    if name in definitions.BUILT_IN or not _NAME.fullmatch(name):
+    if name in DATASETS or not _NAME.fullmatch(name):
         raise RawDataError(f"--name={name}: a new name of small letters, digits and underscores is needed")
     keypoints, limbs = _category_skeleton(path, document)
     existing = definitions.definition_path(name, data_dir)

@@ -27,7 +27,8 @@ import numpy as np
 
 from data_pipelines import geometry
 from data_pipelines.top_down.instances import Instances
-from data_pipelines.skeletons import KeypointSet, PoseDataset
+from data_pipelines.datasets import PoseDataset
+from data_pipelines.skeletons import KeypointSet
 from data_pipelines.records import Annotations
 
 Sample = dict[str, Any]

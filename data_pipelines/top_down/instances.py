@@ -13,7 +13,7 @@ import os
 import numpy as np
 
 from data_pipelines import geometry
-from data_pipelines.skeletons import PoseDataset
+from data_pipelines.datasets import PoseDataset
 from data_pipelines.records import Annotations
 
 GROUND_TRUTH = "ground_truth"

@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 
 from data_pipelines import geometry, mixture
-from data_pipelines.skeletons import get_dataset
+from data_pipelines.datasets import find_dataset
 from data_pipelines.top_down.loader import Batch, Reading, TrainIterator, rows_of_process
 from data_pipelines.records import Annotations, load_annotations, open_records
 from data_pipelines.top_down.crops import decode
@@ -48,7 +48,7 @@ def train_loader(
     """
     if input_size % (8 * STRIDE):
         raise ValueError(f"the input size must be a multiple of {8 * STRIDE}, not {input_size}")
-    protocol = get_dataset(dataset)
+    protocol = find_dataset(dataset, data_dir)
     rules = rules or rules_of(protocol)
     annotations = load_annotations(dataset, split, data_dir)
     images = training_images(annotations, rules, instances)
@@ -71,7 +71,7 @@ def eval_loader(
       input_size: of the short side. The others: as for `train_loader`.
     """
     annotations = load_annotations(dataset, split, data_dir)
-    source = WholeImageSource(open_records(dataset, split, data_dir), annotations, get_dataset(dataset))
+    source = WholeImageSource(open_records(dataset, split, data_dir), annotations, find_dataset(dataset, data_dir))
     return EvalLoader(source, batch_size, input_size, process_index, process_count, reading)
 
 

@@ -26,7 +26,7 @@ import numpy as np
 import pycocotools.mask
 
 from data_pipelines import geometry
-from data_pipelines.skeletons import PoseDataset
+from data_pipelines.datasets import PoseDataset
 from data_pipelines.records import Annotations
 from data_pipelines.top_down.crops import decode
 

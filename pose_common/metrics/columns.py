@@ -14,6 +14,7 @@ from typing import Any, Mapping
 
 import numpy as np
 
+from data_pipelines.records import Annotations
 from data_pipelines.skeletons import KeypointSet
 
 # An object's size where no usable area is annotated, as a share of its box (as for CrowdPose and AIC).
@@ -91,6 +92,34 @@ class GroundTruth:
     head_size: np.ndarray
 
 
+def ground_truth(annotations: Annotations) -> GroundTruth:
+    """Columns of a prepared split."""
+    order = np.argsort(annotations.image_id, kind="stable")
+    place = np.empty_like(order)
+    place[order] = np.arange(len(order))
+    crowd_index = annotations.crowd_index[order].astype(np.float64)
+    box, area = annotations.box.astype(np.float64), annotations.area.astype(np.float64)
+    return GroundTruth(
+        image_id=annotations.image_id[order],
+        crowd_index=np.where(crowd_index >= 0, crowd_index, np.nan),
+        category_id=np.array(sorted(number for number, _ in annotations.categories), np.int64),
+        image=place[annotations.image_index],
+        id=annotations.id,
+        category=annotations.category.astype(np.int64),
+        keypoints=annotations.keypoints.astype(np.float64),
+        box=box,
+        area=_areas(area, box),
+        crowd=annotations.crowd,
+        num_keypoints=annotations.num_keypoints.astype(np.int64),
+        head_size=annotations.head_size.astype(np.float64),
+    )
+
+
+def _areas(annotated: np.ndarray, box: np.ndarray) -> np.ndarray:
+    """Annotated sizes; `BOX_AREA` of the box where there is none (negative)."""
+    return np.where(annotated >= 0, annotated, BOX_AREA * box[:, 2] * box[:, 3])
+
+
 def ground_truth_from_coco(document: Mapping[str, Any], keypoint_set: KeypointSet) -> GroundTruth:
     """Columns of a COCO-format document.
 
@@ -120,7 +149,7 @@ def ground_truth_from_coco(document: Mapping[str, Any], keypoint_set: KeypointSe
         category=np.array([a["category_id"] for a in annotations], np.int64),
         keypoints=_keypoint_columns(annotations, keypoint_set),
         box=box,
-        area=np.where(area >= 0, area, BOX_AREA * box[:, 2] * box[:, 3]),
+        area=_areas(area, box),
         crowd=np.array([a.get("iscrowd", 0) for a in annotations], bool),
         num_keypoints=np.array([a.get("num_keypoints", -1) for a in annotations], np.int64),
         head_size=np.array([a.get("head_size", 0) for a in annotations], np.float64),

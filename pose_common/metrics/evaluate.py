@@ -8,13 +8,14 @@ elsewhere.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Callable, Mapping
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
-from data_pipelines.skeletons import PoseDataset
+from data_pipelines.datasets import PoseDataset
 from pose_common.metrics import nms, oks, pck
-from pose_common.metrics.columns import GroundTruth, Poses, ground_truth_from_coco
+from pose_common.metrics.columns import GroundTruth, Poses
 
 # CrowdPose's levels by `crowdIndex`: easy below the first bound (texts say 0.1, the tools 0.2), hard from the
 # second on.
@@ -24,14 +25,12 @@ HAND_PCK_THRESHOLD = 0.2
 HAND_AUC_LIMIT = 30.0
 
 
-def evaluate(
-    dataset: PoseDataset, ground_truth: Mapping[str, Any], predictions: Poses, **options: Any
-) -> dict[str, float]:
+def evaluate(dataset: PoseDataset, truth: GroundTruth, predictions: Poses, **options: Any) -> dict[str, float]:
     """Metrics of top-down predictions by the dataset's protocol.
 
     Args:
       dataset: decides metric, sigmas and the objects' size.
-      ground_truth: COCO-format document. Images may carry `crowdIndex`, annotations `head_size` (PCKh).
+      truth: the annotations.
       predictions: what the network found, `score` being the boxes' score. Repeated instances count once.
       **options: see `final_poses`.
 
@@ -39,12 +38,12 @@ def evaluate(
       Metric name -> value; OKS metrics and PCK are in [0, 1], PCKh in percent, EPE in pixels; -1 = nothing to
       evaluate. PCKh leaves out people without a head size; `unmeasured` counts them where there are some.
     """
-    return metrics_of(dataset, ground_truth, final_poses(dataset, ground_truth, predictions, **options))
+    return metrics_of(dataset, truth, final_poses(dataset, truth, predictions, **options))
 
 
 def final_poses(
     dataset: PoseDataset,
-    ground_truth: Mapping[str, Any],
+    truth: GroundTruth,
     predictions: Poses,
     *,
     confidence_threshold: float = 0.2,
@@ -54,8 +53,8 @@ def final_poses(
     """One pose an instance, rescored and without duplicates, with its category.
 
     Args:
-      dataset: PCKh and hand metrics judge every instance, so nothing is suppressed for them.
-      ground_truth: COCO-format document; without annotations (a test set) it needs a single category.
+      dataset: its metric says whether duplicates are suppressed; PCKh and hand metrics judge every instance.
+      truth: the annotations; without any (a test set) it needs a single category.
       predictions: `score` being the boxes' score.
       confidence_threshold: confidences above it enter the pose's score.
       suppression: 'hard', 'soft' or 'none', at `oks_threshold`.
@@ -68,9 +67,9 @@ def final_poses(
     poses = dataclasses.replace(
         poses,
         score=nms.rescore(poses.keypoints, poses.score, confidence_threshold),
-        category=_categories(ground_truth, poses.instance_id) if poses.category is None else poses.category,
+        category=_categories(truth, poses.instance_id) if poses.category is None else poses.category,
     )
-    if dataset.metric in ("mpii", "hand") or suppression == "none":
+    if not protocol_of(dataset).suppress or suppression == "none":
         return poses
     sigmas = np.array(dataset.keypoints.sigmas)
     if suppression == "hard":
@@ -86,14 +85,9 @@ def final_poses(
     return poses.take(np.concatenate(kept))
 
 
-def metrics_of(dataset: PoseDataset, ground_truth: Mapping[str, Any], poses: Poses) -> dict[str, float]:
+def metrics_of(dataset: PoseDataset, truth: GroundTruth, poses: Poses) -> dict[str, float]:
     """Metrics of finished poses; see `evaluate`."""
-    try:
-        protocol = _PROTOCOLS[dataset.metric]
-    except KeyError:
-        known = ", ".join(_PROTOCOLS)
-        raise ValueError(f"{dataset.name} asks for metric {dataset.metric!r}; known: {known}") from None
-    return protocol(dataset, ground_truth_from_coco(ground_truth, dataset.keypoints), poses)
+    return protocol_of(dataset).metrics(dataset, truth, poses)
 
 
 def oks_metrics(
@@ -111,7 +105,7 @@ def _matches(dataset: PoseDataset, truth: GroundTruth, poses: Poses, part: tuple
     extent = slice(*dataset.keypoints.parts[0][1:]) if dataset.keypoints.parts else slice(None)
     return oks.match(
         truth, poses, sigmas, part=slice(*part) if part else slice(None), size=dataset.area, extent=extent,
-        ignore_by_count=dataset.metric == "crowdpose",
+        ignore_by_count=protocol_of(dataset).ignore_by_count,
     )
 
 
@@ -180,21 +174,50 @@ def _hand(dataset: PoseDataset, truth: GroundTruth, poses: Poses) -> dict[str, f
     }
 
 
-_PROTOCOLS: dict[str, Callable[[PoseDataset, GroundTruth, Poses], dict[str, float]]] = {
-    "coco": _coco, "wholebody": _wholebody, "crowdpose": _crowdpose, "mpii": _mpii, "hand": _hand,
+@dataclasses.dataclass(frozen=True)
+class Protocol:
+    """How a metric judges.
+
+    Attributes:
+      metrics: (dataset, truth, poses) -> {metric: value}.
+      suppress: whether duplicates are removed before.
+      ignore_by_count: whether "no labelled keypoint" is taken from the annotation's own count.
+      headline: the metrics that stand in a result table.
+    """
+
+    metrics: Callable[[PoseDataset, GroundTruth, Poses], dict[str, float]]
+    suppress: bool = True
+    ignore_by_count: bool = False
+    headline: tuple[str, ...] = ("AP", "AR")
+
+
+PROTOCOLS: dict[str, Protocol] = {
+    "coco": Protocol(_coco),
+    "wholebody": Protocol(_wholebody),
+    "crowdpose": Protocol(_crowdpose, ignore_by_count=True, headline=("AP", "AP(E)", "AP(M)", "AP(H)")),
+    "mpii": Protocol(_mpii, suppress=False, headline=("PCKh", "PCKh@0.1")),
+    "hand": Protocol(_hand, suppress=False, headline=("PCK", "AUC", "EPE")),
 }
+"""By `PoseDataset.metric`."""
 
 
-def _categories(ground_truth: Mapping[str, Any], instance_id: np.ndarray) -> np.ndarray:
+def protocol_of(dataset: PoseDataset) -> Protocol:
+    """The protocol of a dataset's metric; a ValueError lists the known ones where it names another."""
+    if dataset.metric not in PROTOCOLS:
+        raise ValueError(f"{dataset.name} asks for metric {dataset.metric!r}; known: {', '.join(PROTOCOLS)}")
+    return PROTOCOLS[dataset.metric]
+
+
+def _categories(truth: GroundTruth, instance_id: np.ndarray) -> np.ndarray:
     """The only category, else that of each instance's annotation."""
-    categories = [category["id"] for category in ground_truth["categories"]]
-    if len(categories) == 1:
-        return np.full(len(instance_id), categories[0], np.int64)
-    known = {a["id"]: a["category_id"] for a in ground_truth.get("annotations", ())}
-    unknown = [i for i in instance_id.tolist() if i not in known]
-    if unknown:
-        raise ValueError(f"instance {unknown[0]} has no annotation to take a category from")
-    return np.array([known[i] for i in instance_id.tolist()], np.int64)
+    if len(truth.category_id) == 1:
+        return np.full(len(instance_id), truth.category_id[0], np.int64)
+    order = np.argsort(truth.id, kind="stable")
+    row = np.searchsorted(truth.id[order], instance_id)
+    known = np.isin(instance_id, truth.id)
+    if not known.all():
+        raise ValueError(f"instance {instance_id[np.argmin(known)]} has no annotation to take a category from")
+    return truth.category[order[row]]
 
 
 def _judged(truth: GroundTruth, poses: Poses) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

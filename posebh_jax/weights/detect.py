@@ -11,7 +11,7 @@ import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 
-from data_pipelines.skeletons import DATASETS
+from data_pipelines.datasets import DATASETS
 from pose_common.weights.keys import PortError
 from posebh_jax.vit import SIZES, ViTSize
 

@@ -19,7 +19,7 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from data_pipelines.skeletons import get_dataset
+from data_pipelines.datasets import find_dataset
 from pose_common.metrics import evaluate, nms
 from pose_common.metrics.columns import Poses, coco_results
 
@@ -28,7 +28,7 @@ def synthetic_coco(
     rng: np.random.Generator, images: int, people: int, detections: int
 ) -> tuple[dict[str, Any], Poses]:
     """COCO-format ground truth of random people, and detections scattered around them at varied accuracy."""
-    keypoints = get_dataset("coco").num_keypoints
+    keypoints = find_dataset("coco").num_keypoints
     owner = np.sort(rng.integers(0, images, people))
     box = np.concatenate([rng.uniform(0, 400, (people, 2)), rng.lognormal(4.5, 0.8, (people, 2))], axis=1)
     points = box[:, None, :2] + rng.random((people, keypoints, 2)) * box[:, None, 2:]
@@ -109,7 +109,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
 
-    dataset = get_dataset("coco")
+    dataset = find_dataset("coco")
     sigmas = np.array(dataset.keypoints.sigmas)
     rng = np.random.default_rng(0)
     document, poses = synthetic_coco(rng, options.images, options.people, options.detections)

@@ -10,7 +10,7 @@ import numpy as np
 
 from data_pipelines import records
 from data_pipelines.top_down import instances
-from data_pipelines.skeletons import DATASETS, PoseDataset
+from data_pipelines.datasets import DATASETS, PoseDataset
 from data_pipelines.top_down.crops import TopDownSource
 
 INPUT_SIZE = (48, 64)
@@ -27,7 +27,7 @@ def annotation_table(dataset: PoseDataset, images: list[dict], people: list[dict
         return np.asarray(values, object if dtype is str else dtype).reshape(-1, *shape)
 
     return records.Annotations(
-        dataset=dataset.name, split="train", categories=((1, "person"),), metadata={},
+        protocol=dataset, split="train", categories=((1, "person"),), metadata={},
         image_id=np.array([image["id"] for image in images], np.int64),
         file_name=np.array([image["file_name"] for image in images], object),
         height=np.array([image["height"] for image in images], np.int32),

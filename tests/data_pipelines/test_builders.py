@@ -14,7 +14,7 @@ import pytest
 from data_pipelines import records
 from data_pipelines.builders import BUILDERS, base, checks
 from data_pipelines.builders.report import Fault, RawDataError
-from data_pipelines.skeletons import DATASETS
+from data_pipelines.datasets import DATASETS
 from tests.data_pipelines import tiny_sets
 
 ALL_IDS = [10, 11, 20, 21, 30, 31, 40, 41]

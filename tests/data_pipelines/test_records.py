@@ -17,7 +17,7 @@ from pycocotools.cocoeval import COCOeval
 
 from data_pipelines import records
 from data_pipelines.builders import BUILDERS
-from data_pipelines.skeletons import get_dataset
+from data_pipelines.datasets import find_dataset
 from pose_common.metrics import evaluate
 from tests.data_pipelines import tiny_sets
 from tests.golden_files import GOLDEN, golden, shared_path
@@ -73,7 +73,7 @@ def test_pictures_are_stored_byte_for_byte(tmp_path):
 def test_table_and_records_agree(dataset, data_dir):
     table = _sample(dataset, data_dir)
     source = records.open_records(dataset, "sample", data_dir)
-    fields = records.instance_fields(get_dataset(dataset).num_keypoints)
+    fields = records.instance_fields(find_dataset(dataset).num_keypoints)
     assert len(source) == table.num_images
     for row in range(len(source)):
         record, rows = source[row], np.flatnonzero(table.image_index == row)
@@ -136,7 +136,7 @@ def test_loaders_entries_come_from_the_table(dataset, data_dir):
         }
     table = _sample(dataset, data_dir)
     counted = table.num_keypoints != 0
-    if get_dataset(dataset).drop_unlabelled_by == "visibility":
+    if find_dataset(dataset).drop_unlabelled_by == "visibility":
         counted = np.ones_like(counted)
     rows = np.flatnonzero(~table.crowd & counted & (table.keypoints != 0).any(axis=(1, 2)))
     assert table.file_name[table.image_index[rows]].tolist() == expected["image"].tolist()
@@ -223,7 +223,7 @@ def test_recorded_metrics_survive_the_records(dataset, tmp_path):
     expected = golden(f"data/eval/{dataset}_synth_expected.json")["metrics"]
     tiny_sets.write_pictures(tmp_path, golden(f"data/eval/{dataset}_synth_gt.json")["images"], noisy=False)
     table = _prepared(dataset, tmp_path / "data", truth, tmp_path)
-    protocol = get_dataset(dataset)
+    protocol = find_dataset(dataset)
     actual = evaluate.evaluate(protocol, table.to_coco(), recorded_poses(rows, protocol))
     # Rounding the truth to float32 moves an OKS by some 1e-7, which crosses no threshold here.
     assert {name: actual[name] for name in expected} == pytest.approx(expected, abs=1e-9)
@@ -237,12 +237,12 @@ def test_recorded_head_sizes_survive_the_records(tmp_path):
     (tmp_path / "mpii_gt_val.mat").write_bytes((GOLDEN / "data/eval/mpii_synth_gt_val.mat").read_bytes())
     table = _prepared("mpii", tmp_path / "data", tmp_path / "people.json", tmp_path, split="val")
     # The recording numbers people by file; a prediction of this evaluation names image and instance.
-    poses = recorded_poses(golden("data/eval/mpii_synth_pred.json"), get_dataset("mpii"))
+    poses = recorded_poses(golden("data/eval/mpii_synth_pred.json"), find_dataset("mpii"))
     image_of = dict(zip(table.id.tolist(), table.image_id[table.image_index].tolist(), strict=True))
     poses = dataclasses.replace(
         poses, image_id=np.array([image_of[number] for number in poses.instance_id.tolist()])
     )
-    actual = evaluate.evaluate(get_dataset("mpii"), table.to_coco(), poses)
+    actual = evaluate.evaluate(find_dataset("mpii"), table.to_coco(), poses)
     expected = golden("data/eval/mpii_synth_expected.json")["metrics"]
     # Joints and predictions pass through float32: no error crosses the threshold, PCKh@0.1 is a float32
     # table.

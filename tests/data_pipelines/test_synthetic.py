@@ -12,7 +12,8 @@ from pycocotools.coco import COCO
 
 from data_pipelines.builders.report import RawDataError
 from data_pipelines.builders.synthetic import SYNTHETIC, default_seed, prepare_synthetic
-from data_pipelines.skeletons import DATASETS, KEYPOINT_SETS
+from data_pipelines.datasets import DATASETS
+from data_pipelines.skeletons import KEYPOINT_SETS
 from data_pipelines.records import load_annotations, open_records, split_dir
 from data_pipelines.synthetic_world import (
     KINDS, animals, crowd_index, people, render_scene, skeleton_keypoints,

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pycocotools.mask
 
-from data_pipelines.skeletons import get_dataset
+from data_pipelines.datasets import find_dataset
 from data_pipelines.whole_image.pictures import Draws, Train, rules_of
 from tests.golden_files import golden, golden_config
 
@@ -35,6 +35,6 @@ def replay(case: str, instances: int = 6):
         mirror=bool(record["draw_u_flip"] < config["flip_prob"]),
         jitter=record["draw_center_choices"].reshape(-1, 2),
     )
-    dataset = get_dataset(config["dataset"])
+    dataset = find_dataset(config["dataset"])
     train = Train(dataset, config["input_size"], rules_of(dataset), instances)
     return train.apply(sample, image[..., ::-1], draws), record

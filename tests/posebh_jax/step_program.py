@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from data_pipelines.skeletons import get_dataset
+from data_pipelines.datasets import find_dataset
 from pose_common.training.optimizers import GroupedAdamW, step_schedule
 from pose_common.training.stages import Stage
 from posebh_jax.model import PoseBH
@@ -30,7 +30,7 @@ STAGE = Stage(
 
 def tiny_method(stages: tuple[Stage, ...] = (STAGE,)) -> PoseBHMethod:
     """A few thousand parameters, three skeletons, drop path on."""
-    datasets = tuple(get_dataset(name) for name in DATASETS)
+    datasets = tuple(find_dataset(name) for name in DATASETS)
     size = ViTSize(24, 2, 2, 8, drop_path=0.3)
     model = PoseBH(size, tuple((d.name, d.num_keypoints) for d in datasets), len(datasets), 8, 8, 8)
     optimizer = GroupedAdamW(step_schedule(1e-3, ()), weight_decay=0.1)

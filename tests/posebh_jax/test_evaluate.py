@@ -12,7 +12,7 @@ import pytest
 from configs import mdt
 from data_pipelines.builders.coco import Coco
 from data_pipelines.builders.synthetic import prepare_synthetic
-from data_pipelines.skeletons import get_dataset
+from data_pipelines.datasets import find_dataset
 from data_pipelines.top_down.loader import Reading, eval_loader
 from pose_common import heatmaps
 from pose_common.training.mesh import make_mesh
@@ -170,7 +170,7 @@ def test_the_rows_of_a_configuration():
         "ap10k": "val-split1",
         "ochuman": "test",
     }
-    assert tasks[-1].head == 0 and tasks[-1].protocol is get_dataset("ochuman")
+    assert tasks[-1].head == 0 and tasks[-1].protocol is find_dataset("ochuman")
     config.eval_also = (("coco", "test-dev", "coco", "boxes.json"),)
     assert build.make_tasks(config)[-1] == Task("coco", "test-dev", 0, "boxes.json", "coco_test-dev")
     for wrong in (("ochuman", "test", "crowdpose"), ("ochuman", "test")):

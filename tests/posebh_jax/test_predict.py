@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from data_pipelines.skeletons import get_dataset
+from data_pipelines.datasets import find_dataset
 from posebh_jax.predict import HEADS, PROTOTYPES, Predictor
 from tests.posebh_jax.step_program import global_batch, tiny_method
 
@@ -25,7 +25,7 @@ def predictor_and_weights():
 def test_mirrored_crops_give_mirrored_maps(predictor_and_weights):
     """With the flip test this holds whatever the network draws, for UDP, whose maps have the crop's mirror axis."""
     predictor, weights = predictor_and_weights
-    protocol, image = get_dataset("coco"), global_batch()["image"]
+    protocol, image = find_dataset("coco"), global_batch()["image"]
     plain = predictor.maps(weights, image, head=0, protocol=protocol)
     mirrored = predictor.maps(weights, image[:, :, ::-1], head=0, protocol=protocol)
     assert plain.keys() == {HEADS, PROTOTYPES}
@@ -37,7 +37,7 @@ def test_mirrored_crops_give_mirrored_maps(predictor_and_weights):
 
 def test_flip_test_of_the_unshifted_codec_moves_the_mirrored_maps_by_one_cell(predictor_and_weights):
     predictor, weights = predictor_and_weights
-    image, protocol = global_batch()["image"], get_dataset("ap10k")
+    image, protocol = global_batch()["image"], find_dataset("ap10k")
     plain = Predictor(predictor.model, predictor.datasets, predictor.input_size, flip_test=False)
     for kind, merged in predictor.maps(weights, image, head=2, protocol=protocol).items():
         one = np.asarray(plain.maps(weights, image, head=2, protocol=protocol)[kind])
@@ -50,7 +50,7 @@ def test_flip_test_of_the_unshifted_codec_moves_the_mirrored_maps_by_one_cell(pr
 
 def test_the_warp_places_keypoints_in_the_image(predictor_and_weights):
     predictor, weights = predictor_and_weights
-    image, protocol = global_batch()["image"][:4], get_dataset("coco")
+    image, protocol = global_batch()["image"][:4], find_dataset("coco")
     identity = np.tile(np.array([[1, 0, 0], [0, 1, 0]], np.float32), (4, 1, 1))
     moved = np.tile(np.array([[2, 0, 30], [0, 3, -7]], np.float32), (4, 1, 1))
     crop = predictor(weights, image, identity, head=0, protocol=protocol)[HEADS]
@@ -62,4 +62,4 @@ def test_a_head_of_another_skeleton_is_refused(predictor_and_weights):
     predictor, weights = predictor_and_weights
     with pytest.raises(ValueError, match="'aic'.*needs 'coco'"):
         predictor(weights, np.zeros((1, 64, 48, 3), np.uint8), np.zeros((1, 2, 3), np.float32), head=1,
-                  protocol=get_dataset("coco"))  # fmt: skip
+                  protocol=find_dataset("coco"))  # fmt: skip

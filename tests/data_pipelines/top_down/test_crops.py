@@ -11,7 +11,7 @@ import pytest
 from data_pipelines import geometry
 from data_pipelines.top_down import instances
 from data_pipelines.top_down import crops as top_down
-from data_pipelines.skeletons import DATASETS
+from data_pipelines.datasets import DATASETS
 from tests.data_pipelines import fakes
 from tests.golden_files import golden, shared_path
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from data_pipelines.top_down import instances
-from data_pipelines.skeletons import DATASETS
+from data_pipelines.datasets import DATASETS
 from tests.data_pipelines import fakes
 from tests.golden_files import shared_path
 

@@ -9,7 +9,7 @@ import pycocotools.mask
 import pytest
 
 from data_pipelines import geometry
-from data_pipelines.skeletons import get_dataset
+from data_pipelines.datasets import find_dataset
 from data_pipelines.whole_image.pictures import (
     Augmentation,
     Rules,
@@ -87,8 +87,8 @@ def test_draws_stay_in_their_ranges():
 
 
 def test_rules():
-    assert rules_of(get_dataset("coco")) == Rules(min_area=1024.0, labelled_images=True)
-    assert rules_of(get_dataset("crowdpose")) == Rules(min_area=0.0, labelled_images=False)
+    assert rules_of(find_dataset("coco")) == Rules(min_area=1024.0, labelled_images=True)
+    assert rules_of(find_dataset("crowdpose")) == Rules(min_area=0.0, labelled_images=False)
 
 
 def test_segmentations():

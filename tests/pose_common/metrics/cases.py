@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.skeletons import PoseDataset
+from data_pipelines.datasets import PoseDataset
 from pose_common.metrics.columns import Poses
 from pose_common.metrics.nms import extent_area
 

@@ -12,14 +12,15 @@ import numpy as np
 import pytest
 from pycocotools.coco import COCO
 
-from data_pipelines.skeletons import KEYPOINT_SETS, get_dataset
+from data_pipelines.datasets import find_dataset
+from data_pipelines.skeletons import KEYPOINT_SETS
 from pose_common.metrics.columns import ground_truth_from_coco, write_results
 from tests.golden_files import golden
 from tests.pose_common.metrics.cases import random_document
 
 
 def test_written_results_are_read_by_pycocotools(tmp_path):
-    dataset = get_dataset("coco")
+    dataset = find_dataset("coco")
     document, poses = random_document(0, dataset)
     path = tmp_path / "deep" / "results.json"
     write_results(path, poses, dataset.keypoints)
@@ -35,7 +36,7 @@ def test_written_results_are_read_by_pycocotools(tmp_path):
 
 
 def test_whole_body_parts_are_written_apart_and_read_together(tmp_path):
-    dataset = get_dataset("coco_wholebody")
+    dataset = find_dataset("coco_wholebody")
     document, poses = random_document(0, dataset, images=3)
     write_results(tmp_path / "results.json", poses, dataset.keypoints)
     row = json.loads((tmp_path / "results.json").read_text())[0]
@@ -52,7 +53,7 @@ def test_whole_body_parts_are_written_apart_and_read_together(tmp_path):
 
 
 def test_results_without_category_are_refused():
-    dataset = get_dataset("coco")
+    dataset = find_dataset("coco")
     _, poses = random_document(0, dataset, images=3)
     uncategorised = dataclasses.replace(poses, category=None)
     with pytest.raises(ValueError, match="categories"):
@@ -73,6 +74,6 @@ def test_broken_annotations_are_named():
 
 
 def test_columns_must_have_one_length():
-    _, poses = random_document(0, get_dataset("coco"), images=3)
+    _, poses = random_document(0, find_dataset("coco"), images=3)
     with pytest.raises(ValueError, match="score has 1 rows"):
         dataclasses.replace(poses, score=poses.score[:1])

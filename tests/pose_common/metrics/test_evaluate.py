@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import scipy.io
 
-from data_pipelines.skeletons import get_dataset
+from data_pipelines.datasets import find_dataset
 from pose_common.metrics import evaluate
 from pose_common.metrics.columns import ground_truth_from_coco
 from tests.golden_files import GOLDEN, golden, shared_path
@@ -76,7 +76,7 @@ def test_recorded_synthetic(name):
     expected = golden(f"data/eval/{name}_expected.json")
     document = golden(f"data/eval/{SYNTHETIC[name]}.json")
     rows = golden(f"data/eval/{name}_pred.json")
-    _check_oks_case(get_dataset(expected["dataset"]), document, rows, expected)
+    _check_oks_case(find_dataset(expected["dataset"]), document, rows, expected)
 
 
 @pytest.mark.parametrize("name", REAL)
@@ -89,12 +89,12 @@ def test_recorded_on_sample_annotations(name):
             f"golden/data/eval/{name}_real_expected.json",
         )
     )
-    _check_oks_case(get_dataset(name), document, rows, expected)
+    _check_oks_case(find_dataset(name), document, rows, expected)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_recorded_variants_of_suppression_and_scoring(variant):
-    dataset, document = get_dataset("coco"), golden("data/eval/coco_synth_gt.json")
+    dataset, document = find_dataset("coco"), golden("data/eval/coco_synth_gt.json")
     poses = recorded_poses(golden("data/eval/coco_synth_pred.json"), dataset)
     metrics = evaluate.evaluate(dataset, document, poses, **VARIANTS[variant])
     _assert_metrics(metrics, golden("data/eval/coco_synth_expected.json")["variants"][variant]["metrics"])
@@ -103,7 +103,7 @@ def test_recorded_variants_of_suppression_and_scoring(variant):
 @pytest.mark.parametrize("name", ["ap10k_synth", "apt36k_synth"])
 def test_animals_are_averaged_over_categories_and_take_their_annotations_category(name):
     expected = golden(f"data/eval/{name}_expected.json")
-    dataset, document = get_dataset(expected["dataset"]), golden(f"data/eval/{name}_gt.json")
+    dataset, document = find_dataset(expected["dataset"]), golden(f"data/eval/{name}_gt.json")
     rows = golden(f"data/eval/{name}_pred.json")
     poses = recorded_poses(rows, dataset)
     # A recorded prediction names its annotation by position within the image.
@@ -120,7 +120,7 @@ def test_animals_are_averaged_over_categories_and_take_their_annotations_categor
 
 def test_crowdpose_equals_four_public_evaluators():
     expected = golden("boir/crowdpose_eval.json")
-    dataset, document = get_dataset("crowdpose"), golden("boir/crowdpose_gt.json")
+    dataset, document = find_dataset("crowdpose"), golden("boir/crowdpose_gt.json")
     rows = golden("boir/crowdpose_pred.json")
     rows = [row | {"bbox_id": i, "box_score": row["score"]} for i, row in enumerate(rows)]
     poses = recorded_poses(rows, dataset)
@@ -134,7 +134,7 @@ def test_crowdpose_equals_four_public_evaluators():
 def test_mpii():
     expected = golden("data/eval/mpii_synth_expected.json")
     mat = scipy.io.loadmat(GOLDEN / "data/eval/mpii_synth_gt_val.mat")
-    dataset = get_dataset("mpii")
+    dataset = find_dataset("mpii")
     points = mat["pos_gt_src"].transpose(2, 0, 1) - 1  # Matlab counts pixels from 1
     labelled = 1 - mat["jnt_missing"].T
     head = 0.6 * np.linalg.norm(mat["headboxes_src"][1] - mat["headboxes_src"][0], axis=0)
@@ -170,7 +170,7 @@ def _hand_document(instances, category=1):
 
 
 def _check_hand_case(rows, expected):
-    dataset = get_dataset("interhand2d")
+    dataset = find_dataset("interhand2d")
     metrics = evaluate.evaluate(dataset, _hand_document(expected["instances"]), recorded_poses(rows, dataset))
     *shares, distance = expected["metrics"].items()
     _assert_metrics(metrics, dict(shares), tolerance=1e-5)
@@ -191,7 +191,7 @@ def test_hands_on_sample_annotations():
 
 
 def test_repeated_predictions_and_row_order_do_not_matter():
-    dataset = get_dataset("coco")
+    dataset = find_dataset("coco")
     document, poses = random_document(0, dataset)
     rng = np.random.default_rng(0)
     poses = dataclasses.replace(poses, score=rng.random(len(poses)))  # distinct, so that order is defined
@@ -203,7 +203,7 @@ def test_repeated_predictions_and_row_order_do_not_matter():
 
 
 def test_perfect_predictions_score_one():
-    dataset = get_dataset("coco")
+    dataset = find_dataset("coco")
     document, _ = random_document(1, dataset)
     labelled = [a for a in document["annotations"] if a["num_keypoints"] and not a["iscrowd"]]
     rows = [
@@ -219,7 +219,7 @@ def test_perfect_predictions_score_one():
 
 
 def test_what_cannot_be_evaluated_is_said():
-    dataset = get_dataset("coco")
+    dataset = find_dataset("coco")
     document, poses = random_document(2, dataset)
     with pytest.raises(ValueError, match="image 999"):
         evaluate.evaluate(dataset, document, dataclasses.replace(poses, image_id=poses.image_id + 998))
@@ -228,13 +228,13 @@ def test_what_cannot_be_evaluated_is_said():
     with pytest.raises(ValueError, match="not finite"):
         evaluate.evaluate(dataset, document, dataclasses.replace(poses, keypoints=broken))
     with pytest.raises(ValueError, match="no prediction"):
-        hand = get_dataset("interhand2d")
+        hand = find_dataset("interhand2d")
         document, poses = random_document(3, hand)
         evaluate.evaluate(hand, document, poses.take(np.arange(3)))
 
 
 def test_people_without_head_size_are_left_out_and_counted():
-    mpii = get_dataset("mpii")
+    mpii = find_dataset("mpii")
     document, _ = random_document(4, mpii, images=3)
     rows = [{"bbox_id": a["id"], "keypoints": a["keypoints"]} for a in document["annotations"]]
     poses = recorded_poses(rows, mpii)

@@ -12,7 +12,7 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from data_pipelines.skeletons import get_dataset
+from data_pipelines.datasets import find_dataset
 from pose_common.metrics import evaluate, oks
 from pose_common.metrics.columns import Poses, coco_results, ground_truth_from_coco
 from tests.golden_files import golden
@@ -43,7 +43,7 @@ def _no_results(document: dict) -> COCO:
 
 
 def _assert_equal_to_pycocotools(name: str, document: dict, poses: Poses):
-    dataset = get_dataset(name)
+    dataset = find_dataset(name)
     ours = evaluate.metrics_of(dataset, document, poses)
     theirs = _reference(document, coco_results(poses, dataset.keypoints), np.array(dataset.keypoints.sigmas))
     # The same operations on the same float64 numbers; only the order of a sum may differ.
@@ -52,37 +52,37 @@ def _assert_equal_to_pycocotools(name: str, document: dict, poses: Poses):
 
 @pytest.mark.parametrize("seed", range(8))
 def test_random_data(seed):
-    _assert_equal_to_pycocotools("coco", *random_document(seed, get_dataset("coco")))
+    _assert_equal_to_pycocotools("coco", *random_document(seed, find_dataset("coco")))
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_random_data_of_several_categories(seed):
     # Category 9 has neither people nor detections.
-    document, poses = random_document(seed, get_dataset("ap10k"), categories=(3, 1, 7))
+    document, poses = random_document(seed, find_dataset("ap10k"), categories=(3, 1, 7))
     document["categories"].append({"id": 9, "name": "unseen"})
     _assert_equal_to_pycocotools("ap10k", document, poses)
 
 
 def test_no_detections():
-    document, poses = random_document(0, get_dataset("coco"))
+    document, poses = random_document(0, find_dataset("coco"))
     _assert_equal_to_pycocotools("coco", document, poses.take(np.arange(0)))
 
 
 def test_no_people():
-    document, poses = random_document(0, get_dataset("coco"))
+    document, poses = random_document(0, find_dataset("coco"))
     _assert_equal_to_pycocotools("coco", document | {"annotations": []}, poses)
-    numbers = evaluate.metrics_of(get_dataset("coco"), document | {"annotations": []}, poses)
+    numbers = evaluate.metrics_of(find_dataset("coco"), document | {"annotations": []}, poses)
     assert set(numbers.values()) == {-1.0}
 
 
 def test_every_annotation_ignored():
-    document, poses = random_document(0, get_dataset("coco"))
+    document, poses = random_document(0, find_dataset("coco"))
     crowds = [annotation | {"iscrowd": 1} for annotation in document["annotations"]]
     _assert_equal_to_pycocotools("coco", document | {"annotations": crowds}, poses)
 
 
 def test_all_scores_equal():
-    document, poses = random_document(5, get_dataset("coco"))
+    document, poses = random_document(5, find_dataset("coco"))
     poses = dataclasses.replace(poses, score=np.ones(len(poses)))
     _assert_equal_to_pycocotools("coco", document, poses)
 
@@ -91,7 +91,7 @@ def test_similarities_equal_the_recorded_ones():
     """Recorded per image, detections best first; 9 decimals of sums in another order, so 2e-5 is ample."""
     for name in ("coco_synth", "aic_synth", "ochuman_synth", "pw3d_synth", "coco_wholebody_synth"):
         expected = golden(f"data/eval/{name}_expected.json")
-        dataset = get_dataset(expected["dataset"])
+        dataset = find_dataset(expected["dataset"])
         document = golden(f"data/eval/{name}_gt.json")
         truth = ground_truth_from_coco(document, dataset.keypoints)
         found = recorded_poses(golden(f"data/eval/{name}_pred.json"), dataset)
@@ -109,7 +109,7 @@ def test_similarities_equal_the_recorded_ones():
 
 
 def test_similarity_of_a_pose_with_itself_is_one_and_does_not_depend_on_position_or_size():
-    dataset = get_dataset("coco")
+    dataset = find_dataset("coco")
     document, _ = random_document(7, dataset)
     sigmas = np.array(dataset.keypoints.sigmas)
     document["annotations"] = [a for a in document["annotations"] if a["num_keypoints"] and a["area"]]
