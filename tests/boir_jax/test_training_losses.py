@@ -18,6 +18,8 @@ from tests.golden_files import golden
 
 RECORD = golden("boir/full_train.npz")
 CAP = 4  # people per image in the padded batch
+GRADIENT_NORM_BOUNDS = {0.5: 1e-4, 0.7: 1e-3, 1.0: 0.1}
+"""Share of the parameters -> bound on the relative error of their gradients' norms."""
 TERMS = {
     "heatmap": "multi_heatmap_loss",
     "instance": "single_heatmap_loss",
@@ -148,9 +150,8 @@ def test_losses_and_gradients(case):
     expected = RECORD[f"{name}:grad_norms"]
     # Biases before an instance norm have gradients of pure rounding noise: hence an absolute part.
     error = np.abs(norms - expected) / (expected + 1e-2)
-    assert np.median(error) < 1e-4
-    assert np.mean(error < 1e-3) > 0.7
-    assert error.max() < 0.1
+    for share, bound in GRADIENT_NORM_BOUNDS.items():
+        np.testing.assert_allclose(np.quantile(error, share), 0, atol=bound, err_msg=f"quantile {share}")
     for key in (key for key in RECORD if key.startswith(f"{name}:grad:")):
         place = places[key.removeprefix(f"{name}:grad:")]
         expected = RECORD[key]
