@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import pathlib
 
 import numpy as np
 import pytest
 
-GOLDEN = pathlib.Path(__file__).parent / "golden"
+GOLDEN = pathlib.Path(os.environ.get("GOLDEN_DIR", pathlib.Path(__file__).parent / "golden"))
 SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared"
 
 
