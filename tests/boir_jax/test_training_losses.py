@@ -17,11 +17,8 @@ from tests.boir_jax.golden_weights import slots, tiny, weights
 from tests.golden_files import golden, golden_config
 
 RECORD = golden("boir/full_train.npz")
-<<<<<<< HEAD
-CAP = 4  # people per image in the padded batch
 GRADIENT_NORM_BOUNDS = {0.5: 1e-4, 0.7: 1e-3, 1.0: 0.1}
 """Share of the parameters -> bound on the relative error of their gradients' norms."""
-=======
 CONFIG = golden_config("boir/full_train.npz")
 ROWS = max(map(max, CONFIG["counts"].values())) + 1  # people per image in the padded batch
 CASES = [
@@ -29,7 +26,6 @@ CASES = [
     for key in RECORD
     if key.startswith("fixed:main:list:") and key.endswith(":total")
 ]
->>>>>>> goldB
 TERMS = {
     "heatmap": "multi_heatmap_loss",
     "instance": "single_heatmap_loss",
