@@ -20,6 +20,8 @@ from pose_common.port import flatten
 from tests.boir_jax.golden_weights import entries, group_shapes, load, slots, tiny, weights
 from tests.golden_files import golden, golden_config
 
+pytestmark = pytest.mark.slow  # compiles the whole backbone
+
 
 def last(maps: np.ndarray) -> np.ndarray:
     """[B, C, h, w] -> [B, h, w, C]."""

@@ -25,6 +25,8 @@ from tests.boir_jax.golden_weights import KEYS, PUBLISHED, entries, published, r
 from tests.golden_files import golden, golden_config
 from tests.weight_files import DAMAGES, FORMATS, as_file, assert_same, damage
 
+pytestmark = pytest.mark.slow  # compiles the whole backbone
+
 PREFIX = "backbone."
 
 

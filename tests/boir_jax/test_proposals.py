@@ -13,6 +13,8 @@ from pose_common.images import normalise
 from tests.boir_jax.golden_weights import recorded_settings, tiny, weights
 from tests.golden_files import golden, golden_config
 
+pytestmark = pytest.mark.slow  # compiles whole-image inference
+
 PROPOSALS = golden("boir/proposals.npz")
 RECORD = golden("boir/full_infer.npz")
 CONFIG = golden_config("boir/full_infer.npz")

@@ -16,6 +16,8 @@ from pose_common.port import flatten
 from tests.boir_jax.golden_weights import slots, tiny, weights
 from tests.golden_files import golden, golden_config
 
+pytestmark = pytest.mark.slow  # compiles the gradient of the whole network
+
 RECORD = golden("boir/full_train.npz")
 GRADIENT_NORM_BOUNDS = {0.5: 1e-4, 0.7: 1e-3, 1.0: 0.1}
 """Share of the parameters -> bound on the relative error of their gradients' norms."""
