@@ -12,7 +12,7 @@ import pytest
 
 from data_pipelines.datasets import PoseDataset
 from data_pipelines.skeletons import KEYPOINT_SETS, KeypointSet
-from pose_common.weights import keys as port
+from pose_common.weights.folder import keys as port
 from pose_common.training.optimizers import GroupedAdamW, step_schedule
 from pose_common.training.stages import Stage
 from pose_common.training.state import TrainState
@@ -23,6 +23,8 @@ from posebh_jax.method import Inputs, PoseBHMethod
 from posebh_jax.vit import ViTSize
 from tests.golden_files import golden, golden_config
 from tests.posebh_jax.golden_weights import golden_state, maps
+
+pytestmark = pytest.mark.slow  # compiles training steps of the whole network
 
 FILE = "posebh/full_train.npz"
 GROUPS = ("backbone", "heads", "embedding")
