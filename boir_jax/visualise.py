@@ -9,7 +9,7 @@ import numpy as np
 
 from data_pipelines.top_down.crops import decode
 from data_pipelines.whole_image.pictures import WholeImageSource
-from pose_common.evaluation.predict_split import draw
+from pose_common.evaluation import draw
 from pose_common.metrics.columns import Poses
 
 TILE = 320

@@ -21,7 +21,7 @@ from pose_common.training.stages import Stage
 from pose_common.training.state import TrainState
 from pose_common.training.step import LossOutput
 from posebh_jax import prototypes
-from posebh_jax.losses.prototype import prototype as losses
+from posebh_jax.losses import prototype as losses
 from posebh_jax.clusters import ClusterBank, choose_clusters, cluster_terms
 from posebh_jax.losses.cross_type import cross_type_terms
 from posebh_jax.keypoint_index import SkeletonLayout

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from data_pipelines.top_down.crops import TopDownSource, decode
-from pose_common.evaluation.predict_split import draw
+from pose_common.evaluation import draw
 from pose_common.metrics.columns import Poses
 
 TILE = (192, 256)

@@ -23,11 +23,11 @@ import numpy as np
 from pycocotools import mask
 
 from data_pipelines import geometry, records
-from data_pipelines.top_down.crops import instances
+from data_pipelines.top_down import instances
 from data_pipelines.datasets import find_dataset
 from data_pipelines.top_down.crops import TopDownSource, Train
 from pose_common import heatmaps
-from pose_common.evaluation.predict_split import draw
+from pose_common.evaluation import draw
 
 _GREY, _WHITE, _YELLOW = (150, 150, 150), (255, 255, 255), (255, 220, 0)
 RAW_SIDE = 320

@@ -23,7 +23,7 @@ from jax.experimental import topologies  # noqa: E402
 from jax.sharding import Mesh  # noqa: E402
 from ml_collections import config_flags  # noqa: E402
 
-from pose_common.evaluation.predict_split import result_table as tables
+from pose_common.evaluation import result_table as tables
 from pose_common.training.mesh import BATCH_AXES, batch_sharding
 from pose_common.training.parallel import ShardedPlan
 from pose_common.training.step import train_step

@@ -20,7 +20,7 @@ import numpy as np
 from absl import flags
 
 from data_pipelines import geometry
-from data_pipelines.top_down.crops import instances as boxes_of
+from data_pipelines.top_down import instances as boxes_of
 from data_pipelines import mixture as mixing
 from data_pipelines.datasets import find_dataset
 from data_pipelines.records import Annotations, load_annotations, open_records

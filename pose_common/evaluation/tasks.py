@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 
 from data_pipelines.records import DatasetNotPrepared
-from pose_common.evaluation.predict_split import result_table as tables
+from pose_common.evaluation import result_table as tables
 
 _NOT_FRACTIONS = ("PCKh", "PCKh@0.1", "EPE")
 

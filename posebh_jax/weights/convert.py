@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from data_pipelines.datasets import DATASETS
-from pose_common.weights.folder import keys as port
+from pose_common.weights import keys as port
 from pose_common.weights.keys import COUNTER, VARIANCE, Conversion, PortError, flatten, own_weights, unflatten
 from pose_common.weights.torch_files import read_state
 from pose_common.weights.folder import is_weights, load_weights

@@ -20,7 +20,7 @@ from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
 from boir_jax.weights.convert import METHOD as BOIR
-from pose_common.evaluation.predict_split import result_table as tables
+from pose_common.evaluation import result_table as tables
 from pose_common.training.distributed import use_compilation_cache
 from pose_common.training.mesh import make_mesh
 from scripts.benchmarks.batches import build_of

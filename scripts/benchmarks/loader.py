@@ -27,7 +27,7 @@ import grain
 import numpy as np
 
 from data_pipelines import geometry
-from data_pipelines.top_down.crops import crops as top_down
+from data_pipelines.top_down import crops as top_down
 from data_pipelines.top_down.loader import Reading, TrainIterator, open_source, train_iterator
 
 MEAN = np.array([0.485, 0.456, 0.406], np.float32)

@@ -18,7 +18,7 @@ import jax
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from pose_common.evaluation.predict_split import result_table as tables
+from pose_common.evaluation import result_table as tables
 from pose_common.training import parallel
 from pose_common.training.distributed import use_compilation_cache
 from pose_common.training.loop import Method

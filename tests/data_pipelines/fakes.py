@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from data_pipelines import records
-from data_pipelines.top_down.crops import instances
+from data_pipelines.top_down import instances
 from data_pipelines.datasets import DATASETS, PoseDataset
 from data_pipelines.top_down.crops import TopDownSource
 

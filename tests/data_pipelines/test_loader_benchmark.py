@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 
-from data_pipelines.top_down.crops import crops as top_down
+from data_pipelines.top_down import crops as top_down
 from data_pipelines.builders import synthetic
 from scripts.benchmarks import loader as benchmark
 from tests.data_pipelines import fakes

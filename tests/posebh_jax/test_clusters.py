@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from posebh_jax import clusters
-from posebh_jax.losses.prototype import prototype as losses
+from posebh_jax.losses import prototype as losses
 from posebh_jax.clusters import ClusterBank
 from posebh_jax.prototypes import PrototypeConfig, label_pixels
 from posebh_jax.keypoint_index import SkeletonLayout

@@ -12,7 +12,7 @@ import pytest
 
 from data_pipelines.datasets import PoseDataset
 from data_pipelines.skeletons import KEYPOINT_SETS, KeypointSet
-from pose_common.weights.folder import keys as port
+from pose_common.weights import keys as port
 from pose_common.training.optimizers import GroupedAdamW, step_schedule
 from pose_common.training.stages import Stage
 from pose_common.training.state import TrainState

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from data_pipelines.builders.synthetic import prepare_synthetic
-from pose_common.evaluation.predict_split import draw
+from pose_common.evaluation import draw
 from scripts import browse, prepare_data
 from tests.data_pipelines import tiny_sets
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from data_pipelines import geometry
-from data_pipelines.top_down.crops import instances
-from data_pipelines.top_down.crops import crops as top_down
+from data_pipelines.top_down import instances
+from data_pipelines.top_down import crops as top_down
 from data_pipelines.datasets import DATASETS
 from tests.data_pipelines import fakes
 from tests.golden_files import SHARED, golden, shared_path

@@ -8,7 +8,7 @@ import json
 import numpy as np
 import pytest
 
-from data_pipelines.top_down.crops import instances
+from data_pipelines.top_down import instances
 from data_pipelines.datasets import DATASETS
 from tests.data_pipelines import fakes
 from tests.golden_files import shared_path

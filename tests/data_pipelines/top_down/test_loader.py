@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from data_pipelines import geometry, records
-from data_pipelines.top_down.crops import instances
-from data_pipelines.top_down.crops import loader
+from data_pipelines.top_down import instances
+from data_pipelines.top_down import loader
 from data_pipelines.builders import BUILDERS, synthetic
 from data_pipelines.top_down.loader import EvalLoader, Reading
 from tests.data_pipelines import fakes

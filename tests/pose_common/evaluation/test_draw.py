@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from data_pipelines.skeletons import KEYPOINT_SETS
-from pose_common.evaluation.predict_split import draw
+from pose_common.evaluation import draw
 
 COCO = KEYPOINT_SETS["coco"]
 

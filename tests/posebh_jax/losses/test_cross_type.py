@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from posebh_jax import prototypes as protos
-from posebh_jax.losses.prototype import cross_type
+from posebh_jax.losses import cross_type
 from posebh_jax.keypoint_index import SkeletonLayout
 from posebh_jax.losses.prototype import contrast
 from posebh_jax.prototypes import PrototypeConfig

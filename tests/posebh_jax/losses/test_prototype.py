@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from posebh_jax import prototypes as protos
-from posebh_jax.losses.prototype import prototype as losses
+from posebh_jax.losses import prototype as losses
 from posebh_jax.keypoint_index import SkeletonLayout
 from posebh_jax.prototypes import Labels, PrototypeConfig
 from tests.golden_files import golden, golden_config
