@@ -38,7 +38,7 @@ def dataset_names(config: ConfigDict) -> tuple[str, ...]:
     return (config.dataset,)
 
 
-def protocol(config: ConfigDict) -> PoseDataset:
+def protocol_of(config: ConfigDict) -> PoseDataset:
     """The dataset that is trained on; one of one's own is read from `config.data_dir`."""
     return find_dataset(config.dataset, config.data_dir)
 
@@ -52,7 +52,7 @@ def make_model(config: ConfigDict) -> BoIR:
     if config.size not in VARIANTS:
         raise ValueError(f"config.size={config.size!r}: expected one of {tuple(VARIANTS)}")
     return BoIR(
-        num_keypoints=protocol(config).num_keypoints,
+        num_keypoints=protocol_of(config).num_keypoints,
         norm=functools.partial(BatchNorm, group=config.norm_group or None),
         dtype=jnp.dtype(config.dtype),
         remat=config.remat,
@@ -91,7 +91,7 @@ def make_method(config: ConfigDict, steps_per_epoch: int) -> BoIRMethod:
 
 def make_loader(config: ConfigDict) -> TrainIterator:
     """This process's training batches."""
-    rules = rules_of(protocol(config))
+    rules = rules_of(protocol_of(config))
     if config.min_area >= 0:
         rules = dataclasses.replace(rules, min_area=config.min_area)
     return train_loader(
@@ -124,7 +124,7 @@ def make_tasks(config: ConfigDict) -> list[Task]:
     Raises:
       ValueError: a dataset with another skeleton than the model's.
     """
-    model, own = make_model(config), protocol(config)
+    model, own = make_model(config), protocol_of(config)
 
     @functools.cache
     def predictor(smoothing: int) -> Predictor:
@@ -132,10 +132,11 @@ def make_tasks(config: ConfigDict) -> list[Task]:
 
     tasks = []
     for dataset, split in ((config.dataset, config.eval_split), *config.eval_also):
-        if find_dataset(dataset, config.data_dir).keypoint_set != own.keypoint_set:
+        protocol = find_dataset(dataset, config.data_dir)
+        if protocol.keypoint_set != own.keypoint_set:
             raise ValueError(f"config.eval_also: {dataset!r} has other keypoints than {config.dataset!r}")
         smoothing, threshold = (table.get(dataset, table.default) for table in (config.smoothing, config.oks_nms))
-        tasks.append(Task(dataset, split, predictor(smoothing), threshold))
+        tasks.append(Task(protocol, split, predictor(smoothing), threshold))
     return tasks
 
 
@@ -148,7 +149,7 @@ def load_weights(config: ConfigDict, mesh: Mesh) -> tuple[dict[str, Any], int]:
     method = make_method(config, steps_per_epoch=1)
 
     def convert(shapes: starts.Weights) -> starts.Weights:
-        start = start_from(read_weights(config.checkpoint), shapes, protocol(config).keypoint_set)
+        start = start_from(read_weights(config.checkpoint), shapes, protocol_of(config).keypoint_set)
         if missing := set(start.fresh) - set(TRAINING_HEADS):
             raise ValueError(f"{config.checkpoint} ({start.title}) has nothing for {', '.join(sorted(missing))}")
         return {name: without_training_heads(start.tree[name]) for name in ("params", "batch_stats")}
@@ -166,7 +167,7 @@ def make_start(config: ConfigDict, model: BoIR, mesh: Mesh) -> Callable[[TrainSt
     if not config.init_from:
         return None
     conversion = read_run(config.init_from, mesh) or read_weights(config.init_from)
-    skeleton = protocol(config).keypoint_set
+    skeleton = protocol_of(config).keypoint_set
     return starts.filler(config.init_from, lambda initial: start_from(conversion, initial, skeleton))
 
 
@@ -177,6 +178,6 @@ def read_run(path: str | pathlib.Path, mesh: Mesh) -> Conversion | None:
         return None
     weights, step = load_weights(config, mesh)
     manifest = manifest_of(
-        make_model(config), protocol(config).keypoint_set, f"BoIR run on {config.dataset}, step {step}"
+        make_model(config), protocol_of(config).keypoint_set, f"BoIR run on {config.dataset}, step {step}"
     )
     return own_weights(starts.on_host(weights), manifest)

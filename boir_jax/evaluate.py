@@ -15,36 +15,32 @@ from jax.sharding import Mesh
 from boir_jax import visualise as pictures
 from boir_jax.predict import Predictor
 from boir_jax.published import published
-from data_pipelines.datasets import PoseDataset, find_dataset
+from data_pipelines.datasets import PoseDataset
 from data_pipelines.top_down.loader import Reading
 from data_pipelines.whole_image.loader import EvalLoader, eval_loader
 from pose_common.evaluation import predict_split
 from pose_common.metrics import columns, evaluate, nms
 from pose_common.evaluation.tasks import Score, evaluate_tasks, shown, shown_figure
 
-HEADLINE = {"coco": ("AP", "AR"), "crowdpose": ("AP", "AP(E)", "AP(M)", "AP(H)")}
-"""The figures of a dataset's metric that stand in the table."""
-
-
 @dataclasses.dataclass(frozen=True)
 class Task:
     """One row of the table.
 
     Attributes:
-      dataset, split: what is evaluated.
+      protocol, split: the dataset and which part of it is evaluated.
       predictor: finds the people, with this dataset's settings.
       oks_threshold: similarity beyond which the weaker of two poses is dropped.
     """
 
-    dataset: str
+    protocol: PoseDataset
     split: str
     predictor: Predictor
     oks_threshold: float = 0.8
 
     @property
-    def protocol(self) -> PoseDataset:
-        """The dataset's protocol."""
-        return find_dataset(self.dataset)
+    def dataset(self) -> str:
+        """Name of the dataset."""
+        return self.protocol.name
 
     @property
     def name(self) -> str:
@@ -129,13 +125,13 @@ class Evaluator:
             if self.pictures:
                 path = self.workdir / "pictures" / f"{task.name}.png"
                 pictures.draw_people(path, loader.source, poses, self.pictures)
-        truth = loader.annotations.to_coco()
-        return evaluate.metrics_of(task.protocol, truth, poses) if truth["annotations"] else {}
+        truth = columns.ground_truth(loader.annotations)
+        return evaluate.metrics_of(task.protocol, truth, poses) if len(truth.id) else {}
 
     def _row(
         self, task: Task, loader: EvalLoader, values: Mapping[str, float], seconds: float
     ) -> dict[str, Any]:
-        names = HEADLINE[task.protocol.metric]
+        names = evaluate.protocol_of(task.protocol).headline
         known = published(self.published_as, task.dataset, task.split)
         notes = [f"{name}: {note}" for name, note in loader.annotations.metadata.items()]
         if not values:

@@ -37,6 +37,9 @@ class PoseDataset:
       scale_factor, rotation_factor: standard deviations of the scale and rotation (degrees) augmentation.
       drop_unlabelled_by: which people are left out as unlabelled: those whose own count 'num_keypoints' is 0 or whose
         keypoint numbers all are, by 'visibility' only the latter, or 'never'.
+      min_person_area: single-stage training: people whose box is smaller after augmentation, in input pixels squared, are
+        not to be found.
+      images_need_labels: single-stage training: whether only images with a labelled person are used.
       skeleton: the keypoint set itself, where it is not in `KEYPOINT_SETS`: a custom dataset carries its own.
     """
 
@@ -53,6 +56,8 @@ class PoseDataset:
     scale_factor: float = 0.5
     rotation_factor: float = 40.0
     drop_unlabelled_by: str = "num_keypoints"
+    min_person_area: float = 32.0**2
+    images_need_labels: bool = True
     skeleton: KeypointSet | None = None
 
     @property
@@ -74,7 +79,8 @@ DATASETS: dict[str, PoseDataset] = {
         PoseDataset("ap10k", "ap10k"),
         PoseDataset("apt36k", "ap10k"),
         PoseDataset("coco_wholebody", "coco_wholebody", metric="wholebody", drop_unlabelled_by="visibility"),
-        PoseDataset("crowdpose", "crowdpose", metric="crowdpose", area="box"),
+        PoseDataset("crowdpose", "crowdpose", metric="crowdpose", area="box", min_person_area=0.0,
+                    images_need_labels=False),
         PoseDataset("ochuman", "coco"),
         PoseDataset("interhand2d", "interhand2d", metric="hand", clean_box=False, padding=1.5, half_body=False,
                     scale_factor=0.3, rotation_factor=90.0),

@@ -138,7 +138,7 @@ def make_tasks(config: ConfigDict) -> list[Task]:
     names = list(config.datasets)
     tasks = [
         Task(
-            name, config.eval_splits.get(name, config.default_eval_split), head,
+            find_dataset(name, config.data_dir), config.eval_splits.get(name, config.default_eval_split), head,
             config.boxes.get(name, GROUND_TRUTH), name,
         )
         for head, name in enumerate(names)
@@ -149,9 +149,9 @@ def make_tasks(config: ConfigDict) -> list[Task]:
                 f"config.eval_also: {tuple(row)} is not (dataset, split, head[, boxes]) with a head among {names}"
             )
         dataset, split, head, *boxes = row
-        find_dataset(dataset, config.data_dir)
+        protocol = find_dataset(dataset, config.data_dir)
         tasks.append(
-            Task(dataset, split, names.index(head), boxes[0] if boxes else GROUND_TRUTH, f"{dataset}_{split}")
+            Task(protocol, split, names.index(head), boxes[0] if boxes else GROUND_TRUTH, f"{dataset}_{split}")
         )
     return tasks
 

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from data_pipelines.datasets import PoseDataset, find_dataset
+from data_pipelines.datasets import PoseDataset
 from data_pipelines.top_down.loader import EvalLoader, Reading, eval_loader
 from pose_common.evaluation import predict_split
 from pose_common.metrics import columns, evaluate
@@ -21,9 +21,6 @@ from posebh_jax import published
 from posebh_jax import visualise as pictures
 from posebh_jax.predict import HEADS, Predictor
 
-HEADLINE = {"coco": ("AP", "AR"), "wholebody": ("AP", "AR"), "crowdpose": ("AP", "AR"), "mpii": ("PCKh", "PCKh@0.1"),
-            "hand": ("PCK", "AUC", "EPE")}
-"""The figures of a dataset's metric that stand in the table."""
 PARTS = ("body", "foot", "face", "lefthand", "righthand")
 """Of a whole body; their APs stand beside its own."""
 
@@ -33,22 +30,22 @@ class Task:
     """One row of the table.
 
     Attributes:
-      dataset, split: what is evaluated.
+      protocol, split: the dataset and which part of it is evaluated.
       head: number of the mixture's dataset whose head judges; it draws the same keypoints.
       boxes: 'ground_truth' or the path of a COCO detection file.
       name: of its figures and files.
     """
 
-    dataset: str
+    protocol: PoseDataset
     split: str
     head: int
     boxes: str
     name: str
 
     @property
-    def protocol(self) -> PoseDataset:
-        """The dataset's protocol."""
-        return find_dataset(self.dataset)
+    def dataset(self) -> str:
+        """Name of the dataset."""
+        return self.protocol.name
 
 
 @dataclasses.dataclass
@@ -118,7 +115,7 @@ class Evaluator:
     def _judge(
         self, task: Task, loader: EvalLoader, kind: str, predictions: columns.Poses, step: int
     ) -> dict[str, float]:
-        truth = loader.annotations.to_coco()
+        truth = columns.ground_truth(loader.annotations)
         poses = evaluate.final_poses(task.protocol, truth, predictions)
         if jax.process_index() == 0:
             folder = self.workdir / "results" / f"step_{step}"
@@ -126,14 +123,14 @@ class Evaluator:
             if self.pictures:
                 path = self.workdir / "pictures" / f"{task.name}_{kind}.png"
                 pictures.draw_predictions(path, loader.source, predictions, self.pictures)
-        if not truth["annotations"]:
+        if not len(truth.id):
             return {}
         return evaluate.metrics_of(task.protocol, truth, poses)
 
     def _row(
         self, task: Task, loader: EvalLoader, kind: str, values: Mapping[str, float], seconds: float
     ) -> dict[str, Any]:
-        names = HEADLINE[task.protocol.metric]
+        names = evaluate.protocol_of(task.protocol).headline
         boxes = published.GROUND_TRUTH if loader.boxes == "ground_truth" else pathlib.Path(loader.boxes).name
         known = published.published(self.published_as, task.dataset, task.split) if kind == HEADS else None
         notes = [f"{name}: {note}" for name, note in loader.annotations.metadata.items()]

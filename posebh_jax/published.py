@@ -17,7 +17,7 @@ class Published:
     Attributes:
       split: what was evaluated.
       boxes: 'ground truth', or which detector's.
-      figures: those of the dataset's metric, in the order of `evaluate.HEADLINE`; None where none was stated.
+      figures: those of the dataset's metric, in the order of `metrics.evaluate.Protocol.headline`; None where none was stated.
       remark: what else one must know to compare.
     """
 

@@ -14,8 +14,6 @@ import pytest
 
 from data_pipelines import datasets as definitions
 from data_pipelines.builders.custom import DEFAULT_SIGMA, mirror_pairs
-from data_pipelines.datasets import DATASETS
-from data_pipelines.skeletons import KEYPOINT_SETS
 from data_pipelines.top_down.loader import Entry, Reading, train_loader
 from data_pipelines.records import load_annotations
 from scripts import prepare_data
@@ -64,16 +62,6 @@ def test_the_page_followed_literally(tmp_path):
     assert rows[0]["images"] == 4 and rows[0]["instances"] > 0 and "AP" in rows[0]["metrics"]
 
 
-@pytest.fixture(autouse=True)
-def tables():
-    """The tables of datasets and skeletons are as before after each test."""
-    saved = [(table, dict(table)) for table in (DATASETS, KEYPOINT_SETS)]
-    yield
-    for table, content in saved:
-        table.clear()
-        table.update(content)
-
-
 def kites(**category):
     """A document with three keypoints nobody knows."""
     content = tiny_sets.document(2)
@@ -115,9 +103,8 @@ def test_names_limbs_and_defaults(tmp_path, capsys):
     assert annotations.to_coco()["annotations"][0]["keypoints"] == kites()["annotations"][0]["keypoints"]
 
 
-def test_it_is_found_again_where_it_was_never_registered(tmp_path):
+def test_every_loader_finds_it_and_workers_get_it_pickled(tmp_path):
     assert prepare(tmp_path, kites()) == 0
-    del DATASETS["kites"], KEYPOINT_SETS["kites"]
     settings = {"batch_size": 4, "input_size": (24, 32), "seed": 0}
     batches = train_loader(
         [Entry("kites")], data_dir=tmp_path / "data", reading=Reading(num_threads=1), **settings
@@ -125,7 +112,6 @@ def test_it_is_found_again_where_it_was_never_registered(tmp_path):
     assert next(batches)["keypoints"].shape == (4, 3, 2)
     batches.close()
     taken_along = pickle.dumps(definitions.find_dataset("kites", tmp_path / "data"))
-    del DATASETS["kites"], KEYPOINT_SETS["kites"]
     assert pickle.loads(taken_along).keypoints.keypoints == tuple(NAMES), "as in a worker process"
     with pytest.raises(KeyError, match="unknown dataset 'kites'.*custom --name=kites"):
         definitions.find_dataset("kites", tmp_path)

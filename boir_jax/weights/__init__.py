@@ -1,0 +1,1 @@
+"""Weights from elsewhere: recognised and converted (`convert`, `keys`), used as a start (`transfer`)."""

@@ -1,0 +1,5 @@
+"""Person crops for top-down methods: which people (`instances`), augmentation and warp (`crops`), batches (`loader`)."""
+
+from data_pipelines.top_down.crops import Crop, TopDownSource, Train, decode
+
+__all__ = ["Crop", "TopDownSource", "Train", "decode"]

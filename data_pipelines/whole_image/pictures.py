@@ -51,8 +51,8 @@ class Rules:
 
 
 def rules_of(dataset: PoseDataset) -> Rules:
-    """The rules that a dataset was published with: CrowdPose learns people of any size."""
-    return Rules(min_area=0.0, labelled_images=False) if dataset.metric == "crowdpose" else Rules()
+    """The rules of a dataset's own protocol."""
+    return Rules(min_area=dataset.min_person_area, labelled_images=dataset.images_need_labels)
 
 
 class WholeImageSource:

@@ -21,7 +21,7 @@ from pycocotools.cocoeval import COCOeval
 
 from data_pipelines.datasets import find_dataset
 from pose_common.metrics import evaluate, nms
-from pose_common.metrics.columns import Poses, coco_results
+from pose_common.metrics.columns import Poses, coco_results, ground_truth_from_coco
 
 
 def synthetic_coco(
@@ -119,7 +119,8 @@ def main() -> None:
         truth.createIndex()
     results = coco_results(poses, dataset.keypoints)
 
-    ours, numbers = seconds(lambda: evaluate.metrics_of(dataset, document, poses), options.repeats)
+    truth = ground_truth_from_coco(document, dataset.keypoints)
+    ours, numbers = seconds(lambda: evaluate.metrics_of(dataset, truth, poses), options.repeats)
     theirs, reference = seconds(lambda: pycocotools_metric(truth, [dict(r) for r in results]), 1)
     difference = np.abs(np.array(list(numbers.values())) - reference).max()
     def suppress(rows: np.ndarray | slice) -> np.ndarray:

@@ -19,6 +19,7 @@ from data_pipelines import records
 from data_pipelines.builders import BUILDERS
 from data_pipelines.datasets import find_dataset
 from pose_common.metrics import evaluate
+from pose_common.metrics.columns import ground_truth
 from tests.data_pipelines import tiny_sets
 from tests.golden_files import golden, golden_path, shared_path
 from tests.pose_common.metrics.cases import recorded_poses, settings_of
@@ -217,7 +218,7 @@ def test_pycocotools_gives_the_same_numbers_on_the_table(split, tmp_path):
 
 @pytest.mark.parametrize("dataset", ["coco", "coco_wholebody", "aic", "crowdpose", "ochuman", "pw3d"])
 def test_recorded_metrics_survive_the_records(dataset, tmp_path):
-    """The recorded evaluation, with the ground truth sent through builder, table and `to_coco`."""
+    """The recorded evaluation, with the ground truth sent through builder and table."""
     truth = golden_path(f"data/eval/{dataset}_synth_gt.json")
     rows = golden(f"data/eval/{dataset}_synth_pred.json")
     recorded = golden(f"data/eval/{dataset}_synth_expected.json")
@@ -226,7 +227,7 @@ def test_recorded_metrics_survive_the_records(dataset, tmp_path):
     table = _prepared(dataset, tmp_path / "data", truth, tmp_path)
     protocol = find_dataset(dataset)
     found = recorded_poses(rows, protocol)
-    actual = evaluate.evaluate(protocol, table.to_coco(), found, **settings_of(recorded))
+    actual = evaluate.evaluate(protocol, ground_truth(table), found, **settings_of(recorded))
     # Rounding the truth to float32 moves an OKS by some 1e-7, which crosses no threshold here.
     assert {name: actual[name] for name in expected} == pytest.approx(expected, abs=1e-9)
 
@@ -244,7 +245,7 @@ def test_recorded_head_sizes_survive_the_records(tmp_path):
     poses = dataclasses.replace(
         poses, image_id=np.array([image_of[number] for number in poses.instance_id.tolist()])
     )
-    actual = evaluate.evaluate(find_dataset("mpii"), table.to_coco(), poses)
+    actual = evaluate.evaluate(find_dataset("mpii"), ground_truth(table), poses)
     expected = golden("data/eval/mpii_synth_expected.json")["metrics"]
     # Joints and predictions pass through float32: no error crosses the threshold, PCKh@0.1 is a float32
     # table.

@@ -69,7 +69,7 @@ def evaluator(predictor, tasks, data_dir, workdir, **settings):
 
 
 def task(dataset, split="val", boxes="ground_truth"):
-    return Task(dataset, split, 0, str(boxes), f"{dataset}_{split}")
+    return Task(find_dataset(dataset), split, 0, str(boxes), f"{dataset}_{split}")
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +172,7 @@ def test_the_rows_of_a_configuration():
     }
     assert tasks[-1].head == 0 and tasks[-1].protocol is find_dataset("ochuman")
     config.eval_also = (("coco", "test-dev", "coco", "boxes.json"),)
-    assert build.make_tasks(config)[-1] == Task("coco", "test-dev", 0, "boxes.json", "coco_test-dev")
+    assert build.make_tasks(config)[-1] == Task(find_dataset("coco"), "test-dev", 0, "boxes.json", "coco_test-dev")
     for wrong in (("ochuman", "test", "crowdpose"), ("ochuman", "test")):
         config.eval_also = (wrong,)
         with pytest.raises(ValueError, match="eval_also"):

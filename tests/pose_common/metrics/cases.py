@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.datasets import PoseDataset, find_dataset
-from pose_common.metrics.columns import Poses
+from pose_common.metrics.columns import GroundTruth, Poses, ground_truth_from_coco
 from pose_common.metrics.nms import extent_area
 from tests.golden_files import GOLDEN, golden
 
@@ -38,6 +38,11 @@ def annotations_of(name: str) -> pathlib.Path:
     """Its own annotations, or those of the evaluation of which it is a variant (coco_synth_gtbox: coco_synth)."""
     own = GOLDEN / EVAL / f"{name}_gt.json"
     return own if own.exists() else GOLDEN / EVAL / f"{name.rsplit('_', 1)[0]}_gt.json"
+
+
+def truth_of(dataset: PoseDataset, document: Mapping[str, Any]) -> GroundTruth:
+    """A COCO document as the arrays that metrics take."""
+    return ground_truth_from_coco(document, dataset.keypoints)
 
 
 def recorded_poses(rows: list[dict[str, Any]], dataset: PoseDataset) -> Poses:

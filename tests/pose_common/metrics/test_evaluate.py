@@ -19,6 +19,7 @@ from tests.pose_common.metrics.cases import (
     recorded_evaluations,
     recorded_poses,
     settings_of,
+    truth_of,
 )
 
 # Recorded to 1e-9 with float32 or float64 arithmetic; scores pass through float32 sums.
@@ -49,8 +50,8 @@ def _assert_metrics(actual, expected, tolerance=METRIC_TOLERANCE):
 
 
 def _check_oks_case(dataset, document, rows, expected):
-    poses = evaluate.final_poses(dataset, document, recorded_poses(rows, dataset), **settings_of(expected))
-    _assert_metrics(evaluate.metrics_of(dataset, document, poses), expected["metrics"])
+    poses = evaluate.final_poses(dataset, truth_of(dataset, document), recorded_poses(rows, dataset), **settings_of(expected))
+    _assert_metrics(evaluate.metrics_of(dataset, truth_of(dataset, document), poses), expected["metrics"])
 
     # The recording lists images as they first appear, ours by id; both list an image's poses best first.
     first = {}
@@ -96,7 +97,7 @@ def test_recorded_variants_of_suppression_and_scoring(name, variant):
     expected, document = EVALUATIONS[name], json.loads(annotations_of(name).read_text())
     dataset = find_dataset(expected["dataset"])
     poses = recorded_poses(golden(f"data/eval/{name}_pred.json"), dataset)
-    metrics = evaluate.evaluate(dataset, document, poses, **settings_of(expected) | _options(variant))
+    metrics = evaluate.evaluate(dataset, truth_of(dataset, document), poses, **settings_of(expected) | _options(variant))
     _assert_metrics(metrics, expected["variants"][variant]["metrics"])
 
 
@@ -112,7 +113,7 @@ def test_animals_are_averaged_over_categories_and_take_their_annotations_categor
         ids.setdefault(annotation["image_id"], []).append(annotation["id"])
     annotation_id = np.array([ids[row["image_id"]][row["bbox_id"]] for row in rows])
     poses = dataclasses.replace(poses, instance_id=annotation_id, category=None)
-    metrics = evaluate.evaluate(dataset, document, poses, **settings_of(expected))
+    metrics = evaluate.evaluate(dataset, truth_of(dataset, document), poses, **settings_of(expected))
     _assert_metrics(metrics, expected["metrics"])
 
     per_category = [value for value in expected["ap_per_category"].values() if value > -1]
@@ -125,7 +126,7 @@ def test_crowdpose_equals_four_public_evaluators():
     rows = golden("boir/crowdpose_pred.json")
     rows = [row | {"bbox_id": i, "box_score": row["score"]} for i, row in enumerate(rows)]
     poses = recorded_poses(rows, dataset)
-    metrics = evaluate.metrics_of(dataset, document, poses)
+    metrics = evaluate.metrics_of(dataset, truth_of(dataset, document), poses)
     names = ["AP", "AP .5", "AP .75", "AR", "AR .5", "AR .75", "AP(E)", "AP(M)", "AP(H)"]
     tools = {key: values for key, values in expected.items() if isinstance(values, dict) and "AP_hard" in values}
     assert len(tools) == 4
@@ -154,7 +155,7 @@ def test_mpii():
         ],
     }
     rows = golden("data/eval/mpii_synth_pred.json")
-    metrics = evaluate.evaluate(dataset, document, recorded_poses(rows, dataset))
+    metrics = evaluate.evaluate(dataset, truth_of(dataset, document), recorded_poses(rows, dataset))
     # Predictions pass through float32 on both sides, PCKh@0.1 through a float32 table in the reference.
     _assert_metrics(metrics, expected["metrics"], tolerance=1e-5)
 
@@ -175,7 +176,7 @@ def _hand_document(instances, category=1):
 
 def _check_hand_case(rows, expected):
     dataset = find_dataset("interhand2d")
-    metrics = evaluate.evaluate(dataset, _hand_document(expected["instances"]), recorded_poses(rows, dataset))
+    metrics = evaluate.evaluate(dataset, truth_of(dataset, _hand_document(expected["instances"])), recorded_poses(rows, dataset))
     *shares, distance = expected["metrics"].items()
     _assert_metrics(metrics, dict(shares), tolerance=1e-5)
     _assert_metrics(metrics, dict([distance]), tolerance=1e-3)  # the recorded joints are rounded to 4 digits
@@ -199,11 +200,11 @@ def test_repeated_predictions_and_row_order_do_not_matter():
     document, poses = random_document(0, dataset)
     rng = np.random.default_rng(0)
     poses = dataclasses.replace(poses, score=rng.random(len(poses)))  # distinct, so that order is defined
-    expected = evaluate.evaluate(dataset, document, poses)
+    expected = evaluate.evaluate(dataset, truth_of(dataset, document), poses)
     doubled = poses.take(rng.permutation(np.r_[np.arange(len(poses)), np.arange(9)]))
-    assert evaluate.evaluate(dataset, document, doubled) == expected
+    assert evaluate.evaluate(dataset, truth_of(dataset, document), doubled) == expected
     shuffled = document | {"images": document["images"][::-1]}
-    assert evaluate.evaluate(dataset, shuffled, doubled) == expected
+    assert evaluate.evaluate(dataset, truth_of(dataset, shuffled), doubled) == expected
 
 
 def test_perfect_predictions_score_one():
@@ -218,7 +219,7 @@ def test_perfect_predictions_score_one():
         for a in labelled
     ]
     poses = dataclasses.replace(recorded_poses(rows, dataset), category=np.ones(len(rows), int))
-    metrics = evaluate.metrics_of(dataset, document, poses)
+    metrics = evaluate.metrics_of(dataset, truth_of(dataset, document), poses)
     assert metrics["AP"] == pytest.approx(1) and metrics["AR"] == 1
 
 
@@ -226,15 +227,15 @@ def test_what_cannot_be_evaluated_is_said():
     dataset = find_dataset("coco")
     document, poses = random_document(2, dataset)
     with pytest.raises(ValueError, match="image 999"):
-        evaluate.evaluate(dataset, document, dataclasses.replace(poses, image_id=poses.image_id + 998))
+        evaluate.evaluate(dataset, truth_of(dataset, document), dataclasses.replace(poses, image_id=poses.image_id + 998))
     broken = poses.keypoints.copy()
     broken[0, 0, 0] = np.nan
     with pytest.raises(ValueError, match="not finite"):
-        evaluate.evaluate(dataset, document, dataclasses.replace(poses, keypoints=broken))
+        evaluate.evaluate(dataset, truth_of(dataset, document), dataclasses.replace(poses, keypoints=broken))
     with pytest.raises(ValueError, match="no prediction"):
         hand = find_dataset("interhand2d")
         document, poses = random_document(3, hand)
-        evaluate.evaluate(hand, document, poses.take(np.arange(3)))
+        evaluate.evaluate(hand, truth_of(hand, document), poses.take(np.arange(3)))
 
 
 def test_people_without_head_size_are_left_out_and_counted():
@@ -244,11 +245,11 @@ def test_people_without_head_size_are_left_out_and_counted():
     poses = recorded_poses(rows, mpii)
     for annotation in document["annotations"]:
         annotation["head_size"] = 20.0
-    whole = evaluate.evaluate(mpii, document, poses)
+    whole = evaluate.evaluate(mpii, truth_of(mpii, document), poses)
     assert whole["PCKh"] == 100 and "unmeasured" not in whole
     del document["annotations"][0]["head_size"]
-    assert evaluate.evaluate(mpii, document, poses) == whole | {"unmeasured": 1}
+    assert evaluate.evaluate(mpii, truth_of(mpii, document), poses) == whole | {"unmeasured": 1}
     for annotation in document["annotations"]:
         annotation.pop("head_size", None)
-    nobody = evaluate.evaluate(mpii, document, poses)
+    nobody = evaluate.evaluate(mpii, truth_of(mpii, document), poses)
     assert nobody["PCKh"] == -1 and nobody["unmeasured"] == len(rows)

@@ -23,6 +23,7 @@ from tests.pose_common.metrics.cases import (
     recorded_evaluations,
     recorded_poses,
     settings_of,
+    truth_of,
 )
 
 
@@ -51,7 +52,7 @@ def _no_results(document: dict) -> COCO:
 
 def _assert_equal_to_pycocotools(name: str, document: dict, poses: Poses):
     dataset = find_dataset(name)
-    ours = evaluate.metrics_of(dataset, document, poses)
+    ours = evaluate.metrics_of(dataset, truth_of(dataset, document), poses)
     theirs = _reference(document, coco_results(poses, dataset.keypoints), np.array(dataset.keypoints.sigmas))
     # The same operations on the same float64 numbers; only the order of a sum may differ.
     np.testing.assert_allclose(list(ours.values()), theirs, rtol=0, atol=1e-12)
@@ -78,7 +79,8 @@ def test_no_detections():
 def test_no_people():
     document, poses = random_document(0, find_dataset("coco"))
     _assert_equal_to_pycocotools("coco", document | {"annotations": []}, poses)
-    numbers = evaluate.metrics_of(find_dataset("coco"), document | {"annotations": []}, poses)
+    dataset = find_dataset("coco")
+    numbers = evaluate.metrics_of(dataset, truth_of(dataset, document | {"annotations": []}), poses)
     assert set(numbers.values()) == {-1.0}
 
 
@@ -108,7 +110,7 @@ def test_similarities_equal_the_recorded_ones():
         document = json.loads(annotations_of(name).read_text())
         truth = ground_truth_from_coco(document, dataset.keypoints)
         found = recorded_poses(golden(f"data/eval/{name}_pred.json"), dataset)
-        poses = evaluate.final_poses(dataset, document, found, **settings_of(expected))
+        poses = evaluate.final_poses(dataset, truth_of(dataset, document), found, **settings_of(expected))
         area = truth.area if dataset.area == "annotated" else 0.53 * truth.box[:, 2] * truth.box[:, 3]
         for case in expected["oks"]:
             rows = np.flatnonzero(poses.image_id == case["image_id"])
