@@ -70,6 +70,11 @@ class BoIRMethod:
         del state, stage
         return lambda state: state, {}
 
+    def update(self, method_state, observed, axis_name: str | None):
+        """There is no method state."""
+        del observed, axis_name
+        return method_state, {}
+
     def shapes(self, stage: Stage, notes: dict[str, Any]) -> TrainState:
         """Shapes of a state."""
         del stage, notes
@@ -101,4 +106,4 @@ class BoIRMethod:
         values = loss_terms(dense, maps, targets, self.losses, axis_name)
         counts = {"people": batch["instance_valid"].sum(), "people/in_instance_head": chosen.sum()}
         figures = global_sum(jax.tree.map(jnp.float32, counts), axis_name)
-        return sum(values.values()), LossOutput(values, figures, updated["batch_stats"], state.prototypes)
+        return sum(values.values()), LossOutput(values, figures, updated["batch_stats"])

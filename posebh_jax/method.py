@@ -21,9 +21,11 @@ from pose_common.training.stages import Stage
 from pose_common.training.state import TrainState
 from pose_common.training.step import LossOutput
 from posebh_jax import prototypes
-from posebh_jax.losses import prototype as losses
-from posebh_jax.clusters import ClusterBank, choose_clusters, cluster_terms
+from posebh_jax.clusters import ClusterBank, choose_clusters
+from posebh_jax.losses.cluster import cluster_terms
 from posebh_jax.losses.cross_type import cross_type_terms
+from posebh_jax.losses.heatmap import head_terms, keypoint_accuracy
+from posebh_jax.losses.prototype import prototype_terms
 from posebh_jax.keypoint_index import SkeletonLayout
 from posebh_jax.model import PoseBH
 from posebh_jax.prototypes import PrototypeConfig
@@ -113,15 +115,15 @@ class PoseBHMethod:
     def enter_stage(self, state: TrainState, stage: Stage) -> tuple[Callable[[TrainState], TrainState], dict[str, Any]]:
         """Moments for what thaws; the cluster bank where it is first asked for."""
         added, notes = {}, {}
-        if "cluster" in stage.losses and CLUSTERS not in state.prototypes:
-            bank = np.asarray(state.prototypes[BANK].addressable_data(0))
+        if "cluster" in stage.losses and CLUSTERS not in state.method_state:
+            bank = np.asarray(state.method_state[BANK].addressable_data(0))
             choice = choose_clusters(bank, fixed=self.num_clusters or None)
             logging.info("stage %s: %s", stage.name, choice.summary())
             added, notes = {CLUSTERS: choice.bank._asdict()}, {"num_clusters": len(choice.bank.keypoint)}
 
         def change(state: TrainState) -> TrainState:
             opt_state = self.optimizer.init(state.params, stage.train, old=state.opt_state)
-            return state.replace(opt_state=opt_state, prototypes={**state.prototypes, **added})
+            return state.replace(opt_state=opt_state, method_state={**state.method_state, **added})
 
         return change, notes
 
@@ -130,11 +132,11 @@ class PoseBHMethod:
 
         def make(key):
             state = self.init(key)
-            bank = dict(state.prototypes)
+            bank = dict(state.method_state)
             if "num_clusters" in notes:
                 count = notes["num_clusters"]
                 bank[CLUSTERS] = {"prototypes": bank[BANK][:count], "keypoint": jnp.zeros(count, jnp.int32)}
-            return state.replace(opt_state=self.optimizer.init(state.params, stage.train), prototypes=bank)
+            return state.replace(opt_state=self.optimizer.init(state.params, stage.train), method_state=bank)
 
         return jax.eval_shape(make, jax.random.PRNGKey(0))
 
@@ -156,43 +158,51 @@ class PoseBHMethod:
         return Inputs(normalise(batch["image"]), dataset, targets, weights, drop_path, noise)
 
     def terms(self, params, state: TrainState, inputs: Inputs, stage: Stage, axis_name: str | None):
-        """`loss` from finished inputs: every draw of randomness is an argument."""
-        network = _Network(self.model.clone(axis_name=axis_name), params, state.batch_stats, stage.train)
+        """`loss` from finished inputs: every random number is an argument."""
+        run = functools.partial(_run, self.model.clone(axis_name=axis_name), params, state.batch_stats, stage.train)
         labels = (inputs.targets, inputs.weights)
-        bank, asked = dict(state.prototypes), set(stage.losses)
+        bank, asked = state.method_state, set(stage.losses)
         shared = {"layout": self.layout, "config": self.weights, "axis_name": axis_name}
-        values, figures = {}, {}
+        values, figures, stats, observed = {}, {}, {}, None
 
-        features = network.features(inputs.image, inputs.dataset, inputs.drop_path)
+        features = self.model.apply(_variables(params, state.batch_stats), inputs.image, inputs.dataset,
+                                    inputs.drop_path, method="features")  # fmt: skip
         if asked & {"heatmap", "cross_type"}:
-            maps = network.heatmaps(features)
+            maps, stats["heads"] = run("heads", "heatmaps", features)
         if "heatmap" in asked:
-            per_dataset = losses.head_terms(maps, *labels, layout=self.layout, axis_name=axis_name)
+            per_dataset = head_terms(maps, *labels, layout=self.layout, axis_name=axis_name)
             values["heatmap"] = per_dataset.sum()
             figures |= self._head_figures(per_dataset, maps, *labels, axis_name)
         if asked - {"heatmap"}:
-            embedding = network.embed(features)
+            embedding, stats["embedding"] = run("embedding", "embed", features)
             best = prototypes.best_similarities(embedding, bank[BANK])
         if asked & set(PROTOTYPE_TERMS):
-            found, seen = losses.prototype_terms(
-                embedding, best, *labels, inputs.dataset, bank[BANK], noise=inputs.noise, **shared
-            )
+            found, seen, samples = prototype_terms(embedding, best, *labels, inputs.dataset, bank[BANK], **shared)
             values |= {name: found[name] for name in PROTOTYPE_TERMS if name in asked}
-            figures |= _named("prototype", seen, ("cross_entropy", "distance", "correct", "moved"))
-            bank[BANK] = seen["prototypes"]
+            figures |= _named("prototype", seen, ("cross_entropy", "distance", "correct"))
+            observed = (samples, inputs.noise) if stage.prototypes else None
         if "cluster" in asked:
             clusters = ClusterBank(**bank[CLUSTERS])
             found, seen = cluster_terms(embedding, *labels, clusters, config=self.weights, axis_name=axis_name)
             values |= found
             figures |= _named("cluster", seen, ("cross_entropy", "distance"))
         if "cross_type" in asked:
-            # The heatmaps were compared with the prototypes as they were before this step moved them.
-            old = state.prototypes[BANK]
-            found, seen = cross_type_terms(embedding, maps, best, inputs.dataset, old, **shared)
+            found, seen = cross_type_terms(embedding, maps, best, inputs.dataset, bank[BANK], **shared)
             values |= found
             figures["cross_type/pseudo_labels"] = seen["selected"].sum()
         total = sum(values[name] for name in stage.losses)
-        return total, LossOutput(values, jax.lax.stop_gradient(figures), network.new_stats, bank)
+        trained = {group: new for group, new in stats.items() if new is not None}
+        return total, LossOutput(values, jax.lax.stop_gradient(figures), trained, observed)
+
+    def update(self, method_state: dict[str, Any], observed, axis_name: str | None):
+        """Momentum update of the prototypes (section 3.2), in stages where they follow the embeddings."""
+        if observed is None:
+            return method_state, {}
+        samples, noise = observed
+        bank, mass = prototypes.update_prototypes(
+            method_state[BANK], samples, noise, momentum=self.weights.momentum, axis_name=axis_name
+        )
+        return {**method_state, BANK: bank}, {"prototype/moved": (mass > 0).mean()}
 
     def _drop_path(self, keys: jax.Array) -> jax.Array:
         rates = drop_path_rates(self.model.size.drop_path, self.model.size.depth)
@@ -204,7 +214,7 @@ class PoseBHMethod:
 
     def _head_figures(self, per_dataset, maps, targets, weights, axis_name) -> dict[str, jax.Array]:
         maps, per_dataset = jax.lax.stop_gradient((maps, per_dataset))
-        accuracy, _ = losses.keypoint_accuracy(maps, targets, weights, layout=self.layout, axis_name=axis_name)
+        accuracy, _ = keypoint_accuracy(maps, targets, weights, layout=self.layout, axis_name=axis_name)
         whole = global_sum(per_dataset, axis_name)
         names = [d.name for d in self.datasets]
         return {f"heatmap/{n}": whole[i] for i, n in enumerate(names)} | {
@@ -221,31 +231,14 @@ def _named(prefix: str, values: dict[str, jax.Array], names: tuple[str, ...]) ->
     return {f"{prefix}/{name}": values[name] for name in names if name in values}
 
 
-class _Network:
-    """The model with its variables bound; groups that do not train run in inference mode and keep their statistics."""
+def _variables(params, batch_stats) -> dict[str, Any]:
+    return {"params": params, "batch_stats": batch_stats}
 
-    def __init__(self, model: PoseBH, params, batch_stats, training: tuple[str, ...]):
-        self._model, self._training = model, training
-        self._variables = {"params": params, "batch_stats": batch_stats}
-        self.new_stats: dict[str, Any] = {}
 
-    def features(self, image: jax.Array, dataset: jax.Array, drop_path: jax.Array | None) -> jax.Array:
-        """Normalised crops -> backbone features."""
-        return self._model.apply(self._variables, image, dataset, drop_path, method="features")
-
-    def heatmaps(self, features: jax.Array) -> jax.Array:
-        """Maps of all skeletons."""
-        return self._apply("heads", "heatmaps", features)
-
-    def embed(self, features: jax.Array) -> jax.Array:
-        """Embeddings of all pixels."""
-        return self._apply("embedding", "embed", features)
-
-    def _apply(self, group: str, method: str, features: jax.Array) -> jax.Array:
-        train = group in self._training
-        out, updated = self._model.apply(
-            self._variables, features, train, method=method, mutable=["batch_stats"] if train else []
-        )
-        if train:
-            self.new_stats[group] = updated["batch_stats"][group]
-        return out
+def _run(model: PoseBH, params, batch_stats, training: tuple[str, ...], group: str, method: str, features: jax.Array):
+    """(output of a group's head, its new running statistics); None for a frozen one, which runs in inference mode."""
+    variables = _variables(params, batch_stats)
+    if group not in training:
+        return model.apply(variables, features, False, method=method), None
+    out, updated = model.apply(variables, features, True, method=method, mutable=["batch_stats"])
+    return out, updated["batch_stats"][group]

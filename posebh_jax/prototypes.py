@@ -83,6 +83,22 @@ class Labels(NamedTuple):
     dataset: jax.Array
 
 
+class Observed(NamedTuple):
+    """What a step saw of its samples, for the prototypes' update; all without gradient.
+
+    Attributes:
+      embedding: [B, h, w, D].
+      labels: the samples of each image's own dataset (one slot).
+      assignment: [B, h, w, M] from `assign`.
+      weight: [B, h, w], confidence or correctness; samples with 0 move nothing.
+    """
+
+    embedding: jax.Array
+    labels: Labels
+    assignment: jax.Array
+    weight: jax.Array
+
+
 def init_prototypes(key: jax.Array, num_keypoints: int, per_keypoint: int, dim: int) -> jax.Array:
     """Random unit vectors [T, M, D].
 
@@ -210,31 +226,27 @@ def gumbel_noise(keys: jax.Array, height: int, width: int, per_keypoint: int) ->
 
 def update_prototypes(
     prototypes: jax.Array,
-    embedding: jax.Array,
-    labels: Labels,
-    assignment: jax.Array,
-    weight: jax.Array,
+    observed: Observed,
     noise: jax.Array,
     *,
     momentum: float,
     axis_name: str | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Moves prototypes towards the samples that a hard Gumbel draw gives them.
+    """Momentum update: moves prototypes towards the samples that a hard Gumbel draw gives them.
 
     The noise is added to the probabilities, not to their logarithms, and the weight enters squared, both as
     released. The arg-max is all that a hard Gumbel-softmax keeps, so its temperature has no effect.
 
     Args:
       prototypes: [T, M, D] unit vectors.
-      embedding: [B, h, w, D].
-      labels: samples of each image's own dataset (one slot).
-      assignment: [B, h, w, M] from `assign`.
-      weight: [B, h, w], confidence or correctness; samples with 0 move nothing.
+      observed: the samples.
       noise: [B, h, w, M] Gumbel(0, 1).
+      momentum: share of the old prototype that is kept.
 
     Returns:
       prototypes [T, M, D], those without samples untouched, and the mass [T, M] that each received.
     """
+    embedding, labels, assignment, weight = observed
     per_keypoint = prototypes.shape[1]
     drawn = jax.nn.one_hot(jnp.argmax(assignment + noise, axis=-1), per_keypoint) * weight[..., None]
     features = normalise(embedding.astype(jnp.float32)) * weight[..., None]

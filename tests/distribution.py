@@ -51,14 +51,14 @@ def one_step(
     state = plan.create(method.init, key)
     change, _ = method.enter_stage(plan.to_global(state), stage)
     state = plan.transform(lambda state: change(prepare(state)), state)
-    step = functools.partial(train_step, loss=method.loss, optimizer=method.optimizer, stage=stage)
+    step = functools.partial(train_step, loss=method.loss, update=method.update, optimizer=method.optimizer, stage=stage)
     rows, process = len(batch["image"]) // jax.process_count(), jax.process_index()
     batch = {name: value[process * rows : (process + 1) * rows] for name, value in batch.items()}
     state, metrics = plan.compile(step, state)(state, plan.put(batch))
     state = plan.to_global(state)
     # After one step Adam's first moment is a tenth of the gradient.
     gradients = {group: moments.mu for group, moments in state.opt_state.items()}
-    found = {"metrics": metrics, "gradients": gradients, "batch_stats": state.batch_stats, "prototypes": state.prototypes}
+    found = {"metrics": metrics, "gradients": gradients, "batch_stats": state.batch_stats, "prototypes": state.method_state}
     return {name: np.asarray(jax.device_get(value)) for name, value in flatten(found).items()}
 
 

@@ -73,7 +73,8 @@ class Checkpoints:
         abstract = _abstract(shapes, shardings)
         training = {"step": abstract.step, "opt_state": abstract.opt_state, "rng": abstract.rng}
         saved = self._restore(step, {WEIGHTS: abstract.weights, TRAINING: training})
-        return TrainState(**saved[WEIGHTS], **saved[TRAINING])
+        empty = TrainState(params={}, batch_stats={}, method_state={}, **saved[TRAINING])
+        return empty.with_weights(saved[WEIGHTS])
 
     def restore_weights(self, step: int, shapes: dict[str, Any], shardings: dict[str, Any]) -> dict[str, Any]:
         """The weights alone; see `restore`."""

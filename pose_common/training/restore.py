@@ -127,7 +127,7 @@ def filler(source: str, start_from: Callable[[Mapping[str, Any]], Start]) -> Cal
         for title, parts in (("initialised afresh", start.fresh), ("left out of the weights", start.left_out)):
             if parts:
                 logging.info("%s: %s", title, ", ".join(parts))
-        return state.replace(**jax.tree.map(_laid_out_like, dict(start.tree), old))
+        return state.with_weights(jax.tree.map(_laid_out_like, dict(start.tree), old))
 
     return fill
 

@@ -8,6 +8,10 @@ import flax.struct
 import jax
 
 
+METHOD_STATE = "prototypes"
+"""Name of the method state in files of weights: that of the first method that had one, so that old files stay readable."""
+
+
 class TrainState(flax.struct.PyTreeNode):
     """Everything that changes during training.
 
@@ -16,7 +20,7 @@ class TrainState(flax.struct.PyTreeNode):
       params: {group: parameters}; a group is the unit of freezing and has its own optimizer state.
       batch_stats: {group: running statistics}.
       opt_state: {group: moments} of the groups that train in the present stage, no others.
-      prototypes: method state that gradients do not touch; {} for methods without.
+      method_state: what a method carries beside parameters, untouched by gradients; {} for methods without.
       rng: uint32 [2] base key; a step folds its number into it.
     """
 
@@ -24,10 +28,16 @@ class TrainState(flax.struct.PyTreeNode):
     params: dict[str, Any]
     batch_stats: dict[str, Any]
     opt_state: dict[str, Any]
-    prototypes: Any
+    method_state: Any
     rng: jax.Array
 
     @property
     def weights(self) -> dict[str, Any]:
         """What inference needs and what a weights-only checkpoint holds."""
-        return {"params": self.params, "batch_stats": self.batch_stats, "prototypes": self.prototypes}
+        return {"params": self.params, "batch_stats": self.batch_stats, METHOD_STATE: self.method_state}
+
+    def with_weights(self, weights: dict[str, Any]) -> TrainState:
+        """The state with other `weights`."""
+        return self.replace(
+            params=weights["params"], batch_stats=weights["batch_stats"], method_state=weights[METHOD_STATE]
+        )

@@ -1,4 +1,4 @@
-"""One training step, for any method: gradients of the asked-for terms, one optimizer step, new statistics."""
+"""One training step, for any method: gradients of the asked-for terms, one optimizer step, new statistics, the method's own update."""
 
 from __future__ import annotations
 
@@ -21,14 +21,17 @@ class LossOutput(flax.struct.PyTreeNode):
       terms: this device's share of every loss term (shares add up to the global value).
       figures: other logged values; already global.
       batch_stats: new running statistics of the groups that train; already global.
-      prototypes: new method state; already global.
+      observed: what the method's update of its own state needs, or None.
     """
 
     terms: dict[str, jax.Array]
     figures: dict[str, jax.Array]
     batch_stats: dict[str, Any]
-    prototypes: Any
+    observed: Any = None
 
+
+StateUpdate = Callable[..., tuple[Any, dict[str, jax.Array]]]
+"""update(method_state, observed, axis_name) -> (new method state, figures), all global."""
 
 LossFunction = Callable[..., tuple[jax.Array, LossOutput]]
 """loss(params, state, batch, key, stage, axis_name) -> (this device's share of the total, LossOutput)."""
@@ -39,6 +42,7 @@ def train_step(
     batch: dict[str, jax.Array],
     *,
     loss: LossFunction,
+    update: StateUpdate,
     optimizer: GroupedAdamW,
     stage: Stage,
     axis_name: str | None = None,
@@ -57,12 +61,13 @@ def train_step(
     trained = {group: state.params[group] for group in stage.train}
     (total, output), grads = jax.value_and_grad(share, has_aux=True)(trained)
     grads, total, terms = global_sum((grads, total, output.terms), axis_name)
+    method_state, seen = update(state.method_state, output.observed, axis_name)
     updated, opt_state, moved = optimizer.update(grads, state.opt_state, trained, state.step)
     new_state = state.replace(
         step=state.step + 1,
         params={**state.params, **updated},
         batch_stats={**state.batch_stats, **output.batch_stats},
         opt_state=opt_state,
-        prototypes=output.prototypes,
+        method_state=method_state,
     )
-    return new_state, {"loss": total, **terms, **output.figures, **moved}
+    return new_state, {"loss": total, **terms, **output.figures, **seen, **moved}

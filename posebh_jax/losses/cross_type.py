@@ -16,7 +16,8 @@ import jax.numpy as jnp
 from pose_common.collectives import global_sum
 from pose_common.heatmaps import decode_dark_udp, encode
 from posebh_jax.keypoint_index import SkeletonLayout
-from posebh_jax.losses.prototype import contrast, heatmap_mse
+from posebh_jax.losses.heatmap import heatmap_mse
+from posebh_jax.losses.prototype import contrast
 from posebh_jax.prototypes import Labels, PrototypeConfig, prototype_heatmaps
 
 # The paper's DARK kernel and the Gaussian of its targets, in cells.

@@ -1,12 +1,4 @@
-"""PoseBH's losses of heatmaps, prototype heatmaps and embeddings.
-
-Every loss here is this device's *share*: local numerator over global denominator, so that the sum of shares
-over the devices of `axis_name` is the loss of the global batch. Auxiliary values are global and equal on all
-devices.
-
-Maps are [B, h, w, T], targets and weights those of `SkeletonLayout.to_global`: zero for keypoints of other
-datasets.
-"""
+"""Embeddings against keypoint prototypes: cross entropy (PPC), distance (PPD) and prototype heatmaps (PoseBH, section 3.2)."""
 
 from __future__ import annotations
 
@@ -14,51 +6,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from pose_common.collectives import global_batch_size, global_sum
-from pose_common.heatmaps import decode_argmax
+from pose_common.collectives import global_sum
 from posebh_jax import prototypes as protos
 from posebh_jax.keypoint_index import SkeletonLayout
-from posebh_jax.prototypes import PRECISE, Labels, PrototypeConfig
-
-
-def heatmap_mse(
-    maps: jax.Array, targets: jax.Array, weights: jax.Array, images: jax.Array | int, layout: SkeletonLayout
-) -> jax.Array:
-    """Squared error: mean over images and pixels of (weight x difference)^2, then over a dataset's keypoints.
-
-    Args:
-      maps, targets: [B, h, w, T].
-      weights: [B, T]; 0 for what does not count. It multiplies prediction and target, so it enters squared.
-      images: how many images of the global batch the mean is over, one number or [n] per dataset: the whole
-        batch for heads, a dataset's own images for prototype maps, those with a pseudo label for the
-        cross-type term.
-
-    Returns:
-      [n] shares; 0 for a dataset without images.
-    """
-    error = jnp.square(weights[:, None, None, :] * (maps - targets))
-    per_keypoint = layout.sum_by_dataset(error.sum(axis=(0, 1, 2))) / np.asarray(layout.counts, np.float32)
-    return per_keypoint / (jnp.maximum(images, 1) * maps.shape[1] * maps.shape[2])
-
-
-def head_terms(
-    maps: jax.Array,
-    targets: jax.Array,
-    weights: jax.Array,
-    *,
-    layout: SkeletonLayout,
-    axis_name: str | None = None,
-) -> jax.Array:
-    """Losses [n] of the heatmap heads, over the whole batch: images of other datasets count as zero error."""
-    return heatmap_mse(maps, targets, weights, global_batch_size(maps.shape[0], axis_name), layout)
-
-
-def count_images(dataset: jax.Array, layout: SkeletonLayout, axis_name: str | None = None) -> jax.Array:
-    """float32 [n]: images of each dataset in the global batch."""
-    one_hot = jax.nn.one_hot(dataset, layout.num_datasets)
-    return global_sum(one_hot.sum(axis=0), axis_name)
+from posebh_jax.losses.heatmap import count_images, heatmap_mse
+from posebh_jax.prototypes import PRECISE, Labels, Observed, PrototypeConfig
 
 
 class Contrast(NamedTuple):
@@ -178,10 +131,9 @@ def prototype_terms(
     *,
     layout: SkeletonLayout,
     config: PrototypeConfig,
-    noise: jax.Array | None = None,
     axis_name: str | None = None,
-) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
-    """Losses of the annotated images against their own dataset's prototypes, and the moved prototypes.
+) -> tuple[dict[str, jax.Array], dict[str, jax.Array], Observed]:
+    """Losses of the annotated images against their own dataset's prototypes.
 
     Args:
       embedding: [B, h, w, D], any length.
@@ -189,12 +141,10 @@ def prototype_terms(
       targets, weights: [B, h, w, T], [B, T].
       dataset: int32 [B].
       prototypes: [T, M, D] unit vectors.
-      noise: Gumbel(0, 1) [B, h, w, M]; None freezes the prototypes.
 
     Returns:
-      Weighted shares {"prototype", "prototype_heatmap"}, and global values: `prototypes`, the unweighted
-      `cross_entropy` and `distance`, `samples` [n], the share of samples that are `correct` and, unless
-      frozen, `moved`, the share of prototypes that received a sample.
+      Weighted shares {"prototype", "prototype_heatmap"}; global values: the unweighted `cross_entropy` and `distance`,
+      `samples` [n], and the share of samples that are `correct`; and what `prototypes.update_prototypes` needs.
     """
     labels = protos.label_pixels(targets, dataset, config.label_threshold)
     terms = contrast(embedding, prototypes, labels, layout=layout, config=config, axis_name=axis_name)
@@ -204,47 +154,11 @@ def prototype_terms(
 
     correct = protos.is_correct(labels, best, layout).astype(jnp.float32)
     aux = {
-        "prototypes": prototypes,
         "cross_entropy": terms.cross_entropy,
         "distance": terms.distance,
         "samples": terms.samples,
         "correct": global_sum(correct.sum(), axis_name) / jnp.maximum(terms.samples.sum(), 1),
     }
-    if noise is not None:
-        weight = correct if config.weigh_by_correctness else correct * labels.confidence[..., 0]
-        aux["prototypes"], mass = protos.update_prototypes(
-            prototypes, jax.lax.stop_gradient(embedding), labels, terms.assignment[..., 0], weight, noise,
-            momentum=config.momentum, axis_name=axis_name,
-        )  # fmt: skip
-        aux["moved"] = (mass > 0).mean()
-    return losses, aux
-
-
-def keypoint_accuracy(
-    maps: jax.Array,
-    targets: jax.Array,
-    weights: jax.Array,
-    *,
-    layout: SkeletonLayout,
-    threshold: float = 0.05,
-    axis_name: str | None = None,
-) -> tuple[jax.Array, jax.Array]:
-    """Share of keypoints whose highest cell is near the target's, for logging only.
-
-    Distances are relative to (h, w) for (x, y), swapped as in the release, so that logged curves can be
-    compared.
-
-    Args:
-      maps, targets: [B, h, w, T].
-      weights: [B, T]; keypoints with 0 are left out.
-
-    Returns:
-      accuracy [n], mean over a dataset's keypoints of their share (0 where none is labelled), and how many of
-      its keypoints that mean is over [n].
-    """
-    size = jnp.asarray(maps.shape[1:3], jnp.float32)
-    distance = jnp.linalg.norm((decode_argmax(maps)[0] - decode_argmax(targets)[0]) / size, axis=-1)
-    labelled = weights > 0
-    hits, seen = global_sum(((labelled & (distance < threshold)).sum(0), labelled.sum(0)), axis_name)
-    counted = layout.sum_by_dataset((seen > 0).astype(jnp.float32))
-    return layout.sum_by_dataset(hits / jnp.maximum(seen, 1)) / jnp.maximum(counted, 1), counted
+    weight = correct if config.weigh_by_correctness else correct * labels.confidence[..., 0]
+    observed = Observed(embedding, labels, terms.assignment[..., 0], weight)
+    return losses, aux, jax.lax.stop_gradient(observed)

@@ -17,11 +17,13 @@ import jax
 import jax.numpy as jnp
 
 from pose_common.heatmaps import encode
-from posebh_jax.clusters import ClusterBank, cluster_terms
+from posebh_jax.clusters import ClusterBank
 from posebh_jax.losses.cross_type import cross_type_terms
 from posebh_jax.keypoint_index import SkeletonLayout
-from posebh_jax.losses.prototype import head_terms, prototype_terms
-from posebh_jax.prototypes import PrototypeConfig, best_similarities, gumbel_noise, init_prototypes
+from posebh_jax.losses.cluster import cluster_terms
+from posebh_jax.losses.heatmap import head_terms
+from posebh_jax.losses.prototype import prototype_terms
+from posebh_jax.prototypes import PrototypeConfig, best_similarities, gumbel_noise, init_prototypes, update_prototypes
 
 PAPER_COUNTS = (17, 14, 16, 17, 17, 133)
 
@@ -54,9 +56,10 @@ def terms_by_name(layout: SkeletonLayout, config: PrototypeConfig, clusters: int
     def prototype(embedding, maps, x, noise=None):
         best = best_similarities(embedding, x["prototypes"])
         own = x["targets"], x["weights"], x["dataset"]
-        return prototype_terms(
-            embedding, best, *own, x["prototypes"], layout=layout, config=config, noise=noise
-        )
+        losses, aux, observed = prototype_terms(embedding, best, *own, x["prototypes"], layout=layout, config=config)
+        if noise is not None:
+            aux["prototypes"], _ = update_prototypes(x["prototypes"], observed, noise, momentum=config.momentum)
+        return losses, aux
 
     def cluster(embedding, maps, x):
         bank = ClusterBank(x["prototypes"][:clusters], jnp.arange(clusters))

@@ -40,7 +40,7 @@ def test_it_learns():
         losses.append(float(metrics["loss"]))
     assert np.all(np.isfinite(losses))
     assert np.mean(losses[-3:]) < 0.8 * losses[0], losses
-    assert state.step == 12 and state.prototypes == {}
+    assert state.step == 12 and state.method_state == {}
 
 
 @pytest.fixture(scope="module")

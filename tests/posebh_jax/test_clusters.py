@@ -12,6 +12,7 @@ import pytest
 
 from posebh_jax import clusters
 from posebh_jax.losses import prototype as losses
+from posebh_jax.losses.cluster import cluster_terms
 from posebh_jax.clusters import ClusterBank
 from posebh_jax.prototypes import PrototypeConfig, label_pixels
 from posebh_jax.keypoint_index import SkeletonLayout
@@ -93,7 +94,7 @@ def with_gradient(embedding, targets, weights, bank, config=CONFIG):
     """((loss, aux), gradient with respect to the embedding)."""
 
     def loss(embedding):
-        losses, aux = clusters.cluster_terms(embedding, targets, weights, bank, config=config)
+        losses, aux = cluster_terms(embedding, targets, weights, bank, config=config)
         return losses["cluster"], aux
 
     return jax.value_and_grad(loss, has_aux=True)(embedding)
@@ -146,7 +147,7 @@ def test_one_device_equals_eight():
     bank = clusters.choose_clusters(np.asarray(random_prototypes()), (4, 6), rounds=20).bank
 
     def terms(rows, bank, axis_name=None):
-        return clusters.cluster_terms(*rows, bank, config=CONFIG, axis_name=axis_name)
+        return cluster_terms(*rows, bank, config=CONFIG, axis_name=axis_name)
 
     results = on_every_wrapper(terms, batch[:3], bank)
     gradient, loss, aux = results.pop("one")

@@ -35,7 +35,7 @@ def test_schedule_of_the_release():
 def test_the_baseline_has_no_prototype_parts():
     method = build.make_method(multi_head.get_config("base"), steps_per_epoch=1)
     state = jax.eval_shape(method.init, jax.random.PRNGKey(0))
-    assert set(state.params) == {"backbone", "heads"} and state.prototypes == {}
+    assert set(state.params) == {"backbone", "heads"} and state.method_state == {}
 
 
 def test_mistakes_are_named():

@@ -113,9 +113,8 @@ def update_rows(prototypes, feats, labels, noise, layout, momentum):
     terms = contrast(embedding, prototypes, labels, layout=layout, config=CONFIG)
     correct = protos.is_correct(labels, protos.best_similarities(embedding, prototypes), layout)
     weight = correct * labels.confidence[..., 0]
-    moved, mass = protos.update_prototypes(
-        prototypes, embedding, labels, terms.assignment[..., 0], weight, noise[None, None], momentum=momentum
-    )
+    observed = protos.Observed(embedding, labels, terms.assignment[..., 0], weight)
+    moved, mass = protos.update_prototypes(prototypes, observed, noise[None, None], momentum=momentum)
     return terms, correct[0, 0], moved, mass
 
 

@@ -62,7 +62,7 @@ def test_fsdp_splits_parameters_and_moments():
     state = plan.create(ToyMethod().init, jax.random.PRNGKey(0))
     weight, moment = state.params["head"]["w"], state.opt_state["head"].mu["w"]
     assert weight.addressable_shards[0].data.size == moment.addressable_shards[0].data.size == weight.size // 4
-    assert state.prototypes["bank"].is_fully_replicated
+    assert state.method_state["bank"].is_fully_replicated
 
 
 @pytest.mark.parametrize("plan", ["eight sharded", "pmap"])

@@ -45,8 +45,12 @@ class ToyMethod:
         share = jnp.square(out - batch["target"]).mean(-1).sum() / total
         mean = jax.lax.stop_gradient(mean)
         stats = {"body": {"mean": 0.9 * state.batch_stats["body"]["mean"] + 0.1 * mean}}
-        bank = 0.9 * state.prototypes["bank"] + 0.1 * mean if stage.prototypes else state.prototypes["bank"]
-        return share, LossOutput({"mse": share}, {}, stats, {**state.prototypes, "bank": bank})
+        return share, LossOutput({"mse": share}, {}, stats, mean if stage.prototypes else None)
+
+    def update(self, method_state, observed, axis_name):
+        if observed is None:
+            return method_state, {}
+        return {**method_state, "bank": 0.9 * method_state["bank"] + 0.1 * observed}, {}
 
     def enter_stage(self, state, stage):
         def change(state):
