@@ -52,7 +52,7 @@ def main(argv: list[str]) -> None:
         state = jax.tree.map(
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, plan.shardings(shapes)
         )
-        step = functools.partial(train_step, loss=method.loss, optimizer=method.optimizer, stage=stage)
+        step = functools.partial(train_step, method=method, stage=stage)
         began = time.perf_counter()
         compiled = plan.compile(step, state).lower(state, batch).compile()
         seconds, memory = time.perf_counter() - began, compiled.memory_analysis()

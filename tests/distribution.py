@@ -51,7 +51,7 @@ def one_step(
     state = plan.create(method.init, key)
     change, _ = method.enter_stage(plan.to_global(state), stage)
     state = plan.transform(lambda state: change(prepare(state)), state)
-    step = functools.partial(train_step, loss=method.loss, update=method.update, optimizer=method.optimizer, stage=stage)
+    step = functools.partial(train_step, method=method, stage=stage)
     rows, process = len(batch["image"]) // jax.process_count(), jax.process_index()
     batch = {name: value[process * rows : (process + 1) * rows] for name, value in batch.items()}
     state, metrics = plan.compile(step, state)(state, plan.put(batch))

@@ -36,10 +36,10 @@ class Method(Protocol):
         """A fresh state for the first stage; traceable."""
 
     def loss(self, params, state, batch, key, stage, axis_name):
-        """See `step.LossFunction`."""
+        """See `step.Differentiable`."""
 
     def update(self, method_state, observed, axis_name):
-        """See `step.StateUpdate`."""
+        """See `step.Differentiable`."""
 
     def enter_stage(self, state: TrainState, stage: Stage) -> tuple[Callable[[TrainState], TrainState], dict]:
         """How a (global) state changes when `stage` begins: a traceable function, and notes for the checkpoint."""
@@ -194,7 +194,7 @@ class _Loop:
 
     def _compile(self, run: _Run) -> Callable:
         stage = self.method.stages[run.stage]
-        step = functools.partial(train_step, loss=self.method.loss, update=self.method.update, optimizer=self.method.optimizer, stage=stage)
+        step = functools.partial(train_step, method=self.method, stage=stage)
         return self.plan.compile(step, run.state)
 
     def _step(self, run: _Run, step_function: Callable) -> None:

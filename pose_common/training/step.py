@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import flax.struct
 import jax
@@ -30,20 +29,23 @@ class LossOutput(flax.struct.PyTreeNode):
     observed: Any = None
 
 
-StateUpdate = Callable[..., tuple[Any, dict[str, jax.Array]]]
-"""update(method_state, observed, axis_name) -> (new method state, figures), all global."""
+class Differentiable(Protocol):
+    """What a step needs of a method."""
 
-LossFunction = Callable[..., tuple[jax.Array, LossOutput]]
-"""loss(params, state, batch, key, stage, axis_name) -> (this device's share of the total, LossOutput)."""
+    optimizer: GroupedAdamW
+
+    def loss(self, params, state, batch, key, stage, axis_name) -> tuple[jax.Array, LossOutput]:
+        """(this device's share of the stage's loss, `LossOutput`)."""
+
+    def update(self, method_state, observed, axis_name) -> tuple[Any, dict[str, jax.Array]]:
+        """(new method state, figures), all global, from the old one and what the loss observed."""
 
 
 def train_step(
     state: TrainState,
     batch: dict[str, jax.Array],
     *,
-    loss: LossFunction,
-    update: StateUpdate,
-    optimizer: GroupedAdamW,
+    method: Differentiable,
     stage: Stage,
     axis_name: str | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -56,13 +58,13 @@ def train_step(
     frozen = {group: value for group, value in state.params.items() if group not in stage.train}
 
     def share(trained):
-        return loss({**frozen, **trained}, state, batch, key, stage, axis_name)
+        return method.loss({**frozen, **trained}, state, batch, key, stage, axis_name)
 
     trained = {group: state.params[group] for group in stage.train}
     (total, output), grads = jax.value_and_grad(share, has_aux=True)(trained)
     grads, total, terms = global_sum((grads, total, output.terms), axis_name)
-    method_state, seen = update(state.method_state, output.observed, axis_name)
-    updated, opt_state, moved = optimizer.update(grads, state.opt_state, trained, state.step)
+    method_state, seen = method.update(state.method_state, output.observed, axis_name)
+    updated, opt_state, moved = method.optimizer.update(grads, state.opt_state, trained, state.step)
     new_state = state.replace(
         step=state.step + 1,
         params={**state.params, **updated},

@@ -44,7 +44,7 @@ def time_stage(method: Method, plan: parallel.Plan, stage: Stage, batch, steps: 
     state = plan.create(method.init, jax.random.PRNGKey(0))
     change, _ = method.enter_stage(plan.to_global(state), stage)
     state = plan.transform(change, state)
-    step = functools.partial(train_step, loss=method.loss, optimizer=method.optimizer, stage=stage)
+    step = functools.partial(train_step, method=method, stage=stage)
     step = plan.compile(step, state)
     began = time.perf_counter()
     state, metrics = jax.block_until_ready(step(state, batch))

@@ -33,7 +33,7 @@ def test_it_learns():
     """Loss on one batch, over and over: the same people every time where the cap allows all."""
     method = tiny_method(learning_rate=3e-3)
     (stage,) = method.stages
-    step = functools.partial(train_step, loss=method.loss, optimizer=method.optimizer, stage=stage)
+    step = functools.partial(train_step, method=method, stage=stage)
     step, state, losses = jax.jit(step), method.init(jax.random.PRNGKey(0)), []
     for _ in range(12):
         state, metrics = step(state, global_batch())

@@ -115,7 +115,7 @@ def test_frozen_group_does_not_move():
     plan, method = PLANS["eight sharded"](), ToyMethod()
     state = plan.create(method.init, jax.random.PRNGKey(0))
     before = np.asarray(state.params["body"]["w"])
-    step = functools.partial(train_step, loss=method.loss, optimizer=method.optimizer, stage=method.stages[0])
+    step = functools.partial(train_step, method=method, stage=method.stages[0])
     step = plan.compile(step, state)
     state, _ = step(state, plan.put(next(ToyData())))
     np.testing.assert_array_equal(before, state.params["body"]["w"])
