@@ -213,7 +213,7 @@ def test_transfer_folds_an_expert_and_keeps_the_head_but_for_its_last_convolutio
 def test_a_plain_backbone_fills_every_expert(tmp_path):
     config = golden_config("posebh/mae_init.npz")
     size = ViTSize(config["E"], config["depth"], config["heads"], config["part"])
-    model = PoseBH(size, (("a", 2), ("b", 3), ("c", 4)), num_experts=3, embedding_dim=0, filters=4)
+    model = PoseBH(size, (("a", 2), ("b", 3), ("c", 4)), num_experts=3, embedding_dim=0, filters=(4, 4))
     start = start_from(read_weights(as_file(tmp_path, mae_state("in:")), TINY), initial_of(model), model)
     assert start.fresh[0] == "backbone/last_norm"
     state = to_torch(start.tree, {"datasets": model.datasets})
@@ -222,7 +222,7 @@ def test_a_plain_backbone_fills_every_expert(tmp_path):
 
 
 def test_another_width_is_refused_with_every_shape(weights_folder):
-    model = tiny_model(filters=8)
+    model = tiny_model(filters=(8, 8))
     with pytest.raises(PortError) as caught:
         start_from(read_weights(weights_folder[0]), initial_of(model), model)
     assert any(

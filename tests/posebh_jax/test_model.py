@@ -70,7 +70,7 @@ def test_layer_ids_broadcast_along_the_stacked_axis():
 
 @pytest.fixture(scope="module")
 def small_model():
-    model = PoseBH(ViTSize(24, 2, 2, 8), (("a", 3), ("b", 2)), num_experts=2, embedding_dim=5, filters=8)
+    model = PoseBH(ViTSize(24, 2, 2, 8), (("a", 3), ("b", 2)), num_experts=2, embedding_dim=5, filters=(8, 8))
     variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 64, 48, 3)), jnp.zeros((1,), jnp.int32))
     images = jax.random.normal(jax.random.key(1), (4, 64, 48, 3))
     return model, variables, images, jnp.asarray([0, 1, 1, 0])
@@ -102,7 +102,7 @@ def test_an_unknown_head_is_named(small_model):
 
 
 def test_without_embedding_there_is_no_embedding_group(small_model):
-    model = PoseBH(ViTSize(24, 2, 2, 8), (("a", 3),), embedding_dim=0, filters=8)
+    model = PoseBH(ViTSize(24, 2, 2, 8), (("a", 3),), embedding_dim=0, filters=(8, 8))
     shapes = jax.eval_shape(
         model.init, jax.random.key(0), jnp.zeros((1, 64, 48, 3)), jnp.zeros((1,), jnp.int32)
     )

@@ -40,7 +40,7 @@ def method():
     sets = [KeypointSet(f"golden{i}", tuple(f"k{k}" for k in range(count))) for i, count in enumerate(c["K"])]
     size = ViTSize(c["embed"], c["depth"], c["heads"], c["part"])
     names = tuple((s.name, s.num_keypoints) for s in sets)
-    model = PoseBH(size, names, len(sets), c["D"], c["ch"], c["deconv"][0])
+    model = PoseBH(size, names, len(sets), c["D"], c["ch"], tuple(c["deconv"]))
     outer, cross_entropy, distance = c["lw"]
     weights = PrototypeConfig(
         momentum=c["gamma"], contrast_weight=outer, cross_entropy_weight=cross_entropy, distance_weight=distance,
