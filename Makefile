@@ -5,7 +5,7 @@ TORCH_VENV ?= .venv-torch
 # Each test process compiles for itself: two use both cores of a small machine.
 TEST_PROCESSES ?= 2
 
-.PHONY: demo demo-boir test test-torch clean
+.PHONY: demo demo-boir test test-fast test-torch test-rounding clean
 
 demo: $(VENV)/.ready
 	$(VENV)/bin/python -m posebh_jax.main --config=configs/mdt.py:demo --workdir=workdir/demo
@@ -15,6 +15,14 @@ demo-boir: $(VENV)/.ready
 
 test: $(VENV)/.ready
 	$(VENV)/bin/python -m pytest -n $(TEST_PROCESSES) --dist loadfile -rs
+
+# Between edits: everything that compiles no whole network.
+test-fast: $(VENV)/.ready
+	$(VENV)/bin/python -m pytest -n $(TEST_PROCESSES) --dist loadfile -m "not slow"
+
+# Which tolerances are too narrow for what rounding alone does on other processors.
+test-rounding: $(VENV)/.ready
+	$(VENV)/bin/python -m tests.rounding
 
 # The tests that need PyTorch (reading .pth files) and transformers (peers of the converters).
 test-torch: $(TORCH_VENV)/.ready

@@ -11,6 +11,9 @@ import jax.numpy as jnp
 from boir_jax.hrnet import ConvNorm, NormFactory
 from pose_common.layers import BatchNorm
 
+DILATIONS = (12, 24, 36)
+"""Of the published models."""
+
 
 class ASPP(nn.Module):
     """A 1x1 convolution, one 3x3 convolution per dilation and the image's mean, side by side, then a
@@ -26,7 +29,7 @@ class ASPP(nn.Module):
 
     middle: int = 128
     features: int = 256
-    dilations: tuple[int, ...] = (12, 24, 36)
+    dilations: tuple[int, ...] = DILATIONS
     norm: NormFactory = BatchNorm
     dtype: Any = jnp.float32
 

@@ -97,11 +97,13 @@ class InstanceKeypointHead(nn.Module):
     Attributes:
       num_keypoints: maps per person.
       features: channels of the reduced map.
+      unit: cells that make a relative coordinate of 1.
     """
 
     num_keypoints: int
     features: int = 64
     dtype: Any = jnp.float32
+    unit: float = 32
 
     @nn.compact
     def __call__(self, features: jax.Array, image: jax.Array, cells: jax.Array) -> jax.Array:
@@ -154,7 +156,7 @@ class InstanceKeypointHead(nn.Module):
         height, width = maps.shape[2:4]
         match = _product(maps, gate.astype(self.dtype), "gmc->gmhw") + (gate @ offset)[..., None, None]
         grid = jnp.stack(jnp.meshgrid(jnp.arange(width), jnp.arange(height)), axis=-1)
-        relative = (cells[:, :, None, None, :] - grid) / 32
+        relative = (cells[:, :, None, None, :] - grid) / self.unit
         evidence = jnp.concatenate([match[..., None], relative], axis=-1)
         groups, people = match.shape[:2]
         mask = self._conv(1, 5, "mask", jnp.float32)(evidence.reshape(groups * people, height, width, 3))

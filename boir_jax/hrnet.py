@@ -1,6 +1,6 @@
 """HRNet (Sun et al., CVPR 2019): parallel branches at strides 4, 8, 16 and 32 that exchange features.
 
-Maps are [B, h, w, C]. Branch b has `width * 2**b` channels. Equal parts are scanned, so that compile time
+Maps are [B, h, w, C]. Branch b has `width * 2**b` channels unless said otherwise. Equal parts are scanned, so that compile time
 does not grow with depth: the blocks of a branch, the modules of a stage and the bottlenecks after the first.
 Their parameters and batch statistics carry a leading axis, module first: stage3/branch_0/conv1/conv/kernel is
 [4 modules, 4 blocks, ...].
@@ -148,22 +148,27 @@ class FusionModule(nn.Module):
         return x
 
 
+def branch_widths(width: int | tuple[int, ...]) -> tuple[int, ...]:
+    """Channels of the four branches; one number doubles from branch to branch."""
+    return tuple(width * 2**b for b in range(4)) if isinstance(width, int) else tuple(width)
+
+
 class HRNet(nn.Module):
-    """The backbone: all four branches of the last stage at stride 4, concatenated to 15 * `width` channels.
+    """The backbone: all four branches of the last stage at stride 4, concatenated to C channels.
 
     Attributes:
-      width: channels of the stride-4 branch (32, 48).
+      width: channels of the stride-4 branch (32, 48), or of all four; C is 15 * `width`, or their sum.
       modules: exchange modules in the stages with 2, 3 and 4 branches.
-      blocks: residual blocks per branch and module.
+      blocks: residual blocks per branch and module, in every stage or of each stage.
       stem: channels of the stem; layer1 has 4 * stem.
       norm: see `NormFactory`.
       dtype: dtype of the arithmetic.
       remat: recompute each exchange module in the backward pass instead of keeping its activations.
     """
 
-    width: int = 32
+    width: int | tuple[int, int, int, int] = 32
     modules: tuple[int, int, int] = (1, 4, 3)
-    blocks: int = 4
+    blocks: int | tuple[int, int, int] = 4
     stem: int = 64
     norm: NormFactory = BatchNorm
     dtype: Any = jnp.float32
@@ -171,7 +176,7 @@ class HRNet(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> jax.Array:
-        """Normalised images [B, H, W, 3] -> [B, H/4, W/4, 15 * width]. H and W are multiples of 32."""
+        """Normalised images [B, H, W, 3] -> [B, H/4, W/4, C]. H and W are multiples of 32."""
         common = {"norm": self.norm, "dtype": self.dtype}
         x = images.astype(self.dtype)
         x = ConvNorm(self.stem, 3, stride=2, name="stem1", **common)(x, train)
@@ -179,14 +184,15 @@ class HRNet(nn.Module):
         x = Bottleneck(self.stem, project=True, name="layer1_first", **common)(x, train)
         x = repeat(Bottleneck(self.stem, name="layer1_rest", **common), 3, x, train)
 
-        branches = (ConvNorm(self.width, 3, name="transition1_0", **common)(x, train),)
-        for stage, modules in enumerate(self.modules, start=1):
+        widths = branch_widths(self.width)
+        depths = (self.blocks,) * 3 if isinstance(self.blocks, int) else self.blocks
+        branches = (ConvNorm(widths[0], 3, name="transition1_0", **common)(x, train),)
+        for stage, (modules, blocks) in enumerate(zip(self.modules, depths), start=1):
             # A new branch grows from the lowest resolution; in the first transition that is layer1's output.
             source = x if stage == 1 else branches[-1]
-            grown = ConvNorm(self.width * 2**stage, 3, stride=2, name=f"transition{stage}_{stage}", **common)
+            grown = ConvNorm(widths[stage], 3, stride=2, name=f"transition{stage}_{stage}", **common)
             branches = (*branches, grown(source, train))
-            widths = tuple(self.width * 2**b for b in range(stage + 1))
-            module = FusionModule(widths, self.blocks, name=f"stage{stage + 1}", **common)
+            module = FusionModule(widths[: stage + 1], blocks, name=f"stage{stage + 1}", **common)
             branches = repeat(module, modules, branches, train, remat=self.remat)
 
         size = branches[0].shape[1:3]

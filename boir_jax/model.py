@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from boir_jax.aspp import ASPP
+from boir_jax.aspp import ASPP, DILATIONS
 from boir_jax.heads import DenseHead, InstanceKeypointHead, box_head
 from boir_jax.hrnet import HRNet, NormFactory
 from pose_common.layers import BatchNorm
@@ -48,13 +48,13 @@ class BoIR(nn.Module):
     """
 
     num_keypoints: int
-    width: int = 32
+    width: int | tuple[int, int, int, int] = 32
     modules: tuple[int, int, int] = (1, 4, 3)
-    blocks: int = 4
+    blocks: int | tuple[int, int, int] = 4
     stem: int = 64
     neck_middle: int = 128
     neck_features: int = 256
-    dilations: tuple[int, ...] = (12, 24, 36)
+    dilations: tuple[int, ...] = DILATIONS
     head_features: int = 128
     embedding_features: int = 128
     instance_features: int = 64
@@ -75,7 +75,7 @@ class BoIR(nn.Module):
         self.instance_head = InstanceKeypointHead(self.num_keypoints, self.instance_features, self.dtype)
 
     def features(self, images: jax.Array, train: bool) -> jax.Array:
-        """Normalised images [B, H, W, 3] -> backbone maps [B, H/4, W/4, 15 * width]."""
+        """Normalised images [B, H, W, 3] -> backbone maps [B, H/4, W/4, C]."""
         return self.backbone(images, train)
 
     def dense(self, features: jax.Array, train: bool) -> dict[str, jax.Array]:

@@ -6,13 +6,15 @@ import collections
 import functools
 import os
 import re
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from boir_jax.aspp import DILATIONS
+from boir_jax.hrnet import branch_widths
 from boir_jax.model import BoIR
 from boir_jax.tables import CLASSIFIER, COUNTERS, backbone_rules, boir_rules
 from data_pipelines.keypoint_sets import DATASETS
@@ -27,10 +29,8 @@ SKELETONS = {17: "coco", 14: "crowdpose"}
 
 # Entries whose first axis has each of the network's widths. Most of them decide, so that one damaged entry
 # does not change what the rest is recognised as and is then reported by its name.
-BACKBONE_WIDTHS = {
-    "width": r"backbone\.stage\d\.\d+\.branches\.0\.\d+\.bn\d\.\w+",
-    "stem": r"backbone\.(conv|bn)1\.\w+",
-}
+BRANCHES = [rf"backbone\.stage\d\.\d+\.branches\.{b}\.\d+\.bn\d\.\w+" for b in range(4)]
+BACKBONE_WIDTHS = {"stem": r"backbone\.(conv|bn)1\.\w+"}
 WIDTHS = BACKBONE_WIDTHS | {
     "neck_middle": r"multihead\.neck\.0\.convs\.\d\.\d\.\w+",
     "neck_features": r"multihead\.neck\.0\.project\.\d\.\w+",
@@ -44,12 +44,14 @@ TRAINING = r"multihead\.(buk|emb|bbox)_head\..*"
 Shapes = Mapping[str, tuple[int, ...]]
 
 
-def read_weights(path: str | os.PathLike, dataset: str | None = None) -> Conversion:
+def read_weights(
+    path: str | os.PathLike, dataset: str | None = None, dilations: Sequence[int] = DILATIONS
+) -> Conversion:
     """The weights of a folder of weights, or of a file in the original codes' names.
 
     Args:
       path: the folder or file.
-      dataset: see `convert`.
+      dataset, dilations: of a file; see `convert`.
 
     Raises:
       ValueError: a damaged or foreign file, or weights that do not fit.
@@ -60,13 +62,15 @@ def read_weights(path: str | os.PathLike, dataset: str | None = None) -> Convers
             problem = f"{path} holds weights of another method: {manifest.get('family')}"
             raise PortError("not recognised", [problem])
         return own_weights(weights, manifest)
-    conversion = convert(read_state(path), dataset)
+    conversion = convert(read_state(path), dataset, dilations)
     if conversion is None:
         raise PortError("not recognised", [f"{path} holds no weights of BoIR or HRNet"])
     return conversion
 
 
-def convert(state: MutableMapping[str, np.ndarray], dataset: str | None = None) -> Conversion | None:
+def convert(
+    state: MutableMapping[str, np.ndarray], dataset: str | None = None, dilations: Sequence[int] = DILATIONS
+) -> Conversion | None:
     """Recognises a state dict and converts it; None where it is none of this method's weights.
 
     The manifest's `network` holds the sizes, for `model_of`; its `keypoint_set` is None for a backbone alone.
@@ -74,6 +78,7 @@ def convert(state: MutableMapping[str, np.ndarray], dataset: str | None = None) 
     Args:
       state: torch name -> array; it is emptied on the way.
       dataset: whose keypoints they are, where 17 are not COCO's or 14 not CrowdPose's.
+      dilations: of the neck's convolutions, which nothing in a state dict tells.
 
     Raises:
       PortError: it is recognised, but something does not fit; everything that does not is listed.
@@ -82,7 +87,7 @@ def convert(state: MutableMapping[str, np.ndarray], dataset: str | None = None) 
     if any(name.startswith("stage2.0.branches.0.") for name in shapes):
         prefixed = {f"backbone.{name}": shape for name, shape in shapes.items()}
         network = network_sizes(prefixed, BACKBONE_WIDTHS)
-        keypoint_set, family = None, f"HRNet-W{network['width']}, ImageNet"
+        keypoint_set, family = None, f"HRNet-W{branch_widths(network['width'])[0]}, ImageNet"
         rules, dropped = backbone_rules(), (COUNTERS, CLASSIFIER)
     elif any(name.startswith("backbone.stage2.") for name in shapes) and any(
         name.startswith(("kpt_head.", "multihead.")) for name in shapes
@@ -90,11 +95,12 @@ def convert(state: MutableMapping[str, np.ndarray], dataset: str | None = None) 
         training = any(re.fullmatch(TRAINING, name) for name in shapes)
         network = network_sizes(shapes, TRAINING_WIDTHS if training else WIDTHS)
         network["training_heads"] = training
+        network |= _other_dilations(dilations)
         keypoint_set = _keypoint_set(network["num_keypoints"], dataset)
-        family = f"BoIR-W{network['width']}, {network['num_keypoints']} keypoints"
+        family = f"BoIR-W{branch_widths(network['width'])[0]}, {network['num_keypoints']} keypoints"
         family += f" of {keypoint_set}" if keypoint_set else ""
         family += "" if training else ", for inference"
-        rules, dropped = boir_rules(), (COUNTERS,)
+        rules, dropped = boir_rules(dilations), (COUNTERS,)
     else:
         return None
     manifest = {
@@ -117,13 +123,15 @@ def network_sizes(shapes: Shapes, widths: Mapping[str, str]) -> dict[str, Any]:
     Raises:
       PortError: nothing tells one of the sizes.
     """
+    blocks = [_count(shapes, rf"backbone\.stage{stage}\.0\.branches\.0\.(\d+)\..*") for stage in (2, 3, 4)]
+    branches = [_length(shapes, pattern) for pattern in BRANCHES]
     sizes: dict[str, Any] = {
         "modules": [_count(shapes, rf"backbone\.stage{stage}\.(\d+)\..*") for stage in (2, 3, 4)],
-        "blocks": _count(shapes, r"backbone\.stage2\.0\.branches\.0\.(\d+)\..*"),
+        # One number where it says all, as in every published model.
+        "blocks": blocks[0] if len(set(blocks)) == 1 else blocks,
+        "width": branches[0] if branch_widths(branches[0]) == tuple(branches) else branches,
     }
-    for field, pattern in widths.items():
-        lengths = (shape[0] for name, shape in shapes.items() if shape and re.fullmatch(pattern, name))
-        sizes[field] = max(collections.Counter(lengths).items(), key=lambda item: item[1], default=(0, 0))[0]
+    sizes |= {field: _length(shapes, pattern) for field, pattern in widths.items()}
     unknown = [field for field, size in sizes.items() if not np.all(size)]
     if unknown:
         raise PortError("the weights do not fit", [f"no entries that tell {field}" for field in unknown])
@@ -132,14 +140,15 @@ def network_sizes(shapes: Shapes, widths: Mapping[str, str]) -> dict[str, Any]:
 
 def model_of(manifest: Mapping[str, Any], **settings: Any) -> BoIR:
     """The model that a manifest describes; `settings` are further fields of `BoIR` (dtype, remat ...)."""
-    network = dict(manifest["network"])
-    return BoIR(modules=tuple(network.pop("modules")), **{"num_keypoints": 1, **network, **settings})
+    network = {name: tuple(size) if isinstance(size, list) else size for name, size in manifest["network"].items()}
+    return BoIR(**{"num_keypoints": 1, **network, **settings})
 
 
 def manifest_of(model: BoIR, keypoint_set: str, family: str) -> dict[str, Any]:
     """The description of a model's own weights; `model_of` makes the model from it."""
-    fields = ("blocks", *TRAINING_WIDTHS, "training_heads")
-    network = {"modules": list(model.modules)} | {field: getattr(model, field) for field in fields}
+    fields = ("modules", "blocks", "width", *TRAINING_WIDTHS, "training_heads")
+    sizes = {field: getattr(model, field) for field in fields} | _other_dilations(model.dilations)
+    network = {name: list(size) if isinstance(size, tuple) else size for name, size in sizes.items()}
     return {"method": METHOD, "family": family, "keypoint_set": keypoint_set, "network": network}
 
 
@@ -154,7 +163,8 @@ def targets(manifest: Mapping[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
 def to_torch(weights: Mapping[str, Any], manifest: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """The original code's state dict of weights (HRNet's of a backbone alone); the inverse of `convert`."""
     tree = {path: np.asarray(value) for path, value in flatten(weights).items()}
-    state = port.to_torch(tree, boir_rules() if _is_whole(manifest) else backbone_rules())
+    dilations = manifest["network"].get("dilations", DILATIONS)
+    state = port.to_torch(tree, boir_rules(dilations) if _is_whole(manifest) else backbone_rules())
     counters = [name.replace(VARIANCE, COUNTER) for name in state if name.endswith(VARIANCE)]
     return state | {name: np.zeros((), np.int64) for name in counters}
 
@@ -167,6 +177,17 @@ def _model_shapes(model: BoIR) -> dict[str, jax.ShapeDtypeStruct]:
 
 def _is_whole(manifest: Mapping[str, Any]) -> bool:
     return "num_keypoints" in manifest["network"]
+
+
+def _other_dilations(dilations: Sequence[int]) -> dict[str, list[int]]:
+    """What a manifest says of them: nothing of the published ones."""
+    return {} if tuple(dilations) == DILATIONS else {"dilations": list(dilations)}
+
+
+def _length(shapes: Shapes, pattern: str) -> int:
+    """The commonest first axis of the entries that match; 0 where there is none."""
+    lengths = (shape[0] for name, shape in shapes.items() if shape and re.fullmatch(pattern, name))
+    return max(collections.Counter(lengths).items(), key=lambda item: item[1], default=(0, 0))[0]
 
 
 def _count(names: Shapes, pattern: str) -> int:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
+from boir_jax.aspp import DILATIONS
 from pose_common.port import CONV, LINEAR, Rule
 
 # Entries that carry no weights: counters of torch's batch norms.
@@ -24,9 +26,9 @@ HEADS = {
 }
 
 
-def boir_rules() -> list[Rule]:
-    """The original code's names, of training and test-time checkpoints alike."""
-    rules = backbone_rules("backbone.") + neck_rules()
+def boir_rules(dilations: Sequence[int] = DILATIONS) -> list[Rule]:
+    """The original code's names, of training and test-time checkpoints alike; `dilations` of the neck."""
+    rules = backbone_rules("backbone.") + neck_rules(dilations)
     for ours, theirs in HEADS.items():
         prefix = f"multihead.{theirs}.head"
         rules += _block(f"{prefix}.0", f"{ours}/block")
@@ -54,13 +56,14 @@ def backbone_rules(prefix: str = "") -> list[Rule]:
     return rules
 
 
-def neck_rules() -> list[Rule]:
+def neck_rules(dilations: Sequence[int] = DILATIONS) -> list[Rule]:
     """The neck."""
     prefix = "multihead.neck.0"
     rules = _pair(f"{prefix}.convs.0", "neck/point") + _pair(f"{prefix}.project", "neck/project")
-    for i, dilation in enumerate((12, 24, 36), start=1):
+    for i, dilation in enumerate(dilations, start=1):
         rules += _pair(f"{prefix}.convs.{i}", f"neck/dilated_{dilation}")
-    return rules + _conv_norm(f"{prefix}.convs.4.1", f"{prefix}.convs.4.2", "neck/pooled")
+    pooled = f"{prefix}.convs.{len(dilations) + 1}"
+    return rules + _conv_norm(f"{pooled}.1", f"{pooled}.2", "neck/pooled")
 
 
 def instance_head_rules() -> list[Rule]:

@@ -8,23 +8,38 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import pathlib
 
 import numpy as np
 import pytest
 
-GOLDEN = pathlib.Path(__file__).parent / "golden"
+from tests import rounding
+
+GOLDEN = pathlib.Path(os.environ.get("GOLDEN_DIR", pathlib.Path(__file__).parent / "golden"))
 SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared"
+
+
+def golden_path(name: str) -> pathlib.Path:
+    """The file `name` of the recorded numbers; skips like `golden` when it is absent."""
+    path = GOLDEN / name
+    if not path.exists():
+        pytest.skip(f"no recording {name}", allow_module_level=True)
+    return path
 
 
 @functools.cache
 def golden(name: str):
-    """The recorded numbers of `name`: a dict of arrays for .npz, the parsed document for .json."""
-    path = GOLDEN / name
+    """The recorded numbers of `name`: a dict of arrays for .npz, the parsed document for .json.
+
+    Skips the test, or the file that asks while it is imported, when they are not there.
+    """
+    path = golden_path(name)
     if path.suffix == ".json":
         return json.loads(path.read_text())
     with np.load(path, allow_pickle=False) as archive:
-        return {key: archive[key] for key in archive.files}
+        seed = os.environ.get(rounding.SEED, "")
+        return {key: rounding.move_by_an_ulp(archive[key], seed) for key in archive.files}
 
 
 def golden_config(name: str) -> dict:

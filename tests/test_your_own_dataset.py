@@ -20,6 +20,8 @@ from data_pipelines.records import load_annotations
 from scripts import prepare_data
 from tests.data_pipelines import tiny_sets
 
+pytestmark = pytest.mark.slow  # trains, evaluates and transfers by command
+
 ROOT = pathlib.Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "your_own_dataset.md"
 NAMES = ["tip", "L_wing", "R_wing"]

@@ -12,6 +12,8 @@ from boir_jax.train import TERMS
 from tests.boir_jax import step_program
 from tests.distribution import check, in_two_processes
 
+pytestmark = pytest.mark.slow  # starts processes that compile whole training steps
+
 # Biases in front of an instance norm have no effect; their gradient is rounding noise.
 NO_EFFECT = re.compile(r"gradients/instance_head/(mask|fuse)_bias")
 # Between float32 runs that add in another order.

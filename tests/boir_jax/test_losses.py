@@ -11,7 +11,7 @@ import pytest
 
 from boir_jax.heads import clamped_sigmoid
 from boir_jax.losses import LossConfig, box_loss, ciou_loss, embedding_loss, focal_loss, push_apart
-from tests.golden_files import golden
+from tests.golden_files import golden, golden_config
 
 # Names of the recorded levels: 0 is the setting of finetuning, 1 that of the other released models.
 LEVELS = {
@@ -21,6 +21,11 @@ LEVELS = {
 
 
 jitted_embedding_loss = jax.jit(jax.value_and_grad(embedding_loss), static_argnums=3)
+
+
+def recorded_level(name: str, config: dict) -> LossConfig:
+    """A level with the recording's sharpness."""
+    return dataclasses.replace(LEVELS[name], beta=config["AE_BETA"])
 
 
 def last(maps: np.ndarray) -> np.ndarray:
@@ -90,34 +95,38 @@ def test_ciou_of_odd_boxes():
 def test_box_loss():
     """Recorded sums are divided by the cells of real people: the reference's 'dict' path."""
     record = golden("boir/bbox_loss.npz")
+    config = golden_config("boir/bbox_loss.npz")
     counts = record["num_inst"]
+    cap = counts.max() + 1  # with padding
     rows = np.repeat(counts > 0, record["rows_per_image"])
-    cells, valid = pad_rows(record["coord_yx"][rows][:, ::-1].astype(np.int32), counts, 5)
-    boxes, _ = pad_rows(record["boxes_xywh"][rows].astype(np.float32), counts, 5)
+    cells, valid = pad_rows(record["coord_yx"][rows][:, ::-1].astype(np.int32), counts, cap)
+    boxes, _ = pad_rows(record["boxes_xywh"][rows].astype(np.float32), counts, cap)
     value, grad = jax.jit(jax.value_and_grad(box_loss))(last(record["bbox_map"]), cells, boxes, valid)
     np.testing.assert_allclose(value, record["fixed:dict:bbox_loss"], atol=2e-6)
-    # Gradients were recorded for the 'list' path, whose divisor counts four cells of a dummy person.
+    # Gradients were recorded for the 'list' path, whose divisor counts the cells of a dummy person too.
     ratio = record["fixed:list:n_anchor_total"] / record["fixed:dict:n_anchor_total"]
     np.testing.assert_allclose(grad, last(record["fixed:list:grad_bbox_map"]) * ratio, atol=2e-6)
-    embedding = jitted_embedding_loss(last(record["emb"]), boxes, valid, LEVELS["level1"])[0]
+    level = recorded_level(f"level{config['BBOX_MASK_LOSS_BG_SAMPLE_LEVEL']}", config)
+    embedding = jitted_embedding_loss(last(record["emb"]), boxes, valid, level)[0]
     np.testing.assert_allclose(embedding, record["fixed:dict:bbox_mask_loss"], atol=2e-6)
 
 
-@pytest.mark.parametrize("level", LEVELS)
-def test_embedding_loss(level):
+@pytest.mark.parametrize("name", [f"level{level}" for level in golden_config("boir/bbox_mask_loss.npz")["levels"]])
+def test_embedding_loss(name):
     """Images without box or with skipped ones only, a box over the whole map, boxes beyond the border."""
     record = golden("boir/bbox_mask_loss.npz")
+    level = recorded_level(name, golden_config("boir/bbox_mask_loss.npz"))
     boxes, maps = record["boxes"].astype(np.float32), last(record["emb"])
     counts = record["counts"]
     valid = np.arange(boxes.shape[1]) < counts[:, None]
-    value, grad = jitted_embedding_loss(maps, boxes, valid, LEVELS[level])
+    value, grad = jitted_embedding_loss(maps, boxes, valid, level)
     # The record is the sum over the batch; ours is per instance.
-    np.testing.assert_allclose(value * counts.sum(), record[f"fixed:{level}:loss"], atol=2e-5)
-    np.testing.assert_allclose(grad * counts.sum(), last(record[f"fixed:{level}:grad"]), atol=1e-6)
+    np.testing.assert_allclose(value * counts.sum(), record[f"fixed:{name}:loss"], atol=2e-5)
+    np.testing.assert_allclose(grad * counts.sum(), last(record[f"fixed:{name}:grad"]), atol=1e-6)
 
-    for i, expected in enumerate(record[f"fixed:{level}:loss_per_image"]):
+    for i, expected in enumerate(record[f"fixed:{name}:loss_per_image"]):
         only = valid & (np.arange(len(counts)) == i)[:, None]
-        alone, _ = jitted_embedding_loss(maps, boxes, only, LEVELS[level])
+        alone, _ = jitted_embedding_loss(maps, boxes, only, level)
         np.testing.assert_allclose(alone * counts[i], expected, atol=2e-5)
 
 
@@ -143,18 +152,18 @@ def test_zero_embedding_has_finite_gradient():
     assert np.isfinite(grad).all()
 
 
-@pytest.mark.parametrize("beta", [10, 1])
+@pytest.mark.parametrize("beta", golden_config("boir/components.npz")["AE_BETA"])
 def test_push_apart(beta):
     """The push-only form of the associative embedding loss."""
     record = golden("boir/components.npz")
     members = record["ae:inst"]
 
     def loss(members):
-        return push_apart(members[None], jnp.ones((1, len(members)), bool), float(beta))[0]
+        return push_apart(members[None], jnp.ones((1, len(members)), bool), beta)[0]
 
     value, grad = jax.jit(jax.value_and_grad(loss))(members)
-    np.testing.assert_allclose(value, record[f"ae:push_b{beta}:loss"], atol=1e-6)
-    np.testing.assert_allclose(grad, record[f"ae:push_b{beta}:grad"], atol=1e-6)
+    np.testing.assert_allclose(value, record[f"ae:push_b{beta:g}:loss"], atol=1e-6)
+    np.testing.assert_allclose(grad, record[f"ae:push_b{beta:g}:grad"], atol=1e-6)
 
 
 def test_no_people_no_box_terms():

@@ -15,9 +15,12 @@ from boir_jax.hrnet import HRNet
 from boir_jax.losses import focal_loss
 from boir_jax.model import VARIANTS, BoIR
 from boir_jax.tables import HEADS
+from data_pipelines.keypoint_sets import DATASETS
 from pose_common.port import flatten
 from tests.boir_jax.golden_weights import entries, group_shapes, load, slots, tiny, weights
-from tests.golden_files import golden
+from tests.golden_files import golden, golden_config
+
+pytestmark = pytest.mark.slow  # compiles the whole backbone
 
 
 def last(maps: np.ndarray) -> np.ndarray:
@@ -37,7 +40,7 @@ def backbone():
 
 
 def test_backbone_maps():
-    """The full topology in narrow widths. float32 noise of the recorded maps is 5e-5 at a scale of 10."""
+    """Square and oblong images. float32 noise of the recorded maps is 5e-5 at a scale of 10."""
     record = golden("boir/hrnet.npz")
     square, _ = backbone()(last(record["x_sq"]), False)
     np.testing.assert_allclose(square[:1], last(record["y_sq_eval_img0"]), atol=2e-4)
@@ -52,7 +55,7 @@ def test_backbone_batch_statistics():
     record = golden("boir/hrnet.npz")
     _, updated = backbone()(last(record["x_sq"]), True)
     tree = flatten({"batch_stats": {"backbone": jax.device_get(updated["batch_stats"]["backbone"])}})
-    places = slots(tree)
+    places = slots(tree, tiny().dilations)
     assert len(places) == 2 * len(record["after_sq:names"])
     for kind in ("mean", "var"):
         names = [f"backbone.{name}.running_{kind}" for name in record["after_sq:names"]]
@@ -62,23 +65,25 @@ def test_backbone_batch_statistics():
 
 @pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
 def test_neck_and_dense_heads(train):
-    """Dilation 36 exceeds what a map of 40 rows can hold, so most taps see the padding."""
+    """The largest dilations reach beyond the map for most cells, so many taps see the padding."""
     record, tag = golden("boir/aspp_heads.npz"), "train" if train else "eval"
+    config = golden_config("boir/aspp_heads.npz")
+    dilations = tuple(config["NECK"]["ATROUS_RATES"])
     state = entries("boir/aspp_heads.npz", prefix="multihead.")
 
     def run(group, part, x):
         targets = group_shapes(part, group, x, False)
-        names = slots(targets)
-        tree = load({name: state[name] for name in names}, targets)
+        names = slots(targets, dilations)
+        tree = load({name: state[name] for name in names}, targets, dilations=dilations)
         variables = {kind: tree[kind][group] for kind in tree}
         return part.apply(variables, x, train, mutable=["batch_stats"])
 
-    neck, after = run("neck", ASPP(8, 16), last(record["x"]))
+    sizes = config["NECK"]["MIDDLE_CHANNELS"], config["NECK"]["CHANNELS"]
+    neck, after = run("neck", ASPP(*sizes, dilations), last(record["x"]))
     np.testing.assert_allclose(neck[:, ::2, ::2], last(record[f"neck_{tag}_s2"]), atol=1e-4)
-    outputs = {"center": 1, "buk": 17, "emb": 8, "bbox": 4}
     for group, torch_name in HEADS.items():
         name = torch_name.removesuffix("_head")
-        maps, _ = run(group, DenseHead(outputs[name], 8), neck)
+        maps, _ = run(group, DenseHead(config["HEADS"][f"{name.upper()}_OUT"], config["HEADS"]["CHANNELS"]), neck)
         if name == "center":
             np.testing.assert_allclose(maps, last(record[f"center_{tag}"]), atol=1e-4)
             if not train:
@@ -88,14 +93,15 @@ def test_neck_and_dense_heads(train):
     if train:
         pooled = after["batch_stats"]["pooled"]["norm"]
         for kind in ("mean", "var"):
-            expected = record[f"after:neck.0.convs.4.2.running_{kind}"]
+            expected = record[f"after:neck.0.convs.{len(dilations) + 1}.2.running_{kind}"]
             np.testing.assert_allclose(pooled[kind], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_instance_head():
     """Maps, loss and gradients; both images in one group, and as groups of one image each."""
     record = golden("boir/inst_kpt_head.npz")
-    head = InstanceKeypointHead(17, 8)
+    config = golden_config("boir/inst_kpt_head.npz")
+    head = InstanceKeypointHead(config["OUT_CHANNELS"], config["CHANNELS"], unit=config["rel_coord_div"])
     features = last(record["features"])
     image = record["instance_imgid"].astype(np.int32)
     cells = record["instance_coord_yx"][:, ::-1].astype(np.int32)
@@ -121,7 +127,7 @@ def test_instance_head():
     np.add.at(expected, (image, cells[:, 1], cells[:, 0]), record["grad_param"])
     np.testing.assert_allclose(by_feature, expected, atol=2e-5)
 
-    for i in range(2):
+    for i in np.unique(image):
         rows = image == i
         first = np.zeros_like(image[rows])[None]
         alone = head.apply({"params": weights}, features[i][None, None], first, cells[rows][None])
@@ -172,7 +178,8 @@ def test_initial_values():
     stats = record["released"]["stats"] | record["fixed"]["stats"]
     # Part by part: drawing the backbone's values only to throw them away takes most of a minute.
     x, rows = jnp.zeros((1, 4, 4, 256)), jnp.zeros((1, 1), jnp.int32)
-    model = BoIR(num_keypoints=17).bind({})
+    dataset, size = record["config"].split("_")[:2]
+    model = BoIR(num_keypoints=DATASETS[dataset].num_keypoints, **VARIANTS[size]).bind({})
     parts = {group: getattr(model, group).clone(parent=None) for group in ("neck", *HEADS, "instance_head")}
     arguments = dict.fromkeys(parts, (x, False))
     arguments["instance_head"] = (x[None], rows, rows[..., None].repeat(2, -1))

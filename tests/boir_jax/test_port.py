@@ -11,33 +11,29 @@ import numpy as np
 import pytest
 
 from boir_jax.heads import clamped_sigmoid
-from boir_jax.model import VARIANTS
-from boir_jax.port import convert, manifest_of, model_of, read_weights, targets, to_torch
-from boir_jax.proposals import ProposalConfig, predict
+from boir_jax.hrnet import branch_widths
+from boir_jax.model import VARIANTS, BoIR
+from boir_jax.port import SKELETONS, convert, manifest_of, model_of, read_weights, targets, to_torch
+from boir_jax.proposals import predict
+from data_pipelines.keypoint_sets import DATASETS
 from pose_common.images import normalise
-from pose_common.port import COUNTER, VARIANCE, PortError, flatten
+from pose_common.port import COUNTER, VARIANCE, PortError, flatten, unflatten
 from pose_common.weights import load_weights
 from posebh_jax import port as posebh
 from scripts import convert_weights
-from tests.boir_jax.golden_weights import entries, tiny
+from tests.boir_jax.golden_weights import KEYS, PUBLISHED, entries, published, recorded_settings, tiny
 from tests.golden_files import golden, golden_config
 from tests.weight_files import DAMAGES, FORMATS, as_file, assert_same, damage
 
-KEYS = golden("boir/checkpoint_keys.json")
+pytestmark = pytest.mark.slow  # compiles the whole backbone
+
 PREFIX = "backbone."
-
-
-def published(size: str, num_keypoints: int = 17, training: bool = True) -> dict[str, tuple[int, ...]]:
-    """Torch name -> shape."""
-    recorded = KEYS[size]
-    names = recorded["K17_train"] | (recorded["K14_differs"] if num_keypoints == 14 else {})
-    absent = () if training else recorded["aux_keys_absent_at_test"]
-    return {name: tuple(shape) for name, shape in names.items() if name not in absent}
 
 
 def imagenet(size: str) -> dict[str, tuple[int, ...]]:
     """Torch name -> shape of the backbone."""
-    return {k.removeprefix(PREFIX): v for k, v in published(size).items() if k.startswith(PREFIX)}
+    names = published(*next(item for item in PUBLISHED if item[0] == size))
+    return {k.removeprefix(PREFIX): v for k, v in names.items() if k.startswith(PREFIX)}
 
 
 def state_like(shapes: dict[str, tuple[int, ...]], *, random: bool = False) -> dict[str, np.ndarray]:
@@ -53,24 +49,22 @@ def state_like(shapes: dict[str, tuple[int, ...]], *, random: bool = False) -> d
     }
 
 
-@pytest.mark.parametrize("size", ["w32", "w48"])
-@pytest.mark.parametrize("num_keypoints", [17, 14])
+@pytest.mark.parametrize("size, num_keypoints", PUBLISHED)
 @pytest.mark.parametrize("training", [True, False], ids=["train", "test"])
 def test_published_checkpoints_convert_there_and_back(size, num_keypoints, training):
     state = state_like(
-        published(size, num_keypoints, training), random=(size, num_keypoints, training) == ("w32", 17, True)
+        published(size, num_keypoints, training), random=(size, num_keypoints, training) == (*PUBLISHED[0], True)
     )
     conversion = convert(dict(state))
-    skeleton = {17: "coco", 14: "crowdpose"}[num_keypoints]
-    assert conversion.title == f"BoIR-{size.upper()}, {num_keypoints} keypoints of {skeleton}" + (
-        "" if training else ", for inference"
-    )
+    skeleton = SKELETONS.get(num_keypoints)
+    assert conversion.title == title(size, num_keypoints, training)
     assert conversion.manifest["keypoint_set"] == skeleton
     assert set(conversion.ported.used) == {name for name in state if not name.endswith(COUNTER)}
     assert set(conversion.ported.dropped) == {name for name in state if name.endswith(COUNTER)}
     assert not conversion.ported.fresh
     model = model_of(conversion.manifest)
-    assert {field: getattr(model, field) for field in VARIANTS[size]} == VARIANTS[size]
+    known = VARIANTS.get(size, {})
+    assert {field: getattr(model, field) for field in known} == known
     assert (model.num_keypoints, model.training_heads) == (num_keypoints, training)
     assert_same(to_torch(conversion.weights, conversion.manifest), state)
 
@@ -87,7 +81,7 @@ CLASSIFIERS = {
 """Some entries of the classifiers in the two files that the original starts from; all are left out."""
 
 
-@pytest.mark.parametrize(("size", "classifier"), CLASSIFIERS.items())
+@pytest.mark.parametrize("size, classifier", [item for item in CLASSIFIERS.items() if item[0] in KEYS])
 def test_imagenet_weights_convert_there_and_back(size, classifier):
     state = state_like(imagenet(size))
     conversion = convert(dict(state) | {name: np.ones(3, np.float32) for name in classifier})
@@ -108,9 +102,17 @@ def tiny_boir() -> dict[str, np.ndarray]:
 
 
 def inference_form(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """What the original has at test time."""
-    absent = KEYS["w32"]["aux_keys_absent_at_test"]
+    """What the original has at test time; the names are the same for every size."""
+    absent = KEYS[PUBLISHED[0][0]]["aux_keys_absent_at_test"]
     return {name: value for name, value in state.items() if name not in absent}
+
+
+def title(size: str, num_keypoints: int, training: bool = True) -> str:
+    """What a conversion calls a whole network."""
+    skeleton = SKELETONS.get(num_keypoints)
+    return f"BoIR-{size.upper()}, {num_keypoints} keypoints" + (f" of {skeleton}" if skeleton else "") + (
+        "" if training else ", for inference"
+    )
 
 
 @functools.cache
@@ -127,9 +129,11 @@ def network(dtype: str = "float32"):
 
 
 @functools.cache
-def poses_of():
-    flip_index = np.array(golden_config("boir/full_infer.npz")["FLIP_INDEX"])
-    model, config = tiny(training_heads=False), ProposalConfig(smoothing=3, flip=True)
+def poses_of(kernel: int, flip: bool):
+    settings = golden_config("boir/full_infer.npz")
+    flip_index = np.array(settings["FLIP_INDEX"])
+    config = recorded_settings(settings, smoothing=kernel, flip=flip, maximum=settings["MAX_PROPOSALS"])
+    model = tiny(training_heads=False)
 
     def run(variables, image):
         return predict(model.bind(variables), normalise(image), flip_index, config)
@@ -139,7 +143,7 @@ def poses_of():
 
 @pytest.mark.parametrize("suffix", FORMATS)
 def test_a_file_gives_the_originals_features_and_poses(tmp_path, suffix):
-    conversion = read_weights(as_file(tmp_path, inference_form(tiny_boir()), suffix))
+    conversion = read_weights(as_file(tmp_path, inference_form(tiny_boir()), suffix), dilations=tiny().dilations)
     assert model_of(conversion.manifest) == tiny(training_heads=False, embedding_features=128)
 
     record = golden("boir/hrnet.npz")
@@ -148,8 +152,9 @@ def test_a_file_gives_the_originals_features_and_poses(tmp_path, suffix):
     # float32 noise of the recorded maps is 5e-5 at a scale of 10.
     np.testing.assert_allclose(features[:1], np.moveaxis(record["y_sq_eval_img0"], 1, -1), atol=2e-4)
 
-    record, case = golden("boir/full_infer.npz"), "small:k3:flip"
-    poses = poses_of()(conversion.weights, record["small:image_u8"][None])
+    record, case = golden("boir/full_infer.npz"), golden_config("boir/full_infer.npz")["cases"][0]
+    size, kernel, flip = case.split(":")
+    poses = poses_of(int(kernel[1:]), flip == "flip")(conversion.weights, record[f"{size}:image_u8"][None])
     found = np.asarray(poses.found[0])
     expected = record[f"{case}:poses"]
     assert found.sum() == len(expected)
@@ -173,7 +178,8 @@ def test_a_model_goes_through_the_command_and_back(tmp_path, capsys, training):
     folder, back = tmp_path / "weights", tmp_path / "back.safetensors"
     assert convert_weights.main([str(as_file(tmp_path, state)), f"--to={folder}"]) == 0
     printed = capsys.readouterr().out
-    assert "BoIR-W4, 17 keypoints of coco" + ("" if training else ", for inference") in printed
+    model = tiny()
+    assert title(f"w{branch_widths(model.width)[0]}", model.num_keypoints, training) in printed
     assert f"left out: {sum(name.endswith(COUNTER) for name in state)} counters" in printed
     assert "0 arrays left to fill" in printed
 
@@ -209,25 +215,47 @@ def test_the_training_codes_own_checkpoint_is_read(tmp_path):
 
 
 def test_which_keypoints_can_be_said():
-    assert convert(dict(tiny_boir()), "ap10k").manifest["keypoint_set"] == "ap10k"
-    with pytest.raises(PortError, match="crowdpose has 14 keypoints, the head 17"):
-        convert(dict(tiny_boir()), "crowdpose")
+    count = tiny().num_keypoints
+    for name, dataset in DATASETS.items():
+        if dataset.num_keypoints == count:
+            assert convert(dict(tiny_boir()), name).manifest["keypoint_set"] == dataset.keypoint_set
+    other = next(name for name, dataset in DATASETS.items() if dataset.num_keypoints != count)
+    match = f"{other} has {DATASETS[other].num_keypoints} keypoints, the head {count}"
+    with pytest.raises(PortError, match=match):
+        convert(dict(tiny_boir()), other)
 
 
 def test_a_manifest_is_json_and_describes_its_model():
-    manifest = convert(dict(tiny_boir())).manifest
-    assert model_of(json.loads(json.dumps(manifest))) == tiny()
-    assert manifest_of(tiny(), "coco", manifest["family"]) == manifest
+    model = tiny()
+    manifest = convert(dict(tiny_boir()), dilations=model.dilations).manifest
+    assert model_of(json.loads(json.dumps(manifest))) == model
+    assert manifest_of(model, SKELETONS.get(model.num_keypoints), manifest["family"]) == manifest
+
+
+def test_networks_that_nobody_published():
+    """Branches of any width, stages of any depth, a neck of other dilations."""
+    sizes = {"neck_middle": 4, "neck_features": 8, "head_features": 8, "embedding_features": 8, "instance_features": 8}
+    model = BoIR(
+        num_keypoints=5, width=(4, 6, 8, 12), modules=(1, 1, 2), blocks=(1, 2, 2), stem=8, dilations=(3, 6), **sizes
+    )
+    manifest = json.loads(json.dumps(manifest_of(model, None, "BoIR-W4, 5 keypoints")))
+    assert model_of(manifest) == model
+    weights = unflatten({name: np.ones(shape.shape, np.float32) for name, shape in targets(manifest).items()})
+    state = to_torch(weights, manifest)
+    assert state["multihead.neck.0.convs.3.1.weight"].shape[:2] == (4, 30)
+    conversion = convert(dict(state), dilations=(3, 6))
+    assert conversion.manifest == manifest
+    assert_same(to_torch(conversion.weights, conversion.manifest), state)
 
 
 def test_the_methods_do_not_take_each_others_weights(tmp_path, capsys):
     folder = tmp_path / "weights"
     source = str(as_file(tmp_path, tiny_boir()))
     assert convert_weights.main([source, f"--to={folder}", "--fold=coco"]) == 1
-    assert "--fold does not apply to BoIR-W4" in capsys.readouterr().err
+    assert f"--fold does not apply to BoIR-W{branch_widths(tiny().width)[0]}" in capsys.readouterr().err
     assert not folder.exists()
     assert convert_weights.main([source, f"--to={folder}"]) == 0
-    with pytest.raises(PortError, match="another method: BoIR-W4"):
+    with pytest.raises(PortError, match="another method: BoIR-W"):
         posebh.read_weights(folder)
     assert convert({"backbone.blocks.0.norm1.weight": np.ones(3, np.float32)}) is None
     # A top-down network on the same backbone.
@@ -269,8 +297,8 @@ def test_every_damaged_entry_of_a_backbone_is_named(kind):
 
 def test_the_command_leaves_nothing_after_an_error(tmp_path, capsys):
     state = dict(tiny_boir())
-    del state["kpt_head.heatmap_conv.weight"]
+    shape = list(state.pop("kpt_head.heatmap_conv.weight").shape)
     folder = tmp_path / "weights"
     assert convert_weights.main([str(as_file(tmp_path, state)), f"--to={folder}"]) == 1
-    assert "missing kpt_head.heatmap_conv.weight [17, 8, 1, 1]" in capsys.readouterr().err
+    assert f"missing kpt_head.heatmap_conv.weight {shape}" in capsys.readouterr().err
     assert not folder.exists()

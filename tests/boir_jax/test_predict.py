@@ -11,6 +11,8 @@ from boir_jax.proposals import ProposalConfig
 from data_pipelines.keypoint_sets import KeypointSet
 from tests.boir_jax.step_program import KEYPOINTS, tiny_method
 
+pytestmark = pytest.mark.slow  # compiles whole-image inference
+
 SKELETON = KeypointSet("five", tuple("abcde"), flip_pairs=((0, 1), (3, 4)), limbs=())
 SIZES = ((128, 64), (64, 64))  # height, width
 MAXIMUM = 6

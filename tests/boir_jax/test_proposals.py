@@ -8,12 +8,25 @@ import jax
 import numpy as np
 import pytest
 
-from boir_jax.proposals import ProposalConfig, find_people, predict, smooth
+from boir_jax.proposals import find_people, predict, smooth
 from pose_common.images import normalise
-from tests.boir_jax.golden_weights import tiny, weights
+from tests.boir_jax.golden_weights import recorded_settings, tiny, weights
 from tests.golden_files import golden, golden_config
 
+pytestmark = pytest.mark.slow  # compiles whole-image inference
+
 PROPOSALS = golden("boir/proposals.npz")
+RECORD = golden("boir/full_infer.npz")
+CONFIG = golden_config("boir/full_infer.npz")
+
+
+def covering(cases: list[str]) -> list[str]:
+    """Cases that have every setting of all at least once; each costs a compilation."""
+    chosen, missing = [], {setting for case in cases for setting in case.split(":")}
+    while missing:
+        chosen.append(max(cases, key=lambda case: len(missing.intersection(case.split(":")))))
+        missing.difference_update(chosen[-1].split(":"))
+    return chosen
 
 
 @pytest.mark.parametrize("case", golden_config("boir/proposals.npz")["cases"])
@@ -22,7 +35,8 @@ def test_peaks(case):
     index, kernel, flip, maximum = case.split(":")
     maps = PROPOSALS[f"map{index[1:]}"].transpose(0, 2, 3, 1)
     centre = maps.mean(0, keepdims=True) if flip == "flip" else maps[:1]
-    config = ProposalConfig(smoothing=int(kernel[1:]), maximum=int(maximum[3:]))
+    settings = golden_config("boir/proposals.npz")
+    config = recorded_settings(settings, smoothing=int(kernel[1:]), maximum=int(maximum[3:]))
     people = find_people(smooth(centre, config.smoothing)[..., 0], config)
     count = int(people.found.sum())
     assert people.found[0, :count].all()
@@ -36,29 +50,24 @@ def test_peaks(case):
 
 def test_plateaus_and_empty_maps():
     """Equal neighbours are both kept; a map below the threshold has nobody in it."""
-    config = ProposalConfig()
+    config = recorded_settings(golden_config("boir/proposals.npz"))
     plateau = PROPOSALS["plateau:map"][:, 0]
     people = find_people(plateau, config)
     found = np.asarray(people.cells)[np.asarray(people.found)][:, ::-1]
     np.testing.assert_array_equal(sorted(found.tolist()), PROPOSALS["plateau:coord_yx_sorted"])
-    assert not find_people(np.full((2, 8, 8), 0.005, np.float32), config).found.any()
-
-
-RECORD = golden("boir/full_infer.npz")
-CONFIG = golden_config("boir/full_infer.npz")
+    assert not find_people(np.full((2, 8, 8), config.threshold / 2, np.float32), config).found.any()
 
 
 @functools.cache
 def predictor(kernel: int, flip: bool):
     model = tiny(training_heads=False)
     variables = weights(model)
-    config = ProposalConfig(smoothing=kernel, flip=flip)
+    config = recorded_settings(CONFIG, smoothing=kernel, flip=flip, maximum=CONFIG["MAX_PROPOSALS"])
     flip_index = np.array(CONFIG["FLIP_INDEX"])
     return jax.jit(lambda images: predict(model.bind(variables), normalise(images), flip_index, config))
 
 
-# The other recorded cases differ in one setting each; every combination would cost one more compilation.
-@pytest.mark.parametrize("case", ["small:k3:flip", "small:k3:noflip", "big:k11:flip"])
+@pytest.mark.parametrize("case", covering(CONFIG["cases"]))
 def test_poses(case):
     size, kernel, flip = case.split(":")
     image = RECORD[f"{size}:image_u8"]
@@ -76,8 +85,9 @@ def test_poses(case):
 
 
 def test_batch_equals_one_by_one():
-    images = np.stack([RECORD["small:image_u8"], RECORD["small:image_u8"][::-1]])
-    run = predictor(3, True)
+    size, kernel, flip = CONFIG["cases"][0].split(":")
+    images = np.stack([RECORD[f"{size}:image_u8"], RECORD[f"{size}:image_u8"][::-1]])
+    run = predictor(int(kernel[1:]), flip == "flip")
     together, alone = run(images), [run(image[None]) for image in images]
     for i, single in enumerate(alone):
         np.testing.assert_array_equal(together.found[i], single.found[0])

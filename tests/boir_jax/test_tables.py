@@ -8,39 +8,31 @@ import numpy as np
 import pytest
 
 from boir_jax.model import VARIANTS, BoIR
+from boir_jax.port import TRAINING_WIDTHS, model_of, network_sizes
 from boir_jax.tables import COUNTERS, SKELETON, backbone_rules, boir_rules
 from pose_common.port import PortError, expected_sources, to_flax, to_torch
-from tests.boir_jax.golden_weights import shapes
-from tests.golden_files import golden
-
-KEYS = golden("boir/checkpoint_keys.json")
+from tests.boir_jax.golden_weights import KEYS, PUBLISHED, published, shapes
 
 
-def checkpoint(variant: str, num_keypoints: int, training_heads: bool) -> dict[str, list[int]]:
+def checkpoint(variant: str, num_keypoints: int, training_heads: bool) -> dict[str, tuple[int, ...]]:
     """Torch name -> shape, without the norms' counters."""
-    recorded = KEYS[variant]
-    names = dict(recorded["K17_train"])
-    if num_keypoints == 14:
-        names |= recorded["K14_differs"]
-    if not training_heads:
-        for name in recorded["aux_keys_absent_at_test"]:
-            del names[name]
+    names = published(variant, num_keypoints, training_heads)
     return {name: shape for name, shape in names.items() if not re.fullmatch(COUNTERS, name)}
 
 
-def targets(variant: str, num_keypoints: int = 17, training_heads: bool = True):
-    return shapes(BoIR(num_keypoints=num_keypoints, training_heads=training_heads, **VARIANTS[variant]))
+def targets(variant: str, num_keypoints: int, training_heads: bool = True):
+    sizes = VARIANTS.get(variant) or network_sizes(checkpoint(variant, num_keypoints, True), TRAINING_WIDTHS)
+    return shapes(model_of({"network": {**sizes, "num_keypoints": num_keypoints, "training_heads": training_heads}}))
 
 
-@pytest.mark.parametrize("variant", ["w32", "w48"])
-@pytest.mark.parametrize("num_keypoints", [17, 14])
+@pytest.mark.parametrize("variant, num_keypoints", PUBLISHED)
 @pytest.mark.parametrize("training_heads", [True, False], ids=["train", "test"])
 def test_published_checkpoints_fit(variant, num_keypoints, training_heads):
     """Every name has a place of its shape, and every parameter a name."""
     tree = targets(variant, num_keypoints, training_heads)
     slots = expected_sources(boir_rules(), tree)
     hollow = {path: np.broadcast_to(np.float32(0), value.shape) for path, value in tree.items()}
-    ours = {name: list(slot.view(hollow[slot.rule.target]).shape) for name, slot in slots.items()}
+    ours = {name: tuple(slot.view(hollow[slot.rule.target]).shape) for name, slot in slots.items()}
     assert ours == checkpoint(variant, num_keypoints, training_heads)
     assert {slot.rule.target for slot in slots.values()} == set(tree)
 
@@ -74,6 +66,6 @@ def test_transfer_to_another_skeleton():
 def test_imagenet_names():
     """The ImageNet weights are the backbone's entries without prefix."""
     prefix = "backbone."
-    names = {name[len(prefix) :] for name in checkpoint("w32", 17, True) if name.startswith(prefix)}
-    tree = {path: value for path, value in targets("w32").items() if path.split("/")[1] == "backbone"}
+    names = {name[len(prefix) :] for name in checkpoint(*PUBLISHED[0], True) if name.startswith(prefix)}
+    tree = {path: value for path, value in targets(*PUBLISHED[0]).items() if path.split("/")[1] == "backbone"}
     assert set(expected_sources(backbone_rules(), tree)) == names

@@ -19,7 +19,8 @@ def test_targets_drawn_on_the_device(case):
     element, record = replay(case)
     batch = {name: value[None] for name, value in element.items()}
     count = int(record["num_inst"])
-    image, row, chosen = choose_instances(np.ones((1, 6), np.float32), batch["instance_valid"], 1, 6)
+    valid = batch["instance_valid"]
+    image, row, chosen = choose_instances(np.ones(valid.shape, np.float32), valid, 1, valid.size)
     targets, cells = jax.jit(make_targets)(batch, image, row, chosen)
     np.testing.assert_allclose(np.moveaxis(targets.dense[0], -1, 0), record["multi_heatmap"], atol=1e-6)
     assert np.mean(targets.dense_mask[0, ..., 0] == record["mask"]) > 0.995

@@ -26,6 +26,8 @@ from posebh_jax import build as posebh_build
 from scripts import convert_weights
 from tests.boir_jax.step_program import TINY, global_batch, tiny_method
 
+pytestmark = pytest.mark.slow  # trains the whole network
+
 
 def test_it_learns():
     """Loss on one batch, over and over: the same people every time where the cap allows all."""

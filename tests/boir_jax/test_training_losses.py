@@ -1,4 +1,4 @@
-"""The whole network in training mode against recorded losses and the gradient norms of all 993 parameters."""
+"""The whole network in training mode against recorded losses and the gradient norms of all parameters."""
 
 from __future__ import annotations
 
@@ -14,10 +14,20 @@ from boir_jax.targets import choose_instances
 from pose_common.images import normalise
 from pose_common.port import flatten
 from tests.boir_jax.golden_weights import slots, tiny, weights
-from tests.golden_files import golden
+from tests.golden_files import golden, golden_config
+
+pytestmark = pytest.mark.slow  # compiles the gradient of the whole network
 
 RECORD = golden("boir/full_train.npz")
-CAP = 4  # people per image in the padded batch
+GRADIENT_NORM_BOUNDS = {0.5: 1e-4, 0.7: 1e-3, 1.0: 0.1}
+"""Share of the parameters -> bound on the relative error of their gradients' norms."""
+CONFIG = golden_config("boir/full_train.npz")
+ROWS = max(map(max, CONFIG["counts"].values())) + 1  # people per image in the padded batch
+CASES = [
+    key.removeprefix("fixed:main:list:").removesuffix(":total")
+    for key in RECORD
+    if key.startswith("fixed:main:list:") and key.endswith(":total")
+]
 TERMS = {
     "heatmap": "multi_heatmap_loss",
     "instance": "single_heatmap_loss",
@@ -34,11 +44,11 @@ def last(maps: np.ndarray) -> np.ndarray:
 def padded(batch: str) -> dict[str, np.ndarray]:
     """The recorded batch with a padded instance axis; dummy rows of images without people are left out."""
     counts, rows = RECORD[f"{batch}:num_inst"], RECORD[f"{batch}:rows_per_image"]
-    valid = np.arange(CAP) < counts[:, None]
+    valid = np.arange(ROWS) < counts[:, None]
     real = np.repeat(counts > 0, rows)
 
     def pad(array):
-        out = np.zeros((len(counts), CAP, *array.shape[1:]), array.dtype)
+        out = np.zeros((len(counts), ROWS, *array.shape[1:]), array.dtype)
         out[valid] = array[real]
         return out
 
@@ -59,10 +69,10 @@ def selection(batch: str, permutation: np.ndarray | None = None):
         rank = np.empty(len(permutation))
         rank[permutation] = np.arange(len(permutation))
         priority[rows["valid"]] = 1 - rank / len(rank)
-    cap = 3 if permutation is not None else priority.size
+    cap = CONFIG["cap"] if permutation is not None else priority.size
     picked = choose_instances(jnp.asarray(priority), jnp.asarray(rows["valid"]), len(priority), cap)
     # Padded to one shape for all cases: compiling takes most of this file's time.
-    image, row, chosen = (np.pad(np.asarray(array)[0], (0, priority.size - cap)) for array in picked)
+    image, row, chosen = (np.pad(array[0], (0, priority.size - array.shape[1])) for array in map(np.asarray, picked))
     at = image, row
     targets = Targets(
         dense=last(RECORD[f"{batch}:multi_heatmap"]),
@@ -104,7 +114,13 @@ def instance_forward(params, features, image, cells):
 @functools.partial(jax.jit, static_argnums=6)
 @functools.partial(jax.value_and_grad, argnums=(0, 1, 2), has_aux=True)
 def loss(params, features, maps, image, cells, targets, level):
+    weights = CONFIG["LOSS"]
     config = LossConfig(
+        heatmap=weights["MULTI_HEATMAP_LOSS_WEIGHT"],
+        instance=weights["SINGLE_HEATMAP_LOSS_WEIGHT"],
+        embedding=weights["BBOX_MASK_LOSS_WEIGHT"],
+        box=weights["BBOX_LOSS_WEIGHT"],
+        beta=weights["AE_BETA"],
         background="image" if level == "level1" else "instance",
         pull=level == "level0",
         images_per_device=len(targets.boxes),
@@ -128,7 +144,7 @@ def main_forward():
     return params, jax.vjp(lambda p: dense_forward(p, RECORD["main:image_u8"]), params)
 
 
-@pytest.mark.parametrize("case", ["level1", "level0", "level1:cap3"])
+@pytest.mark.parametrize("case", CASES)
 def test_losses_and_gradients(case):
     """A change of the weights by one unit in the last place turns some ReLUs over in this untrained network.
 
@@ -138,19 +154,18 @@ def test_losses_and_gradients(case):
     targets, image, cells = selection("main", RECORD.get(f"{name}:perm"))
     params, ((features, maps), pull_back) = main_forward()
     (_, values), (direct, *by_maps) = loss(params, features, maps, image, cells, targets, case[:6])
-    check_terms(values, name, 3)
+    check_terms(values, name, len(CONFIG["counts"]["main"]))
 
     total = jax.tree.map(jnp.add, direct, pull_back(tuple(by_maps))[0])
     tree = flatten({"params": jax.device_get(total)})
-    places = slots(tree)
+    places = slots(tree, tiny().dilations)
     assert set(places) == set(RECORD["grad_names"])
     norms = [np.linalg.norm(places[key].view(tree[places[key].rule.target])) for key in RECORD["grad_names"]]
     expected = RECORD[f"{name}:grad_norms"]
     # Biases before an instance norm have gradients of pure rounding noise: hence an absolute part.
     error = np.abs(norms - expected) / (expected + 1e-2)
-    assert np.median(error) < 1e-4
-    assert np.mean(error < 1e-3) > 0.7
-    assert error.max() < 0.1
+    for share, bound in GRADIENT_NORM_BOUNDS.items():
+        np.testing.assert_allclose(np.quantile(error, share), 0, atol=bound, err_msg=f"quantile {share}")
     for key in (key for key in RECORD if key.startswith(f"{name}:grad:")):
         place = places[key.removeprefix(f"{name}:grad:")]
         expected = RECORD[key]
@@ -164,4 +179,4 @@ def test_image_without_people():
     params = model()[1]["params"]
     features, maps = dense_forward(params, RECORD["empty:image_u8"])
     (_, values), _ = loss(params, features, maps, image, cells, targets, "level1")
-    check_terms(values, "fixed:empty:dict:level1", 2)
+    check_terms(values, "fixed:empty:dict:level1", len(CONFIG["counts"]["empty"]))

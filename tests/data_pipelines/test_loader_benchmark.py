@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 
@@ -32,13 +34,19 @@ def test_the_plain_pipeline_makes_the_same_crops(tmp_path):
         assert not theirs["target_weight"][17:].any()
 
 
-@pytest.mark.parametrize("udp, name", [(True, "udp"), (False, "msra")])
-def test_the_plain_pipeline_draws_the_recorded_heatmaps(udp, name):
-    recorded = golden("data/pipeline_functions.npz")
-    plain = benchmark.PerSample(fakes.random_source(), (), SIZE, HEATMAPS, 40)
-    target, weight = plain.targets(recorded["edge/joints"], recorded["edge/visible"], udp)
-    drawn = recorded[f"edge/{name}_weight_sigma2"] > 0.5
-    np.testing.assert_allclose(target[drawn], recorded[f"edge/{name}_target_sigma2"][drawn], atol=2e-6)
+RECORDED = golden("data/pipeline_functions.npz")
+TARGETS = [match.groups() for key in RECORDED if (match := re.fullmatch(r"edge/(udp|msra)_target_sigma(\d+)", key))]
+
+
+@pytest.mark.parametrize("name, sigma", TARGETS)
+def test_the_plain_pipeline_draws_the_recorded_heatmaps(name, sigma, monkeypatch):
+    monkeypatch.setattr(benchmark, "SIGMA", int(sigma))
+    joints, visible = RECORDED["edge/joints"], RECORDED["edge/visible"]
+    sizes = (tuple(RECORDED[f"edge/{kind}_size_wh"].tolist()) for kind in ("image", "heatmap"))
+    plain = benchmark.PerSample(fakes.random_source(), (), *sizes, len(joints))
+    target, _ = plain.targets(joints, visible, name == "udp")
+    drawn = RECORDED[f"edge/{name}_weight_sigma{sigma}"] > 0.5
+    np.testing.assert_allclose(target[drawn], RECORDED[f"edge/{name}_target_sigma{sigma}"][drawn], atol=2e-6)
 
 
 def test_it_runs(tmp_path, capsys):

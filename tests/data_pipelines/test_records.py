@@ -20,8 +20,8 @@ from data_pipelines.builders import BUILDERS
 from data_pipelines.keypoint_sets import get_dataset
 from pose_common.metrics import evaluate
 from tests.data_pipelines import tiny_sets
-from tests.golden_files import GOLDEN, golden, shared_path
-from tests.pose_common.metrics.cases import recorded_poses
+from tests.golden_files import golden, golden_path, shared_path
+from tests.pose_common.metrics.cases import recorded_poses, settings_of
 
 # Dataset -> annotation file and picture folder among the samples.
 SAMPLES = {
@@ -218,23 +218,25 @@ def test_pycocotools_gives_the_same_numbers_on_the_table(split, tmp_path):
 @pytest.mark.parametrize("dataset", ["coco", "coco_wholebody", "aic", "crowdpose", "ochuman", "pw3d"])
 def test_recorded_metrics_survive_the_records(dataset, tmp_path):
     """The recorded evaluation, with the ground truth sent through builder, table and `to_coco`."""
-    truth = GOLDEN / f"data/eval/{dataset}_synth_gt.json"
+    truth = golden_path(f"data/eval/{dataset}_synth_gt.json")
     rows = golden(f"data/eval/{dataset}_synth_pred.json")
-    expected = golden(f"data/eval/{dataset}_synth_expected.json")["metrics"]
+    recorded = golden(f"data/eval/{dataset}_synth_expected.json")
+    expected = recorded["metrics"]
     tiny_sets.write_pictures(tmp_path, golden(f"data/eval/{dataset}_synth_gt.json")["images"], noisy=False)
     table = _prepared(dataset, tmp_path / "data", truth, tmp_path)
     protocol = get_dataset(dataset)
-    actual = evaluate.evaluate(protocol, table.to_coco(), recorded_poses(rows, protocol))
+    found = recorded_poses(rows, protocol)
+    actual = evaluate.evaluate(protocol, table.to_coco(), found, **settings_of(recorded))
     # Rounding the truth to float32 moves an OKS by some 1e-7, which crosses no threshold here.
     assert {name: actual[name] for name in expected} == pytest.approx(expected, abs=1e-9)
 
 
 def test_recorded_head_sizes_survive_the_records(tmp_path):
-    source = GOLDEN / "data/eval/mpii_synth_val.json"
+    source = golden_path("data/eval/mpii_synth_val.json")
     for name in {entry["image"] for entry in golden("data/eval/mpii_synth_val.json")}:
         (tmp_path / name).write_bytes(tiny_sets.jpeg(640, 480))
     (tmp_path / "people.json").write_bytes(source.read_bytes())
-    (tmp_path / "mpii_gt_val.mat").write_bytes((GOLDEN / "data/eval/mpii_synth_gt_val.mat").read_bytes())
+    (tmp_path / "mpii_gt_val.mat").write_bytes(golden_path("data/eval/mpii_synth_gt_val.mat").read_bytes())
     table = _prepared("mpii", tmp_path / "data", tmp_path / "people.json", tmp_path, split="val")
     # The recording numbers people by file; a prediction of this evaluation names image and instance.
     poses = recorded_poses(golden("data/eval/mpii_synth_pred.json"), get_dataset("mpii"))

@@ -20,7 +20,7 @@ from data_pipelines.whole_image import (
     usable_pixels,
 )
 from data_pipelines.whole_image_loader import resize
-from tests.data_pipelines.whole_image_cases import CASES, replay
+from tests.data_pipelines.whole_image_cases import CASES, recorded, replay
 from tests.golden_files import golden, golden_config
 
 
@@ -50,8 +50,11 @@ def test_replayed_augmentation(case):
 
 def test_people_beyond_the_cap():
     """The instances stay, the larger ones first."""
-    full, _ = replay("coco_mixed")
-    cut, _ = replay("coco_mixed", instances=2)
+    case = next((name for name in CASES if recorded(name)["num_inst"] > 2), None)
+    if case is None:
+        pytest.skip("no recorded case has three people")
+    full, _ = replay(case)
+    cut, _ = replay(case, instances=2)
     for name in ("keypoints", "boxes", "area", "sample_cell", "instance_valid"):
         np.testing.assert_array_equal(cut[name], full[name][:2])
     assert cut["instance_valid"].all()

@@ -15,10 +15,15 @@ RECORD = golden("boir/data_train.npz")
 CASES = golden_config("boir/data_train.npz")
 
 
-def replay(case: str, instances: int = 6):
-    """(element, recorded arrays of the case)."""
-    config = CASES[case]
-    record = {key.split(":", 1)[1]: value for key, value in RECORD.items() if key.startswith(f"{case}:")}
+def recorded(case: str) -> dict[str, np.ndarray]:
+    """The arrays of a case."""
+    return {key.split(":", 1)[1]: value for key, value in RECORD.items() if key.startswith(f"{case}:")}
+
+
+def replay(case: str, instances: int | None = None):
+    """(element, recorded arrays of the case); by default with two padded rows."""
+    config, record = CASES[case], recorded(case)
+    instances = len(record["keypoints_src"]) + 2 if instances is None else instances
     image, blocked = record["image"], record["mask_src"] == 0
     run_lengths = pycocotools.mask.encode(np.asfortranarray(blocked.astype(np.uint8)))
     sample = {
@@ -36,5 +41,7 @@ def replay(case: str, instances: int = 6):
         jitter=record["draw_center_choices"].reshape(-1, 2),
     )
     dataset = get_dataset(config["dataset"])
+    assert list(dataset.keypoints.flip_index) == config["flip_index"], "recorded with another skeleton"
+    assert config["input_size"] == 4 * config["output_size"], "maps are at stride 4"
     train = Train(dataset, config["input_size"], rules_of(dataset), instances)
     return train.apply(sample, image[..., ::-1], draws), record

@@ -60,8 +60,7 @@ def close(actual, expected, *, atol: float = 0.0, rel: float = 0.0, name: str = 
     actual, expected = np.asarray(actual), np.asarray(expected)
     assert actual.shape == expected.shape, f"{name}: {actual.shape} against {expected.shape}"
     allowed = atol + rel * np.abs(expected).max(initial=0)
-    worst = np.abs(actual.astype(np.float64) - expected).max(initial=0)
-    assert worst <= allowed, f"{name}: off by {worst:.3g}, allowed {allowed:.3g}"
+    np.testing.assert_allclose(actual.astype(np.float64), expected, rtol=0, atol=allowed, err_msg=name)
 
 
 def on_every_wrapper(loss_and_aux, batch: tuple, *replicated) -> dict[str, Any]:

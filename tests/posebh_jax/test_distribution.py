@@ -11,6 +11,8 @@ import pytest
 from tests.distribution import check, in_two_processes
 from tests.posebh_jax import step_program
 
+pytestmark = pytest.mark.slow  # starts processes that compile whole training steps
+
 # A convolution bias in front of a batch norm has no effect; its gradient is rounding noise.
 NO_EFFECT = re.compile(r"gradients/embedding/(neck/conv[12]|conv)/bias")
 # Between float32 runs that add in another order: 1e-7 was seen of the forward pass, 5e-5 of gradients that went back

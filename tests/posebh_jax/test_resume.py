@@ -23,6 +23,8 @@ from posebh_jax import build, main
 from posebh_jax.port import Options, read_weights
 from scripts import convert_weights
 
+pytestmark = pytest.mark.slow  # kills and restarts training processes
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 ARGUMENTS = (
     "--config.datasets=('synthetic_coco','synthetic_ap10k')", "--config.batch_size=8", "--config.input_size=(48,64)",

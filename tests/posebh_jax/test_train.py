@@ -23,6 +23,8 @@ from posebh_jax.vit import ViTSize
 from tests.golden_files import golden, golden_config
 from tests.posebh_jax.golden_weights import golden_state, maps
 
+pytestmark = pytest.mark.slow  # compiles training steps of the whole network
+
 FILE = "posebh/full_train.npz"
 GROUPS = ("backbone", "heads", "embedding")
 PROTOTYPE = ("heatmap", "prototype", "prototype_heatmap")

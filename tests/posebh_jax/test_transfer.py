@@ -19,6 +19,8 @@ from pose_common.weights import load_weights, save_weights
 from posebh_jax import build, main
 from tests.golden_files import shared_path
 
+pytestmark = pytest.mark.slow  # trains through two configurations
+
 ALWAYS = {"heads"}
 THAWED = {"heads", "backbone"}
 

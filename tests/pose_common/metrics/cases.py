@@ -2,13 +2,42 @@
 
 from __future__ import annotations
 
+import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from data_pipelines.keypoint_sets import PoseDataset
+from data_pipelines.keypoint_sets import PoseDataset, get_dataset
 from pose_common.metrics.columns import Poses
 from pose_common.metrics.nms import extent_area
+from tests.golden_files import GOLDEN, golden
+
+
+EVAL = "data/eval"
+OKS_METRICS = ("coco", "wholebody", "crowdpose")
+
+
+def recorded_evaluations() -> dict[str, dict[str, Any]]:
+    """Name -> expected numbers of every recorded evaluation by OKS whose annotations are recorded too."""
+    names = (path.name.removesuffix("_expected.json") for path in sorted((GOLDEN / EVAL).glob("*_expected.json")))
+    expected = {name: golden(f"{EVAL}/{name}_expected.json") for name in names}
+    return {
+        name: numbers
+        for name, numbers in expected.items()
+        if get_dataset(numbers["dataset"]).metric in OKS_METRICS and annotations_of(name).exists()
+    }
+
+
+def settings_of(expected: Mapping[str, Any]) -> dict[str, float]:
+    """The thresholds of a recorded evaluation, as options of ours."""
+    return {"confidence_threshold": expected["vis_thr"], "oks_threshold": expected["oks_thr"]}
+
+
+def annotations_of(name: str) -> pathlib.Path:
+    """Its own annotations, or those of the evaluation of which it is a variant (coco_synth_gtbox: coco_synth)."""
+    own = GOLDEN / EVAL / f"{name}_gt.json"
+    return own if own.exists() else GOLDEN / EVAL / f"{name.rsplit('_', 1)[0]}_gt.json"
 
 
 def recorded_poses(rows: list[dict[str, Any]], dataset: PoseDataset) -> Poses:

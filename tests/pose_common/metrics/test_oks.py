@@ -6,6 +6,7 @@ import contextlib
 import copy
 import dataclasses
 import io
+import json
 
 import numpy as np
 import pytest
@@ -16,7 +17,13 @@ from data_pipelines.keypoint_sets import get_dataset
 from pose_common.metrics import evaluate, oks
 from pose_common.metrics.columns import Poses, coco_results, ground_truth_from_coco
 from tests.golden_files import golden
-from tests.pose_common.metrics.cases import random_document, recorded_poses
+from tests.pose_common.metrics.cases import (
+    annotations_of,
+    random_document,
+    recorded_evaluations,
+    recorded_poses,
+    settings_of,
+)
 
 
 def _reference(document: dict, results: list[dict], sigmas: np.ndarray) -> list[float]:
@@ -89,13 +96,19 @@ def test_all_scores_equal():
 
 def test_similarities_equal_the_recorded_ones():
     """Recorded per image, detections best first; 9 decimals of sums in another order, so 2e-5 is ample."""
-    for name in ("coco_synth", "aic_synth", "ochuman_synth", "pw3d_synth", "coco_wholebody_synth"):
-        expected = golden(f"data/eval/{name}_expected.json")
+    # Animals' similarities are recorded for each category apart.
+    people = {
+        name: expected
+        for name, expected in recorded_evaluations().items()
+        if "oks" in expected and "ap_per_category" not in expected
+    }
+    assert people
+    for name, expected in people.items():
         dataset = get_dataset(expected["dataset"])
-        document = golden(f"data/eval/{name}_gt.json")
+        document = json.loads(annotations_of(name).read_text())
         truth = ground_truth_from_coco(document, dataset.keypoints)
         found = recorded_poses(golden(f"data/eval/{name}_pred.json"), dataset)
-        poses = evaluate.final_poses(dataset, document, found)
+        poses = evaluate.final_poses(dataset, document, found, **settings_of(expected))
         area = truth.area if dataset.area == "annotated" else 0.53 * truth.box[:, 2] * truth.box[:, 3]
         for case in expected["oks"]:
             rows = np.flatnonzero(poses.image_id == case["image_id"])

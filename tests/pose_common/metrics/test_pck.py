@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 
@@ -13,20 +15,28 @@ from tests.golden_files import golden
 TOLERANCE = 1e-5
 
 
-@pytest.mark.parametrize("name", ["a", "b", "c"])
+RECORDED = golden("data/eval/keypoint_metrics.npz")
+
+
+def numbers(data, pattern):
+    """What the names of arrays say at the pattern's group."""
+    return [match[1] for name in data if (match := re.fullmatch(pattern, name))]
+
+
+@pytest.mark.parametrize("name", numbers(RECORDED, r"(\w+)/pred"))
 def test_recorded(name):
-    arrays = golden("data/eval/keypoint_metrics.npz")
-    data = {key[2:]: value for key, value in arrays.items() if key.startswith(f"{name}/")}
+    data = {key.removeprefix(f"{name}/"): value for key, value in RECORDED.items() if key.startswith(f"{name}/")}
     points = data["pred"], data["gt"], data["mask"]
-    for threshold in (0.05, 0.2, 0.5):
-        ratio, mean, count = pck.pck(*points, threshold, data["normalize"])
+    for threshold in numbers(data, r"pck([\d.]+)_per_joint"):
+        ratio, mean, count = pck.pck(*points, float(threshold), data["normalize"])
         np.testing.assert_allclose(ratio, data[f"pck{threshold}_per_joint"], atol=TOLERANCE)
         assert mean == pytest.approx(float(data[f"pck{threshold}_mean"]), abs=TOLERANCE)
         assert count == data[f"pck{threshold}_count"]
-    assert pck.auc(*points, 30) == pytest.approx(float(data["auc30"]), abs=TOLERANCE)
-    assert pck.auc(*points, 50) == pytest.approx(float(data["auc50"]), abs=TOLERANCE)
-    perfect = pck.auc(data["gt"], data["gt"], data["mask"], 30)
-    assert perfect == pytest.approx(float(data["auc30_perfect"]), abs=TOLERANCE)
+    for pixels in numbers(data, r"auc(\d+)"):
+        assert pck.auc(*points, int(pixels)) == pytest.approx(float(data[f"auc{pixels}"]), abs=TOLERANCE)
+    for pixels in numbers(data, r"auc(\d+)_perfect"):
+        perfect = pck.auc(data["gt"], data["gt"], data["mask"], int(pixels))
+        assert perfect == pytest.approx(float(data[f"auc{pixels}_perfect"]), abs=TOLERANCE)
     assert pck.epe(*points) == pytest.approx(float(data["epe"]), rel=TOLERANCE)
     assert pck.nme(*points, data["normalize"]) == pytest.approx(float(data["nme"]), rel=TOLERANCE)
 
