@@ -37,7 +37,7 @@ def test_clustering(rounds, count):
     start = points[: PER_KEYPOINT * count : PER_KEYPOINT]
     centres, distances = clusters.soft_kmeans(points, start, rounds=rounds, beta=beta)
     common, fixed = f"common/iter{rounds}/n{count}", f"fixed/iter{rounds}/n{count}"
-    close(clusters.assignments(distances, beta), case[f"{common}/assign"], atol=2e-6)
+    close(clusters.assignments(distances, beta), case[f"{common}/assign"], atol=6e-6)
     close(centres, case[f"{common}/centers"], atol=1e-6)
     error = clusters.reconstruction_error(points, centres)
     close(error, case[f"{common}/error"], rel=1e-5)
@@ -158,6 +158,6 @@ def test_one_device_equals_eight():
     results = on_every_wrapper(terms, batch[:3], bank)
     gradient, loss, aux = results.pop("one")
     for wrapper, (other_gradient, other_loss, other_aux) in results.items():
-        close(other_loss["cluster"], loss["cluster"], rel=1e-6, name=wrapper)
+        close(other_loss["cluster"], loss["cluster"], rel=5e-6, name=wrapper)
         close(other_gradient, gradient, rel=1e-5, name=wrapper)
         jax.tree.map(lambda a, b: close(a, b, rel=1e-6, name=wrapper), other_aux, aux)
