@@ -18,7 +18,7 @@ from boir_jax.published import published
 from data_pipelines.datasets import PoseDataset
 from data_pipelines.top_down.loader import Reading
 from data_pipelines.whole_image.loader import EvalLoader, eval_loader
-from pose_common.evaluation import predict_split
+from pose_common.evaluation.predictions import predict_split
 from pose_common.metrics import columns, evaluate, nms
 from pose_common.evaluation.tasks import Score, evaluate_tasks, shown, shown_figure
 

@@ -56,6 +56,10 @@ def _full(size: str) -> ConfigDict:
     config.size = size
     config.head_filters = (256, 256)
     config.embedding_width, config.embedding_dim = 64, 64
+    config.embedding_neck = "res"  # a residual block; or "res2", two of them, or "conv", a convolution
+    config.embedding_kernel = 3  # or 1; of the convolution after the neck
+    config.embedding_activation = "silu"  # or "relu"
+    config.prototypes_per_keypoint = 3  # M (section 3.2)
     config.dtype = "bfloat16"  # of backbone and heatmap heads; the rest is float32 whatever this says
     config.remat = False
 

@@ -21,6 +21,7 @@ from pose_common.training.cli import make_reading
 from pose_common.training.stages import make_stages
 from pose_common.training.state import TrainState
 from posebh_jax.evaluate import Evaluator, Task
+from posebh_jax.heads import ACTIVATIONS, KERNELS, NECKS
 from posebh_jax.weights.transfer import start_from
 from posebh_jax.model import PoseBH, layer_ids, weight_decay_mask
 from posebh_jax.weights.convert import Options, manifest_of, read_weights
@@ -31,6 +32,11 @@ from posebh_jax.method import PoseBHMethod
 from posebh_jax.vit import SIZES
 
 METHODS = ("posebh", "multi_head")
+KNOWN = {
+    "method": METHODS, "size": SIZES,
+    "embedding_neck": NECKS, "embedding_kernel": KERNELS, "embedding_activation": ACTIVATIONS,
+}  # fmt: skip
+"""Fields that take one of a few values."""
 
 
 def dataset_names(config: ConfigDict) -> tuple[str, ...]:
@@ -47,23 +53,25 @@ def make_model(config: ConfigDict) -> PoseBH:
     """The network of a configuration.
 
     Raises:
-      ValueError: an unknown method or size, or a transfer to several datasets.
+      ValueError: an unknown method, size or form of the heads, or a transfer to several datasets.
     """
     if config.fold and len(config.datasets) != 1:
         raise ValueError(f"config.fold={config.fold!r}: a transfer is to one dataset, not to {config.datasets}")
-    if config.method not in METHODS:
-        raise ValueError(f"config.method={config.method!r}: expected one of {METHODS}")
-    if config.size not in SIZES:
-        raise ValueError(f"config.size={config.size!r}: expected one of {tuple(SIZES)}")
-    if len(set(config.head_filters)) != 1:
-        raise ValueError(f"config.head_filters={config.head_filters}: both deconvolutions have the same width")
+    for name, known in KNOWN.items():
+        if config[name] not in known:
+            raise ValueError(f"config.{name}={config[name]!r}: expected one of {tuple(known)}")
+    if len(config.head_filters) != 2:
+        raise ValueError(f"config.head_filters={config.head_filters}: expected the widths of two deconvolutions")
     return PoseBH(
         size=SIZES[config.size],
         datasets=tuple((dataset.name, dataset.num_keypoints) for dataset in protocols(config)),
         num_experts=0 if config.fold else len(config.datasets),
         embedding_dim=config.embedding_dim if config.method == "posebh" else 0,
         embedding_channels=config.embedding_width,
-        filters=config.head_filters[0],
+        embedding_neck=config.embedding_neck,
+        embedding_kernel=config.embedding_kernel,
+        embedding_activation=config.embedding_activation,
+        filters=tuple(config.head_filters),
         dtype=jnp.dtype(config.dtype),
         remat=config.remat,
     )
@@ -97,6 +105,7 @@ def make_method(config: ConfigDict, steps_per_epoch: int) -> PoseBHMethod:
         optimizer=optimizer,
         weights=PrototypeConfig(**config.losses),
         num_clusters=config.num_clusters,
+        prototypes_per_keypoint=config.prototypes_per_keypoint,
     )
 
 
@@ -201,4 +210,8 @@ def read_run(path: str | pathlib.Path, mesh: Mesh) -> Conversion | None:
 
 
 def _options(config: ConfigDict) -> Options:
-    return Options(num_heads=SIZES[config.size].num_heads, input_size=tuple(config.input_size))
+    return Options(
+        num_heads=SIZES[config.size].num_heads,
+        input_size=tuple(config.input_size),
+        activation=config.embedding_activation,
+    )

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from data_pipelines.datasets import PoseDataset
 from data_pipelines.top_down.loader import EvalLoader, Reading, eval_loader
-from pose_common.evaluation import predict_split
+from pose_common.evaluation.predictions import predict_split
 from pose_common.metrics import columns, evaluate
 from pose_common.evaluation.tasks import Score, evaluate_tasks, shown, shown_figure
 from posebh_jax import published

@@ -16,6 +16,11 @@ from pose_common.layers import BatchNorm
 
 _small_normal = nn.initializers.normal(0.001)
 
+NECKS = ("res", "res2", "conv")
+"""Between upsampling and the last convolutions of the embedding head: one residual block, two, or one convolution."""
+KERNELS = (3, 1)
+ACTIVATIONS = {"silu": nn.silu, "relu": nn.relu}
+
 
 def upsample2(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Transposed convolution with a 4x4 kernel, stride 2 and padding 1: out[2y - 1 + k] += x[y] kernel[k].
@@ -63,15 +68,15 @@ class Deconvolution(nn.Module):
 class Upsampling(nn.Module):
     """Two transposed convolutions, each with batch norm and ReLU."""
 
-    filters: int
+    filters: tuple[int, int]
     dtype: Any
     axis_name: str | None
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """[B, h, w, I] -> [B, 4h, 4w, filters]."""
-        for i in (1, 2):
-            x = Deconvolution(self.filters, self.dtype, name=f"deconv{i}")(x)
+        """[B, h, w, I] -> [B, 4h, 4w, filters[1]]."""
+        for i, filters in enumerate(self.filters, start=1):
+            x = Deconvolution(filters, self.dtype, name=f"deconv{i}")(x)
             x = nn.relu(BatchNorm(self.axis_name, dtype=self.dtype, name=f"norm{i}")(x, train=train))
         return x
 
@@ -81,13 +86,13 @@ class HeatmapHead(nn.Module):
 
     Attributes:
       num_keypoints: number of maps K.
-      filters: channels of the two transposed convolutions.
+      filters: channels of each of the two transposed convolutions.
       dtype: dtype of the convolutions; the result is float32.
       axis_name: mapped axis over which batch statistics are averaged, or None.
     """
 
     num_keypoints: int
-    filters: int = 256
+    filters: tuple[int, int] = (256, 256)
     dtype: Any = jnp.float32
     axis_name: str | None = None
 
@@ -103,8 +108,11 @@ class EmbeddingHead(nn.Module):
 
     Attributes:
       dim: length D of an embedding.
-      channels: channels of the residual block and of the 3x3 convolution after it.
-      filters: channels of the two transposed convolutions.
+      channels: channels of the neck and of the convolution after it.
+      filters: channels of each of the two transposed convolutions.
+      neck: one of `NECKS`.
+      kernel: side of the convolution after the neck, one of `KERNELS`.
+      activation: one of `ACTIVATIONS`; the upsampling always has ReLU.
       dtype: dtype of the convolutions. Float32 by default whatever the backbone's: the losses on the
         embedding are so small that its gradients lie near Adam's epsilon.
       axis_name: mapped axis over which batch statistics are averaged, or None.
@@ -112,7 +120,10 @@ class EmbeddingHead(nn.Module):
 
     dim: int = 64
     channels: int = 64
-    filters: int = 256
+    filters: tuple[int, int] = (256, 256)
+    neck: str = "res"
+    kernel: int = 3
+    activation: str = "silu"
     dtype: Any = jnp.float32
     axis_name: str | None = None
 
@@ -120,22 +131,32 @@ class EmbeddingHead(nn.Module):
     def __call__(self, features: jax.Array, *, train: bool) -> jax.Array:
         """[B, h, w, C] -> float32 [B, 4h, 4w, D]."""
         x = Upsampling(self.filters, self.dtype, self.axis_name, name="upsampling")(features, train=train)
-        x = ResidualBlock(self.channels, self.dtype, self.axis_name, name="neck")(x, train=train)
-        x = _conv(self.channels, 3, self.dtype, "conv")(x)
-        x = nn.silu(BatchNorm(self.axis_name, dtype=self.dtype, name="norm")(x, train=train))
+        if self.neck == "conv":
+            x = self._conv_norm(x, 3, "neck_", train)
+        for name in {"res": ("neck",), "res2": ("neck1", "neck2"), "conv": ()}[self.neck]:
+            block = ResidualBlock(self.channels, self.activation, self.dtype, self.axis_name, name=name)
+            x = block(x, train=train)
+        x = self._conv_norm(x, self.kernel, "", train)
         return _conv(self.dim, 1, self.dtype, "final")(x).astype(jnp.float32)
+
+    def _conv_norm(self, x: jax.Array, kernel: int, prefix: str, train: bool) -> jax.Array:
+        x = _conv(self.channels, kernel, self.dtype, f"{prefix}conv")(x)
+        norm = BatchNorm(self.axis_name, dtype=self.dtype, name=f"{prefix}norm")
+        return ACTIVATIONS[self.activation](norm(x, train=train))
 
 
 class ResidualBlock(nn.Module):
     """Two 3x3 convolutions with batch norm, plus the input; a 1x1 with batch norm takes that to a new width."""
 
     channels: int
+    activation: str
     dtype: Any
     axis_name: str | None
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """[B, h, w, I] -> [B, h, w, channels]."""
+        activation = ACTIVATIONS[self.activation]
 
         def norm(y, name):
             return BatchNorm(self.axis_name, dtype=self.dtype, name=name)(y, train=train)
@@ -144,9 +165,9 @@ class ResidualBlock(nn.Module):
         if x.shape[-1] != self.channels:
             projected = _conv(self.channels, 1, self.dtype, "shortcut_conv", use_bias=False)(x)
             shortcut = norm(projected, "shortcut_norm")
-        y = nn.silu(norm(_conv(self.channels, 3, self.dtype, "conv1")(x), "norm1"))
+        y = activation(norm(_conv(self.channels, 3, self.dtype, "conv1")(x), "norm1"))
         y = norm(_conv(self.channels, 3, self.dtype, "conv2")(y), "norm2")
-        return nn.silu(y + shortcut)
+        return activation(y + shortcut)
 
 
 def _conv(features: int, side: int, dtype: Any, name: str, use_bias: bool = True) -> nn.Conv:

@@ -33,7 +33,6 @@ from posebh_jax.vit import drop_path_rates, drop_path_scales
 
 PROTOTYPE_TERMS = ("prototype", "prototype_heatmap")
 TERMS = ("heatmap", *PROTOTYPE_TERMS, "cluster", "cross_type")
-PROTOTYPES_PER_KEYPOINT = 3
 BANK, CLUSTERS = "bank", "clusters"
 
 
@@ -67,6 +66,7 @@ class PoseBHMethod:
       stages, optimizer: see the loop.
       weights: of the loss terms.
       num_clusters: size of the cluster bank, 0 for the paper's choice.
+      prototypes_per_keypoint: M.
     """
 
     model: PoseBH
@@ -76,6 +76,7 @@ class PoseBHMethod:
     optimizer: GroupedAdamW
     weights: PrototypeConfig = PrototypeConfig()
     num_clusters: int = 0
+    prototypes_per_keypoint: int = 3
 
     def __post_init__(self):
         for stage in self.stages:
@@ -106,7 +107,7 @@ class PoseBHMethod:
         variables = self.model.init(params_key, image, jnp.zeros(1, jnp.int32))
         bank = {}
         if self.model.embedding_dim:
-            shape = (self.layout.total, PROTOTYPES_PER_KEYPOINT, self.model.embedding_dim)
+            shape = (self.layout.total, self.prototypes_per_keypoint, self.model.embedding_dim)
             bank = {BANK: prototypes.init_prototypes(bank_key, *shape)}
         params = variables["params"]
         opt_state = self.optimizer.init(params, self.stages[0].train)
@@ -210,7 +211,7 @@ class PoseBHMethod:
 
     def _gumbel(self, keys: jax.Array) -> jax.Array:
         width, height = self.heatmap_size
-        return prototypes.gumbel_noise(_fold(keys, 1), height, width, PROTOTYPES_PER_KEYPOINT)
+        return prototypes.gumbel_noise(_fold(keys, 1), height, width, self.prototypes_per_keypoint)
 
     def _head_figures(self, per_dataset, maps, targets, weights, axis_name) -> dict[str, jax.Array]:
         maps, per_dataset = jax.lax.stop_gradient((maps, per_dataset))

@@ -28,7 +28,7 @@ class HeatmapHeads(nn.Module):
     """
 
     datasets: tuple[tuple[str, int], ...]
-    filters: int
+    filters: tuple[int, int]
     dtype: Any
     axis_name: str | None
 
@@ -60,7 +60,8 @@ class PoseBH(nn.Module):
       num_experts: experts of the backbone, one a dataset; 0 for a plain transformer.
       embedding_dim: length D of an embedding; 0 leaves the embedding head out (the multi-head baseline).
       embedding_channels: channels inside the embedding head.
-      filters: channels of the transposed convolutions of every head.
+      filters: channels of each of the two transposed convolutions of every head.
+      embedding_neck, embedding_kernel, embedding_activation: see `EmbeddingHead`.
       dtype: dtype of the arithmetic of backbone and heatmap heads; parameters are float32.
       embedding_dtype: that of the embedding head.
       remat: recompute the backbone's blocks in the backward pass.
@@ -72,7 +73,10 @@ class PoseBH(nn.Module):
     num_experts: int = 0
     embedding_dim: int = 64
     embedding_channels: int = 64
-    filters: int = 256
+    filters: tuple[int, int] = (256, 256)
+    embedding_neck: str = "res"
+    embedding_kernel: int = 3
+    embedding_activation: str = "silu"
     dtype: Any = jnp.float32
     embedding_dtype: Any = jnp.float32
     remat: bool = False
@@ -86,6 +90,9 @@ class PoseBH(nn.Module):
                 self.embedding_dim,
                 self.embedding_channels,
                 self.filters,
+                self.embedding_neck,
+                self.embedding_kernel,
+                self.embedding_activation,
                 self.embedding_dtype,
                 self.axis_name,
             )

@@ -33,6 +33,7 @@ class ViTSize:
       part_features: features of a token that the dataset's expert yields, out of dim.
       drop_path: drop probability of the last block's branches; linear from 0 at the first block.
       layer_decay: factor between the learning rates of neighbouring layers.
+      mlp_ratio: hidden width of the MLP over dim.
     """
 
     dim: int
@@ -41,6 +42,7 @@ class ViTSize:
     part_features: int
     drop_path: float = 0.0
     layer_decay: float = 1.0
+    mlp_ratio: float = 4
 
 
 SIZES: dict[str, ViTSize] = {
@@ -147,14 +149,14 @@ class Mlp(nn.Module):
 
     num_experts: int
     part_features: int
-    ratio: int
+    ratio: float
     dtype: Any
 
     @nn.compact
     def __call__(self, x: jax.Array, dataset: jax.Array) -> jax.Array:
         """x [B, N, C], dataset int32 [B] -> [B, N, C]."""
         dim = x.shape[-1]
-        hidden = nn.gelu(_dense(self.ratio * dim, self.dtype, name="fc1")(x), approximate=False)
+        hidden = nn.gelu(_dense(int(self.ratio * dim), self.dtype, name="fc1")(x), approximate=False)
         if not self.num_experts:
             return _dense(dim, self.dtype, name="fc2")(hidden)
         shared = _dense(dim - self.part_features, self.dtype, name="fc2")(hidden)
@@ -168,7 +170,7 @@ class Block(nn.Module):
     num_heads: int
     num_experts: int
     part_features: int
-    mlp_ratio: int
+    mlp_ratio: float
     dtype: Any
 
     @nn.compact
@@ -191,13 +193,12 @@ class ViT(nn.Module):
     """Vision transformer; without experts (`num_experts=0`) a plain one, blind to the dataset.
 
     Attributes:
-      size: width, depth, heads and expert features.
+      size: width, depth, heads, expert features and width of the MLP.
       num_experts: number of experts, one a dataset; 0 for a plain transformer.
       dtype: dtype of the matrix products.
       remat: recompute each block in the backward pass instead of keeping its activations.
       patch_size: side and stride of the patch convolution, in pixels.
       patch_padding: zero pixels around the image.
-      mlp_ratio: hidden width of the MLP over dim.
     """
 
     size: ViTSize
@@ -206,7 +207,6 @@ class ViT(nn.Module):
     remat: bool = False
     patch_size: int = 16
     patch_padding: int = 2
-    mlp_ratio: int = 4
 
     @nn.compact
     def __call__(
@@ -238,7 +238,7 @@ class ViT(nn.Module):
             self.size.num_heads,
             self.num_experts,
             self.size.part_features,
-            self.mlp_ratio,
+            self.size.mlp_ratio,
             self.dtype,
             name="blocks",
         )

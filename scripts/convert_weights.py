@@ -30,7 +30,7 @@ from pose_common.training.mesh import make_mesh
 from posebh_jax import build as posebh_build
 from posebh_jax.weights import convert as posebh
 
-POSEBH_ONLY = ("num_heads", "input_size", "num_experts", "part_features", "fold")
+POSEBH_ONLY = ("num_heads", "input_size", "num_experts", "part_features", "activation", "fold")
 METHODS = {module.METHOD: module for module in (posebh, boir)}
 
 
@@ -64,6 +64,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--input_size", help="width,height of the crops; default 192,256")
     parser.add_argument("--num_experts", type=int, help="make so many experts where the weights have none")
     parser.add_argument("--part_features", type=int, help="features of each of them")
+    parser.add_argument("--activation", help="of the embedding head: silu (default) or relu")
     parser.add_argument(
         "--fold", metavar="DATASET", help="keep this dataset alone, its expert folded into the backbone"
     )
@@ -79,6 +80,7 @@ def _convert(args: argparse.Namespace) -> None:
         input_size=tuple(map(int, args.input_size.split(","))) if args.input_size else None,
         num_experts=args.num_experts,
         part_features=args.part_features,
+        activation=args.activation,
     )
     state = read_state(args.source)
     conversion = posebh.convert(state, options, args.source) or boir.convert(state, args.datasets)

@@ -21,11 +21,13 @@ from pose_common.weights.keys import COUNTER, VARIANCE, Conversion, PortError, f
 from pose_common.weights.torch_files import read_state
 from pose_common.weights.folder import is_weights, load_weights
 from posebh_jax.weights.mae import adapt_backbone
+from posebh_jax.heads import ACTIVATIONS
 from posebh_jax.model import PoseBH
 from posebh_jax.weights.detect import (
     BACKBONE,
     HUGGING_FACE,
     Contents,
+    Embedding,
     backbone_size,
     dataset_names,
     recognise,
@@ -47,6 +49,9 @@ PATCH = 16
 # either.
 BEYOND_BACKBONE = (r"(cls_token|mask_token)", r"(norm|fc_norm|head|decoder\w*)\..*", r"decoder_pos_embed")
 PROTOTYPES_PER_KEYPOINT = 3
+"""The paper's (section 3.2), to say what is missing where the prototypes are."""
+EMBEDDING = ("dim", "channels", "neck", "kernel", "activation")
+"""Settings of the embedding head in a manifest; `PoseBH` has each with `embedding_` before its name."""
 OTHER_DATASETS = (r"backbone\.blocks\.\d+\.mlp\.experts\..*", r"associate_keypoint_heads\..*")
 
 
@@ -60,6 +65,7 @@ class Options:
       input_size: (width, height) of the crops.
       num_experts: experts to make where the weights have none.
       part_features: features of each.
+      activation: of the embedding head; None for the published SiLU.
     """
 
     datasets: tuple[str, ...] | None = None
@@ -67,6 +73,7 @@ class Options:
     input_size: tuple[int, int] | None = None
     num_experts: int | None = None
     part_features: int | None = None
+    activation: str | None = None
 
 
 def read_weights(path: str | os.PathLike, options: Options = Options()) -> Conversion:
@@ -156,28 +163,32 @@ def describe(
         "num_experts": contents.num_experts,
         "input_size": list(_input_size(contents, options)),
         "datasets": [list(pair) for pair in zip(names, contents.keypoints, strict=True)],
-        "filters": contents.filters,
-        "embedding": list(contents.embedding) if contents.embedding else None,
+        "filters": list(contents.filters),
+        "embedding": _described(contents.embedding, options.activation or "silu") if contents.embedding else None,
     }, notes
 
 
 def model_of(manifest: Mapping[str, Any], **settings: Any) -> PoseBH:
-    """The model that a manifest describes; `settings` are further fields of `PoseBH` (dtype, remat ...)."""
-    dim, channels = manifest["embedding"] or (0, 0)
+    """The model that a manifest describes; `settings` are further fields of `PoseBH` (dtype, remat ...).
+
+    Older manifests have one number for both `filters`, and (dim, channels) for `embedding`.
+    """
+    filters, embedding = manifest["filters"], manifest["embedding"] or {"dim": 0}
+    if not isinstance(embedding, Mapping):
+        embedding = dict(zip(EMBEDDING, embedding))
     return PoseBH(
         size=ViTSize(**manifest["backbone"]),
         datasets=tuple((name, count) for name, count in manifest["datasets"]),
         num_experts=manifest["num_experts"],
-        embedding_dim=dim,
-        embedding_channels=channels,
-        filters=manifest["filters"],
+        filters=(filters, filters) if isinstance(filters, int) else tuple(filters),
+        **{f"embedding_{name}": value for name, value in embedding.items()},
         **settings,
     )
 
 
 def manifest_of(model: PoseBH, input_size: tuple[int, int], family: str) -> dict[str, Any]:
     """The description of a model's own weights; the inverse of `model_of`."""
-    embedding = [model.embedding_dim, model.embedding_channels] if model.embedding_dim else None
+    embedding = {name: getattr(model, f"embedding_{name}") for name in EMBEDDING} if model.embedding_dim else None
     return {
         "method": METHOD,
         "family": family,
@@ -185,7 +196,7 @@ def manifest_of(model: PoseBH, input_size: tuple[int, int], family: str) -> dict
         "num_experts": model.num_experts,
         "input_size": list(input_size),
         "datasets": [list(pair) for pair in model.datasets],
-        "filters": model.filters,
+        "filters": list(model.filters),
         "embedding": embedding,
     }
 
@@ -278,11 +289,17 @@ def _prototype_targets(state: Mapping[str, np.ndarray], contents: Contents) -> d
         return {}
     found = {path: state.get(name) for name, path in PROTOTYPES.items()}
     per_keypoint = {value.shape[1] for value in found.values() if value is not None and value.ndim == 3}
-    rest = (max(per_keypoint, default=PROTOTYPES_PER_KEYPOINT), contents.embedding[0])
+    rest = (max(per_keypoint, default=PROTOTYPES_PER_KEYPOINT), contents.embedding.dim)
     targets = {BANK: jax.ShapeDtypeStruct((sum(contents.keypoints), *rest), jnp.float32)}
     if found[CLUSTERS] is not None:
         targets[CLUSTERS] = jax.ShapeDtypeStruct((found[CLUSTERS].shape[0], *rest), jnp.float32)
     return targets
+
+
+def _described(embedding: Embedding, activation: str) -> dict[str, Any]:
+    if activation not in ACTIVATIONS:
+        raise PortError("the embedding head", [f"activation {activation!r}: expected one of {tuple(ACTIVATIONS)}"])
+    return {**embedding._asdict(), "activation": activation}
 
 
 def _check_names(names: tuple[str, ...], keypoints: tuple[int, ...]) -> None:

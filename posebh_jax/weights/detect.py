@@ -10,6 +10,7 @@ import collections
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from data_pipelines.datasets import DATASETS
 from pose_common.weights.keys import PortError
@@ -24,6 +25,15 @@ MIXTURES = (_WHOLE, ("coco", "aic", "mpii", "coco_wholebody"), (*_WHOLE, "interh
 Shapes = Mapping[str, tuple[int, ...]]
 
 
+class Embedding(NamedTuple):
+    """What shows of an embedding head; see `posebh_jax.heads.EmbeddingHead`. Its activation does not."""
+
+    dim: int
+    channels: int
+    neck: str
+    kernel: int
+
+
 @dataclasses.dataclass(frozen=True)
 class Contents:
     """Sizes of what a state dict holds.
@@ -33,11 +43,12 @@ class Contents:
         HUGGING_FACE.
       dim, depth: of the backbone.
       tokens: positions without the extra one.
+      mlp_ratio: hidden width of the MLP over dim.
       num_experts, part_features: 0 without experts.
       folded: experts are there, but fc2 has all its rows already: one of them was folded in.
       keypoints: maps of each head.
-      filters: channels of the deconvolutions.
-      embedding: (D, channels) of the embedding head, or None.
+      filters: channels of each of the two deconvolutions; 0 without heads.
+      embedding: the embedding head, or None.
       prototypes: keypoints of the bank, 0 without one.
     """
 
@@ -45,12 +56,13 @@ class Contents:
     dim: int
     depth: int
     tokens: int
+    mlp_ratio: float
     num_experts: int
     part_features: int
     folded: bool
     keypoints: tuple[int, ...]
-    filters: int
-    embedding: tuple[int, int] | None
+    filters: tuple[int, int]
+    embedding: Embedding | None
     prototypes: int
 
     @property
@@ -126,7 +138,8 @@ def backbone_size(contents: Contents, num_heads: int | None, part_features: int)
         )
     heads = num_heads if num_heads is not None else published.num_heads
     size = published or ViTSize(contents.dim, contents.depth, heads, part_features)
-    return dataclasses.replace(size, num_heads=heads, part_features=part_features or size.part_features)
+    part_features = part_features or size.part_features
+    return dataclasses.replace(size, num_heads=heads, part_features=part_features, mlp_ratio=contents.mlp_ratio)
 
 
 def _original(shapes: Shapes, prefix: str, family: str) -> Contents:
@@ -137,25 +150,22 @@ def _original(shapes: Shapes, prefix: str, family: str) -> Contents:
     heads = 1 if _any(shapes, r"keypoint_head\..*") else 0
     if heads and not folded:
         heads += _count(shapes, r"associate_keypoint_heads\.(\d+)\..*")
-    embedding = None
-    if _any(shapes, r"proto_head\..*"):
-        embedding = (
-            _size(shapes, r"proto_head\.head\.3\.bias", 0),
-            _size(shapes, r"proto_head\.head\.0\.bias", 0),
-        )
+    embedding = _embedding(shapes) if _any(shapes, r"proto_head\..*") else None
+    norms = [rf"\w+(\.\d+)?\.deconv_layers\.{layer}\.\w+" for layer in (1, 4)]
     prototypes = shapes.get("proto_head.kpt_prototype.prototypes", (0,))
     return Contents(
         family=family,
         dim=dim,
         depth=_count(shapes, rf"{re.escape(prefix)}blocks\.(\d+)\..*"),
         tokens=_tokens(shapes, f"{prefix}pos_embed", dim),
+        mlp_ratio=_ratio(_size(shapes, block + r"mlp\.fc1\.(weight|bias)", 0), dim),
         num_experts=0 if folded else num_experts,
         part_features=_size(shapes, block + r"mlp\.experts\.\d+\.weight", 0)
         if num_experts and not folded
         else 0,
         folded=folded,
         keypoints=tuple(_maps(shapes, i) for i in range(heads)),
-        filters=_size(shapes, r"\w+(\.\d+)?\.deconv_layers\.3\.weight", 0) if heads or embedding else 0,
+        filters=tuple(_size(shapes, norm, 0) if heads or embedding else 0 for norm in norms),
         embedding=embedding,
         prototypes=prototypes[0] if prototypes else 0,
     )
@@ -175,14 +185,33 @@ def _hugging_face(shapes: Shapes) -> Contents:
         dim=dim,
         depth=_count(shapes, r"backbone\.encoder\.layer\.(\d+)\..*"),
         tokens=_tokens(shapes, "backbone.embeddings.position_embeddings", dim),
+        mlp_ratio=_ratio(_size(shapes, layer + r"mlp\.fc1\.(weight|bias)", 0), dim),
         num_experts=num_experts,
         part_features=_size(shapes, layer + r"mlp\.experts\.\d+\.weight", 0) if num_experts else 0,
         folded=False,
         keypoints=(_size(shapes, r"head\.conv\.(bias|weight)", 0),),
-        filters=_size(shapes, r"head\.batchnorm\d\.\w+", 0),
+        filters=tuple(_size(shapes, rf"head\.batchnorm{i}\.\w+", 0) for i in (1, 2)),
         embedding=None,
         prototypes=0,
     )
+
+
+def _embedding(shapes: Shapes) -> Embedding:
+    if _any(shapes, r"proto_head\.neck\.[01]\.(conv|bn|downsample).*"):
+        neck = "res2"
+    else:
+        neck = "conv" if _any(shapes, r"proto_head\.neck\.[01]\.\w+") else "res"
+    return Embedding(
+        dim=_size(shapes, r"proto_head\.head\.3\.bias", 0),
+        channels=_size(shapes, r"proto_head\.head\.0\.bias", 0),
+        neck=neck,
+        kernel=1 if shapes.get("proto_head.head.0.weight", ())[2:] == (1, 1) else 3,
+    )
+
+
+def _ratio(hidden: int, dim: int) -> float:
+    """Their quotient, an integer where it is one."""
+    return hidden // dim if hidden % dim == 0 else hidden / dim
 
 
 def _maps(shapes: Shapes, head: int) -> int:

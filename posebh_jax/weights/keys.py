@@ -55,15 +55,14 @@ def head_rules(prefix: str, target: str) -> list[Rule]:
 
 
 def embedding_rules(prefix: str = "", target: str = "embedding") -> list[Rule]:
-    """The embedding head."""
+    """The embedding head with any neck: a model has the targets of one of them, and the rules of the others rest."""
     return [
         *_upsampling(prefix, target),
-        *_affine(f"{prefix}neck.conv1", f"params/{target}/neck/conv1", CONV),
-        *_batch_norm(f"{prefix}neck.bn1", f"{target}/neck/norm1"),
-        *_affine(f"{prefix}neck.conv2", f"params/{target}/neck/conv2", CONV),
-        *_batch_norm(f"{prefix}neck.bn2", f"{target}/neck/norm2"),
-        Rule(f"{prefix}neck.downsample.0.weight", f"params/{target}/neck/shortcut_conv/kernel", CONV),
-        *_batch_norm(f"{prefix}neck.downsample.1", f"{target}/neck/shortcut_norm"),
+        *_residual_block(f"{prefix}neck.", f"{target}/neck"),
+        *_residual_block(f"{prefix}neck.0.", f"{target}/neck1"),
+        *_residual_block(f"{prefix}neck.1.", f"{target}/neck2"),
+        *_affine(f"{prefix}neck.0", f"params/{target}/neck_conv", CONV),
+        *_batch_norm(f"{prefix}neck.1", f"{target}/neck_norm"),
         *_affine(f"{prefix}head.0", f"params/{target}/conv", CONV),
         *_batch_norm(f"{prefix}head.1", f"{target}/norm"),
         *_affine(f"{prefix}head.3", f"params/{target}/final", CONV),
@@ -125,6 +124,17 @@ def _batch_norm(source: str, target: str) -> list[Rule]:
         *_norm(source, f"params/{target}"),
         Rule(f"{source}.running_mean", f"batch_stats/{target}/mean"),
         Rule(f"{source}.running_var", f"batch_stats/{target}/var"),
+    ]
+
+
+def _residual_block(prefix: str, target: str) -> list[Rule]:
+    return [
+        *_affine(f"{prefix}conv1", f"params/{target}/conv1", CONV),
+        *_batch_norm(f"{prefix}bn1", f"{target}/norm1"),
+        *_affine(f"{prefix}conv2", f"params/{target}/conv2", CONV),
+        *_batch_norm(f"{prefix}bn2", f"{target}/norm2"),
+        Rule(f"{prefix}downsample.0.weight", f"params/{target}/shortcut_conv/kernel", CONV),
+        *_batch_norm(f"{prefix}downsample.1", f"{target}/shortcut_norm"),
     ]
 
 

@@ -9,6 +9,8 @@ import pytest
 from boir_jax import build
 from configs import boir
 
+pytestmark = pytest.mark.slow  # makes every published model's shapes
+
 COCO = ("coco", "train", "val", ["coco", "ochuman"])
 CROWDPOSE = ("crowdpose", "trainval", "test", ["crowdpose"])
 

@@ -49,7 +49,7 @@ def test_focal_loss(tag):
     mask = 1.0 if name is None else last(record[f"focal:{name}"])
     targets = last(record["focal:gt_nopos" if tag.startswith("nopos") else "focal:gt"])
     value, grad = jax.value_and_grad(focal_loss)(last(record["focal:pred"]), targets, mask)
-    np.testing.assert_allclose(value, record[f"focal:{tag}:loss"], rtol=1e-5)
+    np.testing.assert_allclose(value, record[f"focal:{tag}:loss"], rtol=3e-5)
     np.testing.assert_allclose(grad, last(record[f"focal:{tag}:grad"]), rtol=1e-5, atol=1e-6)
 
 

@@ -10,8 +10,8 @@ from tests.golden_files import golden
 
 # The release computes in float32 (UDP) or through three float32 points (plain); coordinates reach 1000
 # pixels.
-POINT_TOLERANCE = 5e-3
-LINEAR_TOLERANCE = 1e-5
+POINT_TOLERANCE = 1e-2  # the release maps points in float32; an ulp of its inputs moves them by 3e-3
+LINEAR_TOLERANCE = 3e-5
 
 
 @pytest.fixture(scope="module")

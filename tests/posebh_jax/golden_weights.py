@@ -27,7 +27,7 @@ def module_variables(shapes, state: dict[str, np.ndarray], rules: list[Rule], st
       strip: path of the module inside the whole model.
     """
     targets = {path.replace("/", f"/{strip}/", 1): value for path, value in flatten(shapes).items()}
-    tree = to_flax(dict(state), rules, targets, dropped=(r".*num_batches_tracked", r"kpt_prototype\..*")).tree
+    tree = to_flax(dict(state), rules, targets, dropped=(r".*num_batches_tracked", r"(kpt|cluster)_prototype\..*")).tree
     return unflatten({path.replace(f"/{strip}/", "/", 1): jnp.asarray(value) for path, value in tree.items()})
 
 

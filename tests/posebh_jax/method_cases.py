@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
@@ -10,10 +11,28 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from posebh_jax.keypoint_index import SkeletonLayout
-from posebh_jax.prototypes import init_prototypes
+from posebh_jax.prototypes import PrototypeConfig, init_prototypes
 from tests.golden_files import golden, golden_config
 
+# Of the random batches.
 LAYOUT = SkeletonLayout((5, 4, 6))
+# What an archive does not say is the paper's.
+PAPER = PrototypeConfig()
+FIELDS = {
+    "gamma": "momentum", "epsilon": "sinkhorn_epsilon", "iterations": "sinkhorn_rounds",
+    "cluster_conf_thr": "label_threshold", "hard_cluster": "weigh_by_correctness", "loss_weight": "contrast_weight",
+    "ppc_weight": "cross_entropy_weight", "ppd_weight": "distance_weight", "phm_loss_weight": "heatmap_weight",
+    "cps_weight": "cluster_weight", "css_weight": "cross_type_weight", "css_conf_thr": "cross_type_threshold",
+    "css_match_dist": "cross_type_distance",
+}  # fmt: skip
+"""The recordings' names of settings -> ours."""
+
+
+def recorded_settings(name: str, **others: Any) -> PrototypeConfig:
+    """The settings that an archive was recorded with; `others` replace or add to them."""
+    config = golden_config(name)
+    found = {field: config[key] for key, field in FIELDS.items() if key in config}
+    return dataclasses.replace(PAPER, **{**found, **others})
 
 
 class Batch(NamedTuple):

@@ -32,7 +32,7 @@ def tiny_method(stages: tuple[Stage, ...] = (STAGE,)) -> PoseBHMethod:
     """A few thousand parameters, three skeletons, drop path on."""
     datasets = tuple(find_dataset(name) for name in DATASETS)
     size = ViTSize(24, 2, 2, 8, drop_path=0.3)
-    model = PoseBH(size, tuple((d.name, d.num_keypoints) for d in datasets), len(datasets), 8, 8, 8)
+    model = PoseBH(size, tuple((d.name, d.num_keypoints) for d in datasets), len(datasets), 8, 8, (8, 8))
     optimizer = GroupedAdamW(step_schedule(1e-3, ()), weight_decay=0.1)
     return PoseBHMethod(model, datasets, (48, 64), stages, optimizer, WEIGHTS, num_clusters=12)
 

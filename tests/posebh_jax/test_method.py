@@ -27,6 +27,8 @@ from tests.posebh_jax.golden_weights import golden_state, maps
 pytestmark = pytest.mark.slow  # compiles training steps of the whole network
 
 FILE = "posebh/full_train.npz"
+HEAD_TERMS = ("main_stream_loss", *(f"{i}_loss" for i in range(1, 20)))
+"""The recordings' names of the heads' losses."""
 GROUPS = ("backbone", "heads", "embedding")
 PROTOTYPE = ("heatmap", "prototype", "prototype_heatmap")
 STAGES = {
@@ -43,7 +45,7 @@ def method():
     sets = [KeypointSet(f"golden{i}", tuple(f"k{k}" for k in range(count))) for i, count in enumerate(c["K"])]
     size = ViTSize(c["embed"], c["depth"], c["heads"], c["part"])
     names = tuple((s.name, s.num_keypoints) for s in sets)
-    model = PoseBH(size, names, len(sets), c["D"], c["ch"], c["deconv"][0])
+    model = PoseBH(size, names, len(sets), c["D"], c["ch"], tuple(c["deconv"]))
     outer, cross_entropy, distance = c["lw"]
     weights = PrototypeConfig(
         momentum=c["gamma"], contrast_weight=outer, cross_entropy_weight=cross_entropy, distance_weight=distance,
@@ -114,7 +116,7 @@ def test_losses(name, method, state):
     arrays = golden(FILE)
     (total, output), _ = run(name, method, state)
     recorded = {
-        "heatmap": sum(arrays[f"{name}/loss:{term}"] for term in ("main_stream_loss", "1_loss", "2_loss")),
+        "heatmap": sum(arrays[f"{name}/loss:{term}"] for term in HEAD_TERMS[: len(method.datasets)]),
         "prototype": arrays[f"{name}/loss:proto_loss"],
         "prototype_heatmap": arrays[f"{name}/loss:phm_loss"],
     }
@@ -154,9 +156,9 @@ def test_statistics_and_prototypes(name, method, state):
     (_, output), _ = run(name, method, state)
     stats = torch_names(method, {"batch_stats": output.batch_stats})
     for buffer, value in stats.items():
-        np.testing.assert_allclose(value, arrays[f"{name}/after:{buffer}"], atol=2e-6, err_msg=buffer)
+        np.testing.assert_allclose(value, arrays[f"{name}/after:{buffer}"], atol=6e-6, err_msg=buffer)
     moved, _ = method.update(state.method_state, output.observed, None)
     if name == "stage1":
-        np.testing.assert_allclose(moved["bank"], arrays["stage1/prototypes_after"], atol=5e-7)
+        np.testing.assert_allclose(moved["bank"], arrays["stage1/prototypes_after"], atol=2e-6)
     else:
         np.testing.assert_array_equal(moved["bank"], state.method_state["bank"])

@@ -12,7 +12,11 @@ from pose_common.weights.keys import expected_sources, flatten
 from posebh_jax.model import PoseBH, layer_ids, weight_decay_mask
 from posebh_jax.weights.keys import posebh_rules
 from posebh_jax.vit import SIZES, ViTSize
+from posebh_jax.weights.convert import model_of
 from tests.golden_files import golden
+from tests.posebh_jax.port_cases import KEYS, published
+
+pytestmark = pytest.mark.slow  # compiles networks of several forms
 
 MIXTURE = (("coco", 17), ("aic", 14), ("mpii", 16), ("ap10k", 17), ("apt36k", 17), ("coco_wholebody", 133))
 
@@ -26,11 +30,13 @@ def published_shapes(size: str, embedding_dim: int) -> dict:
     )
 
 
-@pytest.mark.parametrize("size", ["small", "base", "large", "huge"])
-@pytest.mark.parametrize("family", ["posebh", "vitpose++"])
-def test_published_sizes_have_the_originals_number_of_parameters(size, family):
-    recorded = golden("posebh/checkpoint_keys.json")[f"{family}_{size}"]
-    shapes = published_shapes(size, 64 if family == "posebh" else 0)
+@pytest.mark.parametrize("name", golden(KEYS))
+def test_published_sizes_have_the_originals_number_of_parameters(name):
+    recorded = golden(KEYS)[name]
+    _, _, manifest, _ = published(name)
+    width, height = manifest["input_size"]
+    model, image = model_of(manifest), jnp.zeros((1, height, width, 3))
+    shapes = jax.eval_shape(model.init, jax.random.key(0), image, jnp.zeros((1,), jnp.int32))
     count = sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(shapes["params"]))
     prototypes = sum(
         np.prod(shape) for key, shape in recorded["state_dict"].items() if key.endswith("prototypes")
@@ -51,14 +57,16 @@ def torch_values(params, tree, datasets) -> dict:
 
 def test_layers_and_decay_are_the_originals():
     recorded = golden("posebh/optimizer_groups.json")
-    params = published_shapes("base", 64)["params"]
+    depth = 1 + max(int(name.split(".")[2]) for name in recorded["params"] if name.startswith("backbone.blocks."))
+    size, rate = next((name, s.layer_decay) for name, s in SIZES.items() if s.depth == depth and name != "small")
+    params = published_shapes(size, 64)["params"]
     names = [name for name, _ in MIXTURE]
     layers = torch_values(params, layer_ids(params), names)
     decay = torch_values(params, weight_decay_mask(params), names)
     # The recorded model is narrower, so that its shortcut is the identity.
     assert {name for name in layers if "downsample" not in name} == set(recorded["params"])
     for name, group in recorded["params"].items():
-        assert 0.75 ** (13 - layers[name]) == pytest.approx(group["lr_scale"], rel=1e-12), name
+        assert rate ** (depth + 1 - layers[name]) == pytest.approx(group["lr_scale"], rel=1e-12), name
         assert decay[name] == (group["weight_decay"] > 0), name
 
 
@@ -70,7 +78,7 @@ def test_layer_ids_broadcast_along_the_stacked_axis():
 
 @pytest.fixture(scope="module")
 def small_model():
-    model = PoseBH(ViTSize(24, 2, 2, 8), (("a", 3), ("b", 2)), num_experts=2, embedding_dim=5, filters=8)
+    model = PoseBH(ViTSize(24, 2, 2, 8), (("a", 3), ("b", 2)), num_experts=2, embedding_dim=5, filters=(8, 8))
     variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 64, 48, 3)), jnp.zeros((1,), jnp.int32))
     images = jax.random.normal(jax.random.key(1), (4, 64, 48, 3))
     return model, variables, images, jnp.asarray([0, 1, 1, 0])
@@ -102,7 +110,7 @@ def test_an_unknown_head_is_named(small_model):
 
 
 def test_without_embedding_there_is_no_embedding_group(small_model):
-    model = PoseBH(ViTSize(24, 2, 2, 8), (("a", 3),), embedding_dim=0, filters=8)
+    model = PoseBH(ViTSize(24, 2, 2, 8), (("a", 3),), embedding_dim=0, filters=(8, 8))
     shapes = jax.eval_shape(
         model.init, jax.random.key(0), jnp.zeros((1, 64, 48, 3)), jnp.zeros((1,), jnp.int32)
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -13,11 +14,17 @@ import pytest
 from posebh_jax import prototypes as protos
 from posebh_jax.keypoint_index import SkeletonLayout
 from posebh_jax.losses.prototype import contrast
-from posebh_jax.prototypes import Labels, PrototypeConfig
+from posebh_jax.prototypes import Labels
 from tests.golden_files import golden, golden_config
-from tests.posebh_jax.method_cases import close
+from tests.posebh_jax.method_cases import PAPER, close, recorded_settings
 
-CONFIG = PrototypeConfig(contrast_weight=1.0)
+SINKHORN, UPDATE, REAL = (f"posebh/{name}.npz" for name in ("sinkhorn", "prototype_update", "prototype_update_real"))
+CONFIG = dataclasses.replace(PAPER, contrast_weight=1.0)
+
+
+def datasets_in(name: str) -> list[int]:
+    """The datasets that an update archive has samples of."""
+    return sorted(int(match[1]) for key in golden(name) if (match := re.fullmatch(r"d(\d+)/feats", key)))
 
 
 def row_labels(keypoints, confidence=None) -> Labels:
@@ -27,11 +34,11 @@ def row_labels(keypoints, confidence=None) -> Labels:
     return Labels(keypoints, confidence[None, None, :, None], jnp.zeros((1, 1), jnp.int32))
 
 
-@functools.partial(jax.jit, static_argnames="layout")
-def assign_rows(similarity, labels, layout):
+@functools.partial(jax.jit, static_argnames=("layout", "config"))
+def assign_rows(similarity, labels, layout, config=CONFIG):
     """[N, M] -> [N, M]."""
     rows = similarity[None, None, :, :, None]
-    return protos.assign(rows, labels, layout=layout, config=CONFIG)[0, 0, :, :, 0]
+    return protos.assign(rows, labels, layout=layout, config=config)[0, 0, :, :, 0]
 
 
 def test_similarity_and_its_gradient():
@@ -61,14 +68,14 @@ def test_initial_prototypes_are_unit_vectors_in_all_directions():
     assert jnp.linalg.norm(bank.mean((0, 1))) < 0.15  # 300 random directions average to about 1/sqrt(300)
 
 
-@pytest.mark.parametrize("count", [1, 2, 7, 40])
+@pytest.mark.parametrize("count", golden_config(SINKHORN)["ns"])
 def test_sinkhorn(count):
-    arrays = golden("posebh/sinkhorn.npz")
-    case = {k.split("/")[1]: v for k, v in arrays.items() if k.startswith(f"n{count}/")}
-    q = assign_rows(case["similarity"], row_labels(np.zeros(count)), SkeletonLayout((1,)))
-    close(q, case["assignment"], atol=1e-6)
+    case = {k.split("/")[1]: v for k, v in golden(SINKHORN).items() if k.startswith(f"n{count}/")}
+    config = recorded_settings(SINKHORN)
+    q = assign_rows(case["similarity"], row_labels(np.zeros(count)), SkeletonLayout((1,)), config)
+    close(q, case["assignment"], atol=3e-6)
     np.testing.assert_array_equal(np.argmax(q, -1), case["argmax"])
-    drawn = np.eye(3)[np.argmax(q + case["gumbel_noise"], -1)]
+    drawn = np.eye(q.shape[1])[np.argmax(q + case["gumbel_noise"], -1)]
     np.testing.assert_allclose(drawn, case["q_hard"], atol=1e-6)
 
 
@@ -106,11 +113,11 @@ def test_extreme_similarities_stay_finite():
     close(q, np.full((20, 3), 1 / 3), atol=1e-5)
 
 
-@functools.partial(jax.jit, static_argnames=("layout", "momentum"))
-def update_rows(prototypes, feats, labels, noise, layout, momentum):
+@functools.partial(jax.jit, static_argnames=("layout", "momentum", "config"))
+def update_rows(prototypes, feats, labels, noise, layout, momentum, config):
     """One dataset's call of the reference: contrast, correctness, update; rows [N, ...]."""
     embedding = feats[None, None]
-    terms = contrast(embedding, prototypes, labels, layout=layout, config=CONFIG)
+    terms = contrast(embedding, prototypes, labels, layout=layout, config=config)
     correct = protos.is_correct(labels, protos.best_similarities(embedding, prototypes), layout)
     weight = correct * labels.confidence[..., 0]
     observed = protos.Observed(embedding, labels, terms.assignment[..., 0], weight)
@@ -128,26 +135,25 @@ def recorded_update(name, dataset, momentum):
     keypoint = layout.starts[dataset] + rows["gt"]
     labels = row_labels(keypoint, rows["conf"])._replace(dataset=jnp.full((1, 1), dataset, jnp.int32))
     feats = jnp.asarray(rows["feats"])
-    args = (labels, jnp.asarray(rows["gumbel_noise"]), layout, momentum)
+    args = (labels, jnp.asarray(rows["gumbel_noise"]), layout, momentum, recorded_settings(name))
     terms, correct, moved, mass = update_rows(before, feats, *args)
     gradient = jax.grad(lambda x: update_rows(before, x, *args)[0].loss)(feats)
     return np.asarray(before), rows, layout, terms, correct, moved, mass, gradient
 
 
-@pytest.mark.parametrize("dataset", [0, 1, 2])
+@pytest.mark.parametrize("dataset", datasets_in(UPDATE))
 def test_update_of_one_dataset(dataset):
-    before, rows, layout, terms, correct, moved, mass, gradient = recorded_update(
-        "posebh/prototype_update.npz", dataset, 0.999
-    )
+    config = recorded_settings(UPDATE)
+    before, rows, layout, terms, correct, moved, mass, gradient = recorded_update(UPDATE, dataset, config.momentum)
     q = terms.assignment[0, 0, :, :, 0]
     # The recorded float32 values are up to 8e-7 from float64 here, ours up to 4e-7.
     close(q, rows["fixed/sinkhorn_assignment"], atol=2e-6)
-    np.testing.assert_array_equal(q.argmax(-1) + 3 * rows["gt"], rows["fixed/target"])
+    np.testing.assert_array_equal(q.argmax(-1) + before.shape[1] * rows["gt"], rows["fixed/target"])
     np.testing.assert_array_equal(correct, rows["fixed/correct_mask"])
-    close(0.01 * terms.cross_entropy, rows["fixed/ppc"], rel=1e-6)
-    close(0.001 * terms.distance, rows["fixed/ppd"], rel=1e-6)
+    close(config.cross_entropy_weight * terms.cross_entropy, rows["fixed/ppc"], rel=1e-6)
+    close(config.distance_weight * terms.distance, rows["fixed/ppd"], rel=1e-6)
     close(gradient, rows["fixed/grad_feats"], rel=1e-5)
-    close(moved, rows["fixed/prototypes_after"], atol=5e-7)
+    close(moved, rows["fixed/prototypes_after"], atol=2e-6)
 
     untouched = np.asarray(mass) == 0
     assert untouched[: layout.starts[dataset]].all(), "other datasets' prototypes received samples"
@@ -155,23 +161,26 @@ def test_update_of_one_dataset(dataset):
     close(jnp.linalg.norm(moved, axis=-1), np.ones(moved.shape[:2]), atol=1e-6)
 
 
-@pytest.mark.parametrize("dataset", [0, 1, 2])
+@pytest.mark.parametrize("dataset", datasets_in(UPDATE))
 def test_update_with_other_momenta(dataset):
-    """The reference's update weight u replaces the momentum g by 1 - (1 - g) u."""
-    for momentum, name in [(0.9, "gamma0.9"), (1 - (1 - 0.9) * 0.5, "gamma0.9_uw0.5")]:
-        _, rows, _, _, _, moved, _, _ = recorded_update("posebh/prototype_update.npz", dataset, momentum)
-        close(moved, rows[f"fixed/prototypes_after_{name}"], atol=5e-7, name=name)
+    """The reference's update weight u replaces the momentum g by 1 - (1 - g) u; names say both."""
+    named = re.compile(rf"d{dataset}/(fixed/prototypes_after_gamma([\d.]+?)(_uw([\d.]+))?)")
+    names = [match for match in map(named.fullmatch, golden(UPDATE)) if match]
+    assert names
+    for name, gamma, _, update_weight in (match.groups() for match in names):
+        momentum = 1 - (1 - float(gamma)) * float(update_weight or 1)
+        _, rows, _, _, _, moved, _, _ = recorded_update(UPDATE, dataset, momentum)
+        close(moved, rows[name], atol=5e-7, name=name)
 
 
-@pytest.mark.parametrize("dataset", [1, 5])
+@pytest.mark.parametrize("dataset", datasets_in(REAL))
 def test_update_at_real_size(dataset):
-    before, rows, layout, terms, correct, moved, _, gradient = recorded_update(
-        "posebh/prototype_update_real.npz", dataset, 0.9
-    )
+    config = recorded_settings(REAL)
+    before, rows, layout, terms, correct, moved, _, gradient = recorded_update(REAL, dataset, config.momentum)
     own = slice(layout.starts[dataset], layout.starts[dataset] + layout.counts[dataset])
     np.testing.assert_array_equal(correct, rows["fixed/correct_mask"])
-    close(0.01 * terms.cross_entropy, rows["fixed/ppc"], rel=1e-6)
-    close(0.001 * terms.distance, rows["fixed/ppd"], rel=1e-6)
+    close(config.cross_entropy_weight * terms.cross_entropy, rows["fixed/ppc"], rel=1e-6)
+    close(config.distance_weight * terms.distance, rows["fixed/ppd"], rel=1e-6)
     close(gradient, rows["fixed/grad_feats"], rel=1e-5)
     close(moved[own], rows["fixed/own_prototypes_after"], atol=5e-7)
     others = np.delete(np.arange(layout.total), own)
@@ -181,12 +190,12 @@ def test_update_at_real_size(dataset):
 def test_the_release_moves_only_the_first_datasets_prototypes():
     """Departure: local ids compared with global ones leave the release without a correct sample here; we move
     them."""
-    name = "posebh/prototype_update_real.npz"
-    before, rows, layout, _, correct, moved, _, _ = recorded_update(name, 1, 0.9)
-    own = slice(layout.starts[1], layout.starts[1] + layout.counts[1])
+    dataset, momentum = next(d for d in datasets_in(REAL) if d > 0), recorded_settings(REAL).momentum
+    before, rows, layout, _, correct, moved, _, _ = recorded_update(REAL, dataset, momentum)
+    own = slice(layout.starts[dataset], layout.starts[dataset] + layout.counts[dataset])
     assert not rows["released/correct_mask"].any()
     np.testing.assert_allclose(rows["released/own_prototypes_after"], before[own], atol=1e-6)
-    assert correct.any() and np.abs(moved[own] - before[own]).max() > 0.01
+    assert correct.any() and np.abs(moved[own] - before[own]).max() > 0.1 * (1 - momentum)
 
 
 def test_a_keypoint_of_another_dataset_does_not_make_a_sample_wrong():

@@ -37,35 +37,37 @@ def test_features_are_the_originals(name):
     np.testing.assert_allclose(apply(variables, images, dataset), expected, atol=TOLERANCE)
 
 
-@pytest.mark.parametrize("blocks", [0, 1, 2])
+BLOCKS = sorted(int(key[5:-4]) for key in golden("posebh/vit_moe.npz") if key.startswith("block"))
+
+
+@pytest.mark.parametrize("blocks", range(len(BLOCKS)))
 def test_tokens_after_some_blocks_are_the_originals(blocks):
     """Dropping the branches of the later blocks leaves the tokens as they are, but for the final norm."""
     _, variables, images, dataset, apply = recorded("vit_moe")
     arrays = golden("posebh/vit_moe.npz")
     position = arrays["param:pos_embed"]
     embedded = arrays["patch_tokens"] + position[:, 1:] + position[:, :1]
-    expected = (embedded, arrays["block0_out"], arrays["block1_out"])[blocks]
+    expected = (embedded, *(arrays[f"block{i}_out"] for i in BLOCKS))[blocks]
     mean, var = expected.mean(-1, keepdims=True), expected.var(-1, keepdims=True)
     norm = variables["params"]["last_norm"]
     normed = (expected - mean) / np.sqrt(var + 1e-6) * norm["scale"] + norm["bias"]
-    scales = jnp.ones((3, 2, 6)).at[blocks:].set(0.0)
-    np.testing.assert_allclose(
-        apply(variables, images, dataset, scales).reshape(6, 12, 48), normed, atol=TOLERANCE
-    )
+    scales = jnp.ones((len(BLOCKS), 2, len(images))).at[blocks:].set(0.0)
+    tokens = apply(variables, images, dataset, scales).reshape(expected.shape)
+    np.testing.assert_allclose(tokens, normed, atol=TOLERANCE)
 
 
 def test_an_image_through_every_expert():
     _, variables, images, _, apply = recorded("vit_moe")
     expected = maps(golden("posebh/vit_moe.npz")["output_image0_all_experts"])
-    repeated = jnp.broadcast_to(images[:1], images.shape)
-    np.testing.assert_allclose(apply(variables, repeated, jnp.arange(6)), expected, atol=TOLERANCE)
+    repeated = jnp.broadcast_to(images[:1], (len(expected), *images.shape[1:]))
+    np.testing.assert_allclose(apply(variables, repeated, jnp.arange(len(expected))), expected, atol=TOLERANCE)
 
 
 def test_a_mixed_batch_equals_one_expert_at_a_time():
     _, variables, images, dataset, apply = recorded("vit_moe")
     mixed = apply(variables, images, dataset)
-    for expert in range(6):
-        alone = apply(variables, images, jnp.full((6,), expert))
+    for expert in range(golden_config("posebh/vit_moe.npz")["num_expert"]):
+        alone = apply(variables, images, jnp.full(len(images), expert))
         np.testing.assert_allclose(mixed[dataset == expert], alone[dataset == expert], atol=1e-6)
 
 

@@ -150,7 +150,7 @@ def test_a_file_gives_the_originals_features_and_poses(tmp_path, suffix):
     images = np.moveaxis(record["x_sq"], 1, -1)
     features, centre = network()(conversion.weights, images)
     # float32 noise of the recorded maps is 5e-5 at a scale of 10.
-    np.testing.assert_allclose(features[:1], np.moveaxis(record["y_sq_eval_img0"], 1, -1), atol=2e-4)
+    np.testing.assert_allclose(features[:1], np.moveaxis(record["y_sq_eval_img0"], 1, -1), atol=6e-4)
 
     record, case = golden("boir/full_infer.npz"), golden_config("boir/full_infer.npz")["cases"][0]
     size, kernel, flip = case.split(":")

@@ -13,6 +13,8 @@ from boir_jax.weights.keys import COUNTERS, SKELETON, backbone_rules, boir_rules
 from pose_common.weights.keys import PortError, expected_sources, to_flax, to_torch
 from tests.boir_jax.golden_weights import KEYS, PUBLISHED, published, shapes
 
+pytestmark = pytest.mark.slow  # makes every published model's shapes
+
 
 def checkpoint(variant: str, num_keypoints: int, training_heads: bool) -> dict[str, tuple[int, ...]]:
     """Torch name -> shape, without the norms' counters."""

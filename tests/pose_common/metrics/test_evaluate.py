@@ -12,7 +12,7 @@ import scipy.io
 from data_pipelines.datasets import find_dataset
 from pose_common.metrics import evaluate
 from pose_common.metrics.columns import ground_truth_from_coco
-from tests.golden_files import golden, golden_path, shared_path
+from tests.golden_files import GOLDEN, golden, golden_path, shared_path
 from tests.pose_common.metrics.cases import (
     annotations_of,
     random_document,
@@ -49,6 +49,12 @@ def _assert_metrics(actual, expected, tolerance=METRIC_TOLERANCE):
     assert {name: actual[name] for name in expected} == pytest.approx(expected, rel=0, abs=tolerance)
 
 
+def _with_samples(name: str):
+    """A recording of sample annotations, kept with the other recordings or with the samples."""
+    path = GOLDEN / name
+    return json.loads((path if path.exists() else shared_path(f"golden/{name}")).read_text())
+
+
 def _check_oks_case(dataset, document, rows, expected):
     poses = evaluate.final_poses(dataset, truth_of(dataset, document), recorded_poses(rows, dataset), **settings_of(expected))
     _assert_metrics(evaluate.metrics_of(dataset, truth_of(dataset, document), poses), expected["metrics"])
@@ -79,14 +85,8 @@ def test_recorded_synthetic(name):
 
 @pytest.mark.parametrize("name", REAL)
 def test_recorded_on_sample_annotations(name):
-    document, rows, expected = (
-        json.loads(shared_path(path).read_text())
-        for path in (
-            f"samples/{REAL[name]}",
-            f"golden/data/eval/{name}_real_pred.json",
-            f"golden/data/eval/{name}_real_expected.json",
-        )
-    )
+    document = json.loads(shared_path(f"samples/{REAL[name]}").read_text())
+    rows, expected = (_with_samples(f"data/eval/{name}_real_{kind}.json") for kind in ("pred", "expected"))
     _check_oks_case(find_dataset(name), document, rows, expected)
 
 
@@ -188,10 +188,7 @@ def test_hands():
 
 
 def test_hands_on_sample_annotations():
-    rows, expected = (
-        json.loads(shared_path(f"golden/data/eval/interhand2d_real_{kind}.json").read_text())
-        for kind in ("pred", "expected")
-    )
+    rows, expected = (_with_samples(f"data/eval/interhand2d_real_{kind}.json") for kind in ("pred", "expected"))
     _check_hand_case(rows, expected)
 
 

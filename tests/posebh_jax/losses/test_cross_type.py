@@ -3,46 +3,59 @@ eight."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from posebh_jax import prototypes as protos
 from posebh_jax.losses import cross_type
 from posebh_jax.keypoint_index import SkeletonLayout
 from posebh_jax.losses.prototype import contrast
-from posebh_jax.prototypes import PrototypeConfig
 from tests.golden_files import golden
 from tests.posebh_jax.method_cases import (
-    LAYOUT, close, golden_batch, nhwc, on_every_wrapper, random_batch, random_prototypes,
+    LAYOUT, PAPER, close, golden_batch, nhwc, on_every_wrapper, random_batch, random_prototypes, recorded_settings,
 )  # fmt: skip
 
-CONFIG = PrototypeConfig(
-    contrast_weight=1.0, heatmap_weight=1.0, cross_type_weight=1.0, cross_type_threshold=0.66
+pytestmark = pytest.mark.slow  # compiles for eight devices
+
+FILE = "posebh/css.npz"
+RECORDED = recorded_settings(FILE, cross_type_weight=1.0)
+CONFIG = dataclasses.replace(
+    PAPER, contrast_weight=1.0, heatmap_weight=1.0, cross_type_weight=1.0, cross_type_threshold=0.66
 )
 
 
 def recorded():
-    case = golden("posebh/css.npz")
-    batch, layout = golden_batch("posebh/css.npz")
+    case = golden(FILE)
+    batch, layout = golden_batch(FILE)
     heads = jnp.concatenate([nhwc(case[f"head_heatmaps_d{d}"]) for d in range(layout.num_datasets)], axis=-1)
     return case, batch, layout, heads, jnp.asarray(case["prototypes"])
 
 
+def each_dataset(case, name, layout, absent):
+    """The arrays `name_dN`; `absent` for a dataset without a selected keypoint, which has most of them not."""
+    return [case.get(f"{name}_d{d}", absent) for d in range(layout.num_datasets)]
+
+
 def by_dataset(case, name, layout):
-    """The arrays `name_dN` side by side: [B, T, ...]."""
-    return np.concatenate([case[f"{name}_d{d}"] for d in range(layout.num_datasets)], axis=1)
+    """The arrays `name_dN` side by side: [B, T, ...]; zero for a dataset without a selected keypoint."""
+    found = each_dataset(case, name, layout, None)
+    batch, _, *rest = next(array.shape for array in found if array is not None)
+    zeros = [np.zeros((batch, count, *rest), np.float32) for count in layout.counts]
+    return np.concatenate([z if a is None else a for a, z in zip(found, zeros, strict=True)], axis=1)
 
 
-@functools.partial(jax.jit, static_argnames="layout")
-def loss_and_gradients(maps, dataset, prototypes, layout):
+@functools.partial(jax.jit, static_argnames=("layout", "config"))
+def loss_and_gradients(maps, dataset, prototypes, layout, config=CONFIG):
     """((loss, aux), gradients) with respect to embedding, heads and best similarities."""
 
     def loss(embedding, heads, best):
         losses, aux = cross_type.cross_type_terms(
-            embedding, heads, best, dataset, prototypes, layout=layout, config=CONFIG
+            embedding, heads, best, dataset, prototypes, layout=layout, config=config
         )
         return losses["cross_type"], aux
 
@@ -52,9 +65,9 @@ def loss_and_gradients(maps, dataset, prototypes, layout):
 best_of = jax.jit(protos.best_similarities)
 
 
-@functools.partial(jax.jit, static_argnames="layout")
-def pseudo_of(heads, best, dataset, layout):
-    return cross_type.pseudo_labels(heads, protos.prototype_heatmaps(best), dataset, layout, CONFIG)
+@functools.partial(jax.jit, static_argnames=("layout", "config"))
+def pseudo_of(heads, best, dataset, layout, config=CONFIG):
+    return cross_type.pseudo_labels(heads, protos.prototype_heatmaps(best), dataset, layout, config)
 
 
 @functools.partial(jax.jit, static_argnames="heatmap_size")
@@ -64,26 +77,28 @@ def draw(position, heatmap_size):
 
 @functools.partial(jax.jit, static_argnames=("heatmap_size", "layout"))
 def labels_and_assignment(embedding, pseudo, prototypes, heatmap_size, layout):
-    labels = cross_type.label_pseudo_pixels(pseudo, heatmap_size, layout, CONFIG)
-    return labels, contrast(embedding, prototypes, labels, layout=layout, config=CONFIG).assignment
+    labels = cross_type.label_pseudo_pixels(pseudo, heatmap_size, layout, RECORDED)
+    return labels, contrast(embedding, prototypes, labels, layout=layout, config=RECORDED).assignment
 
 
 def test_pseudo_labels():
     case, batch, layout, heads, prototypes = recorded()
-    pseudo = pseudo_of(heads, best_of(batch.embedding, prototypes), batch.dataset, layout)
+    pseudo = pseudo_of(heads, best_of(batch.embedding, prototypes), batch.dataset, layout, RECORDED)
+    heatmap_size = heads.shape[2], heads.shape[1]
     selected = by_dataset(case, "fixed/selected", layout)
     np.testing.assert_array_equal(pseudo.weight > 0, selected)
     close(pseudo.weight, by_dataset(case, "fixed/pseudo_weight", layout)[..., 0], atol=1e-6)
     close(pseudo.position, by_dataset(case, "fixed/pseudo_kpts", layout), atol=1e-3)
-    drawn = draw(pseudo.position, (16, 20)) * selected[:, None, None]
+    drawn = draw(pseudo.position, heatmap_size) * selected[:, None, None]
     close(jnp.moveaxis(drawn, -1, 1), by_dataset(case, "fixed/pseudo_heatmap", layout), atol=1e-4)
 
-    labels, q = labels_and_assignment(batch.embedding, pseudo, prototypes, (16, 20), layout)
+    labels, q = labels_and_assignment(batch.embedding, pseudo, prototypes, heatmap_size, layout)
     local = np.where(labels.keypoint >= 0, labels.keypoint - layout.starts, -1)
-    classes = np.stack([case[f"fixed/sample_class_d{d}"] for d in range(3)], axis=-1)
+    nowhere = np.full(heads.shape[:3], -1)
+    classes = np.stack(each_dataset(case, "fixed/sample_class", layout, nowhere), axis=-1)
     np.testing.assert_array_equal(local, classes)
-    targets = np.where(classes >= 0, q.argmax(-2) + 3 * classes, -1)
-    expected = np.stack([case[f"fixed/proto_target_d{d}"] for d in range(3)], axis=-1)
+    targets = np.where(classes >= 0, q.argmax(-2) + prototypes.shape[1] * classes, -1)
+    expected = np.stack(each_dataset(case, "fixed/proto_target", layout, nowhere), axis=-1)
     np.testing.assert_array_equal(targets, expected)
 
 
@@ -91,13 +106,15 @@ def test_losses_and_gradients():
     case, batch, layout, heads, prototypes = recorded()
     best, through_best = jax.vjp(lambda e: best_of(e, prototypes), batch.embedding)
     maps = batch.embedding, heads, best
-    (loss, aux), gradients = loss_and_gradients(maps, batch.dataset, prototypes, layout)
+    (loss, aux), gradients = loss_and_gradients(maps, batch.dataset, prototypes, layout, RECORDED)
     close(loss, case["fixed/css_loss"], rel=1e-5)
-    for name, key in [("head", "hm_loss"), ("prototype_heatmap", "phm_loss")]:
-        close(aux[name], np.stack([case[f"fixed/{key}_d{d}"] for d in range(3)]), rel=1e-5, name=name)
-    contrastive = sum(case[f"fixed/proto_loss_d{d}"] for d in range(3))
-    close(0.01 * aux["cross_entropy"] + 0.001 * aux["distance"], contrastive, rel=1e-5)
-    np.testing.assert_array_equal(aux["selected"], [case[f"fixed/selected_d{d}"].sum() for d in range(3)])
+    for name, key, weight in [("head", "hm_loss", 1), ("prototype_heatmap", "phm_loss", RECORDED.heatmap_weight)]:
+        close(weight * aux[name], np.stack(each_dataset(case, f"fixed/{key}", layout, 0.0)), rel=1e-5, name=name)
+    contrastive = RECORDED.cross_entropy_weight * aux["cross_entropy"] + RECORDED.distance_weight * aux["distance"]
+    recorded_loss = np.sum(each_dataset(case, "fixed/proto_loss", layout, 0.0))
+    close(RECORDED.contrast_weight * contrastive, recorded_loss, rel=1e-5)
+    selected = [found.sum() for found in each_dataset(case, "fixed/selected", layout, np.zeros(1))]
+    np.testing.assert_array_equal(aux["selected"], selected)
     embedding = gradients[0] + through_best(gradients[2])[0]
     close(jnp.moveaxis(embedding, -1, 1), case["fixed/grad_embedding"], rel=1e-4)
     close(jnp.moveaxis(gradients[1], -1, 1), by_dataset(case, "fixed/grad_head_heatmaps", layout), rel=1e-4)
@@ -106,7 +123,7 @@ def test_losses_and_gradients():
 def test_both_coordinates_count_in_distance_and_position():
     """Departures: the release mixes axes in the distance, and averages a position with a confidence."""
     case, batch, layout, heads, prototypes = recorded()
-    ours = pseudo_of(heads, best_of(batch.embedding, prototypes), batch.dataset, layout).weight > 0
+    ours = pseudo_of(heads, best_of(batch.embedding, prototypes), batch.dataset, layout, RECORDED).weight > 0
     assert (np.asarray(ours) != by_dataset(case, "released/selected", layout)).any()
 
     layout, size, image = SkeletonLayout((1, 1)), (32, 40), jnp.array([0])

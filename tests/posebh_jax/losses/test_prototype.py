@@ -14,13 +14,14 @@ from posebh_jax import prototypes as protos
 from posebh_jax.losses import heatmap
 from posebh_jax.losses import prototype as losses
 from posebh_jax.keypoint_index import SkeletonLayout
-from posebh_jax.prototypes import Labels, PrototypeConfig
+from posebh_jax.prototypes import Labels
 from tests.golden_files import golden, golden_config
 from tests.posebh_jax.method_cases import (
-    LAYOUT, close, golden_batch, nhwc, on_every_wrapper, random_batch, random_prototypes,
+    LAYOUT, PAPER, close, golden_batch, nhwc, on_every_wrapper, random_batch, random_prototypes, recorded_settings,
 )  # fmt: skip
 
-CONFIG = PrototypeConfig(momentum=0.9, contrast_weight=1.0, heatmap_weight=1.0)
+MSE, MIXED = "posebh/joints_mse.npz", "posebh/prt_loss.npz"
+CONFIG = dataclasses.replace(PAPER, momentum=0.9, contrast_weight=1.0, heatmap_weight=1.0)
 
 
 def terms_of(batch, prototypes, noise, layout, config=CONFIG):
@@ -39,23 +40,25 @@ def moved(prototypes, observed, noise, config=CONFIG, axis_name=None):
 values_of = jax.jit(terms_of, static_argnames=("layout", "config"))
 
 
-@functools.partial(jax.jit, static_argnames="layout")
-def with_gradients(batch, prototypes, noise, layout):
+@functools.partial(jax.jit, static_argnames=("layout", "config"))
+def with_gradients(batch, prototypes, noise, layout, config=CONFIG):
     """Losses, auxiliary values, and each loss's gradient with respect to the embedding."""
 
     def terms_at(embedding):
-        return terms_of(batch._replace(embedding=embedding), prototypes, noise, layout)
+        return terms_of(batch._replace(embedding=embedding), prototypes, noise, layout, config)
 
     terms, pull, aux = jax.vjp(terms_at, batch.embedding, has_aux=True)
     one_hot = {name: {other: jnp.float32(name == other) for other in terms} for name in terms}
     return terms, aux, {name: pull(cotangent)[0] for name, cotangent in one_hot.items()}
 
 
-@pytest.mark.parametrize("variant, scale", [("weighted", 1.0), ("unweighted", 1.0), ("weighted_lw0.3", 0.3)])
-def test_joints_mse(variant, scale):
-    case = golden("posebh/joints_mse.npz")
-    layout = SkeletonLayout((6,))
-    weights = jnp.asarray(case["target_weight"][..., 0]) if "unweighted" not in variant else jnp.ones((5, 6))
+@pytest.mark.parametrize("variant", sorted(name.split("/")[0] for name in golden(MSE) if name.endswith("/loss")))
+def test_joints_mse(variant):
+    """A variant's name ends with the weight of its loss."""
+    case = golden(MSE)
+    weights = jnp.asarray(case["target_weight"][..., 0])
+    weights = jnp.ones_like(weights) if "unweighted" in variant else weights
+    layout, scale = SkeletonLayout(weights.shape[1:]), float(variant.partition("_lw")[2] or 1)
 
     @jax.jit
     def loss(output):
@@ -84,20 +87,21 @@ def test_the_three_averages_of_heatmap_errors():
     "variant, target", [("w1", "target"), ("paper", "target"), ("w1_ignored", "target_with_ignored")]
 )
 def test_contrastive_loss_of_given_logits(variant, target):
-    """Logits [37, 15] are the similarities of 37 samples to 5 keypoints with 3 prototypes each."""
-    case = golden("posebh/ppc_ppd.npz")
-    layout, config = SkeletonLayout((5,)), PrototypeConfig()
-    wanted = jnp.asarray(case[target])
-    keypoint = jnp.where(wanted >= 0, wanted // 3, -1)
-    labels = Labels(keypoint[None, None, :, None], jnp.ones((1, 1, 37, 1)), jnp.zeros((1, 1), jnp.int32))
-    weight = config.contrast_weight if variant == "paper" else 1.0
+    """Logits [N, K x M] are the similarities of N samples to K keypoints with M prototypes each."""
+    name = "posebh/ppc_ppd.npz"
+    case, config, sizes = golden(name), recorded_settings(name), golden_config(name)
+    count, keypoints, per_keypoint = len(case["logits"]), sizes["K"], sizes["M"]
+    layout, wanted = SkeletonLayout((keypoints,)), jnp.asarray(case[target])
+    keypoint = jnp.where(wanted >= 0, wanted // per_keypoint, -1)
+    labels = Labels(keypoint[None, None, :, None], jnp.ones((1, 1, count, 1)), jnp.zeros((1, 1), jnp.int32))
+    weight = PAPER.contrast_weight if variant == "paper" else 1.0
 
     @jax.jit
     def parts(logits):
-        similarity = logits.reshape(1, 1, 37, 5, 3).swapaxes(-1, -2)
+        similarity = logits.reshape(1, 1, count, keypoints, per_keypoint).swapaxes(-1, -2)
         members = protos.slot_members(labels, layout)
-        own = jnp.where(jnp.arange(5) == keypoint[:, None, None], similarity, 0).sum(-1)[..., None]
-        partition, chosen = losses.log_partition(similarity, members), (wanted % 3)[None, None, :, None]
+        own = jnp.where(jnp.arange(keypoints) == keypoint[:, None, None], similarity, 0).sum(-1)[..., None]
+        partition, chosen = losses.log_partition(similarity, members), (wanted % per_keypoint)[None, None, :, None]
         entropy, distance, _ = losses.contrastive_means(partition, own, chosen, labels, layout=layout)
         return config.cross_entropy_weight * entropy[0], config.distance_weight * distance[0]
 
@@ -110,10 +114,10 @@ def test_contrastive_loss_of_given_logits(variant, target):
 
 
 def test_prototype_terms_of_a_mixed_batch():
-    case = golden("posebh/prt_loss.npz")
-    batch, layout = golden_batch("posebh/prt_loss.npz")
+    case, config = golden(MIXED), recorded_settings(MIXED, heatmap_weight=1.0)
+    batch, layout = golden_batch(MIXED)
     prototypes, noise = jnp.asarray(case["prototypes"]), jnp.asarray(case["gumbel_noise"])
-    terms, aux, gradients = with_gradients(batch, prototypes, noise, layout)
+    terms, aux, gradients = with_gradients(batch, prototypes, noise, layout, config)
     close(terms["prototype"], case["fixed/proto_loss"], rel=1e-6)
     close(terms["prototype_heatmap"], case["fixed/phm_loss_unweighted"], rel=1e-6)
     close(aux["prototypes"], case["fixed/prototypes_after"], atol=5e-7)
@@ -122,7 +126,7 @@ def test_prototype_terms_of_a_mixed_batch():
 
     best = jax.jit(protos.best_similarities)(batch.embedding, prototypes)
     close(jnp.moveaxis(protos.prototype_heatmaps(best), -1, 1), case["kpt_class_map"], atol=1e-6)
-    labels = protos.label_pixels(batch.targets, batch.dataset, 0.0)
+    labels = protos.label_pixels(batch.targets, batch.dataset, config.label_threshold)
     np.testing.assert_array_equal(labels.keypoint[..., 0] >= 0, case["sample_mask"])
     starts = layout.starts[case["dataset_idx"]][:, None, None]
     local = np.where(case["sample_mask"], labels.keypoint[..., 0] - starts, -1)
@@ -130,9 +134,9 @@ def test_prototype_terms_of_a_mixed_batch():
     close(labels.confidence[..., 0], case["confidence"], atol=1e-7)
     correct = np.where(case["sample_mask"], protos.is_correct(labels, best, layout), -1)
     np.testing.assert_array_equal(correct, case["fixed/correct"])
-    contrast = jax.jit(functools.partial(losses.contrast, layout=layout, config=CONFIG))
+    contrast = jax.jit(functools.partial(losses.contrast, layout=layout, config=config))
     q = contrast(batch.embedding, prototypes, labels).assignment[..., 0]
-    target = np.where(case["sample_mask"], q.argmax(-1) + 3 * local, -1)
+    target = np.where(case["sample_mask"], q.argmax(-1) + prototypes.shape[1] * local, -1)
     np.testing.assert_array_equal(target, case["fixed/proto_target"])
     drawn = np.where(case["sample_mask"], (q + noise).argmax(-1), -1)
     np.testing.assert_array_equal(drawn, case["fixed/assignment"])
@@ -142,10 +146,10 @@ def test_prototype_terms_of_a_mixed_batch():
 def test_release_reads_other_datasets_prototypes():
     """Departure: in the release logits and targets of later datasets come from earlier prototypes; the loss
     differs."""
-    case = golden("posebh/prt_loss.npz")
-    batch, layout = golden_batch("posebh/prt_loss.npz")
+    case, config = golden(MIXED), recorded_settings(MIXED, heatmap_weight=1.0)
+    batch, layout = golden_batch(MIXED)
     noise = jnp.asarray(case["gumbel_noise"])
-    value = with_gradients(batch, jnp.asarray(case["prototypes"]), noise, layout)[0]["prototype"]
+    value = with_gradients(batch, jnp.asarray(case["prototypes"]), noise, layout, config)[0]["prototype"]
     assert abs(float(value) - case["released/proto_loss"]) > 1e-3 * abs(case["released/proto_loss"])
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import functools
 import re
 
@@ -13,24 +14,27 @@ from pose_common.weights.keys import COUNTER, PortError, expected_sources, flatt
 from pose_common.weights.torch_files import StateFileError, write_state
 from pose_common.weights.folder import load_weights
 from posebh_jax.weights.convert import (
+    PROTOTYPES,
     Options,
     convert,
-    describe,
     model_of,
     model_targets,
     read_weights,
     to_torch,
 )
-from posebh_jax.weights.detect import recognise
+from posebh_jax.weights.detect import MIXTURES
 from posebh_jax.weights.keys import posebh_rules
 from posebh_jax.vit import SIZES, ViTSize
 from scripts import convert_weights
 from tests.golden_files import golden, golden_config
 from tests.posebh_jax.golden_weights import golden_state, maps
-from tests.posebh_jax.port_cases import TINY, TOLERANCE, tiny_posebh
+from tests.posebh_jax.port_cases import TOLERANCE, WHOLE, published, recorded_options, tiny_posebh
 from tests.weight_files import DAMAGES, FORMATS, as_file, assert_same, damage
 
+pytestmark = pytest.mark.slow  # compiles networks of several forms
+
 KEYS = "posebh/checkpoint_keys.json"
+SIZE = f"width {golden_config(WHOLE)['embed']}, depth {golden_config(WHOLE)['depth']}"
 
 
 def state_like(shapes: dict[str, list[int]], seed: int = 0) -> dict[str, np.ndarray]:
@@ -42,7 +46,10 @@ def state_like(shapes: dict[str, list[int]], seed: int = 0) -> dict[str, np.ndar
     }
 
 
-@pytest.mark.parametrize("name", ["posebh_small", "vitpose++_small"])
+SMALL = sorted(golden(KEYS), key=lambda name: golden(KEYS)[name]["n_parameters"])[:2]
+
+
+@pytest.mark.parametrize("name", SMALL)
 def test_published_checkpoints_convert_there_and_back(name):
     state = state_like(golden(KEYS)[name]["state_dict"])
     conversion = convert(dict(state))
@@ -52,29 +59,21 @@ def test_published_checkpoints_convert_there_and_back(name):
     assert_same(to_torch(conversion.weights, conversion.manifest), state)
 
 
-@pytest.mark.parametrize("size", ["small", "base", "large", "huge"])
-@pytest.mark.parametrize("family", ["posebh", "vitpose++"])
-def test_every_published_name_and_shape_has_its_place(family, size):
+@pytest.mark.parametrize("name", golden(KEYS))
+def test_every_published_name_and_shape_has_its_place(name):
     """Without the numbers, which would take gigabytes."""
-    shapes = {k: tuple(v) for k, v in golden(KEYS)[f"{family}_{size}"]["state_dict"].items()}
-    contents = recognise(shapes)
-    assert contents.title() == f"{'PoseBH' if family == 'posebh' else 'ViTPose++ multi-head'}, {size}"
-    manifest, notes = describe(contents, Options(), None)
-    assert not notes
-    assert manifest["input_size"] == [192, 256]
-    assert ViTSize(**manifest["backbone"]) == SIZES[size]
-    assert [name for name, _ in manifest["datasets"]] == [
-        "coco",
-        "aic",
-        "mpii",
-        "ap10k",
-        "apt36k",
-        "coco_wholebody",
-    ]
-    targets = dict(model_targets(model_of(manifest), (192, 256)))
-    if family == "posebh":
-        targets["prototypes/bank"] = jax.ShapeDtypeStruct((214, 3, 64), jnp.float32)
-        targets["prototypes/clusters/prototypes"] = jax.ShapeDtypeStruct((96, 3, 64), jnp.float32)
+    shapes, title, manifest, notes = published(name)
+    family, _, size = name.rpartition("_")
+    if size in SIZES:
+        assert title == f"{'PoseBH' if family == 'posebh' else 'ViTPose++ multi-head'}, {size}"
+        assert not notes
+        assert manifest["input_size"] == [192, 256]
+        assert ViTSize(**manifest["backbone"]) == SIZES[size]
+        assert tuple(name for name, _ in manifest["datasets"]) in MIXTURES
+    targets = dict(model_targets(model_of(manifest), tuple(manifest["input_size"])))
+    for entry, path in PROTOTYPES.items():
+        if entry in shapes:
+            targets[path] = jax.ShapeDtypeStruct(shapes[entry], jnp.float32)
     slots = expected_sources(posebh_rules([name for name, _ in manifest["datasets"]]), targets)
     places = {
         name: slot.view(np.broadcast_to(np.float32(0), targets[slot.rule.target].shape)).shape
@@ -94,7 +93,7 @@ def flip_case():
 def test_a_file_gives_the_originals_heatmaps_and_keypoints(tmp_path, suffix):
     arrays, config, images, dataset = flip_case()
     path = as_file(tmp_path, golden_state("posebh/flip_inference.npz"), suffix)
-    conversion = read_weights(path, TINY)
+    conversion = read_weights(path, recorded_options("posebh/flip_inference.npz"))
     model = model_of(conversion.manifest)
 
     apply = jax.jit(model.apply)
@@ -127,7 +126,9 @@ def test_a_file_gives_the_originals_heatmaps_and_keypoints(tmp_path, suffix):
 def test_a_file_with_a_backbone_gives_the_originals_features(tmp_path, name):
     arrays, config = golden(f"posebh/{name}.npz"), golden_config(f"posebh/{name}.npz")
     state = {f"backbone.{key}": value for key, value in golden_state(f"posebh/{name}.npz").items()}
-    conversion = read_weights(as_file(tmp_path, state), Options(num_heads=config["num_heads"]))
+    height, width = config["img_size"]
+    options = Options(num_heads=config["num_heads"], input_size=(width, height))
+    conversion = read_weights(as_file(tmp_path, state), options)
     images, dataset = maps(arrays["image"]), jnp.asarray(arrays["dataset_idx"], jnp.int32)
     features = jax.jit(functools.partial(model_of(conversion.manifest).apply, method="features"))
     output = features({"params": conversion.weights["params"]}, images, dataset)
@@ -140,18 +141,22 @@ def test_a_whole_model_goes_through_the_command_and_back(tmp_path, capsys):
         tmp_path / "weights",
         tmp_path / "back.safetensors",
     )
-    assert convert_weights.main([str(source), f"--to={folder}", "--num_heads=2", "--datasets=a,b,c"]) == 0
+    config = golden_config(WHOLE)
+    names, (height, width) = "abcdefgh"[: len(config["K"])], config["img"]
+    options = [f"--num_heads={config['heads']}", f"--datasets={','.join(names)}", f"--input_size={width},{height}"]
+    assert convert_weights.main([str(source), f"--to={folder}", *options]) == 0
     printed = capsys.readouterr().out
-    assert "PoseBH, width 24, depth 2" in printed
-    assert "heads: a 5, b 4, c 6; experts: 3" in printed
+    assert f"PoseBH, {SIZE}" in printed
+    heads = ", ".join(f"{name} {count}" for name, count in zip(names, config["K"], strict=True))
+    assert f"heads: {heads}; experts: {len(names)}" in printed
     assert f"left out: {sum(name.endswith(COUNTER) for name in tiny_posebh())} counters" in printed
 
     assert convert_weights.main([str(folder), f"--to={back}"]) == 0
-    again = read_weights(back, TINY)
+    again = read_weights(back, recorded_options())
     weights, _ = load_weights(folder)
     for name, value in flatten(weights).items():
         other = flatten(again.weights)[
-            re.sub(r"heads/([abc])/", lambda m: f"heads/dataset_{'abc'.index(m[1])}/", name)
+            re.sub(r"heads/([a-h])/", lambda m: f"heads/dataset_{names.index(m[1])}/", name)
         ]
         np.testing.assert_array_equal(value, other)
 
@@ -160,34 +165,37 @@ def test_the_command_leaves_nothing_after_an_error(tmp_path, capsys):
     state = dict(tiny_posebh())
     del state["backbone.pos_embed"]
     folder = tmp_path / "weights"
-    assert convert_weights.main([str(as_file(tmp_path, state)), f"--to={folder}", "--num_heads=2"]) == 1
+    assert convert_weights.main([str(as_file(tmp_path, state)), f"--to={folder}", f"--num_heads={golden_config(WHOLE)['heads']}"]) == 1
     assert "backbone.pos_embed" in capsys.readouterr().err
     assert not folder.exists()
 
 
 def test_attention_heads_of_an_unpublished_size_are_asked_for():
-    with pytest.raises(PortError, match="width 24, depth 2 is no published size: say the attention heads"):
+    with pytest.raises(PortError, match=f"{SIZE} is no published size: say the attention heads"):
         convert(dict(tiny_posebh()))
 
 
 def test_heads_of_unknown_datasets_are_numbered_and_the_guess_is_told():
-    conversion = convert(dict(tiny_posebh()), TINY)
-    assert conversion.manifest["datasets"] == [["dataset_0", 5], ["dataset_1", 4], ["dataset_2", 6]]
-    assert "heads of (5, 4, 6) keypoints: which datasets was not said" in conversion.title
+    conversion = convert(dict(tiny_posebh()), recorded_options())
+    counts = tuple(golden_config(WHOLE)["K"])
+    assert conversion.manifest["datasets"] == [[f"dataset_{i}", count] for i, count in enumerate(counts)]
+    assert f"heads of {counts} keypoints: which datasets was not said" in conversion.title
 
 
 def test_a_backbone_alone_converts_there_and_back():
     state = {name: value for name, value in tiny_posebh().items() if name.startswith("backbone.")}
-    conversion = convert(dict(state), TINY)
-    assert conversion.title == "backbone of ViTPose++, width 24, depth 2"
+    conversion = convert(dict(state), recorded_options())
+    assert conversion.title == f"backbone of ViTPose++, {SIZE}"
     assert_same(to_torch(conversion.weights, conversion.manifest), state)
 
 
 def test_names_must_have_the_heads_keypoints():
-    with pytest.raises(PortError, match="coco has 17 keypoints, the head 5"):
-        convert(dict(tiny_posebh()), Options(num_heads=2, datasets=("coco", "b", "c")))
-    with pytest.raises(PortError, match="3 heads, but 1 names"):
-        convert(dict(tiny_posebh()), Options(num_heads=2, datasets=("a",)))
+    options, first, *others = recorded_options(), *golden_config(WHOLE)["K"]
+    names = ("coco", *(f"dataset_{i}" for i in range(len(others))))
+    with pytest.raises(PortError, match=f"coco has 17 keypoints, the head {first}"):
+        convert(dict(tiny_posebh()), dataclasses.replace(options, datasets=names))
+    with pytest.raises(PortError, match=f"{len(names)} heads, but 1 names"):
+        convert(dict(tiny_posebh()), dataclasses.replace(options, datasets=("a",)))
 
 
 def test_weights_of_something_else_are_not_recognised(tmp_path):
@@ -203,7 +211,7 @@ def test_every_damaged_entry_is_named(kind, seed):
     state = dict(tiny_posebh())
     name = damage(state, kind, np.random.default_rng([seed, len(kind)]))
     with pytest.raises(PortError) as caught:
-        convert(state, TINY)
+        convert(state, recorded_options())
     assert name in str(caught.value)
 
 
@@ -217,15 +225,15 @@ def test_damaged_torch_files_are_explained(tmp_path, seed):
     for _ in range(5):
         path.write_bytes(raw[: rng.integers(len(raw))])
         with pytest.raises(StateFileError, match="weights.pth"):
-            read_weights(path, TINY)
+            read_weights(path, recorded_options())
         flipped = bytearray(raw)
         flipped[rng.integers(len(raw))] ^= 1 << rng.integers(8)
         path.write_bytes(flipped)
         with pytest.raises(StateFileError, match="weights.pth"):
-            read_weights(path, TINY)
+            read_weights(path, recorded_options())
     for kind in DAMAGES:
         state = dict(tiny_posebh())
         name = damage(state, kind, rng)
         write_state(path, state)
         with pytest.raises(PortError, match=re.escape(name)):
-            read_weights(path, TINY)
+            read_weights(path, recorded_options())

@@ -25,14 +25,17 @@ from posebh_jax.weights.convert import (
     single_dataset,
     to_torch,
 )
+from posebh_jax.weights.detect import MIXTURES
 from posebh_jax.vit import ViTSize
 from tests.golden_files import golden, golden_config
 from tests.posebh_jax.golden_weights import golden_state, maps
-from tests.posebh_jax.port_cases import TINY, TOLERANCE, tiny_posebh
+from tests.posebh_jax.port_cases import TOLERANCE, recorded_options, tiny_posebh, tokens_in_a_column
 from tests.weight_files import as_file, assert_same
 
-SPLIT_OPTIONS = Options(num_heads=2, input_size=(32, 32))
-SPLIT = ("coco", "aic", "mpii", "ap10k", "apt36k", "coco_wholebody")
+BANK_SHAPE = golden("posebh/full_train.npz")["param:proto_head.kpt_prototype.prototypes"].shape[1:]
+SPLIT_FILE = "posebh/model_split.npz"
+SPLIT_OPTIONS = Options(num_heads=2, input_size=tokens_in_a_column(golden_state(SPLIT_FILE)))
+SPLIT = tuple(name for name in MIXTURES[0] if name.removeprefix("coco_") in golden_config(SPLIT_FILE)["names"])
 
 
 @functools.cache
@@ -60,22 +63,23 @@ def test_folding_an_expert_is_the_originals_split(dataset):
 
 def test_a_split_file_is_recognised_by_its_name_and_content(tmp_path):
     """The released splitter leaves the experts in the file."""
-    state = golden_state("posebh/model_split.npz") | recorded_split("ap10k")
-    state = {name: value for name, value in state.items() if "associate" not in name}
-    path = tmp_path / "ap10k.safetensors"
+    name, count = split_source().manifest["datasets"][1]
+    state = golden_state(SPLIT_FILE) | recorded_split(name)
+    state = {entry: value for entry, value in state.items() if "associate" not in entry}
+    path = tmp_path / f"{name}.safetensors"
     write_state(path, state)
     conversion = read_weights(path, SPLIT_OPTIONS)
     assert conversion.title.startswith("single-dataset split of ViTPose++")
-    assert conversion.manifest["datasets"] == [["ap10k", 17]]
-    assert any("experts" in name for name in conversion.ported.dropped)
+    assert conversion.manifest["datasets"] == [[name, count]]
+    assert any("experts" in entry for entry in conversion.ported.dropped)
     source = split_source()
-    weights, _ = single_dataset(source.weights, source.manifest, "ap10k")
+    weights, _ = single_dataset(source.weights, source.manifest, name)
     assert_same(flatten(conversion.weights), flatten(weights))
 
 
 def test_a_folded_model_gives_the_experts_features():
     images = maps(golden("posebh/full_train.npz")["image"])
-    source = convert(dict(tiny_posebh()), TINY)
+    source = convert(dict(tiny_posebh()), recorded_options())
     whole = jax.jit(functools.partial(model_of(source.manifest).apply, method="features"))
     for index, (name, _) in enumerate(source.manifest["datasets"]):
         weights, manifest = single_dataset(source.weights, source.manifest, name)
@@ -125,12 +129,12 @@ def test_the_cubic_kernel_reproduces_what_it_must():
     np.testing.assert_allclose(cubic_matrix(14, 12).sum(1), 1, atol=1e-12)
 
 
-def initial_of(model: PoseBH) -> dict:
+def initial_of(model: PoseBH, input_size: tuple[int, int] = recorded_options().input_size) -> dict:
     """Arrays like a fresh model's, all -1."""
-    shapes = dict(model_targets(model, (48, 64)))
+    shapes = dict(model_targets(model, input_size))
     if model.embedding_dim:
         shapes["prototypes/bank"] = jax.ShapeDtypeStruct(
-            (sum(count for _, count in model.datasets), 3, 16), jnp.float32
+            (sum(count for _, count in model.datasets), *BANK_SHAPE), jnp.float32
         )
     return unflatten({name: np.full(shape.shape, -1, np.float32) for name, shape in shapes.items()})
 
@@ -138,13 +142,13 @@ def initial_of(model: PoseBH) -> dict:
 @pytest.fixture(scope="module")
 def weights_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("weights") / "posebh"
-    conversion = convert(dict(tiny_posebh()), TINY)
+    conversion = convert(dict(tiny_posebh()), recorded_options())
     save_weights(folder, conversion.weights, conversion.manifest)
     return folder, conversion
 
 
 def tiny_model(**changes) -> PoseBH:
-    manifest = convert(dict(tiny_posebh()), TINY).manifest
+    manifest = convert(dict(tiny_posebh()), recorded_options()).manifest
     return model_of(manifest).clone(**changes)
 
 
@@ -160,7 +164,7 @@ def test_a_multi_head_file_leaves_embedding_and_prototypes_fresh(tmp_path):
     state = {name: value for name, value in tiny_posebh().items() if "proto_head" not in name}
     model = tiny_model()
     initial = initial_of(model)
-    start = start_from(read_weights(as_file(tmp_path, state), TINY), initial, model)
+    start = start_from(read_weights(as_file(tmp_path, state), recorded_options()), initial, model)
     assert start.fresh == ("embedding", "prototypes/bank")
     assert start.left_out == ()
     np.testing.assert_array_equal(start.tree["prototypes"]["bank"], initial["prototypes"]["bank"])
@@ -171,9 +175,10 @@ def test_a_multi_head_file_leaves_embedding_and_prototypes_fresh(tmp_path):
 def test_another_mixture_goes_by_the_names_of_the_datasets(weights_folder):
     folder, conversion = weights_folder
     counts = dict(conversion.manifest["datasets"])
+    others = range(len(counts))[::-1]
     model = tiny_model(
-        datasets=(("mine", 2), ("dataset_2", counts["dataset_2"]), *((f"dataset_{i}", counts[f"dataset_{i}"]) for i in (1, 0))),
-        num_experts=4,
+        datasets=(("mine", 2), *((f"dataset_{i}", counts[f"dataset_{i}"]) for i in others)),
+        num_experts=1 + len(counts),
     )  # fmt: skip
     initial = initial_of(model)
     start = start_from(read_weights(folder), initial, model)
@@ -183,7 +188,7 @@ def test_another_mixture_goes_by_the_names_of_the_datasets(weights_folder):
     assert start.left_out == ()
     before, after = flatten(conversion.weights), flatten(start.tree)
     experts = "params/backbone/blocks/mlp/experts/kernel"
-    np.testing.assert_array_equal(after[experts], before[experts][:, [0, 2, 1, 0]])
+    np.testing.assert_array_equal(after[experts], before[experts][:, [0, *others]])
     bank, parts = after["prototypes/bank"], np.split(before["prototypes/bank"], np.cumsum([*counts.values()])[:-1])
     np.testing.assert_array_equal(bank, np.concatenate([initial["prototypes"]["bank"][:2], *parts[::-1]]))
 
@@ -194,7 +199,8 @@ def test_a_smaller_mixture_leaves_the_others_behind(weights_folder):
     model = tiny_model(datasets=((name, count),), num_experts=1)
     start = start_from(read_weights(folder), initial_of(model), model)
     assert start.fresh == ()
-    assert start.left_out == ("heads/dataset_0", "heads/dataset_0/final", "heads/dataset_2", "heads/dataset_2/final")
+    others = [other for other, _ in conversion.manifest["datasets"] if other != name]
+    assert set(start.left_out) == {f"heads/{other}{part}" for other in others for part in ("", "/final")}
     experts = "params/backbone/blocks/mlp/experts/bias"
     np.testing.assert_array_equal(flatten(start.tree)[experts], flatten(conversion.weights)[experts][:, [1]])
 
@@ -210,11 +216,16 @@ def test_transfer_folds_an_expert_and_keeps_the_head_but_for_its_last_convolutio
     )
 
 
+DATASETS = tuple((f"set{i}", 2 + i) for i in range(10))
+
+
 def test_a_plain_backbone_fills_every_expert(tmp_path):
     config = golden_config("posebh/mae_init.npz")
     size = ViTSize(config["E"], config["depth"], config["heads"], config["part"])
-    model = PoseBH(size, (("a", 2), ("b", 3), ("c", 4)), num_experts=3, embedding_dim=0, filters=4)
-    start = start_from(read_weights(as_file(tmp_path, mae_state("in:")), TINY), initial_of(model), model)
+    model = PoseBH(size, DATASETS[: config["ne"]], num_experts=config["ne"], embedding_dim=0, filters=(4, 4))
+    options = Options(num_heads=config["heads"], input_size=tuple(config["img"][::-1]))
+    conversion = read_weights(as_file(tmp_path, mae_state("in:")), options)
+    start = start_from(conversion, initial_of(model, options.input_size), model)
     assert start.fresh[0] == "backbone/last_norm"
     state = to_torch(start.tree, {"datasets": model.datasets})
     for name, value in mae_state("out_moe:").items():
@@ -222,14 +233,12 @@ def test_a_plain_backbone_fills_every_expert(tmp_path):
 
 
 def test_another_width_is_refused_with_every_shape(weights_folder):
-    model = tiny_model(filters=8)
+    model = tiny_model(filters=(8, 8))
     with pytest.raises(PortError) as caught:
         start_from(read_weights(weights_folder[0]), initial_of(model), model)
-    assert any(
-        problem
-        == "params/heads/dataset_0/upsampling/deconv1/kernel has shape [4, 4, 24, 16], expected [4, 4, 24, 8]"
-        for problem in caught.value.problems
-    )
+    config = golden_config("posebh/full_train.npz")
+    shapes = "has shape [4, 4, {embed}, {deconv[0]}], expected [4, 4, {embed}, 8]".format(**config)
+    assert f"params/heads/dataset_0/upsampling/deconv1/kernel {shapes}" in caught.value.problems
     assert len(caught.value.problems) > 20
 
 
