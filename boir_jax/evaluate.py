@@ -131,7 +131,8 @@ class Evaluator:
     def _row(
         self, task: Task, loader: EvalLoader, values: Mapping[str, float], seconds: float
     ) -> dict[str, Any]:
-        names = evaluate.protocol_of(task.protocol).headline
+        judged = evaluate.protocol_of(task.protocol)
+        names = ("AP", *judged.levels) if judged.levels else judged.headline
         known = published(self.published_as, task.dataset, task.split)
         notes = [f"{name}: {note}" for name, note in loader.annotations.metadata.items()]
         if not values:

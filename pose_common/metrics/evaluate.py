@@ -183,18 +183,20 @@ class Protocol:
       suppress: whether duplicates are removed before.
       ignore_by_count: whether "no labelled keypoint" is taken from the annotation's own count.
       headline: the metrics that stand in a result table.
+      levels: AP by how crowded the images are, where the dataset says it.
     """
 
     metrics: Callable[[PoseDataset, GroundTruth, Poses], dict[str, float]]
     suppress: bool = True
     ignore_by_count: bool = False
     headline: tuple[str, ...] = ("AP", "AR")
+    levels: tuple[str, ...] = ()
 
 
 PROTOCOLS: dict[str, Protocol] = {
     "coco": Protocol(_coco),
     "wholebody": Protocol(_wholebody),
-    "crowdpose": Protocol(_crowdpose, ignore_by_count=True, headline=("AP", "AP(E)", "AP(M)", "AP(H)")),
+    "crowdpose": Protocol(_crowdpose, ignore_by_count=True, levels=("AP(E)", "AP(M)", "AP(H)")),
     "mpii": Protocol(_mpii, suppress=False, headline=("PCKh", "PCKh@0.1")),
     "hand": Protocol(_hand, suppress=False, headline=("PCK", "AUC", "EPE")),
 }
