@@ -35,3 +35,8 @@ def settings() -> ConfigDict:
     config.keep_checkpoints_every = 0
     config.pictures = 24  # predictions drawn per dataset
     return config
+
+
+def adam() -> ConfigDict:
+    """AdamW's moments, as in both releases (PyTorch's defaults)."""
+    return ConfigDict({"b1": 0.9, "b2": 0.999, "eps": 1e-8})

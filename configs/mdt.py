@@ -1,10 +1,11 @@
-"""PoseBH, multi-dataset training (CVPR 2025, section 4; schedule and weights as in the released configuration).
+"""PoseBH, multi-dataset training (CVPR 2025, section 4; schedule and weights as in the released configurations).
 
     python -m posebh_jax.main --config=configs/mdt.py:base --workdir=workdir/base --config.data_dir=data
 
-Arguments after the colon: `base` (default), `huge`, `large`, `small`, and `demo`, which needs no data: it renders a
-synthetic mixture and shrinks everything, so that the whole way takes minutes on two CPU cores. Any field can be set on
-the command line: `--config.batch_size=256`, `--config.stages[0].epochs=10`.
+Arguments after the colon: `base` (default; released vitb_posebh.py), `huge` (vith_posebh.py), `large`, `small` (as the
+released ViTPose++ configurations of these sizes), and `demo`, which needs no data: it renders a synthetic mixture and
+shrinks everything, so that the whole way takes minutes on two CPU cores. Any field can be set on the command line:
+`--config.batch_size=256`, `--config.stages[0].epochs=10`, `--config.datasets=coco,mpii`, `--config.boxes.coco=dets.json`.
 
 The paper's runs start from ViTPose++ weights of the same size: `--config.init_from=vitpose++_base.pth`.
 """
@@ -19,6 +20,27 @@ DATASETS = ("coco", "aic", "mpii", "ap10k", "apt36k", "coco_wholebody")
 MULTI_HEAD_LOSSES = ("heatmap",)
 PROTOTYPE_LOSSES = ("prototype", "prototype_heatmap")
 ALL_LOSSES = ("heatmap", "prototype", "prototype_heatmap", "cluster", "cross_type")
+GROUND_TRUTH = "ground_truth"
+
+# size: drop probability of the last block, linear from 0 at the first; factor between the rates of neighbouring layers
+# (released ViTPose++ and PoseBH configurations; tiny, the demo's, is ours).
+REGULARISATION = {
+    "tiny": (0.0, 1.0), "small": (0.1, 0.8), "base": (0.3, 0.75), "large": (0.5, 0.8), "huge": (0.55, 0.8),
+}  # fmt: skip
+
+# dataset: splits to train on and to evaluate; codec of crops and heatmaps; factor on the box before cropping; whether
+# the centre is jittered and half bodies are cropped; standard deviations of scale and rotation (degrees).
+# Released vitb_posebh.py; ap10k's split is that of its evaluation script.
+ROWS = {
+    "coco": ("train", "val", "udp", 1.25, True, True, 0.5, 40.0),
+    "aic": ("train", "val", "msra", 1.25, True, True, 0.5, 40.0),
+    "mpii": ("train", "val", "udp", 1.25, False, False, 0.5, 40.0),
+    "ap10k": ("train-split1", "val-split1", "msra", 1.25, True, True, 0.5, 40.0),
+    "apt36k": ("train", "val", "msra", 1.25, True, True, 0.5, 40.0),
+    "coco_wholebody": ("train", "val", "msra", 1.25, True, True, 0.5, 40.0),
+}
+# The same datasets rendered, with milder augmentation, because the demo is a run of minutes.
+DEMO_ROWS = {f"synthetic_{name}": ("train", "val", *row[2:6], 0.2, 15.0) for name, row in ROWS.items()}
 
 
 def get_config(arg: str = "base") -> ConfigDict:
@@ -37,23 +59,25 @@ def _full(size: str) -> ConfigDict:
     config.method = "posebh"  # "multi_head" leaves the prototype parts out: see configs/multi_head.py
     config.fold = ""  # transfer: the dataset whose expert is folded into a plain backbone (configs/transfer.py)
 
-    # Data. Splits and boxes are per dataset; boxes are 'ground_truth' or the path of a COCO detection file.
-    config.datasets = DATASETS
-    config.train_splits = ConfigDict({"ap10k": "train-split1"})
-    config.eval_splits = ConfigDict({"coco": "val", "ap10k": "val-split1", "apt36k": "val"})
+    # Data.
+    config.augmentation = augmentation()
+    set_datasets(config, ROWS)
+    # Of a dataset that has no entry in the tables; what they do not say either is taken from its own definition.
     config.default_train_split, config.default_eval_split = "train", "val"
-    config.boxes = ConfigDict({"coco": "ground_truth", "coco_wholebody": "ground_truth"})
     # Further rows of the table: dataset, split, head that judges[, boxes]; a split without annotations, such as
     # ("coco", "test-dev", "coco", "detections.json"), yields a file for submission.
     config.eval_also = (("ochuman", "test", "coco"),)
-    config.mixture = "concat"  # all instances shuffled as one; or "balanced", or {dataset: weight}
+    config.codec.ochuman, config.padding.ochuman = "msra", 1.25  # as in its released evaluation
+    config.mixture = "concat"  # all instances shuffled as one; "balanced"; or "weighted" by config.mixture_weights
     config.augment = True
-    config.batch_size = 512  # over all devices
+    config.batch_size = 512  # over all devices (released: 8 x 64)
     config.eval_batch_size = 512
     config.input_size = (192, 256)  # width, height
+    config.heatmap_sigma = 2.0  # of a target's Gaussian, in cells
 
-    # Model.
+    # Model. Width and depth go with the size (posebh_jax/vit.py: SIZES).
     config.size = size
+    config.drop_path, config.layer_decay = REGULARISATION[size]
     config.head_filters = (256, 256)
     config.embedding_width, config.embedding_dim = 64, 64
     config.embedding_neck = "res"  # a residual block; or "res2", two of them, or "conv", a convolution
@@ -63,8 +87,10 @@ def _full(size: str) -> ConfigDict:
     config.dtype = "bfloat16"  # of backbone and heatmap heads; the rest is float32 whatever this says
     config.remat = False
 
-    # Losses (section 4.2 to 4.4).
-    config.losses = ConfigDict()
+    config.losses = losses()
+    # The cluster bank (section 3.3): sizes to choose among, rounds and sharpness of the soft k-means.
+    config.clusters = ConfigDict({"options": (64, 96, 128), "rounds": 500, "beta": 20.0})
+    config.num_clusters = 0  # 0: the choice among clusters.options; it is logged
 
     # Schedule. Epochs count from 0 over the whole mixture.
     config.stages = [
@@ -75,11 +101,17 @@ def _full(size: str) -> ConfigDict:
     config.learning_rate = 1e-3
     config.decay_epochs = (50, 90)
     config.decay_factor = 0.1
-    config.warmup_steps = 500
-    config.weight_decay = 0.1
-    config.layer_decay = True  # smaller rates for the backbone's lower layers
+    config.warmup_steps, config.warmup_ratio = 500, 0.001  # linear, from this share of the rate
+    config.weight_decay = 0.1  # none on biases, norms and the position embedding
     config.clip_norm = 1.0  # 0: none
-    config.num_clusters = 0  # 0: the choice of the paper among 64, 96, 128; it is logged
+    config.adam = common.adam()
+
+    # Evaluation (the released evaluation settings).
+    config.flip_test = True
+    config.dark_kernel = 11  # cells; side of the Gaussian that DARK blurs UDP's maps with before it looks for the peak
+    config.detection_threshold = 0.0  # smallest score of a detector's box
+    config.rescoring_threshold = 0.2  # confidences above it enter a pose's score
+    config.suppression, config.oks_nms = "hard", 0.9  # or "soft", "none"; similarity of poses that suppress each other
     return config
 
 
@@ -88,10 +120,51 @@ def stage(name: str, epochs: int, train: tuple, losses: tuple, prototypes: bool 
     return ConfigDict({"name": name, "epochs": epochs, "train": train, "losses": losses, "prototypes": prototypes})
 
 
+def augmentation() -> ConfigDict:
+    """What all datasets have in common (released vitb_posebh.py; `data_pipelines.top_down.Augmentation`)."""
+    return ConfigDict({
+        "flip": 0.5,  # probability, as the following four
+        "centre_jitter_probability": 0.3, "centre_jitter_extent": 0.2,  # of the box, each way
+        "half_body_probability": 0.3,
+        "half_body_min_visible": 8,  # keypoints; more must be visible
+        "half_body_upper_below": 0.5,  # a standard normal draw below it takes the upper half: probability 0.69
+        "half_body_rest_is_lower": True,  # face and hands count as lower half
+        "half_body_padding": 1.5,
+        "rotation_probability": 0.6,
+    })  # fmt: skip
+
+
+def set_datasets(config: ConfigDict, rows: dict[str, tuple]) -> None:
+    """Names the mixture and fills its tables, one entry a dataset, from rows as in `ROWS`."""
+    config.datasets = tuple(rows)
+
+    def table(values) -> ConfigDict:
+        return ConfigDict(dict(zip(rows, values, strict=True)))
+
+    columns = list(zip(*rows.values(), strict=True))
+    config.train_splits, config.eval_splits, config.codec, config.padding = map(table, columns[:4])
+    for name, values in zip(("centre_jitter", "half_body", "scale_factor", "rotation_factor"), columns[4:], strict=True):
+        config.augmentation[name] = table(values)
+    # 'ground_truth', or the path of a COCO detection file, for evaluation; training crops are the annotated ones.
+    config.boxes = table([GROUND_TRUTH] * len(rows))
+    config.mixture_weights = table([1.0] * len(rows))
+
+
+def losses() -> ConfigDict:
+    """Sections 3.2 to 3.4, with the numbers of the released vitb_posebh.py; see `posebh_jax.prototypes.PrototypeConfig`."""
+    return ConfigDict({
+        "momentum": 0.999, "sinkhorn_epsilon": 0.05, "sinkhorn_rounds": 3,
+        "label_threshold": 0.0, "weigh_by_correctness": False,
+        "contrast_weight": 1.25e-5, "cross_entropy_weight": 0.01, "distance_weight": 0.001,
+        "heatmap_weight": 3.33e-6, "cluster_weight": 1e-2, "cross_type_weight": 1e-3,
+        "cross_type_threshold": 0.25, "cross_type_distance": 2.1,
+        "cross_type_kernel": 11, "cross_type_sigma": 2.0,
+    })  # fmt: skip
+
+
 def _demo(config: ConfigDict) -> ConfigDict:
     """People and animals from the renderer; a stage before the paper's three trains backbone and heads from nothing."""
-    config.datasets = tuple(f"synthetic_{name}" for name in DATASETS)
-    config.train_splits, config.eval_splits = ConfigDict(), ConfigDict()
+    set_datasets(config, DEMO_ROWS)
     config.eval_also = ()
     config.synthetic = ConfigDict({"num_train": 200, "num_val": 40})
     config.data_dir = "workdir/demo_data"
@@ -102,7 +175,7 @@ def _demo(config: ConfigDict) -> ConfigDict:
     config.embedding_width, config.embedding_dim = 32, 64
     config.dtype = "float32"
     # The paper's weights fit tens of thousands of steps from trained heads; a few hundred steps need larger ones.
-    config.losses = ConfigDict({
+    config.losses.update({
         "contrast_weight": 1e-2, "cross_entropy_weight": 1.0, "distance_weight": 1.0, "heatmap_weight": 1.0,
         "cluster_weight": 0.1, "cross_type_weight": 0.1,
     })  # fmt: skip

@@ -27,8 +27,8 @@ class PoseDataset:
       name: the name used in configs, on disk and in result tables.
       keypoint_set: key of `KEYPOINT_SETS`.
       metric: 'coco' (OKS), 'wholebody', 'crowdpose', 'mpii' (PCKh) or 'hand' (PCK, AUC, EPE).
-      codec: 'udp' (unbiased data processing: affine and sub-pixel Gaussian) or 'unshifted' (MSRA: plain affine,
-        Gaussian on the rounded centre). Used in training and evaluation alike.
+      codec: 'udp' (unbiased data processing: affine and sub-pixel Gaussian) or 'msra' (plain affine, Gaussian on the
+        rounded centre; definitions may still say 'unshifted'). Used in training and evaluation alike.
       area: 'annotated', or 'box' (0.53 x width x height) where the annotation has no usable area.
       clean_box: clip the annotated box to the image before cropping, as the COCO loaders do.
       aspect_box: grow the box to the input's aspect ratio. False only for mpii, whose square boxes are stretched.
@@ -46,7 +46,7 @@ class PoseDataset:
     name: str
     keypoint_set: str
     metric: str = "coco"
-    codec: str = "unshifted"
+    codec: str = "msra"
     area: str = "annotated"
     clean_box: bool = True
     aspect_box: bool = True

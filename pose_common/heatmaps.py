@@ -6,7 +6,7 @@ Maps are [B, h, w, K]. Coordinates are (x, y); the centre of the top-left pixel 
 * UDP ("unbiased data processing", Huang et al., CVPR 2020): borders are the centres of the outermost pixels,
   so the stride is (W-1)/(w-1); the Gaussian sits on the sub-pixel position and is decoded by DARK
   (Zhang et al., CVPR 2020).
-* unshifted: stride W/w; the Gaussian sits on the rounded cell and is decoded by a quarter-cell shift.
+* MSRA: stride W/w; the Gaussian sits on the rounded cell and is decoded by a quarter-cell shift.
 
 Everything has static shapes and may run inside a jitted training step.
 """
@@ -40,12 +40,12 @@ def encode(
     *,
     input_size: tuple[int, int],
     heatmap_size: tuple[int, int],
-    sigma: float = 2.0,
+    sigma: float,
 ) -> tuple[jax.Array, jax.Array]:
     """Gaussian targets.
 
     A Gaussian is cut off outside the square of +-3 sigma cells around its rounded centre, and is not
-    normalised: the unshifted peak is 1, the UDP peak is at most 1. A keypoint whose square lies outside the
+    normalised: the MSRA peak is 1, the UDP peak is at most 1. A keypoint whose square lies outside the
     map gets weight 0; a weight of 0.5 or less stays but draws nothing, as in the reference.
 
     Args:
@@ -122,7 +122,7 @@ def decode_quarter_shift(heatmaps: jax.Array, *, per_axis: bool = False) -> tupl
     return coords + jnp.where(moves, 0.25 * jnp.sign(slope), 0.0), score
 
 
-def decode_dark_udp(heatmaps: jax.Array, kernel: int = 11) -> tuple[jax.Array, jax.Array]:
+def decode_dark_udp(heatmaps: jax.Array, kernel: int) -> tuple[jax.Array, jax.Array]:
     """Highest cell, refined by one Newton step on the logarithm of the blurred map (DARK, in its UDP form).
 
     Only the 3x3 neighbourhood of a peak is ever blurred: a blurred row is a fixed weighting of the map's
@@ -153,7 +153,7 @@ def flip_back(heatmaps: jax.Array, flip_index: jax.Array, shift: bool | jax.Arra
     Args:
       heatmaps: maps of the mirrored images.
       flip_index: [K], the mirrored keypoint of each.
-      shift: whether to move the result one column to the right (the first column stays), which the unshifted
+      shift: whether to move the result one column to the right (the first column stays), which the MSRA
         codec needs because it does not map the crop's mirror axis to the heatmap's; one for all or [B].
     """
     back = heatmaps[:, :, ::-1, :][..., jnp.asarray(flip_index)]
@@ -183,7 +183,7 @@ def to_image(coords: jax.Array, inverse_warp: jax.Array) -> jax.Array:
 
 
 def decode(
-    heatmaps: jax.Array, inverse_warp: jax.Array, *, udp: bool, input_size: tuple[int, int], kernel: int = 11
+    heatmaps: jax.Array, inverse_warp: jax.Array, *, udp: bool, input_size: tuple[int, int], kernel: int
 ) -> jax.Array:
     """Maps of person crops -> keypoints in the image, by the codec's own decoder.
 

@@ -8,6 +8,7 @@ gets the same bank; the loss (`losses/cluster.py`) runs inside the step with the
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -17,6 +18,20 @@ import numpy as np
 
 # Below this share of the prototypes' energy a reconstruction error is rounding of float32 prototypes.
 _ROUNDING = 1e-9
+
+
+@dataclasses.dataclass(frozen=True)
+class ClusterConfig:
+    """How the bank is made: `config.clusters` (the paper's numbers are in configs/mdt.py).
+
+    Attributes:
+      options: numbers of clusters to choose among.
+      rounds, beta: of the soft k-means, see `soft_kmeans`.
+    """
+
+    options: tuple[int, ...]
+    rounds: int
+    beta: float
 
 
 class ClusterBank(NamedTuple):
@@ -46,7 +61,7 @@ class ClusterChoice(NamedTuple):
 
 
 def soft_kmeans(
-    points: np.ndarray, centres: np.ndarray, *, rounds: int = 500, beta: float = 20.0
+    points: np.ndarray, centres: np.ndarray, *, rounds: int, beta: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """Soft k-means under the cosine distance (1 - cos) / 2.
 
@@ -70,7 +85,7 @@ def soft_kmeans(
     return centres, distances(centres)
 
 
-def assignments(distances: np.ndarray, beta: float = 20.0) -> np.ndarray:
+def assignments(distances: np.ndarray, beta: float) -> np.ndarray:
     """Soft assignment [N, C] of points to centres: softmax(-beta x distance)."""
     weight = np.exp(-beta * (distances - distances.min(axis=1, keepdims=True)))
     return weight / weight.sum(axis=1, keepdims=True)
@@ -92,11 +107,11 @@ def nearest_prototypes(distances: np.ndarray, per_cluster: int) -> np.ndarray:
 
 def choose_clusters(
     prototypes: np.ndarray,
-    options: Sequence[int] = (64, 96, 128),
+    options: Sequence[int],
     *,
+    rounds: int,
+    beta: float,
     fixed: int | None = None,
-    rounds: int = 500,
-    beta: float = 20.0,
 ) -> ClusterChoice:
     """Clusters the prototypes and chooses how many clusters to keep.
 

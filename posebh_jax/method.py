@@ -21,7 +21,7 @@ from pose_common.training.stages import Stage
 from pose_common.training.state import TrainState
 from pose_common.training.step import LossOutput
 from posebh_jax import prototypes
-from posebh_jax.clusters import ClusterBank, choose_clusters
+from posebh_jax.clusters import ClusterBank, ClusterConfig, choose_clusters
 from posebh_jax.losses.cluster import cluster_terms
 from posebh_jax.losses.cross_type import cross_type_terms
 from posebh_jax.losses.heatmap import head_terms, keypoint_accuracy
@@ -65,7 +65,9 @@ class PoseBHMethod:
       input_size: (width, height) of a crop.
       stages, optimizer: see the loop.
       weights: of the loss terms.
-      num_clusters: size of the cluster bank, 0 for the paper's choice.
+      clusters: how the cluster bank is made.
+      heatmap_sigma: of the targets' Gaussians, in cells.
+      num_clusters: size of the cluster bank, 0 for the choice among `clusters.options`.
       prototypes_per_keypoint: M.
     """
 
@@ -74,7 +76,9 @@ class PoseBHMethod:
     input_size: tuple[int, int]
     stages: tuple[Stage, ...]
     optimizer: GroupedAdamW
-    weights: PrototypeConfig = PrototypeConfig()
+    weights: PrototypeConfig
+    clusters: ClusterConfig
+    heatmap_sigma: float
     num_clusters: int = 0
     prototypes_per_keypoint: int = 3
 
@@ -118,7 +122,7 @@ class PoseBHMethod:
         added, notes = {}, {}
         if "cluster" in stage.losses and CLUSTERS not in state.method_state:
             bank = np.asarray(state.method_state[BANK].addressable_data(0))
-            choice = choose_clusters(bank, fixed=self.num_clusters or None)
+            choice = choose_clusters(bank, **vars(self.clusters), fixed=self.num_clusters or None)
             logging.info("stage %s: %s", stage.name, choice.summary())
             added, notes = {CLUSTERS: choice.bank._asdict()}, {"num_clusters": len(choice.bank.keypoint)}
 
@@ -153,7 +157,7 @@ class PoseBHMethod:
         visible = self.layout.to_global(batch["visible"], dataset)
         udp = jnp.asarray([d.codec == "udp" for d in self.datasets])[dataset]
         size = {"input_size": self.input_size, "heatmap_size": self.heatmap_size}
-        targets, weights = heatmaps.encode(keypoints, visible, udp, **size)
+        targets, weights = heatmaps.encode(keypoints, visible, udp, **size, sigma=self.heatmap_sigma)
         drop_path = self._drop_path(keys) if "backbone" in stage.train and self.model.size.drop_path else None
         noise = self._gumbel(keys) if stage.prototypes else None
         return Inputs(normalise(batch["image"]), dataset, targets, weights, drop_path, noise)

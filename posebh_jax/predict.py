@@ -29,12 +29,14 @@ class Predictor:
       datasets: the mixture it was trained on; a crop is judged by one of them, its *head*.
       input_size: (width, height) of a crop.
       flip_test: average with the mirrored crop's mirrored maps.
+      dark_kernel: side of the Gaussian of DARK, by which UDP's maps are decoded.
     """
 
     model: PoseBH
     datasets: tuple[PoseDataset, ...]
     input_size: tuple[int, int]
-    flip_test: bool = True
+    flip_test: bool
+    dark_kernel: int
 
     def __call__(
         self, weights: Mapping[str, Any], image: jax.Array, inverse_warp: jax.Array, *, head: int, protocol: PoseDataset
@@ -88,7 +90,7 @@ class Predictor:
     def _decode(self, weights, features, inverse_warp, head, udp):
         maps = self._maps(weights, features, head, udp)
         return {
-            kind: heatmaps.decode(value, inverse_warp, udp=udp, input_size=self.input_size)
+            kind: heatmaps.decode(value, inverse_warp, udp=udp, input_size=self.input_size, kernel=self.dark_kernel)
             for kind, value in maps.items()
         }
 
@@ -97,7 +99,7 @@ class Predictor:
             return maps
         plain, mirrored = jnp.split(maps, 2)
         flip_index = self.datasets[head].keypoints.flip_index
-        # The unshifted codec does not map the crop's mirror axis to that of the maps: they lie one cell apart.
+        # The MSRA codec does not map the crop's mirror axis to that of the maps: they lie one cell apart.
         return heatmaps.flip_merge(plain, mirrored, flip_index, shift=not udp)
 
     @functools.cached_property

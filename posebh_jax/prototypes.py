@@ -36,7 +36,7 @@ HEATMAP_RANGE = (1e-4, 1 - 1e-4)
 
 @dataclasses.dataclass(frozen=True)
 class PrototypeConfig:
-    """Settings of the prototype losses; defaults are the paper's for mixed-dataset training.
+    """Settings of the prototype losses: `config.losses` (the paper's numbers are in configs/mdt.py).
 
     Attributes:
       momentum: share of the old prototype that an update keeps.
@@ -52,21 +52,25 @@ class PrototypeConfig:
       cross_type_weight: of the cross-type terms.
       cross_type_threshold: both peaks must exceed this.
       cross_type_distance: cells that the two peaks may lie apart.
+      cross_type_kernel: side of the Gaussian that DARK blurs both maps with.
+      cross_type_sigma: of the pseudo label's Gaussian, in cells.
     """
 
-    momentum: float = 0.999
-    sinkhorn_epsilon: float = 0.05
-    sinkhorn_rounds: int = 3
-    label_threshold: float = 0.0
-    weigh_by_correctness: bool = False
-    contrast_weight: float = 1.25e-5
-    cross_entropy_weight: float = 0.01
-    distance_weight: float = 0.001
-    heatmap_weight: float = 3.33e-6
-    cluster_weight: float = 1e-2
-    cross_type_weight: float = 1e-3
-    cross_type_threshold: float = 0.25
-    cross_type_distance: float = 2.1
+    momentum: float
+    sinkhorn_epsilon: float
+    sinkhorn_rounds: int
+    label_threshold: float
+    weigh_by_correctness: bool
+    contrast_weight: float
+    cross_entropy_weight: float
+    distance_weight: float
+    heatmap_weight: float
+    cluster_weight: float
+    cross_type_weight: float
+    cross_type_threshold: float
+    cross_type_distance: float
+    cross_type_kernel: int
+    cross_type_sigma: float
 
 
 class Labels(NamedTuple):

@@ -24,7 +24,7 @@ _normal = nn.initializers.normal(0.02)
 
 @dataclasses.dataclass(frozen=True)
 class ViTSize:
-    """Width and depth of a backbone, and the training settings that go with them.
+    """Width and depth of a backbone; what a run adds to them is in its configuration.
 
     Attributes:
       dim: width C of a token.
@@ -47,10 +47,10 @@ class ViTSize:
 
 SIZES: dict[str, ViTSize] = {
     "tiny": ViTSize(128, 4, 4, 32),
-    "small": ViTSize(384, 12, 12, 192, drop_path=0.1, layer_decay=0.8),
-    "base": ViTSize(768, 12, 12, 192, drop_path=0.3, layer_decay=0.75),
-    "large": ViTSize(1024, 24, 16, 256, drop_path=0.5, layer_decay=0.8),
-    "huge": ViTSize(1280, 32, 16, 320, drop_path=0.55, layer_decay=0.8),
+    "small": ViTSize(384, 12, 12, 192),
+    "base": ViTSize(768, 12, 12, 192),
+    "large": ViTSize(1024, 24, 16, 256),
+    "huge": ViTSize(1280, 32, 16, 320),
 }
 
 

@@ -46,9 +46,9 @@ def final_poses(
     truth: GroundTruth,
     predictions: Poses,
     *,
-    confidence_threshold: float = 0.2,
-    suppression: str = "hard",
-    oks_threshold: float = 0.9,
+    confidence_threshold: float,
+    suppression: str,
+    oks_threshold: float,
 ) -> Poses:
     """One pose an instance, rescored and without duplicates, with its category.
 

@@ -20,7 +20,7 @@ Schedule = Callable[..., Any]
 
 
 def step_schedule(
-    base: float, boundaries: Sequence[int], factor: float = 0.1, warmup_steps: int = 0, warmup_ratio: float = 0.001
+    base: float, boundaries: Sequence[int], factor: float, warmup_steps: int, warmup_ratio: float
 ) -> Schedule:
     """Linear warmup from `warmup_ratio` of the regular rate, then times `factor` at every boundary (in steps)."""
 
@@ -35,7 +35,7 @@ def step_schedule(
     return schedule
 
 
-def cosine_schedule(base: float, final: float, total_steps: int, warmup_steps: int, start: float = 1e-12) -> Schedule:
+def cosine_schedule(base: float, final: float, total_steps: int, warmup_steps: int, start: float) -> Schedule:
     """Linear warmup from `start` to `base` (both included) over `warmup_steps`, then half a cosine towards `final`.
 
     The base rate occurs twice and the final rate is never quite reached, as in BoIR's release.
@@ -56,6 +56,7 @@ class GroupedAdamW:
 
     Attributes:
       schedule: learning rate by global step.
+      b1, b2, eps: of Adam's moments.
       weight_decay: times the learning rate and the parameter's factor, where `decayed` is true.
       clip_norm: gradients are scaled by min(1, clip_norm / (norm + 1e-6)); None for no clip.
       factors: {group: tree of arrays that broadcast against the parameters}, the layer-wise rate factors; {} for ones.
@@ -63,11 +64,11 @@ class GroupedAdamW:
     """
 
     schedule: Schedule
+    b1: float
+    b2: float
+    eps: float
     weight_decay: float = 0.0
     clip_norm: float | None = None
-    b1: float = 0.9
-    b2: float = 0.999
-    eps: float = 1e-8
     factors: dict[str, Any] = dataclasses.field(default_factory=dict)
     decayed: dict[str, Any] = dataclasses.field(default_factory=dict)
 

@@ -20,9 +20,6 @@ from posebh_jax.losses.heatmap import heatmap_mse
 from posebh_jax.losses.prototype import contrast
 from posebh_jax.prototypes import Labels, PrototypeConfig, prototype_heatmaps
 
-# The paper's DARK kernel and the Gaussian of its targets, in cells.
-_KERNEL, _SIGMA = 11, 2.0
-
 
 class PseudoLabels(NamedTuple):
     """Positions [B, T, 2] in heatmap cells and weights [B, T], both 0 where a keypoint was not selected."""
@@ -50,13 +47,13 @@ def pseudo_labels(
       dataset: int32 [B].
     """
     head_maps, proto_maps = jax.lax.stop_gradient((head_maps, proto_maps))
-    head_at, head_score = decode_dark_udp(head_maps, _KERNEL)
-    proto_at, proto_score = decode_dark_udp(proto_maps, _KERNEL)
+    head_at, head_score = decode_dark_udp(head_maps, config.cross_type_kernel)
+    proto_at, proto_score = decode_dark_udp(proto_maps, config.cross_type_kernel)
     apart = jnp.linalg.norm(_peak(head_maps) - _peak(proto_maps), axis=-1)
     total = jnp.maximum(head_score + proto_score, 1e-4)[..., None]
     position = (head_score[..., None] * head_at + proto_score[..., None] * proto_at) / total
 
-    cell, reach = jnp.trunc(position + 0.5), 3 * _SIGMA
+    cell, reach = jnp.trunc(position + 0.5), 3 * config.cross_type_sigma
     size = jnp.asarray(head_maps.shape[2:0:-1], jnp.float32)
     score = jnp.minimum(head_score, proto_score)
     selected = (
@@ -74,11 +71,11 @@ def _peak(maps: jax.Array) -> jax.Array:
     return jnp.stack([columns.argmax(axis=1), rows.argmax(axis=1)], axis=-1).astype(jnp.float32)
 
 
-def _draw(labels: PseudoLabels, heatmap_size: tuple[int, int]) -> jax.Array:
+def _draw(labels: PseudoLabels, heatmap_size: tuple[int, int], sigma: float) -> jax.Array:
     """UDP Gaussians [B, h, w, K] at positions [B, K, 2], zero where the weight is 0."""
     drawn = (labels.weight > 0).astype(jnp.float32)
     in_cells = {"input_size": heatmap_size, "heatmap_size": heatmap_size}
-    return encode(labels.position, drawn, True, sigma=_SIGMA, **in_cells)[0]
+    return encode(labels.position, drawn, True, sigma=sigma, **in_cells)[0]
 
 
 def label_pseudo_pixels(
@@ -92,7 +89,7 @@ def label_pseudo_pixels(
     positions, weights = (jnp.pad(x, [(0, 0), (0, 1)] + [(0, 0)] * (x.ndim - 2)) for x in pseudo)
     ids = layout.padded_ids
     flat = PseudoLabels(positions[:, ids.reshape(-1)], weights[:, ids.reshape(-1)])
-    values = _draw(flat, heatmap_size) * flat.weight[:, None, None, :]
+    values = _draw(flat, heatmap_size, config.cross_type_sigma) * flat.weight[:, None, None, :]
     values = values.reshape(*values.shape[:3], *ids.shape)
     confidence = values.max(axis=-1)
     keypoint = jnp.argmax(values, axis=-1) + layout.starts
@@ -128,7 +125,7 @@ def cross_type_terms(
     head_maps, proto_maps = head_maps.astype(jnp.float32), prototype_heatmaps(best)
     heatmap_size = head_maps.shape[2], head_maps.shape[1]
     pseudo = pseudo_labels(head_maps, proto_maps, dataset, layout, config)
-    targets = _draw(pseudo, heatmap_size)
+    targets = _draw(pseudo, heatmap_size, config.cross_type_sigma)
     chosen = layout.sum_by_dataset((pseudo.weight > 0).astype(jnp.float32))
     images = global_sum((chosen > 0).sum(axis=0), axis_name)
     head = heatmap_mse(head_maps, targets, pseudo.weight, images, layout)
