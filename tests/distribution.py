@@ -1,9 +1,9 @@
 """One training step under several layouts of devices and processes, for any method.
 
 A method's tests bring a module with `run(layout) -> arrays` that ends in `if __name__ == "__main__": program(run)`;
-`in_two_processes` starts it as
+`in_processes` starts it as
 
-    python -m <module> <layout> <out.npz> <coordinator> <processes> <process>
+    python -m <module> <folder> <coordinator> <processes> <process> <layout>...
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import re
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -63,37 +63,43 @@ def one_step(
 
 
 def program(run: Callable[[str], Arrays]) -> None:
-    """The program of one of several processes."""
-    layout, out, coordinator, processes, process = sys.argv[1:]
-    distributed.start(coordinator, int(processes), int(process))
+    """The program of one process; the first one writes <folder>/<layout>.npz."""
+    folder, coordinator, processes, process, *layouts = sys.argv[1:]
+    if int(processes) > 1:
+        distributed.start(coordinator, int(processes), int(process))
     jax.config.update("jax_default_matmul_precision", "highest")
-    arrays = run(layout)
-    if jax.process_index() == 0:
-        np.savez(out, **arrays)
+    for layout in layouts:
+        arrays = run(layout)
+        if jax.process_index() == 0:
+            np.savez(pathlib.Path(folder) / f"{layout}.npz", **arrays)
 
 
-def in_two_processes(module: str, layout: str, folder: pathlib.Path) -> Arrays:
-    """What `module` finds in two processes of four devices each."""
+def child_environment(devices: int) -> dict[str, str]:
+    """Of a process with so many virtual devices that compiles whole training steps.
+
+    LLVM's optimisation would take half of the time; what such processes are compared for, layouts and restarts, is
+    settled before it. The flags that the tests were started with stay.
+    """
+    given = re.sub(r"--xla_force_host_platform_device_count=\d+", "", os.environ.get("XLA_FLAGS", ""))
+    flags = f"{given} --xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
+    return {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags.strip(), "JAX_COMPILATION_CACHE_DIR": ""}
+
+
+def in_processes(module: str, layouts: Sequence[str], folder: pathlib.Path, processes: int = 1) -> dict[str, Arrays]:
+    """What `module` finds under each layout with eight devices, shared among one or more processes."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         coordinator = f"127.0.0.1:{probe.getsockname()[1]}"
-    environment = {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
-        "JAX_COMPILATION_CACHE_DIR": "",
-    }
     programs = [
         subprocess.Popen(
-            [sys.executable, "-m", module, layout, folder / "out.npz", coordinator, "2", str(process)],
-            cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            [sys.executable, "-m", module, folder, coordinator, str(processes), str(process), *layouts],
+            cwd=ROOT, env=child_environment(8 // processes), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )
-        for process in range(2)
+        for process in range(processes)
     ]  # fmt: skip
-    outputs = [program.communicate(timeout=600)[0] for program in programs]
-    assert [program.returncode for program in programs] == [0, 0], "\n".join(outputs)
-    with np.load(folder / "out.npz") as found:
-        return dict(found)
+    outputs = [program.communicate(timeout=900)[0] for program in programs]
+    assert not any(program.returncode for program in programs), "\n".join(outputs)
+    return {layout: dict(np.load(folder / f"{layout}.npz")) for layout in layouts}
 
 
 def check(found: Arrays, expected: Arrays, no_effect: re.Pattern, gradients: float, others: float) -> None:

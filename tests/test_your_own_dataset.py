@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import pathlib
 import pickle
 import re
@@ -18,6 +17,7 @@ from data_pipelines.top_down.loader import Entry, Reading, train_loader
 from data_pipelines.records import load_annotations
 from scripts import prepare_data
 from tests.data_pipelines import tiny_sets
+from tests.distribution import child_environment
 
 pytestmark = pytest.mark.slow  # trains, evaluates and transfers by command
 
@@ -31,11 +31,8 @@ def test_the_page_followed_literally(tmp_path):
     for entry in ROOT.iterdir():
         if not entry.name.startswith(".") and entry.name not in ("workdir", "data"):
             (tmp_path / entry.name).symlink_to(entry)
-    environment = os.environ | {
-        "HOME": str(ROOT / ".cache" / "home"),  # keeps compiled programs from run to run
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "",
-    }
+    # A home of its own keeps compiled programs from run to run.
+    environment = child_environment(devices=1) | {"HOME": str(ROOT / ".cache" / "home")}
     blocks = re.findall(r"^```(sh|python)\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
     assert len(blocks) == 6
     for language, text in blocks:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import functools
 import re
 
-import jax
 import pytest
 
 from boir_jax.method import TERMS
 from tests.boir_jax import step_program
-from tests.distribution import check, in_two_processes
+from tests.distribution import check, in_processes
 
 pytestmark = pytest.mark.slow  # starts processes that compile whole training steps
 
@@ -21,23 +20,22 @@ same = functools.partial(check, no_effect=NO_EFFECT, gradients=1e-3, others=1e-5
 
 
 @pytest.fixture(scope="module")
-def one_device():
-    return step_program.run("one")
+def one_process(tmp_path_factory):
+    return in_processes(step_program.__name__, ["one", "fsdp", "pmap"], tmp_path_factory.mktemp("one"))
 
 
-def test_every_term_is_at_work(one_device):
+def test_every_term_is_at_work(one_process):
     for term in TERMS:
-        assert one_device[f"metrics/{term}"] > 1e-2
+        assert one_process["one"][f"metrics/{term}"] > 1e-2
     people = step_program.global_batch()["instance_valid"].sum()
-    assert one_device["metrics/people"] == people
-    assert one_device["metrics/people/in_instance_head"] < people, "the cap is at work"
+    assert one_process["one"]["metrics/people"] == people
+    assert one_process["one"]["metrics/people/in_instance_head"] < people, "the cap is at work"
 
 
 @pytest.mark.parametrize("layout", ["fsdp", "pmap"])
-def test_eight_devices(layout, one_device):
-    assert jax.device_count() == 8
-    same(step_program.run(layout), one_device)
+def test_eight_devices(layout, one_process):
+    same(one_process[layout], one_process["one"])
 
 
-def test_two_processes(one_device, tmp_path):
-    same(in_two_processes("tests.boir_jax.step_program", "sharded", tmp_path), one_device)
+def test_two_processes(one_process, tmp_path):
+    same(in_processes(step_program.__name__, ["sharded"], tmp_path, processes=2)["sharded"], one_process["one"])

@@ -150,6 +150,7 @@ def test_a_batch_without_cluster_keypoints_gives_zero():
     assert float(loss) == 0 and aux["samples"] == 0 and not gradient.any()
 
 
+@pytest.mark.slow  # compiles for eight devices
 def test_one_device_equals_eight():
     batch = random_batch(size=16)
     bank = clusters.choose_clusters(np.asarray(random_prototypes()), (4, 6), rounds=20, beta=20.0).bank

@@ -5,10 +5,9 @@ from __future__ import annotations
 import functools
 import re
 
-import jax
 import pytest
 
-from tests.distribution import check, in_two_processes
+from tests.distribution import check, in_processes
 from tests.posebh_jax import step_program
 
 pytestmark = pytest.mark.slow  # starts processes that compile whole training steps
@@ -21,23 +20,27 @@ same = functools.partial(check, no_effect=NO_EFFECT, gradients=2e-4, others=2e-6
 
 
 @pytest.fixture(scope="module")
-def one_device():
-    return step_program.run("one")
+def one_process(tmp_path_factory):
+    return in_processes(step_program.__name__, ["one", "sharded", "fsdp", "pmap"], tmp_path_factory.mktemp("one"))
 
 
-def test_every_term_is_at_work(one_device):
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory):
+    return in_processes(step_program.__name__, ["fsdp", "pmap"], tmp_path_factory.mktemp("two"), processes=2)
+
+
+def test_every_term_is_at_work(one_process):
     for term in step_program.STAGE.losses:
-        assert one_device[f"metrics/{term}"] > 1e-3
-    assert one_device["metrics/cross_type/pseudo_labels"] > 10
-    assert one_device["metrics/prototype/moved"] > 0.01
+        assert one_process["one"][f"metrics/{term}"] > 1e-3
+    assert one_process["one"]["metrics/cross_type/pseudo_labels"] > 10
+    assert one_process["one"]["metrics/prototype/moved"] > 0.01
 
 
 @pytest.mark.parametrize("layout", ["sharded", "fsdp", "pmap"])
-def test_eight_devices(layout, one_device):
-    assert jax.device_count() == 8
-    same(step_program.run(layout), one_device)
+def test_eight_devices(layout, one_process):
+    same(one_process[layout], one_process["one"])
 
 
 @pytest.mark.parametrize("layout", ["fsdp", "pmap"])
-def test_two_processes(layout, one_device, tmp_path):
-    same(in_two_processes("tests.posebh_jax.step_program", layout, tmp_path), one_device)
+def test_two_processes(layout, two_processes, one_process):
+    same(two_processes[layout], one_process["one"])

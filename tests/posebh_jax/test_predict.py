@@ -10,6 +10,8 @@ from data_pipelines.datasets import find_dataset
 from posebh_jax.predict import HEADS, PROTOTYPES, Predictor
 from tests.posebh_jax.step_program import global_batch, tiny_method
 
+pytestmark = pytest.mark.slow  # compiles whole models
+
 
 @pytest.fixture(scope="module")
 def predictor_and_weights():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pathlib
 import random
 import signal
@@ -22,6 +21,7 @@ from pose_common.training.writers import read_metrics
 from posebh_jax import build, main
 from posebh_jax.weights.convert import Options, read_weights
 from scripts import convert_weights
+from tests.distribution import child_environment
 
 pytestmark = pytest.mark.slow  # kills and restarts training processes
 
@@ -49,8 +49,7 @@ def losses(workdir):
 def test_killed_anywhere_it_goes_on_exactly(tmp_path):
     data_dir = tmp_path / "data"
     prepare_synthetic(data_dir, ["synthetic_coco", "synthetic_ap10k"], num_train=12, num_val=4)
-    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
-    options = {"cwd": ROOT, "env": environment, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    options = {"cwd": ROOT, "env": child_environment(devices=2), "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     whole = subprocess.run(command(data_dir, tmp_path / "whole"), timeout=600, check=False, **options)
     assert whole.returncode == 0, whole.stdout
     stop_at = random.randrange(1, 17)

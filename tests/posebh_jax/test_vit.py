@@ -133,6 +133,7 @@ def _operations(text: str) -> list[str]:
     return [word.split("(")[0] for line in text.splitlines() for word in line.split() if "(" in word]
 
 
+@pytest.mark.slow  # compiles a whole backbone more than once
 def test_remat_and_drop_path_of_ones_change_nothing():
     model, variables, images, dataset, _ = recorded("vit_moe")
     again = ViT(model.size, model.num_experts, remat=True)
@@ -186,6 +187,7 @@ def test_bfloat16_stays_near_float32():
     np.testing.assert_allclose(output, apply(variables, images, dataset), atol=0.1)
 
 
+@pytest.mark.slow  # compiles a whole backbone more than once
 def test_initial_parameters_have_the_originals_spread():
     size = SIZES["tiny"]
     params = jax.jit(ViT(size, 2).init)(

@@ -223,6 +223,7 @@ def test_gradient_against_finite_differences():
     np.testing.assert_allclose(slope, quotient, rtol=1e-7)
 
 
+@pytest.mark.slow  # compiles for eight devices
 def test_one_device_equals_eight():
     batch, prototypes = random_batch(size=16), random_prototypes()
     noise = jax.random.gumbel(jax.random.key(3), (16, 8, 6, 3))
