@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import pathlib
 from collections.abc import Callable
@@ -13,46 +12,31 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from boir_jax import configuration
 from boir_jax.evaluate import Evaluator, Task
 from boir_jax.weights.transfer import start_from
 from boir_jax.losses import LossConfig
 from boir_jax.model import VARIANTS, BoIR
-from boir_jax.weights.convert import METHOD, manifest_of, read_weights
+from boir_jax.weights.convert import manifest_of, read_weights
 from boir_jax.predict import TRAINING_HEADS, Predictor, without_training_heads
 from boir_jax.proposals import ProposalConfig
-from boir_jax.method import BoIRMethod
-from data_pipelines.datasets import PoseDataset, find_dataset
+from boir_jax.method import BoIRMethod, weight_shapes
+from data_pipelines.datasets import find_dataset
 from data_pipelines.top_down.loader import TrainIterator
-from data_pipelines.whole_image.pictures import Augmentation, rules_of
+from data_pipelines.whole_image.pictures import Augmentation
 from data_pipelines.whole_image.loader import train_loader
 from pose_common.layers import BatchNorm
 from pose_common.weights.keys import Conversion, own_weights
-from pose_common.training import restore as starts
+from pose_common.training import restore
 from pose_common.training.optimizers import GroupedAdamW, cosine_schedule
 from pose_common.training.cli import make_reading
 from pose_common.training.state import TrainState
 
 
-def dataset_names(config: ConfigDict) -> tuple[str, ...]:
-    """The dataset."""
-    return (config.dataset,)
-
-
-def protocol_of(config: ConfigDict) -> PoseDataset:
-    """The dataset that is trained on; one of one's own is read from `config.data_dir`."""
-    return find_dataset(config.dataset, config.data_dir)
-
-
 def make_model(config: ConfigDict) -> BoIR:
-    """The network of a configuration.
-
-    Raises:
-      ValueError: an unknown size.
-    """
-    if config.size not in VARIANTS:
-        raise ValueError(f"config.size={config.size!r}: expected one of {tuple(VARIANTS)}")
+    """The network of a configuration."""
     return BoIR(
-        num_keypoints=protocol_of(config).num_keypoints,
+        num_keypoints=configuration.dataset(config).num_keypoints,
         norm=functools.partial(BatchNorm, group=config.norm_group or None),
         dtype=jnp.dtype(config.dtype),
         remat=config.remat,
@@ -64,24 +48,18 @@ def make_method(config: ConfigDict, steps_per_epoch: int) -> BoIRMethod:
     """The method with its optimizer.
 
     Raises:
-      ValueError: groups of images that straddle devices.
+      ConfigError: groups of images that straddle devices.
     """
-    rows, rest = divmod(config.batch_size, jax.device_count())
-    if rest:
-        raise ValueError(f"config.batch_size={config.batch_size} does not divide over {jax.device_count()} devices")
-    for name in ("instance_group", "norm_group"):
-        if config[name] and rows % config[name]:
-            raise ValueError(
-                f"config.{name}={config[name]}: the {rows} images of a device must be whole groups; set a divisor of {rows}"
-                + (" and config.instance_cap in proportion" if name == "instance_group" else "")
-            )
+    configuration.check_batch(config)
     optimizer = GroupedAdamW(
         schedule=cosine_schedule(
             config.learning_rate,
             config.final_learning_rate,
             total_steps=config.epochs * steps_per_epoch,
             warmup_steps=round(config.warmup_epochs * steps_per_epoch),
+            start=config.warmup_start,
         ),
+        **config.adam,
         weight_decay=config.weight_decay,
         clip_norm=config.clip_norm or None,
     )
@@ -91,9 +69,6 @@ def make_method(config: ConfigDict, steps_per_epoch: int) -> BoIRMethod:
 
 def make_loader(config: ConfigDict) -> TrainIterator:
     """This process's training batches."""
-    rules = rules_of(protocol_of(config))
-    if config.min_area >= 0:
-        rules = dataclasses.replace(rules, min_area=config.min_area)
     return train_loader(
         config.dataset,
         config.train_split,
@@ -102,7 +77,7 @@ def make_loader(config: ConfigDict) -> TrainIterator:
         input_size=config.input_size,
         seed=config.seed,
         instances=config.instances,
-        rules=rules,
+        rules=configuration.rules(config),
         augmentation=Augmentation(**config.augmentation),
         process_index=jax.process_index(),
         process_count=jax.process_count(),
@@ -119,12 +94,8 @@ def make_evaluator(config: ConfigDict, mesh: Mesh, workdir: str | pathlib.Path) 
 
 
 def make_tasks(config: ConfigDict) -> list[Task]:
-    """The rows of the table.
-
-    Raises:
-      ValueError: a dataset with another skeleton than the model's.
-    """
-    model, own = make_model(config), protocol_of(config)
+    """The rows of the table."""
+    model, own = make_model(config), configuration.dataset(config)
 
     @functools.cache
     def predictor(smoothing: int) -> Predictor:
@@ -133,8 +104,6 @@ def make_tasks(config: ConfigDict) -> list[Task]:
     tasks = []
     for dataset, split in ((config.dataset, config.eval_split), *config.eval_also):
         protocol = find_dataset(dataset, config.data_dir)
-        if protocol.keypoint_set != own.keypoint_set:
-            raise ValueError(f"config.eval_also: {dataset!r} has other keypoints than {config.dataset!r}")
         smoothing, threshold = (table.get(dataset, table.default) for table in (config.smoothing, config.oks_nms))
         tasks.append(Task(protocol, split, predictor(smoothing), threshold))
     return tasks
@@ -146,38 +115,39 @@ def load_weights(config: ConfigDict, mesh: Mesh) -> tuple[dict[str, Any], int]:
     Raises:
       ValueError: there are no weights, or they do not fit the configuration.
     """
-    method = make_method(config, steps_per_epoch=1)
+    model = make_model(config)
 
-    def convert(shapes: starts.Weights) -> starts.Weights:
-        start = start_from(read_weights(config.checkpoint), shapes, protocol_of(config).keypoint_set)
+    def convert(shapes: restore.Weights) -> restore.Weights:
+        start = start_from(read_weights(config.checkpoint), shapes, configuration.dataset(config).keypoint_set)
         if missing := set(start.fresh) - set(TRAINING_HEADS):
             raise ValueError(f"{config.checkpoint} ({start.title}) has nothing for {', '.join(sorted(missing))}")
         return {name: without_training_heads(start.tree[name]) for name in ("params", "batch_stats")}
 
-    return starts.load_weights(config.checkpoint, method, mesh, convert)
+    return restore.weights_at(config.checkpoint, mesh, lambda _: weight_shapes(model), convert)
 
 
-def make_start(config: ConfigDict, model: BoIR, mesh: Mesh) -> Callable[[TrainState], TrainState] | None:
-    """What fills a fresh state with `config.init_from`; None where the run starts from nothing.
+def make_start(config: ConfigDict, mesh: Mesh) -> Callable[[TrainState], TrainState] | None:
+    """What fills a newly initialised state with `config.init_from`; None where the run starts from nothing.
 
     Raises:
       ValueError: there are no weights.
     """
-    del model
     if not config.init_from:
         return None
     conversion = read_run(config.init_from, mesh) or read_weights(config.init_from)
-    skeleton = protocol_of(config).keypoint_set
-    return starts.filler(config.init_from, lambda initial: start_from(conversion, initial, skeleton))
+    skeleton = configuration.dataset(config).keypoint_set
+    return restore.filler(config.init_from, lambda initial: start_from(conversion, initial, skeleton))
 
 
 def read_run(path: str | pathlib.Path, mesh: Mesh) -> Conversion | None:
     """The weights of a training run, on the host; None where `path` is no run of this method or checkpoint of one."""
-    config = starts.run_config(path, (METHOD,))
-    if config is None:
+    found = restore.find_run(path, configuration.METHODS)
+    if found is None:
         return None
+    config = configuration.of_run(found.config)
+    config.checkpoint = found.checkpoint
     weights, step = load_weights(config, mesh)
     manifest = manifest_of(
-        make_model(config), protocol_of(config).keypoint_set, f"BoIR run on {config.dataset}, step {step}"
+        make_model(config), configuration.dataset(config).keypoint_set, f"BoIR run on {config.dataset}, step {step}"
     )
-    return own_weights(starts.on_host(weights), manifest)
+    return own_weights(restore.on_host(weights), manifest)

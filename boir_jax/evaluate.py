@@ -35,7 +35,7 @@ class Task:
     protocol: PoseDataset
     split: str
     predictor: Predictor
-    oks_threshold: float = 0.8
+    oks_threshold: float
 
     @property
     def dataset(self) -> str:

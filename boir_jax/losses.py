@@ -25,7 +25,7 @@ _EXACT = jax.lax.Precision.HIGHEST
 
 @dataclasses.dataclass(frozen=True)
 class LossConfig:
-    """Weights and choices.
+    """Weights and choices: `config.losses` (the paper's numbers are in configs/boir.py).
 
     Attributes:
       heatmap, instance, embedding, box: weights of the four terms.
@@ -37,14 +37,14 @@ class LossConfig:
         that the loss does not depend on how many devices share a batch.
     """
 
-    heatmap: float = 1.0
-    instance: float = 4.0
-    embedding: float = 0.25
-    box: float = 0.25
-    background: Literal["image", "instance"] = "image"
-    pull: bool = False
-    beta: float = 10.0
-    images_per_device: int = 20
+    heatmap: float
+    instance: float
+    embedding: float
+    box: float
+    background: Literal["image", "instance"]
+    pull: bool
+    beta: float
+    images_per_device: int
 
     def __post_init__(self) -> None:
         if self.background not in ("image", "instance"):

@@ -17,7 +17,7 @@ from pose_common.collectives import global_sum, sample_keys
 from pose_common.images import normalise
 from pose_common.training.optimizers import GroupedAdamW
 from pose_common.training.stages import Stage
-from pose_common.training.state import TrainState
+from pose_common.training.state import METHOD_STATE, TrainState
 from pose_common.training.step import LossOutput
 
 TERMS = ("heatmap", "instance", "embedding", "box")
@@ -40,14 +40,14 @@ class BoIRMethod:
     model: BoIR
     epochs: int
     optimizer: GroupedAdamW
-    losses: LossConfig = LossConfig()
-    group: int = 5
-    cap: int = 50
+    losses: LossConfig
+    group: int
+    cap: int
 
     @functools.cached_property
     def groups(self) -> tuple[str, ...]:
         """The network's parts."""
-        return tuple(sorted(jax.eval_shape(self._variables, jax.random.PRNGKey(0))["params"]))
+        return tuple(sorted(weight_shapes(self.model)["params"]))
 
     @functools.cached_property
     def stages(self) -> tuple[Stage, ...]:
@@ -55,15 +55,16 @@ class BoIRMethod:
         return (Stage("training", self.epochs, self.groups, TERMS),)
 
     def init(self, key: jax.Array) -> TrainState:
-        """A fresh state."""
+        """A newly initialised state."""
         params_key, run_key = jax.random.split(key)
-        variables = self._variables(params_key)
+        variables = self.init_variables(params_key)
         opt_state = self.optimizer.init(variables["params"], variables["params"])
         stats = variables["batch_stats"]
         return TrainState(jnp.zeros((), jnp.int32), variables["params"], stats, opt_state, {}, run_key)
 
-    def _variables(self, key: jax.Array) -> dict[str, Any]:
-        return self.model.init(key, jnp.zeros((1, 64, 64, 3)))  # no parameter depends on the images' size
+    def init_variables(self, key: jax.Array) -> dict[str, Any]:
+        """Newly initialised parameters and statistics."""
+        return init_variables(key, self.model)
 
     def enter_stage(self, state: TrainState, stage: Stage) -> tuple[Callable[[TrainState], TrainState], dict]:
         """Nothing changes."""
@@ -107,3 +108,14 @@ class BoIRMethod:
         counts = {"people": batch["instance_valid"].sum(), "people/in_instance_head": chosen.sum()}
         figures = global_sum(jax.tree.map(jnp.float32, counts), axis_name)
         return sum(values.values()), LossOutput(values, figures, updated["batch_stats"])
+
+
+def init_variables(key: jax.Array, model: BoIR) -> dict[str, Any]:
+    """Newly initialised parameters and statistics; none of them depends on the images' size."""
+    return model.init(key, jnp.zeros((1, 64, 64, 3)))
+
+
+def weight_shapes(model: BoIR) -> dict[str, Any]:
+    """Shapes of `TrainState.weights`."""
+    variables = jax.eval_shape(lambda key: init_variables(key, model), jax.random.PRNGKey(0))
+    return {"params": variables["params"], "batch_stats": variables["batch_stats"], METHOD_STATE: {}}

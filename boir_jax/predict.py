@@ -32,7 +32,7 @@ class Predictor:
 
     model: BoIR
     skeleton: KeypointSet
-    proposals: ProposalConfig = ProposalConfig()
+    proposals: ProposalConfig
 
     def __call__(
         self, weights: Mapping[str, Any], image: jax.Array, inverse_warp: jax.Array

@@ -18,7 +18,7 @@ from pose_common.heatmaps import decode_quarter_shift
 
 @dataclasses.dataclass(frozen=True)
 class ProposalConfig:
-    """How people are found.
+    """How people are found: `config.proposals` and `config.smoothing` (the released numbers are in configs/boir.py).
 
     Attributes:
       maximum: proposals per image.
@@ -30,12 +30,12 @@ class ProposalConfig:
       flip: whether to average over the image and its mirror image.
     """
 
-    maximum: int = 30
-    threshold: float = 0.01
-    smoothing: int = 3
-    windows: tuple[tuple[float, int], ...] = ((200, 3), (300, 5))
-    last_window: int = 7
-    flip: bool = True
+    maximum: int
+    threshold: float
+    smoothing: int
+    windows: tuple[tuple[float, int], ...]
+    last_window: int
+    flip: bool
 
 
 class Proposals(flax.struct.PyTreeNode):

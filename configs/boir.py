@@ -16,25 +16,24 @@ from ml_collections import ConfigDict
 
 from configs import common
 
+ARGUMENTS = (
+    "coco_w32", "coco_w48", "crowdpose_w32", "crowdpose_w48", "crowdpose_w32_finetune", "crowdpose_w48_finetune", "demo",
+)  # fmt: skip
 DEVICES = 4
 """Over which the batches per device of the release are multiplied."""
 
 
 def get_config(arg: str = "coco_w32") -> ConfigDict:
     """The configuration of a dataset and a size, or of the demo."""
+    if arg not in ARGUMENTS:
+        raise ValueError(f"configs/boir.py:{arg}: expected one of {', '.join(ARGUMENTS)}")
     if arg == "demo":
         return _demo(_full("w32"))
-    dataset, _, rest = arg.partition("_")
-    size, _, finetune = rest.partition("_")
-    if dataset not in ("coco", "crowdpose") or size not in ("w32", "w48") or finetune not in ("", "finetune"):
-        raise ValueError(f"configs/boir.py:{arg}: expected (coco|crowdpose)_(w32|w48), crowdpose_*_finetune or demo")
+    dataset, size, *finetune = arg.split("_")
     config = _full(size)
     if dataset == "crowdpose":
         config = _crowdpose(config)
-        return _finetune(config) if finetune else config
-    if finetune:
-        raise ValueError(f"configs/boir.py:{arg}: only CrowdPose is fine-tuned")
-    return config
+    return _finetune(config) if finetune else config
 
 
 def _full(size: str) -> ConfigDict:
@@ -48,9 +47,10 @@ def _full(size: str) -> ConfigDict:
     config.eval_also = (("ochuman", "test"),)
     config.input_size = {"w32": 512, "w48": 640}[size]  # side of a training picture, short side of a tested one
     config.instances = 30  # of an image; smaller people beyond are left out
-    config.min_area = -1.0  # smallest box, in input pixels squared, that is to be found; -1: the dataset's own rule
+    config.min_area = 32.0**2  # smallest box, in input pixels squared after augmentation, that is to be found
+    config.labelled_images = True  # train on images with a labelled person only, not on all with any annotation
     config.augmentation = ConfigDict({"scale": (0.75, 1.5), "rotation": 30.0, "translation": 0.2, "mirror": 0.5})
-    config.batch_size = 20 * DEVICES  # over all devices
+    config.batch_size = 20 * DEVICES  # over all devices (released: 20 on each of 4)
     config.eval_batch_size = 16
 
     # Model.
@@ -65,7 +65,8 @@ def _full(size: str) -> ConfigDict:
     # Losses. Of every `instance_group` images of the batch at most `instance_cap` people go through the instance head.
     config.losses = ConfigDict({
         "heatmap": 1.0, "instance": 4.0, "embedding": 0.25, "box": 0.25, "background": "image", "pull": False,
-        "images_per_device": 20,
+        "beta": 10.0,  # sharpness of the embeddings' similarities
+        "images_per_device": 20,  # the release divides every term by it once more
     })
     config.instance_group, config.instance_cap = 5, 50
 
@@ -74,9 +75,14 @@ def _full(size: str) -> ConfigDict:
     config.learning_rate, config.final_learning_rate = 1e-3, 1e-6
     config.weight_decay = 0.025
     config.clip_norm = 10.0  # 0: none
+    config.warmup_start = 1e-12  # rate of the first step
+    config.adam = common.adam()
 
     # Prediction. What a dataset is not named with, `default` decides.
-    config.proposals = ConfigDict({"maximum": 30, "threshold": 0.01, "flip": True})
+    config.proposals = ConfigDict({
+        "maximum": 30, "threshold": 0.01, "flip": True,
+        "windows": ((200, 3), (300, 5)), "last_window": 7,  # largest mean side of the map, side of the peak window
+    })  # fmt: skip
     config.smoothing = ConfigDict({"default": 3, "ochuman": 11})
     config.oks_nms = ConfigDict({"default": 0.8, "ochuman": 0.7})
     config.published_as = size.upper()  # whose figures stand beside ours
@@ -86,6 +92,7 @@ def _full(size: str) -> ConfigDict:
 def _crowdpose(config: ConfigDict) -> ConfigDict:
     config.dataset, config.train_split, config.eval_split = "crowdpose", "trainval", "test"
     config.eval_also = ()
+    config.min_area, config.labelled_images = 0.0, False
     config.epochs = 310
     return config
 
@@ -103,6 +110,7 @@ def _demo(config: ConfigDict) -> ConfigDict:
     """Rendered crowds; the small model learns from nothing."""
     config.dataset, config.train_split, config.eval_split = "synthetic_crowd", "train", "val"
     config.eval_also = ()
+    config.min_area, config.labelled_images = 0.0, False
     config.synthetic = ConfigDict({"num_train": 300, "num_val": 40})
     config.data_dir = "workdir/demo_data"
     config.input_size = 128

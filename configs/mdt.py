@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 
 from configs import common
 
+ARGUMENTS = ("base", "huge", "large", "small", "demo")
 DATASETS = ("coco", "aic", "mpii", "ap10k", "apt36k", "coco_wholebody")
 MULTI_HEAD_LOSSES = ("heatmap",)
 PROTOTYPE_LOSSES = ("prototype", "prototype_heatmap")
@@ -45,8 +46,8 @@ DEMO_ROWS = {f"synthetic_{name}": ("train", "val", *row[2:6], 0.2, 15.0) for nam
 
 def get_config(arg: str = "base") -> ConfigDict:
     """The configuration of one size, or of the demo."""
-    if arg not in ("base", "huge", "large", "small", "demo"):
-        raise ValueError(f"configs/mdt.py:{arg}: expected base, huge, large, small or demo")
+    if arg not in ARGUMENTS:
+        raise ValueError(f"configs/mdt.py:{arg}: expected one of {', '.join(ARGUMENTS)}")
     config = _full("tiny" if arg == "demo" else arg)
     if arg == "base":
         # In the released base run a slip keeps the backbone frozen to the end; the huge one thaws it (fidelity.md).
@@ -70,7 +71,7 @@ def _full(size: str) -> ConfigDict:
     config.codec.ochuman, config.padding.ochuman = "msra", 1.25  # as in its released evaluation
     config.mixture = "concat"  # all instances shuffled as one; "balanced"; or "weighted" by config.mixture_weights
     config.augment = True
-    config.batch_size = 512  # over all devices (released: 8 x 64)
+    config.batch_size = 512  # over all devices (released: 128 on each of 4)
     config.eval_batch_size = 512
     config.input_size = (192, 256)  # width, height
     config.heatmap_sigma = 2.0  # of a target's Gaussian, in cells

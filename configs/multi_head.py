@@ -12,6 +12,8 @@ from ml_collections import ConfigDict
 
 from configs import mdt
 
+ARGUMENTS = mdt.ARGUMENTS
+
 
 def get_config(arg: str = "base") -> ConfigDict:
     """The baseline of one size, or of the demo."""

@@ -19,6 +19,9 @@ from typing import Any
 from data_pipelines.skeletons import KEYPOINT_SETS, KeypointSet
 
 
+CODECS = ("udp", "msra")
+
+
 @dataclasses.dataclass(frozen=True)
 class PoseDataset:
     """How one dataset is cropped, encoded, augmented and judged.
@@ -143,9 +146,12 @@ def read_definition(path: pathlib.Path) -> PoseDataset:
     try:
         fields = json.loads(path.read_text(encoding="utf8"))
         skeleton = KeypointSet(**{name: _tuples(value) for name, value in fields.pop("skeleton").items()})
+        fields["codec"] = {"unshifted": "msra"}.get(fields.get("codec", "msra"), fields.get("codec", "msra"))
         dataset = PoseDataset(**fields, skeleton=skeleton)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{path} defines no dataset: {error}") from error
+    if dataset.codec not in CODECS:
+        raise ValueError(f"{path}: codec {dataset.codec!r} is none of {', '.join(CODECS)}")
     check_skeleton(skeleton, str(path))
     return dataset
 

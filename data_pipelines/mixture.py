@@ -20,6 +20,8 @@ import grain
 import numpy as np
 
 CONCAT, BALANCED = "concat", "balanced"
+MIXTURES = (CONCAT, BALANCED, "weighted")
+"""What a configuration may ask for."""
 
 
 def mix(sources: Sequence, mixture: str | Sequence[float], seed: int) -> grain.MapDataset:

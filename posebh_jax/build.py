@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -12,59 +13,30 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from data_pipelines.top_down.instances import GROUND_TRUTH
-from data_pipelines.datasets import PoseDataset, find_dataset
 from data_pipelines.top_down.loader import Entry, TrainIterator, train_loader
 from pose_common.weights.keys import Conversion, own_weights
-from pose_common.training import restore as starts
+from pose_common.training import restore
 from pose_common.training.optimizers import GroupedAdamW, step_schedule
 from pose_common.training.cli import make_reading
 from pose_common.training.stages import make_stages
 from pose_common.training.state import TrainState
+from posebh_jax import configuration
 from posebh_jax.evaluate import Evaluator, Task
-from posebh_jax.heads import ACTIVATIONS, KERNELS, NECKS
 from posebh_jax.weights.transfer import start_from
 from posebh_jax.model import PoseBH, layer_ids, weight_decay_mask
 from posebh_jax.weights.convert import Options, manifest_of, read_weights
 from posebh_jax.predict import Predictor
+from posebh_jax.clusters import ClusterConfig
 from posebh_jax.prototypes import PrototypeConfig
 from posebh_jax.published import model_name
-from posebh_jax.method import PoseBHMethod
+from posebh_jax.method import PoseBHMethod, weight_shapes
 from posebh_jax.vit import SIZES
 
-METHODS = ("posebh", "multi_head")
-KNOWN = {
-    "method": METHODS, "size": SIZES,
-    "embedding_neck": NECKS, "embedding_kernel": KERNELS, "embedding_activation": ACTIVATIONS,
-}  # fmt: skip
-"""Fields that take one of a few values."""
-
-
-def dataset_names(config: ConfigDict) -> tuple[str, ...]:
-    """The datasets of the mixture."""
-    return tuple(config.datasets)
-
-
-def protocols(config: ConfigDict) -> tuple[PoseDataset, ...]:
-    """The datasets of the mixture, in its order; those of one's own are read from `config.data_dir`."""
-    return tuple(find_dataset(name, config.data_dir) for name in config.datasets)
-
-
 def make_model(config: ConfigDict) -> PoseBH:
-    """The network of a configuration.
-
-    Raises:
-      ValueError: an unknown method, size or form of the heads, or a transfer to several datasets.
-    """
-    if config.fold and len(config.datasets) != 1:
-        raise ValueError(f"config.fold={config.fold!r}: a transfer is to one dataset, not to {config.datasets}")
-    for name, known in KNOWN.items():
-        if config[name] not in known:
-            raise ValueError(f"config.{name}={config[name]!r}: expected one of {tuple(known)}")
-    if len(config.head_filters) != 2:
-        raise ValueError(f"config.head_filters={config.head_filters}: expected the widths of two deconvolutions")
+    """The network of a configuration."""
     return PoseBH(
-        size=SIZES[config.size],
-        datasets=tuple((dataset.name, dataset.num_keypoints) for dataset in protocols(config)),
+        size=dataclasses.replace(SIZES[config.size], drop_path=config.drop_path),
+        datasets=tuple((dataset.name, dataset.num_keypoints) for dataset in configuration.datasets(config)),
         num_experts=0 if config.fold else len(config.datasets),
         embedding_dim=config.embedding_dim if config.method == "posebh" else 0,
         embedding_channels=config.embedding_width,
@@ -82,8 +54,6 @@ def make_method(config: ConfigDict, steps_per_epoch: int) -> PoseBHMethod:
     model = make_model(config)
     image = jax.ShapeDtypeStruct((1, config.input_size[1], config.input_size[0], 3), jnp.float32)
     shapes = jax.eval_shape(model.init, jax.random.PRNGKey(0), image, jax.ShapeDtypeStruct((1,), jnp.int32))["params"]
-    decay = SIZES[config.size].layer_decay if config.layer_decay else 1.0
-    ids = layer_ids(shapes)
     top = SIZES[config.size].depth + 1
     optimizer = GroupedAdamW(
         schedule=step_schedule(
@@ -91,19 +61,23 @@ def make_method(config: ConfigDict, steps_per_epoch: int) -> PoseBHMethod:
             [epoch * steps_per_epoch for epoch in config.decay_epochs],
             config.decay_factor,
             config.warmup_steps,
+            config.warmup_ratio,
         ),
+        **config.adam,
         weight_decay=config.weight_decay,
         clip_norm=config.clip_norm or None,
-        factors=jax.tree.map(lambda layer: jnp.float32(decay) ** (top - layer), ids),
+        factors=jax.tree.map(lambda layer: jnp.float32(config.layer_decay) ** (top - layer), layer_ids(shapes)),
         decayed=jax.tree.map(float, weight_decay_mask(shapes)),
     )
     return PoseBHMethod(
         model=model,
-        datasets=protocols(config),
+        datasets=configuration.datasets(config),
         input_size=tuple(config.input_size),
         stages=make_stages(config.stages),
         optimizer=optimizer,
         weights=PrototypeConfig(**config.losses),
+        clusters=ClusterConfig(**config.clusters),
+        heatmap_sigma=config.heatmap_sigma,
         num_clusters=config.num_clusters,
         prototypes_per_keypoint=config.prototypes_per_keypoint,
     )
@@ -111,18 +85,17 @@ def make_method(config: ConfigDict, steps_per_epoch: int) -> PoseBHMethod:
 
 def make_loader(config: ConfigDict) -> TrainIterator:
     """This process's training batches."""
-    splits = [config.train_splits.get(name, config.default_train_split) for name in config.datasets]
-    mixture = config.mixture
-    if isinstance(mixture, ConfigDict):
-        mixture = [mixture[name] for name in config.datasets]
     return train_loader(
-        [Entry(name, split) for name, split in zip(config.datasets, splits, strict=True)],
+        [
+            Entry(dataset, config.train_splits.get(dataset.name, config.default_train_split))
+            for dataset in configuration.datasets(config)
+        ],
         data_dir=config.data_dir,
         batch_size=config.batch_size,
         input_size=tuple(config.input_size),
         seed=config.seed,
-        mixture=mixture,
-        augment=config.augment,
+        mixture=configuration.mixture(config),
+        augmentation=configuration.augmentation(config),
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         reading=make_reading(config),
@@ -131,38 +104,40 @@ def make_loader(config: ConfigDict) -> TrainIterator:
 
 def make_evaluator(config: ConfigDict, mesh: Mesh, workdir: str | pathlib.Path) -> Evaluator:
     """Evaluation of every dataset of the mixture by its own head, and of `config.eval_also`."""
-    predictor = Predictor(make_model(config), protocols(config), tuple(config.input_size))
+    predictor = Predictor(
+        make_model(config), configuration.datasets(config), tuple(config.input_size), config.flip_test, config.dark_kernel
+    )
     return Evaluator(
-        predictor, make_tasks(config), config.data_dir, config.eval_batch_size, mesh, pathlib.Path(workdir),
+        predictor, make_tasks(config), _selection(config), config.detection_threshold, config.data_dir, config.eval_batch_size, mesh, pathlib.Path(workdir),
         make_reading(config), config.pictures, model_name(config.method, config.size),
     )  # fmt: skip
 
 
-def make_tasks(config: ConfigDict) -> list[Task]:
-    """The rows of the table.
+def _selection(config: ConfigDict) -> dict[str, Any]:
+    return {
+        "confidence_threshold": config.rescoring_threshold,
+        "suppression": config.suppression,
+        "oks_threshold": config.oks_nms,
+    }
 
-    Raises:
-      ValueError: a row of `config.eval_also` that is none, or names a head that the model has not.
-    """
+
+def make_tasks(config: ConfigDict) -> list[Task]:
+    """The rows of the table."""
     names = list(config.datasets)
-    tasks = [
+    own = [
         Task(
-            find_dataset(name, config.data_dir), config.eval_splits.get(name, config.default_eval_split), head,
+            configuration.dataset(config, name), config.eval_splits.get(name, config.default_eval_split), head,
             config.boxes.get(name, GROUND_TRUTH), name,
         )
         for head, name in enumerate(names)
-    ]  # fmt: skip
-    for row in config.eval_also:
-        if len(row) not in (3, 4) or row[2] not in names:
-            raise ValueError(
-                f"config.eval_also: {tuple(row)} is not (dataset, split, head[, boxes]) with a head among {names}"
-            )
-        dataset, split, head, *boxes = row
-        protocol = find_dataset(dataset, config.data_dir)
-        tasks.append(
-            Task(protocol, split, names.index(head), boxes[0] if boxes else GROUND_TRUTH, f"{dataset}_{split}")
+    ]
+    return own + [
+        Task(
+            configuration.dataset(config, name), split, names.index(head), boxes[0] if boxes else GROUND_TRUTH,
+            f"{name}_{split}",
         )
-    return tasks
+        for name, split, head, *boxes in config.eval_also
+    ]  # fmt: skip
 
 
 def load_weights(config: ConfigDict, mesh: Mesh) -> tuple[dict[str, Any], int]:
@@ -171,10 +146,14 @@ def load_weights(config: ConfigDict, mesh: Mesh) -> tuple[dict[str, Any], int]:
     Raises:
       ValueError: there are no weights, or they do not fit the configuration.
     """
-    method = make_method(config, steps_per_epoch=1)
+    model = make_model(config)
 
-    def convert(shapes: starts.Weights) -> starts.Weights:
-        start = start_from(read_weights(config.checkpoint, _options(config)), shapes, method.model)
+    def shapes(notes: Mapping[str, Any]) -> restore.Weights:
+        size, per_keypoint = tuple(config.input_size), config.prototypes_per_keypoint
+        return weight_shapes(model, size, per_keypoint, notes.get("num_clusters", 0))
+
+    def convert(shapes: restore.Weights) -> restore.Weights:
+        start = start_from(read_weights(config.checkpoint, _options(config)), shapes, model)
         if start.fresh:
             raise ValueError(
                 f"{config.checkpoint} ({start.title}) has nothing for {', '.join(start.fresh)}; the multi-head "
@@ -182,31 +161,31 @@ def load_weights(config: ConfigDict, mesh: Mesh) -> tuple[dict[str, Any], int]:
             )
         return start.tree
 
-    return starts.load_weights(config.checkpoint, method, mesh, convert)
+    return restore.weights_at(config.checkpoint, mesh, shapes, convert)
 
 
 def make_start(config: ConfigDict, model: PoseBH, mesh: Mesh) -> Callable[[TrainState], TrainState] | None:
-    """What fills a fresh state with `config.init_from`; None where the run starts from nothing.
+    """What fills a newly initialised state with `config.init_from`; None where the run starts from nothing.
 
     Raises:
       ValueError: there are no weights.
     """
     if not config.init_from:
-        if config.fold:
-            raise ValueError("a transfer starts from weights: give them as config.init_from")
         return None
     conversion = read_run(config.init_from, mesh) or read_weights(config.init_from, _options(config))
-    return starts.filler(config.init_from, lambda initial: start_from(conversion, initial, model, fold=config.fold))
+    return restore.filler(config.init_from, lambda initial: start_from(conversion, initial, model, fold=config.fold))
 
 
 def read_run(path: str | pathlib.Path, mesh: Mesh) -> Conversion | None:
     """The weights of a training run, on the host; None where `path` is no run of this method or checkpoint of one."""
-    config = starts.run_config(path, METHODS)
-    if config is None:
+    found = restore.find_run(path, configuration.METHODS)
+    if found is None:
         return None
+    config = configuration.of_run(found.config)
+    config.checkpoint = found.checkpoint
     weights, step = load_weights(config, mesh)
     manifest = manifest_of(make_model(config), tuple(config.input_size), f"{config.method} run, step {step}")
-    return own_weights(starts.on_host(weights), manifest)
+    return own_weights(restore.on_host(weights), manifest)
 
 
 def _options(config: ConfigDict) -> Options:

@@ -55,6 +55,8 @@ class Evaluator:
     Attributes:
       predictor: compiled predictions.
       tasks: the rows.
+      selection: which poses are kept, and with which score: options of `metrics.evaluate.final_poses`.
+      detection_threshold: smallest score of a detector's box.
       data_dir, batch_size, reading: of the loaders; the batch is the global one.
       mesh: devices to split a batch over.
       workdir: results, tables and pictures go to `results/` and `pictures/` in it.
@@ -64,6 +66,8 @@ class Evaluator:
 
     predictor: Predictor
     tasks: Sequence[Task]
+    selection: Mapping[str, Any]
+    detection_threshold: float
     data_dir: str
     batch_size: int
     mesh: Mesh
@@ -95,7 +99,8 @@ class Evaluator:
 
     def _loader(self, task: Task) -> EvalLoader:
         return eval_loader(
-            task.dataset, task.split, data_dir=self.data_dir, batch_size=self.batch_size, boxes=task.boxes,
+            task.protocol, task.split, data_dir=self.data_dir, batch_size=self.batch_size, boxes=task.boxes,
+            score_threshold=self.detection_threshold,
             input_size=self.predictor.input_size, dataset_index=task.head, process_index=jax.process_index(),
             process_count=jax.process_count(), reading=self.reading,
         )  # fmt: skip
@@ -116,7 +121,7 @@ class Evaluator:
         self, task: Task, loader: EvalLoader, kind: str, predictions: columns.Poses, step: int
     ) -> dict[str, float]:
         truth = columns.ground_truth(loader.annotations)
-        poses = evaluate.final_poses(task.protocol, truth, predictions)
+        poses = evaluate.final_poses(task.protocol, truth, predictions, **self.selection)
         if jax.process_index() == 0:
             folder = self.workdir / "results" / f"step_{step}"
             columns.write_results(folder / f"{task.name}_{kind}.json", poses, task.protocol.keypoints)

@@ -8,12 +8,52 @@ A run that finds checkpoints in its working directory goes on from the newest.
 
 from __future__ import annotations
 
-import functools
+import pathlib
 
-from pose_common.training import cli as program
-from posebh_jax import build
+from ml_collections import ConfigDict
 
-train, evaluate, run = (functools.partial(part, build) for part in (program.train, program.evaluate, program.run))
+from pose_common.training import cli, parallel
+from pose_common.training.mesh import make_mesh
+from posebh_jax import build, configuration
+
+
+def train(config: ConfigDict, workdir: pathlib.Path) -> bool:
+    """Trains from the newest checkpoint in `workdir`, or from the start; False when a signal stopped it before the end."""
+    plan = parallel.make_plan(config.parallel, config.fsdp, config.fsdp_min_size)
+    data = build.make_loader(config)
+    steps_per_epoch = cli.steps_per_epoch(config, data)
+    method = build.make_method(config, steps_per_epoch)
+    return cli.train(
+        config,
+        workdir,
+        data=data,
+        method=method,
+        plan=plan,
+        steps_per_epoch=steps_per_epoch,
+        evaluate=build.make_evaluator(config, plan.mesh, workdir),
+        prepare=build.make_start(config, method.model, plan.mesh),
+    )
+
+
+def evaluate(config: ConfigDict, workdir: pathlib.Path) -> dict[str, dict[str, float]]:
+    """Evaluates `config.checkpoint` on everything that is prepared; prints and saves the table."""
+    mesh = make_mesh()
+    weights, step = build.load_weights(config, mesh)
+    figures = build.make_evaluator(config, mesh, workdir)(weights, step)
+    cli.require_figures(figures)
+    return figures
+
+
+def run(config: ConfigDict, workdir: pathlib.Path) -> None:
+    """What `config.mode` asks for."""
+    cli.render(config, config.datasets)
+    {"train": train, "evaluate": evaluate}[config.mode](config, workdir)
+
+
+def main() -> None:
+    """The program."""
+    cli.main(configuration.read, run, config="configs/mdt.py", workdir="workdir/posebh", free=configuration.FREE)
+
 
 if __name__ == "__main__":
-    program.main(build, "configs/mdt.py", "workdir/posebh")
+    main()

@@ -18,7 +18,7 @@ from pose_common.collectives import global_sum, sample_keys
 from pose_common.images import normalise
 from pose_common.training.optimizers import GroupedAdamW
 from pose_common.training.stages import Stage
-from pose_common.training.state import TrainState
+from pose_common.training.state import METHOD_STATE, TrainState
 from pose_common.training.step import LossOutput
 from posebh_jax import prototypes
 from posebh_jax.clusters import ClusterBank, ClusterConfig, choose_clusters
@@ -105,17 +105,12 @@ class PoseBHMethod:
         return self.input_size[0] // 4, self.input_size[1] // 4
 
     def init(self, key: jax.Array) -> TrainState:
-        """A fresh state for the first stage."""
-        params_key, bank_key, run_key = jax.random.split(key, 3)
-        image = jnp.zeros((1, self.input_size[1], self.input_size[0], 3))
-        variables = self.model.init(params_key, image, jnp.zeros(1, jnp.int32))
-        bank = {}
-        if self.model.embedding_dim:
-            shape = (self.layout.total, self.prototypes_per_keypoint, self.model.embedding_dim)
-            bank = {BANK: prototypes.init_prototypes(bank_key, *shape)}
-        params = variables["params"]
-        opt_state = self.optimizer.init(params, self.stages[0].train)
-        return TrainState(jnp.zeros((), jnp.int32), params, variables["batch_stats"], opt_state, bank, run_key)
+        """A newly initialised state for the first stage."""
+        *weight_keys, run_key = jax.random.split(key, 3)
+        weights = init_weights(*weight_keys, self.model, self.input_size, self.prototypes_per_keypoint)
+        opt_state = self.optimizer.init(weights["params"], self.stages[0].train)
+        empty = TrainState(jnp.zeros((), jnp.int32), {}, {}, opt_state, {}, run_key)
+        return empty.with_weights(weights)
 
     def enter_stage(self, state: TrainState, stage: Stage) -> tuple[Callable[[TrainState], TrainState], dict[str, Any]]:
         """Moments for what thaws; the cluster bank where it is first asked for."""
@@ -135,15 +130,12 @@ class PoseBHMethod:
     def shapes(self, stage: Stage, notes: dict[str, Any]) -> TrainState:
         """Shapes of a state inside `stage`."""
 
-        def make(key):
-            state = self.init(key)
-            bank = dict(state.method_state)
-            if "num_clusters" in notes:
-                count = notes["num_clusters"]
-                bank[CLUSTERS] = {"prototypes": bank[BANK][:count], "keypoint": jnp.zeros(count, jnp.int32)}
-            return state.replace(opt_state=self.optimizer.init(state.params, stage.train), method_state=bank)
-
-        return jax.eval_shape(make, jax.random.PRNGKey(0))
+        state = jax.eval_shape(self.init, jax.random.PRNGKey(0))
+        weights = weight_shapes(
+            self.model, self.input_size, self.prototypes_per_keypoint, notes.get("num_clusters", 0)
+        )
+        opt_state = jax.eval_shape(lambda params: self.optimizer.init(params, stage.train), state.params)
+        return state.with_weights(weights).replace(opt_state=opt_state)
 
     def loss(self, params, state: TrainState, batch, key, stage: Stage, axis_name: str | None):
         """This device's share of the stage's loss; see `pose_common.training.step`."""
@@ -225,6 +217,32 @@ class PoseBHMethod:
         return {f"heatmap/{n}": whole[i] for i, n in enumerate(names)} | {
             f"accuracy/{n}": accuracy[i] for i, n in enumerate(names)
         }
+
+
+def init_weights(
+    params_key: jax.Array, bank_key: jax.Array, model: PoseBH, input_size: tuple[int, int], per_keypoint: int
+) -> dict[str, Any]:
+    """Newly initialised `TrainState.weights`: the network's, and random prototypes where it has an embedding."""
+    image = jnp.zeros((1, input_size[1], input_size[0], 3))
+    variables = model.init(params_key, image, jnp.zeros(1, jnp.int32))
+    bank = {}
+    if model.embedding_dim:
+        total = sum(count for _, count in model.datasets)
+        bank = {BANK: prototypes.init_prototypes(bank_key, total, per_keypoint, model.embedding_dim)}
+    return {"params": variables["params"], "batch_stats": variables["batch_stats"], METHOD_STATE: bank}
+
+
+def weight_shapes(
+    model: PoseBH, input_size: tuple[int, int], per_keypoint: int, num_clusters: int
+) -> dict[str, Any]:
+    """Shapes of the weights; with `num_clusters`, those of a run that has chosen its cluster bank."""
+    key = jax.random.PRNGKey(0)
+    weights = jax.eval_shape(lambda key: init_weights(key, key, model, input_size, per_keypoint), key)
+    if num_clusters:
+        bank = jax.ShapeDtypeStruct((num_clusters, per_keypoint, model.embedding_dim), jnp.float32)
+        keypoint = jax.ShapeDtypeStruct((num_clusters,), jnp.int32)
+        weights[METHOD_STATE][CLUSTERS] = {"prototypes": bank, "keypoint": keypoint}
+    return weights
 
 
 def _fold(keys: jax.Array, use: int) -> jax.Array:

@@ -4,7 +4,7 @@
     python -m scripts.browse synthetic_mpii --count=40 --seed=3 --out=sheets
 
 Three pictures are written: `raw` (annotations on the stored pictures: boxes, skeletons, ignored regions),
-`crops` (person crops as training augments them) and `targets` (their heatmaps, by the dataset's own codec).
+`crops` (person crops as configs/mdt.py augments them) and `targets` (their heatmaps, by the dataset's own codec).
 The left of a body is green, its right orange, the middle blue: a swapped pair shows at once. In `raw`, the
 yellow box is the annotated one and the white one what is cropped without augmentation; crowds and people
 without keypoints are grey.
@@ -24,10 +24,10 @@ from pycocotools import mask
 
 from data_pipelines import geometry, records
 from data_pipelines.top_down import instances
-from data_pipelines.datasets import find_dataset
 from data_pipelines.top_down.crops import TopDownSource, Train
 from pose_common import heatmaps
 from pose_common.evaluation import draw
+from posebh_jax import configuration
 
 _GREY, _WHITE, _YELLOW = (150, 150, 150), (255, 255, 255), (255, 220, 0)
 RAW_SIDE = 320
@@ -89,7 +89,8 @@ class _Opened:
     """A prepared split: its records, and its person crops where there are any."""
 
     def __init__(self, dataset: str, split: str, data_dir: str | pathlib.Path, input_size: tuple[int, int]):
-        self.protocol, self.input_size = find_dataset(dataset, data_dir), tuple(input_size)
+        self.settings = configuration.read("mdt", [("data_dir", str(data_dir)), ("datasets", dataset), ("eval_also", "()")])
+        self.protocol, self.input_size = configuration.dataset(self.settings, dataset), tuple(input_size)
         self.annotations = records.load_annotations(dataset, split, data_dir)
         self.records = records.open_records(dataset, split, data_dir)
         chosen = instances.ground_truth(self.annotations, self.protocol, self.input_size)
@@ -127,7 +128,7 @@ class _Opened:
 
     def crops(self, numbers: Sequence[int], rng: np.random.Generator) -> list[dict]:
         """Training elements with `points` [K, 3] and a caption."""
-        train = Train((self.protocol,), self.input_size)
+        train = Train((self.protocol,), self.input_size, configuration.augmentation(self.settings))
         found = []
         for number in numbers:
             sample = self.source[number]
@@ -145,6 +146,7 @@ class _Opened:
             self.protocol.codec == "udp",
             input_size=self.input_size,
             heatmap_size=(self.input_size[0] // 4, self.input_size[1] // 4),
+            sigma=self.settings.heatmap_sigma,
         )
         return [
             draw.heatmap_overlay(crop["image"], own)

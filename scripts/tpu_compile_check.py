@@ -18,25 +18,22 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")  # only the compiler is needed, no
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
-from absl import app, flags  # noqa: E402
+from absl import flags  # noqa: E402
 from jax.experimental import topologies  # noqa: E402
 from jax.sharding import Mesh  # noqa: E402
-from ml_collections import config_flags  # noqa: E402
+from ml_collections import ConfigDict  # noqa: E402
 
 from pose_common.evaluation import result_table as tables
 from pose_common.training.mesh import BATCH_AXES, batch_sharding
 from pose_common.training.parallel import ShardedPlan
 from pose_common.training.step import train_step
-from scripts.benchmarks.batches import build_of, random_batch
+from scripts.benchmarks.batches import build_of, random_batch, run_with_config
 
-_CONFIG = config_flags.DEFINE_config_file("config", "configs/mdt.py:base")
 _TOPOLOGY = flags.DEFINE_string("topology", "v5e:4x4", "Name of the slice.")
 _CLUSTERS = flags.DEFINE_integer("clusters", 64, "Size of the cluster bank, where config.num_clusters leaves it open.")
 
 
-def main(argv: list[str]) -> None:
-    del argv
-    config = _CONFIG.value
+def main(config: ConfigDict) -> None:
     devices = topologies.get_topology_desc(platform="tpu", topology_name=_TOPOLOGY.value).devices
     plan = ShardedPlan(Mesh(np.array(devices).reshape(-1, config.fsdp), BATCH_AXES), config.fsdp_min_size)
     method = build_of(config).make_method(config, steps_per_epoch=1)
@@ -64,4 +61,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    run_with_config(main, "configs/mdt.py:base")

@@ -1,4 +1,4 @@
-"""Person crops: random access over the instances of a dataset, augmentation, and packing into batch elements.
+"""Person crops: random access over the instances of a dataset, the warp, and packing into batch elements.
 
 A *sample* is a dict that the transforms hand on (no pixels are touched before the one warp at the end):
 
@@ -8,12 +8,7 @@ A *sample* is a dict that the transforms hand on (no pixels are touched before t
     scale      float64 [2] of the crop         rotation   degrees
     mirrored   whether everything above is meant in the mirrored image
 
-plus `dataset` (int) and the names that error messages need. Random transforms are frozen dataclasses with
-`draw` (numpy Generator -> numbers) and `apply` (sample, numbers -> sample), so that recorded numbers can be
-replayed; a draw is taken whether or not it is needed, so one step's luck never shifts the next one's.
-
-The augmentation is that of the released training recipe (centre jitter, mirror, half body, scale and
-rotation), except that the jitter is drawn for every element and epoch, not once for the whole training.
+plus `dataset` (int) and the names that error messages need.
 """
 
 from __future__ import annotations
@@ -26,9 +21,9 @@ import cv2
 import numpy as np
 
 from data_pipelines import geometry
+from data_pipelines.top_down.augmentation import Augmentation, steps_of
 from data_pipelines.top_down.instances import Instances
 from data_pipelines.datasets import PoseDataset
-from data_pipelines.skeletons import KeypointSet
 from data_pipelines.records import Annotations
 
 Sample = dict[str, Any]
@@ -105,125 +100,6 @@ def _origin(sample: Sample) -> str:
 
 
 @dataclasses.dataclass(frozen=True)
-class CentreJitter:
-    """Moves the centre by up to `extent` of the box in each direction."""
-
-    probability: float = 0.3
-    extent: float = 0.2
-
-    def draw(self, rng: np.random.Generator) -> np.ndarray:
-        """Three uniforms: whether, x, y."""
-        return rng.random(3)
-
-    def apply(self, sample: Sample, draws) -> Sample:
-        if draws[0] >= self.probability:
-            return sample
-        shift = 2 * self.extent * (np.asarray(draws[1:]) - 0.5) * sample["box"][2:]
-        return sample | {"centre": sample["centre"] + shift}
-
-
-@dataclasses.dataclass(frozen=True)
-class Flip:
-    """Mirrors the image; hidden keypoints end at (0, 0)."""
-
-    keypoint_set: KeypointSet
-    probability: float = 0.5
-
-    def draw(self, rng: np.random.Generator) -> float:
-        """One uniform."""
-        return rng.random()
-
-    def apply(self, sample: Sample, uniform: float) -> Sample:
-        if uniform > self.probability:
-            return sample
-        last = sample["size"][0] - 1
-        order = self.keypoint_set.flip_index
-        visible = sample["visible"][order]
-        keypoints = sample["keypoints"][order]
-        keypoints[:, 0] = last - keypoints[:, 0]
-        keypoints[visible == 0] = 0
-        centre_x, centre_y = sample["centre"]
-        return sample | {"keypoints": keypoints, "visible": visible, "mirrored": not sample["mirrored"],
-                         "centre": np.array([last - centre_x, centre_y])}
-
-
-@dataclasses.dataclass(frozen=True)
-class HalfBody:
-    """Crops the upper or the lower body of a person with more than `min_visible` visible keypoints.
-
-    As released, which is the recipe that the published models were trained with: the side is chosen by a
-    standard normal draw below 0.5 (so the upper body has probability 0.69), and whatever is not upper body
-    counts as lower, on whole-body skeletons also face and hands. `rest_is_lower=False` takes the skeleton's
-    own lower half instead.
-    """
-
-    keypoint_set: KeypointSet
-    aspect: float
-    probability: float = 0.3
-    min_visible: int = 8
-    padding: float = 1.5
-    rest_is_lower: bool = True
-
-    def draw(self, rng: np.random.Generator) -> tuple[float, float]:
-        """A uniform (whether) and a standard normal (which half)."""
-        return rng.random(), rng.standard_normal()
-
-    def apply(self, sample: Sample, draws: tuple[float, float]) -> Sample:
-        uniform, normal = draws
-        if uniform >= self.probability or np.count_nonzero(sample["visible"]) <= self.min_visible:
-            return sample
-        crop = self.half(sample["keypoints"], sample["visible"], normal)
-        return sample if crop is None else sample | {"centre": crop[0], "scale": crop[1]}
-
-    def half(
-        self, keypoints: np.ndarray, visible: np.ndarray, normal: float,
-    ) -> tuple[np.ndarray, np.ndarray] | None:
-        """(centre, scale) of a half body, or None where too few keypoints span it."""
-        upper, lower = (np.flatnonzero(half & (visible > 0)) for half in self._halves)
-        chosen = upper if (normal < 0.5 and len(upper) > 2) or len(lower) <= 2 else lower
-        if len(chosen) < 2:
-            return None
-        points = keypoints[chosen].astype(np.float64)
-        size = np.ptp(points, axis=0)
-        if not size.any():
-            return None
-        scale = geometry.grow_to_aspect(size, self.aspect) * (self.padding / geometry.SCALE_UNIT)
-        return points.mean(axis=0), scale
-
-    @functools.cached_property
-    def _halves(self) -> tuple[np.ndarray, np.ndarray]:
-        upper = np.zeros(self.keypoint_set.num_keypoints, bool)
-        upper[list(self.keypoint_set.upper_body)] = True
-        lower = np.zeros_like(upper)
-        lower[list(self.keypoint_set.lower_body)] = True
-        return upper, ~upper if self.rest_is_lower else lower
-
-
-@dataclasses.dataclass(frozen=True)
-class ScaleRotation:
-    """Scales the crop by 1 + scale_factor n, rotates it by rotation_factor m degrees; n, m standard normal.
-
-    The scale is clipped to 1 -+ scale_factor, the angle to twice the rotation factor.
-    """
-
-    scale_factor: float
-    rotation_factor: float
-    rotation_probability: float = 0.6
-
-    def draw(self, rng: np.random.Generator) -> tuple[float, float, float]:
-        """Two standard normals (scale, rotation) and a uniform (whether to rotate)."""
-        return rng.standard_normal(), rng.standard_normal(), rng.random()
-
-    def apply(self, sample: Sample, draws: tuple[float, float, float]) -> Sample:
-        scale_normal, rotation_normal, uniform = draws
-        factor = min(max(1 + self.scale_factor * scale_normal, 1 - self.scale_factor), 1 + self.scale_factor)
-        limit = 2 * self.rotation_factor
-        rotates = uniform <= self.rotation_probability
-        rotation = min(max(self.rotation_factor * rotation_normal, -limit), limit) if rotates else 0.0
-        return sample | {"scale": sample["scale"] * factor, "rotation": rotation}
-
-
-@dataclasses.dataclass(frozen=True)
 class Crop:
     """The one step that touches pixels: sample and decoded picture -> the crop and the keypoints in it."""
 
@@ -249,29 +125,17 @@ class Crop:
         return sample | {"image": crop, "matrix": matrix, "keypoints": keypoints}
 
 
-def augmentation(dataset: PoseDataset, input_size: tuple[int, int]) -> tuple:
-    """The random transforms of a dataset's training, in their order."""
-    steps: list = []
-    if dataset.centre_jitter:
-        steps.append(CentreJitter())
-    steps.append(Flip(dataset.keypoints))
-    if dataset.half_body:
-        steps.append(HalfBody(dataset.keypoints, aspect=input_size[0] / input_size[1]))
-    steps.append(ScaleRotation(dataset.scale_factor, dataset.rotation_factor))
-    return tuple(steps)
-
-
 @dataclasses.dataclass(frozen=True)
 class Train:
     """Sample -> element of a training batch, for a mixture: `datasets[sample["dataset"]]` says how.
 
-    Keypoints are padded to the mixture's largest count K. All randomness comes from `rng`; without `augment` there is
-    none.
+    Keypoints are padded to the mixture's largest count K. All randomness comes from `rng`; without an augmentation there
+    is none.
     """
 
     datasets: tuple[PoseDataset, ...]
     input_size: tuple[int, int]
-    augment: bool = True
+    augmentation: Augmentation | None
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> dict[str, np.ndarray]:
         steps, crop = self._steps[sample["dataset"]]
@@ -292,8 +156,10 @@ class Train:
 
     @functools.cached_property
     def _steps(self) -> tuple:
-        return tuple((augmentation(dataset, self.input_size) if self.augment else (),
-                      Crop(self.input_size, dataset.codec == "udp")) for dataset in self.datasets)
+        return tuple(
+            (steps_of(self.augmentation, dataset, self.input_size), Crop(self.input_size, dataset.codec == "udp"))
+            for dataset in self.datasets
+        )
 
 
 def pad_keypoints(array: np.ndarray, count: int) -> np.ndarray:

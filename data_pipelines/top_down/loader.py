@@ -22,8 +22,9 @@ from absl import flags
 from data_pipelines import geometry
 from data_pipelines.top_down import instances as boxes_of
 from data_pipelines import mixture as mixing
-from data_pipelines.datasets import find_dataset
+from data_pipelines.datasets import PoseDataset, find_dataset
 from data_pipelines.records import Annotations, load_annotations, open_records
+from data_pipelines.top_down.augmentation import Augmentation
 from data_pipelines.top_down.crops import Crop, TopDownSource, Train, decode
 
 Batch = dict[str, np.ndarray]
@@ -31,9 +32,9 @@ Batch = dict[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One dataset of a training mixture; its place in the mixture is its number in the batch contract."""
+    """One dataset of a training mixture, by name or protocol; its place in the mixture is its number in the batches."""
 
-    dataset: str
+    dataset: str | PoseDataset
     split: str = "train"
 
 
@@ -137,7 +138,7 @@ class TrainIterator(grain.DatasetIterator):
 
 def train_loader(
     entries: Sequence[Entry], *, data_dir: str | os.PathLike, batch_size: int, input_size: tuple[int, int],
-    seed: int, mixture: str | Sequence[float] = mixing.CONCAT, augment: bool = True, process_index: int = 0,
+    seed: int, mixture: str | Sequence[float] = mixing.CONCAT, augmentation: Augmentation | None = None, process_index: int = 0,
     process_count: int = 1, reading: Reading = Reading(),
 ) -> TrainIterator:
     """Endless training batches of a mixture of prepared datasets.
@@ -149,7 +150,7 @@ def train_loader(
       input_size: (width, height) of the crops.
       seed: decides order and augmentation.
       mixture: 'concat', 'balanced' or weights, see `mixture.mix`.
-      augment: False gives the crops of evaluation.
+      augmentation: without, the crops are those of evaluation.
       process_index, process_count: which rows of each batch.
 
     Raises:
@@ -159,13 +160,13 @@ def train_loader(
     sources = [open_source(entry.dataset, entry.split, data_dir=data_dir, input_size=input_size,
                            dataset_index=index) for index, entry in enumerate(entries)]
     return train_iterator(sources, batch_size=batch_size, input_size=input_size, seed=seed, mixture=mixture,
-                          augment=augment, process_index=process_index, process_count=process_count,
+                          augmentation=augmentation, process_index=process_index, process_count=process_count,
                           reading=reading)
 
 
 def train_iterator(
     sources: Sequence[TopDownSource], *, batch_size: int, input_size: tuple[int, int], seed: int,
-    mixture: str | Sequence[float] = mixing.CONCAT, augment: bool = True, process_index: int = 0,
+    mixture: str | Sequence[float] = mixing.CONCAT, augmentation: Augmentation | None = None, process_index: int = 0,
     process_count: int = 1, reading: Reading = Reading(),
 ) -> TrainIterator:
     """`train_loader` for sources that are open; the `dataset_index` of each must be its place among them."""
@@ -174,7 +175,7 @@ def train_iterator(
                          f"{[(source.dataset.name, source.dataset_index) for source in sources]}")
     rows = rows_of_process(batch_size, process_index, process_count)
     order_seed, draw_seed = mixing.derived_seeds(seed, 2)
-    transform = Train(tuple(source.dataset for source in sources), tuple(input_size), augment)
+    transform = Train(tuple(source.dataset for source in sources), tuple(input_size), augmentation)
     elements = mixing.mix(sources, mixture, order_seed).random_map(transform, seed=draw_seed)
     # In pieces of one process's rows, the n pieces of a global batch follow each other.
     batches = elements.batch(rows)[process_index::process_count]
@@ -182,21 +183,21 @@ def train_iterator(
 
 
 def open_source(
-    dataset: str, split: str, *, data_dir: str | os.PathLike, input_size: tuple[int, int],
+    dataset: str | PoseDataset, split: str, *, data_dir: str | os.PathLike, input_size: tuple[int, int],
     dataset_index: int = 0, boxes: str | os.PathLike = boxes_of.GROUND_TRUTH, score_threshold: float = 0.0,
 ) -> TopDownSource:
-    """Opens the records of a prepared split as person crops."""
-    protocol = find_dataset(dataset, data_dir)
-    annotations = load_annotations(dataset, split, data_dir)
+    """Opens the records of a prepared split as person crops; `dataset` is a name, or a protocol other than its own."""
+    protocol = find_dataset(dataset, data_dir) if isinstance(dataset, str) else dataset
+    annotations = load_annotations(protocol.name, split, data_dir)
     if boxes == boxes_of.GROUND_TRUTH:
         chosen = boxes_of.ground_truth(annotations, protocol, input_size)
     else:
         chosen = boxes_of.detections(boxes, annotations, protocol, input_size, score_threshold)
-    return TopDownSource(open_records(dataset, split, data_dir), annotations, chosen, protocol, dataset_index)
+    return TopDownSource(open_records(protocol.name, split, data_dir), annotations, chosen, protocol, dataset_index)
 
 
 def eval_loader(
-    dataset: str, split: str, *, data_dir: str | os.PathLike, batch_size: int, input_size: tuple[int, int],
+    dataset: str | PoseDataset, split: str, *, data_dir: str | os.PathLike, batch_size: int, input_size: tuple[int, int],
     boxes: str | os.PathLike = boxes_of.GROUND_TRUTH, score_threshold: float = 0.0, dataset_index: int = 0,
     num_keypoints: int | None = None, process_index: int = 0, process_count: int = 1,
     reading: Reading = Reading(),

@@ -1,4 +1,4 @@
-"""The command line that both methods share: train, go on, evaluate."""
+"""What the programs of both methods have in common: the command line, and a run from its parts."""
 
 from __future__ import annotations
 
@@ -6,53 +6,65 @@ import json
 import logging
 import pathlib
 import sys
-from collections.abc import Callable
-from typing import Any, Protocol
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
 
 import jax
 from absl import app, flags
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from data_pipelines.builders.synthetic import SYNTHETIC, prepare_synthetic
-from data_pipelines.top_down.loader import Reading, TrainIterator
 from data_pipelines.records import DatasetNotPrepared
-from pose_common.training import distributed, loop, parallel, report
-from pose_common.training.mesh import make_mesh
+from data_pipelines.top_down.loader import Reading, TrainIterator
+from pose_common.training import configuration, distributed, loop, parallel, report
+from pose_common.training.checkpoints import Checkpoints
+from pose_common.training.configuration import Override
 from pose_common.training.state import TrainState
 from pose_common.training.writers import draw_curves
 
-
-class Parts(Protocol):
-    """What a method makes of a configuration: its `build` module."""
-
-    def dataset_names(self, config: ConfigDict) -> tuple[str, ...]:
-        """What it trains on."""
-
-    def make_loader(self, config: ConfigDict) -> TrainIterator:
-        """This process's training batches."""
-
-    def make_method(self, config: ConfigDict, steps_per_epoch: int) -> loop.Method:
-        """The method, with a `model`."""
-
-    def make_evaluator(self, config: ConfigDict, mesh: Mesh, workdir: pathlib.Path) -> loop.Evaluate:
-        """Evaluation of everything that the configuration asks for."""
-
-    def make_start(self, config: ConfigDict, model: Any, mesh: Mesh) -> Callable[[TrainState], TrainState] | None:
-        """What fills a fresh state with `config.init_from`; None where the run starts from nothing."""
-
-    def load_weights(self, config: ConfigDict, mesh: Mesh) -> tuple[dict[str, Any], int]:
-        """The weights that `config.checkpoint` names, on every device, and their step."""
+Read = Callable[[str, Sequence[Override]], ConfigDict]
+"""read(source, overrides) -> the checked configuration of a method."""
 
 
-def train(parts: Parts, config: ConfigDict, workdir: pathlib.Path) -> bool:
-    """Trains from the newest checkpoint in `workdir`, or afresh; False when a signal stopped it before the end."""
-    data = parts.make_loader(config)
-    steps_per_epoch = config.steps_per_epoch or max(1, data.num_examples // config.batch_size)
-    logging.info("%d examples, %d steps an epoch", data.num_examples, steps_per_epoch)
-    method = parts.make_method(config, steps_per_epoch)
-    plan = parallel.make_plan(config.parallel, config.fsdp, config.fsdp_min_size)
+def make_reading(config: ConfigDict) -> Reading:
+    """How this process reads ahead."""
+    return Reading(num_threads=config.loader_threads, num_workers=config.loader_workers)
+
+
+def steps_per_epoch(config: ConfigDict, data: TrainIterator) -> int:
+    """As configured, or one pass over the examples."""
+    steps = config.steps_per_epoch or max(1, data.num_examples // config.batch_size)
+    logging.info("%d examples, %d steps an epoch", data.num_examples, steps)
+    return steps
+
+
+def render(config: ConfigDict, datasets: Sequence[str]) -> None:
+    """Renders those of the datasets that are synthetic, once for all processes."""
+    if not config.synthetic:
+        return
+    if jax.process_index() == 0:
+        rendered = [name for name in datasets if name in SYNTHETIC]
+        prepare_synthetic(config.data_dir, rendered, progress=True, **config.synthetic)
+    multihost_utils.sync_global_devices("synthetic data")
+
+
+def train(
+    config: ConfigDict,
+    workdir: pathlib.Path,
+    *,
+    data: TrainIterator,
+    method: loop.Method,
+    plan: parallel.Plan,
+    steps_per_epoch: int,
+    evaluate: loop.Evaluate,
+    prepare: Callable[[TrainState], TrainState] | None,
+) -> bool:
+    """Trains from the newest checkpoint in `workdir`, or from the start; False when a signal stopped it before the end.
+
+    Args:
+      prepare: fills a newly initialised state with the weights to start from; see `loop.train`.
+    """
     settings = loop.LoopSettings(
         steps_per_epoch=steps_per_epoch,
         log_every=config.log_every,
@@ -63,71 +75,92 @@ def train(parts: Parts, config: ConfigDict, workdir: pathlib.Path) -> bool:
         keep_every=config.keep_checkpoints_every or None,
         config=json.loads(config.to_json()),
     )
-    evaluate = parts.make_evaluator(config, plan.mesh, workdir)
-    _, complete = loop.train(
-        method,
-        data,
-        plan,
-        settings,
-        workdir,
-        evaluate=evaluate,
-        key=jax.random.PRNGKey(config.seed),
-        prepare=parts.make_start(config, method.model, plan.mesh),
-    )
+    key = jax.random.PRNGKey(config.seed)
+    _, complete = loop.train(method, data, plan, settings, workdir, evaluate=evaluate, key=key, prepare=prepare)
     if jax.process_index() == 0:
         draw_curves(workdir / "metrics.jsonl", workdir / "curves.png")
+    if not complete:
+        logging.warning("stopped before the end; the same command goes on from the checkpoint in %s", workdir)
     return complete
 
 
-def evaluate(parts: Parts, config: ConfigDict, workdir: pathlib.Path) -> dict[str, dict[str, float]]:
-    """Evaluates `config.checkpoint` on everything that is prepared; prints and saves the table."""
-    mesh = make_mesh()
-    weights, step = parts.load_weights(config, mesh)
-    figures = parts.make_evaluator(config, mesh, workdir)(weights, step)
+def require_figures(figures: Mapping[str, Any]) -> None:
+    """Raises DatasetNotPrepared where an evaluation has not a single row."""
     if not figures:
         raise DatasetNotPrepared("none of the datasets is prepared; see the messages above")
-    return figures
 
 
-def run(parts: Parts, config: ConfigDict, workdir: pathlib.Path) -> None:
-    """What `config.mode` asks for."""
-    workdir.mkdir(parents=True, exist_ok=True)
-    distributed.use_compilation_cache(config.compilation_cache)
-    if config.synthetic:
-        if jax.process_index() == 0:
-            rendered = [name for name in parts.dataset_names(config) if name in SYNTHETIC]
-            prepare_synthetic(config.data_dir, rendered, progress=True, **config.synthetic)
-        multihost_utils.sync_global_devices("synthetic data")
-    if config.mode == "train":
-        if not train(parts, config, workdir):
-            logging.warning("stopped before the end; the same command goes on from the checkpoint in %s", workdir)
-    elif config.mode == "evaluate":
-        evaluate(parts, config, workdir)
-    else:
-        raise ValueError(f"config.mode={config.mode!r}: expected 'train' or 'evaluate'")
+def record_configuration(
+    config: ConfigDict, workdir: pathlib.Path, free: Collection[str], accept_changes: bool
+) -> None:
+    """Writes `config.json`, after comparing with the run that `workdir` holds; only a training run is one.
+
+    Args:
+      free: see `configuration.require_same_run`.
+      accept_changes: go on whatever has changed.
+
+    Raises:
+      ConfigError: the run was started with other settings.
+    """
+    if config.mode != "train":
+        return
+    folder = workdir / "checkpoints"
+    checkpoints = Checkpoints(folder) if folder.is_dir() else None
+    step = checkpoints.latest_step if checkpoints else None
+    if step is not None:
+        saved = checkpoints.read_info(step)["config"]
+        for change in configuration.require_same_run(saved, config, free, accept_changes):
+            logging.info("changed since the run was started: %s", change)
+    if jax.process_index() == 0:
+        (workdir / "config.json").write_text(config.to_json(indent=1, sort_keys=True) + "\n")
 
 
-def make_reading(config: ConfigDict) -> Reading:
-    """How this process reads ahead."""
-    return Reading(num_threads=config.loader_threads, num_workers=config.loader_workers)
+def main(
+    read: Read,
+    run: Callable[[ConfigDict, pathlib.Path], None],
+    *,
+    config: str,
+    workdir: str,
+    free: Collection[str],
+) -> None:
+    """The program.
 
-
-def main(parts: Parts, config: str, workdir: str) -> None:
-    """The program; `config` and `workdir` are the defaults of its flags."""
-    configuration = config_flags.DEFINE_config_file("config", config, "Configuration, `path[:argument]`.")
+    Args:
+      read: makes the method's configuration of the flags --config and --config.<leaf>.
+      run: does what a configuration says, in a working directory that is there.
+      config, workdir: defaults of the flags.
+      free: settings that may change when a run goes on.
+    """
+    flags.DEFINE_string("config", config, "Configuration, `path[:argument]` or `name[:argument]`; --config.<field>=... sets a field.")
     folder = flags.DEFINE_string("workdir", workdir, "Checkpoints, figures, results and pictures go here.")
     coordinator = flags.DEFINE_string("coordinator", None, "address:port of process 0, where JAX cannot find it.")
     num_processes = flags.DEFINE_integer("num_processes", None, "Number of processes, with --coordinator.")
     process_id = flags.DEFINE_integer("process_id", None, "This process, with --coordinator.")
+    accept = flags.DEFINE_bool("accept_changes", False, "Go on with a run although its settings have changed.")
+    debug = flags.DEFINE_bool("debug", False, "Show errors with their traceback.")
+    source, overrides, others = configuration.split_arguments(sys.argv[1:])
 
     def start(argv: list[str]) -> None:
-        del argv
+        if len(argv) > 1:
+            sys.exit(f"error: {argv[1]!r} is no flag; see --help")
         report.start_logging()
-        distributed.start(coordinator.value, num_processes.value, process_id.value)
         try:
-            run(parts, configuration.value, pathlib.Path(folder.value))
-        except (DatasetNotPrepared, report.NonFiniteLossError) as error:
+            settings = read(source or config, overrides)
+            distributed.start(coordinator.value, num_processes.value, process_id.value)
+            path = pathlib.Path(folder.value)
+            path.mkdir(parents=True, exist_ok=True)
+            distributed.use_compilation_cache(settings.compilation_cache)
+            record_configuration(settings, path, free, accept.value)
+            run(settings, path)
+        except (ValueError, KeyError, OSError, DatasetNotPrepared, report.NonFiniteLossError) as error:
+            if debug.value:
+                raise
             # Said in full already: a traceback would only hide the advice.
-            sys.exit(f"error: {error}")
+            sys.exit(f"error: {_one_line(error)}")
 
-    app.run(start)
+    app.run(start, argv=[sys.argv[0], *others])
+
+
+def _one_line(error: Exception) -> str:
+    text = error.args[0] if isinstance(error, KeyError) and error.args else error
+    return " ".join(str(text).split()) or type(error).__name__

@@ -6,17 +6,15 @@ import dataclasses
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from etils import epath
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from pose_common.weights.keys import require_fit, unflatten
 from pose_common.training.checkpoints import Checkpoints, find_checkpoint
-from pose_common.training.loop import Method
 from pose_common.training.mesh import replicated
 from pose_common.training.state import TrainState
 
@@ -61,8 +59,15 @@ def take_parts(
     return Start(unflatten({**initial, **taken}), title, tuple(sorted(wanted - there)), tuple(sorted(there - wanted)))
 
 
-def run_config(path: str | os.PathLike, methods: Sequence[str]) -> ConfigDict | None:
-    """The configuration of the run whose working directory or checkpoint this is, with `checkpoint` set to it.
+class Run(NamedTuple):
+    """A training run that was found on disk: its configuration as saved, and the path of the checkpoint meant."""
+
+    config: dict[str, Any]
+    checkpoint: str
+
+
+def find_run(path: str | os.PathLike, methods: Sequence[str]) -> Run | None:
+    """The run whose working directory or checkpoint this is.
 
     Returns:
       None where it is none, or of none of the `methods`.
@@ -71,26 +76,23 @@ def run_config(path: str | os.PathLike, methods: Sequence[str]) -> ConfigDict | 
     if found is None:
         return None
     directory, step = found
-    config = ConfigDict(Checkpoints(directory).read_info(step)["config"])
-    if config.get("method") not in methods:
-        return None
-    config.checkpoint = str(directory / str(step))
-    return config
+    config = Checkpoints(directory).read_info(step)["config"]
+    return Run(config, str(directory / str(step))) if config.get("method") in methods else None
 
 
-def load_weights(
-    path: str, method: Method, mesh: Mesh, convert: Callable[[Weights], Weights]
+def weights_at(
+    path: str, mesh: Mesh, shapes: Callable[[Mapping[str, Any]], Weights], convert: Callable[[Weights], Weights]
 ) -> tuple[Weights, int]:
     """Weights to evaluate, on every device, and the step they come from (0: of no run).
 
     Args:
       path: a run's working directory, one of its checkpoints, or a folder or file of weights.
-      method: whose weights they are.
       mesh: the devices.
-      convert: shapes of the method's weights -> the weights at `path`, where that is no run.
+      shapes: a checkpoint's notes ({} for none) -> the shapes of the model's weights.
+      convert: shapes of the model's weights -> the weights at `path`, where that is no run.
 
     Raises:
-      ValueError: there is nothing, or a run's arrays are not of this method's shapes.
+      ValueError: there is nothing, or a run's arrays are not of the model's shapes.
     """
     found = find_checkpoint(path) if path else None
     if found is None:
@@ -99,12 +101,11 @@ def load_weights(
                 f"config.checkpoint={path!r} is neither a working directory with checkpoints, nor one of them, nor a "
                 "folder or file of weights"
             )
-        shapes = method.shapes(method.stages[0], {}).weights
-        return jax.tree.map(lambda x: jax.device_put(x, replicated(mesh)), convert(shapes)), 0
+        return jax.tree.map(lambda x: jax.device_put(x, replicated(mesh)), convert(shapes({}))), 0
     directory, step = found
     checkpoints = Checkpoints(directory)
-    shapes = method.shapes(method.stages[0], checkpoints.read_info(step)["notes"]).weights
-    return checkpoints.restore_weights(step, shapes, jax.tree.map(lambda _: replicated(mesh), shapes)), step
+    saved = shapes(checkpoints.read_info(step)["notes"])
+    return checkpoints.restore_weights(step, saved, jax.tree.map(lambda _: replicated(mesh), saved)), step
 
 
 def on_host(weights: Weights) -> Weights:
@@ -113,7 +114,7 @@ def on_host(weights: Weights) -> Weights:
 
 
 def filler(source: str, start_from: Callable[[Mapping[str, Any]], Start]) -> Callable[[TrainState], TrainState]:
-    """Fills a fresh state, and logs with what.
+    """Fills a newly initialised state, and logs with what.
 
     Args:
       source: name of the given weights.

@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from types import ModuleType
 
 import numpy as np
+from absl import app, flags
 from ml_collections import ConfigDict
 
 from boir_jax import build as boir_build
+from boir_jax import configuration as boir_configuration
 from boir_jax.weights.convert import METHOD as BOIR
 from boir_jax.method import BoIRMethod
+from pose_common.training import configuration
 from posebh_jax import build as posebh_build
+from posebh_jax import configuration as posebh_configuration
 from posebh_jax.method import PoseBHMethod
 
 
 def build_of(config: ConfigDict) -> ModuleType:
     """What makes the parts of a configuration: the `build` module of its method."""
     return boir_build if config.method == BOIR else posebh_build
+
+
+def run_with_config(main: Callable[[ConfigDict], None], default: str) -> None:
+    """Runs `main` with the configuration of the flags --config and --config.<leaf>; other flags are absl's."""
+    source, overrides, others = configuration.split_arguments(sys.argv[1:])
+    flags.DEFINE_string("config", default, "Configuration, as of the training programs.")
+    method = configuration.read(source or default).method
+    read = boir_configuration.read if method == BOIR else posebh_configuration.read
+    app.run(lambda argv: main(read(source or default, overrides)), argv=[sys.argv[0], *others])
 
 
 def random_batch(config: ConfigDict, method: PoseBHMethod | BoIRMethod) -> dict[str, np.ndarray]:

@@ -13,6 +13,7 @@ without the option only ours run. Maps are random, 128 channels on 128x128; ever
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import pathlib
@@ -26,6 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pose_common.training import configuration
 from boir_jax.losses import LossConfig, box_loss, embedding_loss
 
 CELLS = 128
@@ -49,7 +51,9 @@ def make_batch(images: int, people: int | None, cap: int) -> dict[str, np.ndarra
 
 def ours(batch: dict[str, np.ndarray], background: str) -> Callable[[], object]:
     """One forward and backward pass of both losses, compiled."""
-    config = LossConfig(background=background, pull=background == "instance")
+    config = dataclasses.replace(
+        LossConfig(**configuration.read("boir").losses), background=background, pull=background == "instance"
+    )
 
     def loss(embedding, box, boxes, cells, valid):
         return embedding_loss(embedding, boxes, valid, config) + box_loss(box, cells, boxes, valid)

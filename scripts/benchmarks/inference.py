@@ -16,16 +16,15 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
-from ml_collections import ConfigDict, config_flags
+from absl import flags
+from ml_collections import ConfigDict
 
 from boir_jax.weights.convert import METHOD as BOIR
 from pose_common.evaluation import result_table as tables
 from pose_common.training.distributed import use_compilation_cache
 from pose_common.training.mesh import make_mesh
-from scripts.benchmarks.batches import build_of
+from scripts.benchmarks.batches import build_of, run_with_config
 
-_CONFIG = config_flags.DEFINE_config_file("config", "configs/boir.py:coco_w32")
 _BATCHES = flags.DEFINE_list("batches", ["1", "8"], "Sizes of the batch.")
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "Timed rounds of each row, after one that compiles.")
 _OUT = flags.DEFINE_string("out", "", "Also write the table to this path (.json, .csv, .md).")
@@ -64,9 +63,7 @@ def run(config: ConfigDict, batches: list[int], rounds: int) -> list[dict]:
     return rows
 
 
-def main(argv: list[str]) -> None:
-    del argv
-    config = _CONFIG.value
+def main(config: ConfigDict) -> None:
     use_compilation_cache(config.compilation_cache)
     rows = run(config, [int(size) for size in _BATCHES.value], _ROUNDS.value)
     devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
@@ -76,4 +73,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    run_with_config(main, "configs/boir.py:coco_w32")

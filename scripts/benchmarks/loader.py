@@ -28,11 +28,14 @@ import numpy as np
 
 from data_pipelines import geometry
 from data_pipelines.top_down import crops as top_down
+from data_pipelines.top_down.augmentation import steps_of
 from data_pipelines.top_down.loader import Reading, TrainIterator, open_source, train_iterator
+from posebh_jax import configuration
 
 MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 STD = np.array([0.229, 0.224, 0.225], np.float32)
-SIGMA = 2.0
+_RELEASED = configuration.read("mdt")
+SIGMA, AUGMENTATION = _RELEASED.heatmap_sigma, configuration.augmentation(_RELEASED)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +62,7 @@ class PerSample:
 
     def transform(self, sample: top_down.Sample, rng: np.random.Generator) -> dict[str, np.ndarray]:
         dataset = self.source.dataset
-        for step in top_down.augmentation(dataset, self.input_size):
+        for step in steps_of(AUGMENTATION, dataset, self.input_size):
             sample = step.apply(sample, step.draw(rng))
         image = sample["picture"]
         if sample["mirrored"]:
@@ -180,6 +183,7 @@ def main(argv: list[str] | None = None) -> dict:
         def starts(reading: Reading) -> dict[str, Callable[[], TrainIterator]]:
             return {
                 "ours": lambda: train_iterator([source], batch_size=args.batch_size, input_size=size, seed=0,
+                                               augmentation=AUGMENTATION,
                                                reading=reading),
                 "per_sample": lambda: plain.start(args.batch_size, 0, reading),
             }

@@ -15,8 +15,8 @@ import statistics
 import time
 
 import jax
-from absl import app, flags
-from ml_collections import ConfigDict, config_flags
+from absl import flags
+from ml_collections import ConfigDict
 
 from pose_common.evaluation import result_table as tables
 from pose_common.training import parallel
@@ -24,9 +24,8 @@ from pose_common.training.distributed import use_compilation_cache
 from pose_common.training.loop import Method
 from pose_common.training.stages import Stage
 from pose_common.training.step import train_step
-from scripts.benchmarks.batches import build_of, random_batch
+from scripts.benchmarks.batches import build_of, random_batch, run_with_config
 
-_CONFIG = config_flags.DEFINE_config_file("config", "configs/mdt.py:demo")
 _STEPS = flags.DEFINE_integer("steps", 10, "Timed steps of each row, after two that are not.")
 _OUT = flags.DEFINE_string("out", "", "Also write the table to this path (.json, .csv, .md).")
 
@@ -81,9 +80,7 @@ def run(config: ConfigDict, steps: int) -> list[dict]:
     return [{"share of the step": "", **row} for row in rows]
 
 
-def main(argv: list[str]) -> None:
-    del argv
-    config = _CONFIG.value
+def main(config: ConfigDict) -> None:
     use_compilation_cache(config.compilation_cache)
     rows = run(config, _STEPS.value)
     devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
@@ -93,4 +90,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    run_with_config(main, "configs/mdt.py:demo")

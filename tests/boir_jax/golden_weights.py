@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,6 +19,7 @@ from boir_jax.proposals import ProposalConfig
 from boir_jax.weights.keys import COUNTERS, boir_rules
 from pose_common.weights.keys import Slot, expected_sources, flatten, to_flax, unflatten
 from tests.golden_files import golden, golden_config
+from tests.settings import PROPOSALS
 
 
 WEIGHTS = "boir/weights.npz"
@@ -103,4 +105,4 @@ def slots(tree: Mapping[str, Any], dilations: Sequence[int] = DILATIONS) -> dict
 def recorded_settings(config: Mapping[str, Any], **changes: Any) -> ProposalConfig:
     """How a recording finds people: its thresholds, and `changes` of a case."""
     windows = (config["POOL_THRESHOLD2"], 3), (config["POOL_THRESHOLD1"], 5)
-    return ProposalConfig(threshold=config["KEYPOINT_THRESHOLD"], windows=windows, **changes)
+    return dataclasses.replace(PROPOSALS, threshold=config["KEYPOINT_THRESHOLD"], windows=windows, **changes)

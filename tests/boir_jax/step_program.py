@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from boir_jax.losses import LossConfig
 from boir_jax.model import BoIR
 from boir_jax.method import BoIRMethod
 from pose_common.layers import BatchNorm
 from pose_common.training.optimizers import GroupedAdamW, cosine_schedule
 from scripts.benchmarks.batches import random_scenes
+from tests import settings
 from tests.distribution import Arrays, one_step, program
 
 SIZE = 64
@@ -23,15 +24,16 @@ TINY = {
     "embedding_features": 8, "instance_features": 8,
 }  # fmt: skip
 # Weights that make every term about as large, so that an error in any of them shows.
-LOSSES = LossConfig(heatmap=1.0, instance=1.0, embedding=10.0, box=1.0, pull=True, images_per_device=1)
+LOSSES = dataclasses.replace(
+    settings.LOSSES, heatmap=1.0, instance=1.0, embedding=10.0, box=1.0, pull=True, images_per_device=1)
 
 
 class TinyMethod(BoIRMethod):
     """With initial values from numpy: compiling the usual ones takes longer than the step, and they are alike."""
 
-    def _variables(self, key):
+    def init_variables(self, key):
         rng = np.random.default_rng(0)
-        shapes = jax.eval_shape(super()._variables, key)
+        shapes = jax.eval_shape(super().init_variables, key)
 
         def draw(path, shape):
             name = path[-1].key
@@ -46,7 +48,7 @@ class TinyMethod(BoIRMethod):
 def tiny_method(norm_group: int | None = None, learning_rate: float = 1e-3) -> BoIRMethod:
     """A few thousand parameters; of every two images at most five people reach the instance head."""
     model = BoIR(num_keypoints=KEYPOINTS, norm=functools.partial(BatchNorm, group=norm_group), **TINY)
-    optimizer = GroupedAdamW(cosine_schedule(learning_rate, 1e-6, 100, 1), weight_decay=0.025, clip_norm=10.0)
+    optimizer = GroupedAdamW(cosine_schedule(learning_rate, 1e-6, 100, 1, 1e-12), **settings.ADAM, weight_decay=0.025, clip_norm=10.0)
     return TinyMethod(model, 1, optimizer, LOSSES, group=2, cap=5)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from data_pipelines.datasets import find_dataset
-from boir_jax import build
+from boir_jax import build, configuration
 from boir_jax.evaluate import Evaluator, Task
 from boir_jax.published import published
 from configs import boir
@@ -128,7 +128,5 @@ def test_the_rows_of_a_configuration():
     assert [task.predictor.proposals.smoothing for task in coco] == [3, 11]
     (crowd,) = build.make_tasks(boir.get_config("crowdpose_w48"))
     assert (crowd.dataset, crowd.split, crowd.predictor.proposals.maximum) == ("crowdpose", "test", 30)
-    config = boir.get_config("coco_w32")
-    config.eval_also = (("crowdpose", "test"),)
     with pytest.raises(ValueError, match="'crowdpose' has other keypoints"):
-        build.make_tasks(config)
+        configuration.read("boir:coco_w32", [("eval_also", "(('crowdpose','test'),)")])

@@ -12,11 +12,12 @@ import pytest
 from boir_jax.heads import clamped_sigmoid
 from boir_jax.losses import LossConfig, box_loss, ciou_loss, embedding_loss, focal_loss, push_apart
 from tests.golden_files import golden, golden_config
+from tests.settings import LOSSES
 
 # Names of the recorded levels: 0 is the setting of finetuning, 1 that of the other released models.
 LEVELS = {
-    "level0": LossConfig(background="instance", pull=True),
-    "level1": LossConfig(background="image", pull=False),
+    "level0": dataclasses.replace(LOSSES, background="instance", pull=True),
+    "level1": dataclasses.replace(LOSSES, background="image", pull=False),
 }
 
 
@@ -138,7 +139,7 @@ def test_embedding_loss_ignores_padding_and_order():
     boxes = boxes.astype(np.float32)
     valid = np.array([[1, 1, 1, 0, 0, 0], [1, 1, 1, 1, 0, 0]], bool)
     order = rng.permutation(6)
-    for config in (*LEVELS.values(), LossConfig(pull=True), LossConfig(background="instance")):
+    for config in (*LEVELS.values(), dataclasses.replace(LOSSES, pull=True), dataclasses.replace(LOSSES, background="instance")):
         value, grad = jitted_embedding_loss(maps, boxes, valid, config)
         assert np.isfinite(grad).all()
         other = np.where(valid[..., None], boxes, np.float32(99))
@@ -189,7 +190,7 @@ def test_shares_of_devices_add_up():
         return (
             focal_loss(clamped_sigmoid(maps), targets, 1.0, axis_name),
             box_loss(maps, cells, boxes, valid, axis_name),
-            embedding_loss(maps, boxes, valid, LossConfig(), axis_name),
+            embedding_loss(maps, boxes, valid, LOSSES, axis_name),
         )
 
     rows = (maps, targets, cells, boxes, valid)
@@ -202,4 +203,4 @@ def test_shares_of_devices_add_up():
 
 def test_unknown_background_is_refused():
     with pytest.raises(ValueError, match="background"):
-        dataclasses.replace(LossConfig(), background="box")
+        dataclasses.replace(LOSSES, background="box")

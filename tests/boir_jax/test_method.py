@@ -101,7 +101,7 @@ def test_a_run_starts_from_another(tiny_run, caplog):
         config.dataset = dataset
         method = build.make_method(config, 1)
         state = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), method.shapes(method.stages[0], {}))
-        filled = build.make_start(config, method.model, make_mesh())(state)
+        filled = build.make_start(config, make_mesh())(state)
         left = {name.split("/")[0] for name, value in flatten(filled.params).items() if not np.any(value)}
         assert left == fresh, "everything else is of the run"
     assert "initialised afresh: instance_head/output, keypoint_head/output" in caplog.text

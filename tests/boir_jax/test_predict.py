@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 
 from boir_jax.predict import TRAINING_HEADS, Predictor
-from boir_jax.proposals import ProposalConfig
 from data_pipelines.skeletons import KeypointSet
 from tests.boir_jax.step_program import KEYPOINTS, tiny_method
+from tests.settings import PROPOSALS
 
 pytestmark = pytest.mark.slow  # compiles whole-image inference
 
@@ -25,7 +27,7 @@ def weights():
 
 @pytest.fixture(scope="module")
 def predictor():
-    return Predictor(tiny_method().model, SKELETON, ProposalConfig(maximum=MAXIMUM, threshold=0.0))
+    return Predictor(tiny_method().model, SKELETON, dataclasses.replace(PROPOSALS, maximum=MAXIMUM, threshold=0.0))
 
 
 def pictures(size, count=4):

@@ -12,6 +12,7 @@ from data_pipelines.builders import synthetic
 from scripts.benchmarks import loader as benchmark
 from tests.data_pipelines import fakes
 from tests.golden_files import golden
+from tests.settings import AUGMENTATION
 
 SIZE, HEATMAPS = (192, 256), (48, 64)
 
@@ -23,7 +24,7 @@ def test_the_plain_pipeline_makes_the_same_crops(tmp_path):
         files.append(tmp_path / f"{row}.jpg")
         files[-1].write_bytes(encoded)
     plain = benchmark.PerSample(source, tuple(map(str, files)), SIZE, HEATMAPS, 20)
-    ours = top_down.Train((source.dataset,), SIZE)
+    ours = top_down.Train((source.dataset,), SIZE, AUGMENTATION)
     for index in range(len(source)):
         theirs = plain.transform(plain[index], np.random.default_rng(index))
         mine = ours(source[index], np.random.default_rng(index))

@@ -21,6 +21,7 @@ from data_pipelines.datasets import find_dataset
 from pose_common.metrics import evaluate
 from pose_common.metrics.columns import ground_truth
 from tests.data_pipelines import tiny_sets
+from tests.settings import POSES
 from tests.golden_files import golden, golden_path, shared_path
 from tests.pose_common.metrics.cases import recorded_poses, settings_of
 
@@ -245,7 +246,7 @@ def test_recorded_head_sizes_survive_the_records(tmp_path):
     poses = dataclasses.replace(
         poses, image_id=np.array([image_of[number] for number in poses.instance_id.tolist()])
     )
-    actual = evaluate.evaluate(find_dataset("mpii"), ground_truth(table), poses)
+    actual = evaluate.evaluate(find_dataset("mpii"), ground_truth(table), poses, **POSES)
     expected = golden("data/eval/mpii_synth_expected.json")["metrics"]
     # Joints and predictions pass through float32: no error crosses the threshold, PCKh@0.1 is a float32
     # table.

@@ -12,16 +12,21 @@ import pytest
 
 from pose_common import heatmaps
 from tests.golden_files import golden, golden_config
+from tests.settings import DARK_KERNEL, SIGMA
 
 DECODE, FLIP, FUNCTIONS = "posebh/decode.npz", "posebh/flip_inference.npz", "data/pipeline_functions.npz"
 # In heatmap cells (DARK), and in image pixels, ten to twenty of which make a cell here.
 # Moving the recorded maps by an ulp moves image pixels by 8e-5 where no Newton step is taken.
 DARK_TOLERANCE, UDP_IMAGE_TOLERANCE, IMAGE_TOLERANCE = 1e-4, 2e-3, 3e-4
 
-_encode = jax.jit(heatmaps.encode, static_argnames=("input_size", "heatmap_size", "sigma"))
-_dark = jax.jit(heatmaps.decode_dark_udp, static_argnames="kernel")
+_encode = functools.partial(
+    jax.jit(heatmaps.encode, static_argnames=("input_size", "heatmap_size", "sigma")), sigma=SIGMA
+)
+_dark = functools.partial(jax.jit(heatmaps.decode_dark_udp, static_argnames="kernel"), kernel=DARK_KERNEL)
 _quarter = jax.jit(heatmaps.decode_quarter_shift, static_argnames="per_axis")
-_decode = jax.jit(heatmaps.decode, static_argnames=("udp", "input_size", "kernel"))
+_decode = functools.partial(
+    jax.jit(heatmaps.decode, static_argnames=("udp", "input_size", "kernel")), kernel=DARK_KERNEL
+)
 
 
 def _last(maps: np.ndarray) -> np.ndarray:
@@ -166,7 +171,7 @@ def test_round_trip_is_sub_pixel():
     # UDP keeps the position in the Gaussian; the cut patch and the clipped logarithm leave under a quarter
     # pixel.
     assert _round_trip(udp=True).max() < 0.25
-    # The unshifted codec rounds to a cell of 4 pixels, so half a cell is lost (its peak is symmetric: no
+    # The MSRA codec rounds to a cell of 4 pixels, so half a cell is lost (its peak is symmetric: no
     # quarter step).
     assert 1.0 < _round_trip(udp=False).max() <= 2.0 + 1e-4
 

@@ -13,11 +13,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from posebh_jax.keypoint_index import SkeletonLayout
 from posebh_jax.prototypes import PrototypeConfig, init_prototypes
 from tests.golden_files import golden, golden_config
+from tests.settings import PROTOTYPES
 
 # Of the random batches.
 LAYOUT = SkeletonLayout((5, 4, 6))
 # What an archive does not say is the paper's.
-PAPER = PrototypeConfig()
+PAPER = PROTOTYPES
 FIELDS = {
     "gamma": "momentum", "epsilon": "sinkhorn_epsilon", "iterations": "sinkhorn_rounds",
     "cluster_conf_thr": "label_threshold", "hard_cluster": "weigh_by_correctness", "loss_weight": "contrast_weight",

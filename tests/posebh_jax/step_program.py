@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,16 +12,16 @@ from data_pipelines.datasets import find_dataset
 from pose_common.training.optimizers import GroupedAdamW, step_schedule
 from pose_common.training.stages import Stage
 from posebh_jax.model import PoseBH
-from posebh_jax.prototypes import PrototypeConfig
 from posebh_jax.method import PoseBHMethod
 from posebh_jax.vit import ViTSize
 from tests.distribution import Arrays, one_step, program
+from tests.settings import ADAM, CLUSTERS, NO_WARMUP, PROTOTYPES, SIGMA
 
 DATASETS = ("coco", "aic", "ap10k")
 BATCH = 16
 # Weights that make every term as large as the heatmap loss, so that an error in any of them shows.
-WEIGHTS = PrototypeConfig(
-    momentum=0.9, contrast_weight=1.0, heatmap_weight=1.0, cluster_weight=1.0, cross_type_weight=1.0,
+WEIGHTS = dataclasses.replace(
+    PROTOTYPES, momentum=0.9, contrast_weight=1.0, heatmap_weight=1.0, cluster_weight=1.0, cross_type_weight=1.0,
     cross_type_threshold=0.0, cross_type_distance=8.0,
 )  # fmt: skip
 STAGE = Stage(
@@ -33,8 +35,8 @@ def tiny_method(stages: tuple[Stage, ...] = (STAGE,)) -> PoseBHMethod:
     datasets = tuple(find_dataset(name) for name in DATASETS)
     size = ViTSize(24, 2, 2, 8, drop_path=0.3)
     model = PoseBH(size, tuple((d.name, d.num_keypoints) for d in datasets), len(datasets), 8, 8, (8, 8))
-    optimizer = GroupedAdamW(step_schedule(1e-3, ()), weight_decay=0.1)
-    return PoseBHMethod(model, datasets, (48, 64), stages, optimizer, WEIGHTS, num_clusters=12)
+    optimizer = GroupedAdamW(step_schedule(1e-3, (), 0.1, **NO_WARMUP), **ADAM, weight_decay=0.1)
+    return PoseBHMethod(model, datasets, (48, 64), stages, optimizer, WEIGHTS, CLUSTERS, SIGMA, num_clusters=12)
 
 
 def global_batch(index: int = 0) -> dict[str, np.ndarray]:

@@ -16,7 +16,7 @@ from data_pipelines.datasets import find_dataset
 from data_pipelines.top_down.loader import Reading, eval_loader
 from pose_common import heatmaps
 from pose_common.training.mesh import make_mesh
-from posebh_jax import build
+from posebh_jax import build, configuration
 from posebh_jax.evaluate import Evaluator, Task
 from posebh_jax.published import model_name, published
 from tests.data_pipelines import tiny_sets
@@ -170,10 +170,9 @@ def test_the_rows_of_a_configuration():
         "ap10k": "val-split1",
         "ochuman": "test",
     }
-    assert tasks[-1].head == 0 and tasks[-1].protocol is find_dataset("ochuman")
+    assert tasks[-1].head == 0 and tasks[-1].protocol == find_dataset("ochuman")
     config.eval_also = (("coco", "test-dev", "coco", "boxes.json"),)
     assert build.make_tasks(config)[-1] == Task(find_dataset("coco"), "test-dev", 0, "boxes.json", "coco_test-dev")
-    for wrong in (("ochuman", "test", "crowdpose"), ("ochuman", "test")):
-        config.eval_also = (wrong,)
+    for wrong in ("(('ochuman','test','crowdpose'),)", "(('ochuman','test'),)", "ochuman,test,coco"):
         with pytest.raises(ValueError, match="eval_also"):
-            build.make_tasks(config)
+            configuration.read("mdt", [("eval_also", wrong)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import re
 
@@ -17,12 +18,12 @@ from pose_common.training.optimizers import GroupedAdamW, step_schedule
 from pose_common.training.stages import Stage
 from pose_common.training.state import TrainState
 from posebh_jax.model import PoseBH
-from posebh_jax.prototypes import PrototypeConfig
 from posebh_jax.weights.keys import posebh_rules
 from posebh_jax.method import Inputs, PoseBHMethod
 from posebh_jax.vit import ViTSize
 from tests.golden_files import golden, golden_config
 from tests.posebh_jax.golden_weights import golden_state, maps
+from tests.settings import ADAM, CLUSTERS, NO_WARMUP, PROTOTYPES, SIGMA
 
 pytestmark = pytest.mark.slow  # compiles training steps of the whole network
 
@@ -47,8 +48,8 @@ def method():
     names = tuple((s.name, s.num_keypoints) for s in sets)
     model = PoseBH(size, names, len(sets), c["D"], c["ch"], tuple(c["deconv"]))
     outer, cross_entropy, distance = c["lw"]
-    weights = PrototypeConfig(
-        momentum=c["gamma"], contrast_weight=outer, cross_entropy_weight=cross_entropy, distance_weight=distance,
+    weights = dataclasses.replace(
+        PROTOTYPES, momentum=c["gamma"], contrast_weight=outer, cross_entropy_weight=cross_entropy, distance_weight=distance,
         heatmap_weight=c["phm"], cluster_weight=c["cps"], cross_type_weight=c["css"],
         cross_type_threshold=c["thr"], cross_type_distance=c["css_match_dist"],
     )  # fmt: skip
@@ -57,7 +58,7 @@ def method():
             patch.setitem(KEYPOINT_SETS, s.name, s)
         yield PoseBHMethod(
             model, tuple(PoseDataset(s.name, s.name) for s in sets), (c["img"][1], c["img"][0]),
-            tuple(STAGES.values()), GroupedAdamW(step_schedule(1e-3, ())), weights,
+            tuple(STAGES.values()), GroupedAdamW(step_schedule(1e-3, (), 0.1, **NO_WARMUP), **ADAM), weights, CLUSTERS, SIGMA,
         )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ import pytest
 from data_pipelines.datasets import find_dataset
 from posebh_jax.predict import HEADS, PROTOTYPES, Predictor
 from tests.posebh_jax.step_program import global_batch, tiny_method
+from tests.settings import DARK_KERNEL
 
 pytestmark = pytest.mark.slow  # compiles whole models
 
@@ -21,7 +22,7 @@ def predictor_and_weights():
     params = jax.tree_util.tree_map_with_path(
         lambda path, x: 50 * x if "final" in jax.tree_util.keystr(path) else x, state.params
     )
-    return Predictor(method.model, method.datasets, method.input_size), {**state.weights, "params": params}
+    return Predictor(method.model, method.datasets, method.input_size, True, DARK_KERNEL), {**state.weights, "params": params}
 
 
 def test_mirrored_crops_give_mirrored_maps(predictor_and_weights):
@@ -37,10 +38,10 @@ def test_mirrored_crops_give_mirrored_maps(predictor_and_weights):
         np.testing.assert_allclose(back, maps, rtol=1e-5, atol=1e-6, err_msg=kind)
 
 
-def test_flip_test_of_the_unshifted_codec_moves_the_mirrored_maps_by_one_cell(predictor_and_weights):
+def test_flip_test_of_the_msra_codec_moves_the_mirrored_maps_by_one_cell(predictor_and_weights):
     predictor, weights = predictor_and_weights
     image, protocol = global_batch()["image"], find_dataset("ap10k")
-    plain = Predictor(predictor.model, predictor.datasets, predictor.input_size, flip_test=False)
+    plain = Predictor(predictor.model, predictor.datasets, predictor.input_size, False, DARK_KERNEL)
     for kind, merged in predictor.maps(weights, image, head=2, protocol=protocol).items():
         one = np.asarray(plain.maps(weights, image, head=2, protocol=protocol)[kind])
         other = np.asarray(plain.maps(weights, image[:, :, ::-1], head=2, protocol=protocol)[kind])

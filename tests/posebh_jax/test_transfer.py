@@ -16,7 +16,7 @@ from pose_common.weights.keys import flatten
 from pose_common.training.mesh import make_mesh
 from pose_common.training.stages import make_stages, stage_index
 from pose_common.weights.folder import load_weights, save_weights
-from posebh_jax import build, main
+from posebh_jax import build, configuration, main
 from tests.golden_files import shared_path
 
 pytestmark = pytest.mark.slow  # trains through two configurations
@@ -152,13 +152,13 @@ def test_what_a_transfer_needs_is_said(mixture, tmp_path):
     config = small(transfer.get_config("demo"), "synthetic_crowd", tmp_path)
     model = build.make_model(config)
     with pytest.raises(ValueError, match="init_from"):
-        build.make_start(config, model, make_mesh())
+        configuration.check(config)
     config.init_from = str(tmp_path / "absent.pth")
     with pytest.raises((ValueError, OSError), match="absent.pth"):
         build.make_start(config, model, make_mesh())
     config.datasets = ("synthetic_crowd", "synthetic_coco")
     with pytest.raises(ValueError, match="to one dataset"):
-        build.make_model(config)
+        configuration.check(config)
 
 
 def test_evaluation_needs_weights_for_every_part(mixture, tmp_path):

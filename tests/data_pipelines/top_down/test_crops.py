@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 
@@ -10,14 +11,20 @@ import numpy as np
 import pytest
 
 from data_pipelines import geometry
-from data_pipelines.top_down import instances
+from data_pipelines.top_down import augmentation, instances
 from data_pipelines.top_down import crops as top_down
 from data_pipelines.datasets import DATASETS
 from tests.data_pipelines import fakes
 from tests.golden_files import SHARED, golden, shared_path
+from tests.settings import AUGMENTATION
 
 FOLDERS = {"coco_wholebody": "coco", "interhand2d": "interhand2.6m"}
+JITTER = augmentation.CentreJitter(AUGMENTATION.centre_jitter_probability, AUGMENTATION.centre_jitter_extent)
 JOINT_TOLERANCE = 5e-3  # the release maps points in float32; coordinates reach 1000 pixels
+
+
+def half_body(dataset: str, aspect: float) -> augmentation.HalfBody:
+    return augmentation.HalfBody(DATASETS[dataset].keypoints, aspect, 0.3, 8, 0.5, True, 1.5)
 
 
 def cases():
@@ -57,8 +64,8 @@ def test_recorded_samples(name):
 
     draws = {step: [value for _, value in values] for step, values in case["draws"]}
     if draws:
-        steps = {type(step): step for step in top_down.augmentation(dataset, tuple(case["image_size"]))}
-        sample = steps[top_down.Flip].apply(sample, draws["flip"][0])
+        steps = {type(step): step for step in augmentation.steps_of(AUGMENTATION, dataset, tuple(case["image_size"]))}
+        sample = steps[augmentation.Flip].apply(sample, draws["flip"][0])
         assert sample["mirrored"] == bool(arrays["flipped"])
         np.testing.assert_allclose(sample["keypoints"], arrays["joints_flip"], atol=1e-3)
         np.testing.assert_array_equal(sample["visible"], arrays["visible_flip"])
@@ -66,10 +73,10 @@ def test_recorded_samples(name):
         if dataset.half_body:
             # A draw that the release did not need was not recorded; here it must not matter.
             uniform, normal = [*draws["half_body"], 0.0, 0.0][:2]
-            sample = steps[top_down.HalfBody].apply(sample, (uniform, normal))
+            sample = steps[augmentation.HalfBody].apply(sample, (uniform, normal))
             np.testing.assert_allclose(sample["centre"], arrays["center_half"], atol=1e-3)
             np.testing.assert_allclose(sample["scale"], arrays["scale_half"], atol=1e-5)
-        sample = steps[top_down.ScaleRotation].apply(sample, draws["scale_rotation"])
+        sample = steps[augmentation.ScaleRotation].apply(sample, draws["scale_rotation"])
     np.testing.assert_allclose(sample["centre"], arrays["center"], atol=1e-3)
     np.testing.assert_allclose(sample["scale"], arrays["scale"], atol=1e-5)
     np.testing.assert_allclose(sample["rotation"], arrays["rotation"], atol=1e-9)
@@ -90,7 +97,7 @@ def test_mpii_boxes_widened_as_corrected():
     arrays, (width, height) = arrays_of("mpii_udp"), case["image_size"]
     sample = case_sample(case, arrays)
     widened = geometry.grow_to_aspect(sample["scale"], width / height)
-    flip, scale_rotation = top_down.augmentation(DATASETS["mpii"], (width, height))
+    flip, scale_rotation = augmentation.steps_of(AUGMENTATION, DATASETS["mpii"], (width, height))
     draws = {step: [value for _, value in values] for step, values in case["draws"]}
     sample = flip.apply(sample | {"scale": widened}, draws["flip"][0])
     sample = scale_rotation.apply(sample, draws["scale_rotation"])
@@ -111,7 +118,7 @@ def test_centre_jitter_matches_the_release(dataset):
         after, draws = archive[f"{dataset}/train/center"], archive[f"{dataset}/train/jitter_draws"]
     for row in range(len(before)):
         sample = {"centre": before[row].astype(np.float64), "box": boxes[row]}
-        moved = top_down.CentreJitter().apply(sample, draws[row])
+        moved = JITTER.apply(sample, draws[row])
         np.testing.assert_allclose(moved["centre"], after[row], atol=1e-3)
 
 
@@ -125,7 +132,7 @@ def test_mirror_matches_the_release(dataset):
     get = lambda name: FUNCTIONS[f"flip/{dataset}/{name}"]  # noqa: E731
     sample = {"size": (int(get("width")), 10), "keypoints": get("joints"), "visible": get("visible"),
               "centre": np.zeros(2), "mirrored": False}
-    flipped = top_down.Flip(DATASETS[dataset].keypoints).apply(sample, 0.0)
+    flipped = augmentation.Flip(DATASETS[dataset].keypoints, 0.5).apply(sample, 0.0)
     np.testing.assert_allclose(flipped["keypoints"], get("joints_out"), atol=1e-3)
     np.testing.assert_array_equal(flipped["visible"], get("visible_out"))
 
@@ -135,7 +142,7 @@ def test_half_bodies_match_the_release(dataset, suffix):
     """Recorded as released, and for the two whole-body sets with their own lower half."""
     get = lambda name: FUNCTIONS[f"half/{dataset}/{name}"]  # noqa: E731
     width, height = FUNCTIONS["half/image_size_wh"].tolist()
-    step = top_down.HalfBody(DATASETS[dataset].keypoints, width / height, rest_is_lower=not suffix)
+    step = dataclasses.replace(half_body(dataset, width / height), rest_is_lower=not suffix)
     for row in range(len(get("joints"))):
         crop = step.half(get("joints")[row], get("visible")[row], float(get("normal_draw")[row]))
         assert (crop is not None) == bool(get(f"applied{suffix}")[row])
@@ -155,7 +162,7 @@ def make_sample(visible_count: int = 17, seed: int = 0) -> top_down.Sample:
 
 
 def test_two_mirrors_are_none():
-    flip = top_down.Flip(DATASETS["coco"].keypoints)
+    flip = augmentation.Flip(DATASETS["coco"].keypoints, 0.5)
     sample = make_sample(12)
     twice = flip.apply(flip.apply(sample, 0.2), 0.2)
     for name in ("visible", "mirrored", "centre"):
@@ -164,7 +171,7 @@ def test_two_mirrors_are_none():
 
 
 def test_half_body_needs_more_than_eight_visible_keypoints():
-    step = top_down.HalfBody(DATASETS["coco"].keypoints, 0.75)
+    step = half_body("coco", 0.75)
     for count, changes in ((8, False), (9, True)):
         sample = make_sample(count)
         changed = step.apply(sample, (0.0, 0.0))
@@ -174,12 +181,12 @@ def test_half_body_needs_more_than_eight_visible_keypoints():
 
 
 def test_half_body_of_coinciding_keypoints_leaves_the_crop():
-    step = top_down.HalfBody(DATASETS["coco"].keypoints, 0.75)
+    step = half_body("coco", 0.75)
     assert step.half(np.ones((17, 2), np.float32), np.ones(17, np.float32), 0.0) is None
 
 
 def test_scale_and_rotation_stay_within_their_limits():
-    step = top_down.ScaleRotation(0.5, 40.0)
+    step = augmentation.ScaleRotation(0.5, 40.0, 0.6)
     sample = make_sample()
     extreme = step.apply(sample, (9.0, -9.0, 0.6))
     np.testing.assert_allclose(extreme["scale"], 1.5 * sample["scale"])
@@ -188,8 +195,8 @@ def test_scale_and_rotation_stay_within_their_limits():
 
 
 @pytest.mark.parametrize("step", [
-    top_down.CentreJitter(), top_down.Flip(DATASETS["coco"].keypoints),
-    top_down.HalfBody(DATASETS["coco"].keypoints, 0.75), top_down.ScaleRotation(0.5, 40.0)],
+    JITTER, augmentation.Flip(DATASETS["coco"].keypoints, 0.5),
+    half_body("coco", 0.75), augmentation.ScaleRotation(0.5, 40.0, 0.6)],
     ids=lambda step: type(step).__name__)
 def test_transforms_leave_their_input_alone(step):
     rng = np.random.default_rng(3)
@@ -212,7 +219,7 @@ def test_pixels_and_keypoints_move_together(udp, mirrored):
     picture[47, 28] = 255
     sample |= {"keypoints": keypoints, "visible": np.eye(17, dtype=np.float32)[0]}
     if mirrored:  # a keypoint on the body's middle stays itself
-        sample = top_down.Flip(DATASETS["coco"].keypoints).apply(sample, 0.0)
+        sample = augmentation.Flip(DATASETS["coco"].keypoints, 0.5).apply(sample, 0.0)
     cropped = top_down.Crop((192, 256), udp)(sample, picture)
     rows, columns = np.nonzero(cropped["image"][..., 0] > 100)
     np.testing.assert_allclose([columns.mean(), rows.mean()], cropped["keypoints"][0], atol=0.3)
@@ -233,7 +240,7 @@ def test_zeros_outside_the_picture():
 
 def test_training_elements_follow_the_contract():
     source = fakes.random_source("coco")
-    transform = top_down.Train((DATASETS["coco"], DATASETS["coco_wholebody"]), fakes.INPUT_SIZE)
+    transform = top_down.Train((DATASETS["coco"], DATASETS["coco_wholebody"]), fakes.INPUT_SIZE, AUGMENTATION)
     element = transform(source[0], np.random.default_rng(0))
     assert {name: (value.shape, value.dtype.name) for name, value in element.items()} == {
         "image": ((64, 48, 3), "uint8"), "keypoints": ((133, 2), "float32"), "visible": ((133,), "float32"),
@@ -244,7 +251,7 @@ def test_training_elements_follow_the_contract():
 
 def test_augmentation_is_the_generators_alone():
     source = fakes.random_source("coco")
-    transform = top_down.Train((DATASETS["coco"],), fakes.INPUT_SIZE)
+    transform = top_down.Train((DATASETS["coco"],), fakes.INPUT_SIZE, AUGMENTATION)
     first, again, other = (transform(source[1], np.random.default_rng(seed)) for seed in (1, 1, 2))
     np.testing.assert_array_equal(first["image"], again["image"])
     assert (first["image"] != other["image"]).any()
@@ -258,7 +265,7 @@ def test_bad_pictures_are_named(bad, message):
     source = fakes.random_source("coco", num_images=1)
     source.records.images[0] = bad
     with pytest.raises(ValueError, match=message):
-        top_down.Train((source.dataset,), fakes.INPUT_SIZE)(source[0], np.random.default_rng(0))
+        top_down.Train((source.dataset,), fakes.INPUT_SIZE, AUGMENTATION)(source[0], np.random.default_rng(0))
 
 
 def test_a_source_without_instances_is_refused():

@@ -14,6 +14,7 @@ from data_pipelines.top_down import loader
 from data_pipelines.builders import BUILDERS, synthetic
 from data_pipelines.top_down.loader import EvalLoader, Reading
 from tests.data_pipelines import fakes
+from tests.settings import AUGMENTATION
 from tests.golden_files import shared_path
 
 SIZE = fakes.INPUT_SIZE
@@ -27,7 +28,7 @@ def mixed_sources():
 
 def training(sources=None, batch_size=8, reading=DIRECT, **options):
     return loader.train_iterator(sources or mixed_sources(), batch_size=batch_size, input_size=SIZE,
-                                 **({"seed": 0} | options), reading=reading)
+                                 **({"seed": 0, "augmentation": AUGMENTATION} | options), reading=reading)
 
 
 def take(iterator, count):
@@ -236,7 +237,7 @@ def test_prepared_datasets_train_and_resume_in_worker_processes(prepared):
 
     def start(reading):
         return loader.train_loader([loader.Entry("synthetic_coco"), loader.Entry("synthetic_aic")], seed=5,
-                                   data_dir=prepared, batch_size=4, input_size=SIZE, reading=reading)
+                                   augmentation=AUGMENTATION, data_dir=prepared, batch_size=4, input_size=SIZE, reading=reading)
 
     expected = take(start(DIRECT), 5)
     assert {0, 1} == set(np.concatenate([batch["dataset"] for batch in expected]))

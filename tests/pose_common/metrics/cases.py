@@ -12,6 +12,7 @@ from data_pipelines.datasets import PoseDataset, find_dataset
 from pose_common.metrics.columns import GroundTruth, Poses, ground_truth_from_coco
 from pose_common.metrics.nms import extent_area
 from tests.golden_files import GOLDEN, golden
+from tests.settings import POSES
 
 
 EVAL = "data/eval"
@@ -31,7 +32,7 @@ def recorded_evaluations() -> dict[str, dict[str, Any]]:
 
 def settings_of(expected: Mapping[str, Any]) -> dict[str, float]:
     """The thresholds of a recorded evaluation, as options of ours."""
-    return {"confidence_threshold": expected["vis_thr"], "oks_threshold": expected["oks_thr"]}
+    return POSES | {"confidence_threshold": expected["vis_thr"], "oks_threshold": expected["oks_thr"]}
 
 
 def annotations_of(name: str) -> pathlib.Path:

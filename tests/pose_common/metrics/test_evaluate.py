@@ -13,6 +13,7 @@ from data_pipelines.datasets import find_dataset
 from pose_common.metrics import evaluate
 from pose_common.metrics.columns import ground_truth_from_coco
 from tests.golden_files import GOLDEN, golden, golden_path, shared_path
+from tests.settings import POSES
 from tests.pose_common.metrics.cases import (
     annotations_of,
     random_document,
@@ -155,7 +156,7 @@ def test_mpii():
         ],
     }
     rows = golden("data/eval/mpii_synth_pred.json")
-    metrics = evaluate.evaluate(dataset, truth_of(dataset, document), recorded_poses(rows, dataset))
+    metrics = evaluate.evaluate(dataset, truth_of(dataset, document), recorded_poses(rows, dataset), **POSES)
     # Predictions pass through float32 on both sides, PCKh@0.1 through a float32 table in the reference.
     _assert_metrics(metrics, expected["metrics"], tolerance=1e-5)
 
@@ -176,7 +177,7 @@ def _hand_document(instances, category=1):
 
 def _check_hand_case(rows, expected):
     dataset = find_dataset("interhand2d")
-    metrics = evaluate.evaluate(dataset, truth_of(dataset, _hand_document(expected["instances"])), recorded_poses(rows, dataset))
+    metrics = evaluate.evaluate(dataset, truth_of(dataset, _hand_document(expected["instances"])), recorded_poses(rows, dataset), **POSES)
     *shares, distance = expected["metrics"].items()
     _assert_metrics(metrics, dict(shares), tolerance=1e-5)
     _assert_metrics(metrics, dict([distance]), tolerance=1e-3)  # the recorded joints are rounded to 4 digits
@@ -197,11 +198,11 @@ def test_repeated_predictions_and_row_order_do_not_matter():
     document, poses = random_document(0, dataset)
     rng = np.random.default_rng(0)
     poses = dataclasses.replace(poses, score=rng.random(len(poses)))  # distinct, so that order is defined
-    expected = evaluate.evaluate(dataset, truth_of(dataset, document), poses)
+    expected = evaluate.evaluate(dataset, truth_of(dataset, document), poses, **POSES)
     doubled = poses.take(rng.permutation(np.r_[np.arange(len(poses)), np.arange(9)]))
-    assert evaluate.evaluate(dataset, truth_of(dataset, document), doubled) == expected
+    assert evaluate.evaluate(dataset, truth_of(dataset, document), doubled, **POSES) == expected
     shuffled = document | {"images": document["images"][::-1]}
-    assert evaluate.evaluate(dataset, truth_of(dataset, shuffled), doubled) == expected
+    assert evaluate.evaluate(dataset, truth_of(dataset, shuffled), doubled, **POSES) == expected
 
 
 def test_perfect_predictions_score_one():
@@ -224,15 +225,15 @@ def test_what_cannot_be_evaluated_is_said():
     dataset = find_dataset("coco")
     document, poses = random_document(2, dataset)
     with pytest.raises(ValueError, match="image 999"):
-        evaluate.evaluate(dataset, truth_of(dataset, document), dataclasses.replace(poses, image_id=poses.image_id + 998))
+        evaluate.evaluate(dataset, truth_of(dataset, document), dataclasses.replace(poses, image_id=poses.image_id + 998), **POSES)
     broken = poses.keypoints.copy()
     broken[0, 0, 0] = np.nan
     with pytest.raises(ValueError, match="not finite"):
-        evaluate.evaluate(dataset, truth_of(dataset, document), dataclasses.replace(poses, keypoints=broken))
+        evaluate.evaluate(dataset, truth_of(dataset, document), dataclasses.replace(poses, keypoints=broken), **POSES)
     with pytest.raises(ValueError, match="no prediction"):
         hand = find_dataset("interhand2d")
         document, poses = random_document(3, hand)
-        evaluate.evaluate(hand, truth_of(hand, document), poses.take(np.arange(3)))
+        evaluate.evaluate(hand, truth_of(hand, document), poses.take(np.arange(3)), **POSES)
 
 
 def test_people_without_head_size_are_left_out_and_counted():
@@ -242,11 +243,11 @@ def test_people_without_head_size_are_left_out_and_counted():
     poses = recorded_poses(rows, mpii)
     for annotation in document["annotations"]:
         annotation["head_size"] = 20.0
-    whole = evaluate.evaluate(mpii, truth_of(mpii, document), poses)
+    whole = evaluate.evaluate(mpii, truth_of(mpii, document), poses, **POSES)
     assert whole["PCKh"] == 100 and "unmeasured" not in whole
     del document["annotations"][0]["head_size"]
-    assert evaluate.evaluate(mpii, truth_of(mpii, document), poses) == whole | {"unmeasured": 1}
+    assert evaluate.evaluate(mpii, truth_of(mpii, document), poses, **POSES) == whole | {"unmeasured": 1}
     for annotation in document["annotations"]:
         annotation.pop("head_size", None)
-    nobody = evaluate.evaluate(mpii, truth_of(mpii, document), poses)
+    nobody = evaluate.evaluate(mpii, truth_of(mpii, document), poses, **POSES)
     assert nobody["PCKh"] == -1 and nobody["unmeasured"] == len(rows)

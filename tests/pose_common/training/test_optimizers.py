@@ -10,6 +10,7 @@ import pytest
 
 from pose_common.training.optimizers import GroupedAdamW, cosine_schedule, step_schedule
 from tests.golden_files import golden, golden_config
+from tests.settings import ADAM
 
 pytestmark = pytest.mark.slow  # compiles an update of every parameter
 
@@ -46,6 +47,7 @@ def test_posebh_adamw_with_a_thaw():
     lr = recorded["lr_base"]
     optimizer = GroupedAdamW(
         lambda step: jnp.asarray(lr)[step],
+        **ADAM,
         weight_decay=config["weight_decay"],
         clip_norm=config["max_norm"],
         factors={g: {n: scales[n][0] for n in names} for g, names in groups.items()},
@@ -68,7 +70,7 @@ def test_boir_adamw_and_clip():
     names = [k.split(":")[0] for k in recorded if k.endswith(":init")]
     params = {"all": {n: jnp.asarray(recorded[f"{n}:init"]) for n in names}}
     lrs = recorded["lrs"]
-    optimizer = GroupedAdamW(lambda step: jnp.asarray(lrs, jnp.float32)[step],
+    optimizer = GroupedAdamW(lambda step: jnp.asarray(lrs, jnp.float32)[step], **ADAM,
                              weight_decay=config["adamw"]["weight_decay"], clip_norm=config["clip_grad"])
     state = optimizer.init(params, ["all"])
     for step in range(config["steps"]):

@@ -15,6 +15,7 @@ from pose_common.training.optimizers import GroupedAdamW, step_schedule
 from pose_common.training.stages import Stage
 from pose_common.training.state import TrainState
 from pose_common.training.step import LossOutput
+from tests.settings import ADAM, NO_WARMUP
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +26,9 @@ class ToyMethod:
         Stage("first", 2, ("head",), ("mse",), prototypes=True),
         Stage("second", 2, ("body", "head"), ("mse",)),
     )
-    optimizer: GroupedAdamW = GroupedAdamW(step_schedule(1e-2, (6,)), weight_decay=0.1, clip_norm=1.0)
+    optimizer: GroupedAdamW = GroupedAdamW(
+        step_schedule(1e-2, (6,), 0.1, **NO_WARMUP), **ADAM, weight_decay=0.1, clip_norm=1.0
+    )
 
     def init(self, key):
         a, b = jax.random.split(key)

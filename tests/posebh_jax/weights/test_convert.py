@@ -28,6 +28,7 @@ from posebh_jax.vit import SIZES, ViTSize
 from scripts import convert_weights
 from tests.golden_files import golden, golden_config
 from tests.posebh_jax.golden_weights import golden_state, maps
+from tests.settings import DARK_KERNEL
 from tests.posebh_jax.port_cases import TOLERANCE, WHOLE, published, recorded_options, tiny_posebh
 from tests.weight_files import DAMAGES, FORMATS, as_file, assert_same, damage
 
@@ -110,7 +111,7 @@ def test_a_file_gives_the_originals_heatmaps_and_keypoints(tmp_path, suffix):
     inverse_warp = np.zeros((len(box), 2, 3), np.float32)
     inverse_warp[:, 0, 0], inverse_warp[:, 1, 1] = box[:, 0] / (width - 1), box[:, 1] / (height - 1)
     inverse_warp[:, :, 2] = arrays["center"] - box / 2
-    keypoints = heatmaps.decode(merged, jnp.asarray(inverse_warp), udp=True, input_size=(width, height))
+    keypoints = heatmaps.decode(merged, jnp.asarray(inverse_warp), udp=True, input_size=(width, height), kernel=DARK_KERNEL)
     expected = arrays["flip_udp/preds"]
     valid = expected[..., 2] > 0
     # Image pixels: 2e-3 for sub-pixel decoding.

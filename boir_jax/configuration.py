@@ -1,0 +1,96 @@
+"""What a configuration of BoIR may say, checked before anything is loaded; and what it says of a dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from boir_jax.model import VARIANTS
+from data_pipelines.datasets import DATASETS, PoseDataset, find_dataset
+from data_pipelines.whole_image.pictures import Rules
+from pose_common.training import configuration
+from pose_common.training.configuration import ConfigError, Override, nearest, one_of
+
+METHODS = ("boir",)
+FREE = configuration.FREE | {"eval_split", "oks_nms", "proposals", "published_as", "smoothing"}
+"""Settings that may change between the parts of a run; see `configuration.require_same_run`."""
+
+
+def read(source: str, overrides: Sequence[Override] = ()) -> ConfigDict:
+    """The configuration of a run from the command line.
+
+    Raises:
+      ConfigError: a setting that cannot be.
+    """
+    config = configuration.read(source)
+    configuration.set_leaves(config, overrides)
+    check(config)
+    return config
+
+
+def of_run(saved: Mapping[str, Any]) -> ConfigDict:
+    """The configuration saved with a checkpoint; what an older one leaves out is what it meant then."""
+    dataset, size = saved["dataset"], saved["size"]
+    shipped = dataset in ("coco", "crowdpose") and size in ("w32", "w48")
+    config = configuration.completed(saved, configuration.read(f"boir:{dataset}_{size}" if shipped else "boir:demo"))
+    if config.min_area < 0:  # earlier: the dataset's own rule
+        own = find_dataset(dataset, config.data_dir)
+        config.min_area, config.labelled_images = own.min_person_area, own.images_need_labels
+    return config
+
+
+def check(config: ConfigDict) -> None:
+    """Raises ConfigError for a setting that cannot be."""
+    configuration.check(config)
+    one_of("method", config.method, METHODS)
+    one_of("size", config.size, VARIANTS)
+    one_of("losses.background", config.losses.background, ("image", "instance"))
+    if config.input_size <= 0 or config.input_size % 32:
+        raise ConfigError(f"config.input_size={config.input_size}: expected a multiple of 32")
+    for name in ("instances", "instance_group", "instance_cap", "epochs"):
+        if config[name] <= 0:
+            raise ConfigError(f"config.{name}={config[name]}: expected a number above 0")
+    own = dataset(config)
+    for row in config.eval_also:
+        if not isinstance(row, tuple) or len(row) != 2:
+            raise ConfigError(f"config.eval_also: {row} is not (dataset, split)")
+        if _found(row[0], config.data_dir).keypoint_set != own.keypoint_set:
+            raise ConfigError(f"config.eval_also: {row[0]!r} has other keypoints than {config.dataset!r}")
+
+
+def check_batch(config: ConfigDict) -> None:
+    """Raises ConfigError for groups of images that would straddle devices."""
+    rows, rest = divmod(config.batch_size, jax.device_count())
+    if rest:
+        raise ConfigError(f"config.batch_size={config.batch_size} does not divide over {jax.device_count()} devices")
+    for name in ("instance_group", "norm_group"):
+        if config[name] and rows % config[name]:
+            in_proportion = " and config.instance_cap in proportion" if name == "instance_group" else ""
+            raise ConfigError(
+                f"config.{name}={config[name]}: the {rows} images of a device must be whole groups; set a divisor of "
+                f"{rows}{in_proportion}"
+            )
+
+
+def dataset(config: ConfigDict) -> PoseDataset:
+    """The dataset that is trained on; one of one's own is read from `config.data_dir`.
+
+    Raises:
+      ConfigError: there is none of this name.
+    """
+    return _found(config.dataset, config.data_dir)
+
+
+def _found(name: str, data_dir: str) -> PoseDataset:
+    try:
+        return find_dataset(name, data_dir)
+    except KeyError as error:
+        raise ConfigError(f"config.dataset: {error.args[0]}{nearest(name, DATASETS)}") from error
+
+
+def rules(config: ConfigDict) -> Rules:
+    """Which images and people are trained on."""
+    return Rules(config.min_area, config.labelled_images)

@@ -1,0 +1,305 @@
+"""Configurations: read by name, changed on the command line, checked, compared.
+
+A configuration is a `ConfigDict` of plain values (bool, int, float, str and tuples of them), of tables, and of the list
+of stages. A *leaf* is a value with its dotted name, `losses.momentum` or `stages[0].epochs`.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import importlib
+import importlib.util
+import pathlib
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from types import ModuleType
+from typing import Any
+
+from etils import epath
+from ml_collections import ConfigDict
+
+PACKAGES = ("posebh_jax.configs", "configs")
+"""Where the project's own configurations are: as installed, and in a checkout."""
+FREE = frozenset({
+    "mode", "checkpoint", "init_from", "data_dir", "loader_threads", "loader_workers", "parallel", "fsdp",
+    "fsdp_min_size", "compilation_cache", "log_every", "checkpoint_every", "evaluate_every", "evaluate_stages",
+    "keep_checkpoints", "keep_checkpoints_every", "pictures", "eval_batch_size", "eval_also", "remat",
+})  # fmt: skip
+"""Settings of every method that change neither data order, nor model, nor schedule."""
+
+POSITIVE = ("batch_size", "eval_batch_size", "fsdp", "learning_rate")
+NOT_NEGATIVE = (
+    "seed", "loader_threads", "loader_workers", "steps_per_epoch", "log_every", "checkpoint_every", "evaluate_every",
+    "keep_checkpoints", "keep_checkpoints_every", "pictures", "weight_decay", "clip_norm",
+)  # fmt: skip
+
+Override = tuple[str, str]
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be: one line with the field, what was given, what is possible."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """'; did you mean ...?' for a likely typing error, else ''."""
+    close = difflib.get_close_matches(str(name), [str(word) for word in known], n=1, cutoff=0.6)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def one_of(field: str, value: Any, known: Collection[Any]) -> None:
+    """Raises ConfigError unless `value` is among `known`."""
+    if value not in known:
+        expected = ", ".join(map(str, known))
+        raise ConfigError(f"config.{field}={value!r}: expected one of {expected}{nearest(value, known)}")
+
+
+def leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted name, value) of every leaf, in order of the names."""
+    if isinstance(config, (ConfigDict, Mapping)):
+        for name in sorted(config):
+            yield from leaves(config[name], f"{prefix}.{name}" if prefix else name)
+    elif isinstance(config, list):
+        for index, item in enumerate(config):
+            yield from leaves(item, f"{prefix}[{index}]")
+    else:
+        yield prefix, config
+
+
+def read(source: str) -> ConfigDict:
+    """The configuration that `source`, `path[:argument]` or `name[:argument]`, stands for.
+
+    Args:
+      source: a Python file with `get_config(argument)` and, where those are few, `ARGUMENTS`; `mdt` is the project's own configs/mdt.py from any folder.
+
+    Raises:
+      ConfigError: no such file, or an argument that it does not know.
+    """
+    path, _, argument = source.partition(":")
+    module = _module(path)
+    known = getattr(module, "ARGUMENTS", ())
+    if argument and known and argument not in known:
+        raise ConfigError(f"--config={source}: expected one of {', '.join(known)}{nearest(argument, known)}")
+    try:
+        return module.get_config(argument) if argument else module.get_config()
+    except (ValueError, KeyError) as error:
+        raise ConfigError(f"--config={source}: {error}") from error
+
+
+def _module(path: str) -> ModuleType:
+    name = pathlib.PurePath(path).stem
+    own = [package for package in PACKAGES if _has(package)]
+    folders = {pathlib.Path(folder).resolve(): package for package in own for folder in _folders(package)}
+    file = pathlib.Path(path)
+    if file.suffix == ".py" and file.is_file() and file.resolve().parent not in folders:
+        spec = importlib.util.spec_from_file_location(f"config_{name}", file)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+    shipped = sorted({found.stem for folder in folders for found in folder.glob("[a-z]*.py")} - {"common"})
+    if name not in shipped:
+        raise ConfigError(f"--config={path}: there is no such file; shipped are {', '.join(shipped)}{nearest(name, shipped)}")
+    return importlib.import_module(f"{own[0]}.{name}")
+
+
+def _has(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def _folders(package: str) -> Sequence[str]:
+    return importlib.util.find_spec(package).submodule_search_locations or ()
+
+
+def split_arguments(arguments: Sequence[str]) -> tuple[str | None, list[Override], list[str]]:
+    """Command-line arguments -> (the value of --config, [(leaf, text)] of --config.<leaf>, all others).
+
+    `--config.remat` alone is true and `--noconfig.remat` false, as absl's flags have it.
+    """
+    source, overrides, others = None, [], []
+    waiting = list(arguments)
+    while waiting:
+        argument = waiting.pop(0)
+        found = re.fullmatch(r"--?(no)?config(?:\.([^=]+))?(?:=(.*))?", argument, re.DOTALL)
+        if not found or (found[1] and not found[2]):
+            others.append(argument)
+            continue
+        negated, leaf, text = found.groups()
+        if text is None and not negated and waiting and not waiting[0].startswith("-"):
+            text = waiting.pop(0)
+        if leaf is None:
+            source = text
+        else:
+            overrides.append((leaf, text if text is not None else str(not negated)))
+    return source, overrides, others
+
+
+def set_leaves(config: ConfigDict, overrides: Sequence[Override]) -> None:
+    """Sets leaves from texts, each as a value of the type that it has.
+
+    Raises:
+      ConfigError: no such leaf, or a text that is no such value.
+    """
+    for name, text in overrides:
+        holder, key = _place(config, name)
+        holder[key] = _value(name, text, holder[key])
+
+
+def _place(config: ConfigDict, name: str) -> tuple[Any, Any]:
+    holder, key = None, None
+    here: Any = config
+    for part in re.findall(r"[^.\[\]]+|\[\d+\]", name):
+        key = int(part[1:-1]) if part[0] == "[" else part
+        fits = key < len(here) if isinstance(here, list) and isinstance(key, int) else key in _names(here)
+        if not fits:
+            known = [leaf for leaf, _ in leaves(config)]
+            inside = _names(here)
+            expected = f"expected one of {', '.join(inside)}" if here is not config and inside else "there is no such field"
+            raise ConfigError(f"--config.{name}: {expected}{nearest(name, known)}")
+        holder, here = here, here[key]
+    if isinstance(here, (ConfigDict, list)):
+        first = next((leaf for leaf, _ in leaves(here, name)), None)
+        raise ConfigError(f"--config.{name} is a table; set one of its fields" + (f", such as --config.{first}=..." if first else ""))
+    return holder, key
+
+
+def _names(table: Any) -> list[str]:
+    return list(table) if isinstance(table, ConfigDict) else []
+
+
+def _value(name: str, text: str, old: Any) -> Any:
+    """`text` as a value of the type of `old`."""
+    readers: dict[type, tuple[Callable[[str], Any], str]] = {
+        bool: (_boolean, "true or false"),
+        int: (lambda text: int(text, 0), "a whole number"),
+        float: (float, "a number"),
+        tuple: (lambda text: _items(text, old), "values separated by commas, or a tuple"),
+        str: (str, "a text"),
+    }
+    reader, expected = readers[type(old)]
+    try:
+        return reader(text.strip() if type(old) is not str else text)
+    except (ValueError, KeyError, SyntaxError, TypeError, MemoryError, RecursionError):
+        raise ConfigError(f"--config.{name}={text!r}: expected {expected}, such as {old!r}") from None
+
+
+def _boolean(text: str) -> bool:
+    return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[text.lower()]
+
+
+def _items(text: str, old: tuple) -> tuple:
+    """Of a literal such as ('coco', 'mpii') or [1, 2]; or of plain words: coco,mpii. One value makes a tuple of one."""
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        if re.search(r"[()\[\]'\"]", text):
+            raise
+        value = tuple(word.strip() for word in text.split(",") if word.strip())
+    value = _tuples(value)
+    value = value if isinstance(value, tuple) else (value,)
+    if old and value and not isinstance(value[0], type(old[0])) and not _both_numbers(value[0], old[0]):
+        raise ValueError(text)
+    return value
+
+
+def _both_numbers(*values: Any) -> bool:
+    return all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values)
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, (list, tuple)) else value
+
+
+def completed(saved: Mapping[str, Any], defaults: ConfigDict) -> ConfigDict:
+    """A saved configuration; fields that it does not have, because it is older, are those of `defaults`.
+
+    Lists of JSON become tuples again where the default is one.
+    """
+    config = defaults.copy_and_resolve_references()
+    for name, value in saved.items():
+        old = config.get(name)
+        if isinstance(old, ConfigDict) and isinstance(value, Mapping):
+            config[name] = completed(value, old)
+            continue
+        with config.unlocked(), config.ignore_type():
+            config[name] = _like(value, old)
+    return config
+
+
+def _like(value: Any, old: Any) -> Any:
+    if isinstance(value, list) and not (value and isinstance(value[0], Mapping)):
+        return _tuples(value)
+    if isinstance(value, list):
+        return [ConfigDict({key: _like(item, None) for key, item in row.items()}) for row in value]
+    return float(value) if type(old) is float and type(value) is int else value
+
+
+def require_same_run(
+    saved: Mapping[str, Any], given: ConfigDict, free: Collection[str], accept: bool = False
+) -> list[str]:
+    """Compares a resumed run's configuration with the one given now.
+
+    Args:
+      saved: with the checkpoint. Fields that it does not have, because it is older, count as unchanged.
+      free: first parts of the names of settings that change neither data order, nor model, nor schedule.
+      accept: whether the others may differ, too.
+
+    Returns:
+      The differences.
+
+    Raises:
+      ConfigError: differences that are neither free nor accepted; lists them all.
+    """
+    old, new = (dict(leaves(_plain(config))) for config in (completed(saved, given), given))
+    noted, refused = [], []
+    for name in sorted(old.keys() | new.keys()):
+        if name in old and name in new and old[name] == new[name]:
+            continue
+        line = f"config.{name}: {old.get(name, 'absent')!r} -> {new.get(name, 'absent')!r}"
+        (noted if re.split(r"[.\[]", name)[0] in free else refused).append(line)
+    if refused and not accept:
+        raise ConfigError(
+            f"the run was started with other settings: {'; '.join(refused)}. Start another run from its weights, with a new"
+            " --workdir and --config.init_from=<its workdir>, or go on with the changed settings by --accept_changes"
+        )
+    return noted + refused
+
+
+def _plain(value: Any) -> Any:
+    """As it comes back from JSON, but for tuples, which compare as such."""
+    if isinstance(value, (ConfigDict, Mapping)):
+        return {name: _plain(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        rows = any(isinstance(item, (ConfigDict, Mapping)) for item in value)
+        return [_plain(item) for item in value] if rows else tuple(map(_plain, value))
+    return value
+
+
+def shown(config: ConfigDict | Mapping[str, Any]) -> str:
+    """One leaf a line, in order, so that two configurations can be compared line by line."""
+    return "\n".join(f"{name} = {value!r}" for name, value in leaves(_plain(config)))
+
+
+def check(config: ConfigDict) -> None:
+    """Raises ConfigError for what no method can do: fields of configs/common.py and those that all methods have."""
+    one_of("mode", config.mode, ("train", "evaluate"))
+    one_of("parallel", config.parallel, ("sharded", "pmap"))
+    one_of("dtype", config.dtype, ("float32", "bfloat16"))
+    for name in POSITIVE:
+        if not config[name] > 0:
+            raise ConfigError(f"config.{name}={config[name]!r}: expected a number above 0")
+    for name in NOT_NEGATIVE:
+        if not config[name] >= 0:
+            raise ConfigError(f"config.{name}={config[name]!r}: expected 0 or more")
+    if config.mode == "evaluate":
+        require_path("checkpoint", config.checkpoint, "a working directory with checkpoints, one of them, or a folder or file of weights")
+    if config.init_from and config.mode == "train":
+        require_path("init_from", config.init_from, "a working directory with checkpoints, one of them, or a folder or file of weights")
+
+
+def require_path(field: str, path: str, expected: str) -> None:
+    """Raises ConfigError where there is nothing at `path`."""
+    if not path or not epath.Path(path).exists():
+        raise ConfigError(f"config.{field}={path!r}: there is no such file or folder; expected {expected}")

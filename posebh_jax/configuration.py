@@ -1,0 +1,162 @@
+"""What a configuration of PoseBH may say, checked before anything is loaded; and what it says of a dataset."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from data_pipelines.datasets import CODECS, DATASETS, PoseDataset, find_dataset
+from data_pipelines.mixture import MIXTURES
+from data_pipelines.top_down.augmentation import Augmentation
+from data_pipelines.top_down.instances import GROUND_TRUTH
+from pose_common.training import configuration
+from pose_common.training.configuration import ConfigError, Override, nearest, one_of
+from posebh_jax.heads import ACTIVATIONS, KERNELS, NECKS
+from posebh_jax.vit import SIZES
+
+METHODS = ("posebh", "multi_head")
+KNOWN = {
+    "method": METHODS, "size": SIZES, "mixture": MIXTURES, "suppression": ("hard", "soft", "none"),
+    "embedding_neck": NECKS, "embedding_kernel": KERNELS, "embedding_activation": ACTIVATIONS,
+}  # fmt: skip
+"""Fields that take one of a few values."""
+
+TABLES = {
+    "codec": "codec", "padding": "padding", "augmentation.centre_jitter": "centre_jitter",
+    "augmentation.half_body": "half_body", "augmentation.scale_factor": "scale_factor",
+    "augmentation.rotation_factor": "rotation_factor",
+}  # fmt: skip
+"""Tables with an entry a dataset -> the field of `PoseDataset` that an entry stands for."""
+
+FREE = configuration.FREE | {
+    "boxes", "dark_kernel", "default_eval_split", "detection_threshold", "eval_splits", "flip_test", "oks_nms",
+    "rescoring_threshold", "suppression",
+}  # fmt: skip
+"""Settings that may change between the parts of a run; see `configuration.require_same_run`."""
+
+
+def read(source: str, overrides: Sequence[Override] = ()) -> ConfigDict:
+    """The configuration of a run from the command line.
+
+    Datasets come first: an entry of a table can be set for every dataset of the run.
+
+    Raises:
+      ConfigError: a setting that cannot be.
+    """
+    config = configuration.read(source)
+    first = ("datasets", "data_dir", "eval_also")
+    configuration.set_leaves(config, [override for override in overrides if override[0] in first])
+    if "eval_also" not in dict(overrides):  # of the shipped rows, those that a head of these datasets can judge
+        config.eval_also = tuple(row for row in config.eval_also if row[2] in config.datasets)
+    fill_tables(config)
+    configuration.set_leaves(config, [override for override in overrides if override[0] not in first])
+    check(config)
+    return config
+
+
+def of_run(saved: Mapping[str, Any]) -> ConfigDict:
+    """The configuration saved with a checkpoint; what an older one leaves out is what it meant then."""
+    from_size = {"tiny": "demo"}.get(saved["size"], saved["size"])
+    defaults = configuration.read(f"mdt:{from_size}")
+    if isinstance(saved["layer_decay"], bool):  # earlier it only said whether
+        saved = {**saved, "layer_decay": defaults.layer_decay if saved["layer_decay"] else 1.0}
+    config = configuration.completed(saved, defaults)
+    fill_tables(config)
+    return config
+
+
+def fill_tables(config: ConfigDict) -> None:
+    """Gives every dataset that is trained or evaluated its entries in the tables; those of other datasets go.
+
+    Raises:
+      ConfigError: an unknown dataset.
+    """
+    evaluated = [row[0] for row in config.eval_also if row]
+    for table, field in TABLES.items():
+        holder = _table(config, table)
+        entries = {}
+        for name in dict.fromkeys((*config.datasets, *evaluated)):
+            own = getattr(_found(name, config.data_dir), field)
+            entries[name] = holder.get(name, own)
+        _replace(holder, entries)
+    defaults = {
+        "train_splits": config.default_train_split, "eval_splits": config.default_eval_split, "boxes": GROUND_TRUTH,
+        "mixture_weights": 1.0,
+    }  # fmt: skip
+    for table, default in defaults.items():
+        _replace(config[table], {name: config[table].get(name, default) for name in config.datasets})
+
+
+def _table(config: ConfigDict, name: str) -> ConfigDict:
+    for part in name.split("."):
+        config = config[part]
+    return config
+
+
+def _replace(table: ConfigDict, entries: Mapping[str, Any]) -> None:
+    with table.unlocked():
+        for name in list(table):
+            del table[name]
+        table.update(entries)
+
+
+def _found(name: str, data_dir: str) -> PoseDataset:
+    try:
+        return find_dataset(name, data_dir)
+    except KeyError as error:
+        raise ConfigError(f"config.datasets: {error.args[0]}{nearest(name, DATASETS)}") from error
+
+
+def check(config: ConfigDict) -> None:
+    """Raises ConfigError for a setting that cannot be."""
+    configuration.check(config)
+    for name, known in KNOWN.items():
+        one_of(name, config[name], known)
+    for name, codec in config.codec.items():
+        one_of(f"codec.{name}", codec, CODECS)
+    if not config.datasets or len(set(config.datasets)) != len(config.datasets):
+        raise ConfigError(f"config.datasets={config.datasets}: expected one name or more, each once")
+    if config.fold and len(config.datasets) != 1:
+        raise ConfigError(f"config.fold={config.fold!r}: a transfer is to one dataset, not to {config.datasets}")
+    if config.fold and config.mode == "train" and not config.init_from:
+        raise ConfigError("config.init_from='': a transfer starts from weights; give a run, a checkpoint or a file")
+    if len(config.head_filters) != 2:
+        raise ConfigError(f"config.head_filters={config.head_filters}: expected the widths of two deconvolutions")
+    if len(config.input_size) != 2 or any(side % 16 or side <= 0 for side in config.input_size):
+        raise ConfigError(f"config.input_size={config.input_size}: expected (width, height), multiples of 16")
+    for row in config.eval_also:
+        if not isinstance(row, tuple) or len(row) not in (3, 4) or row[2] not in config.datasets:
+            raise ConfigError(f"config.eval_also: {row} is not (dataset, split, head[, boxes]) with a head among {config.datasets}")
+    for name, boxes in config.boxes.items():
+        if boxes != GROUND_TRUTH:
+            configuration.require_path(f"boxes.{name}", boxes, f"{GROUND_TRUTH!r} or a COCO detection file")
+
+
+def datasets(config: ConfigDict) -> tuple[PoseDataset, ...]:
+    """The datasets of the mixture, in its order, as this configuration crops, draws and augments them."""
+    return tuple(dataset(config, name) for name in config.datasets)
+
+
+def dataset(config: ConfigDict, name: str) -> PoseDataset:
+    """A dataset that is trained or evaluated; one of one's own is read from `config.data_dir`."""
+    own = find_dataset(name, config.data_dir)
+    entries = {field: _table(config, table).get(name, getattr(own, field)) for table, field in TABLES.items()}
+    return dataclasses.replace(own, **entries)
+
+
+def mixture(config: ConfigDict) -> str | list[float]:
+    """As `data_pipelines.mixture.mix` takes it."""
+    if config.mixture != "weighted":
+        return config.mixture
+    return [config.mixture_weights.get(name, 1.0) for name in config.datasets]
+
+
+def augmentation(config: ConfigDict) -> Augmentation | None:
+    """The part of the augmentation that all datasets have in common."""
+    if not config.augment:
+        return None
+    tables = {table.partition(".")[2] for table in TABLES if table.startswith("augmentation.")}
+    return Augmentation(**{name: value for name, value in config.augmentation.items() if name not in tables})

@@ -1,0 +1,175 @@
+"""Configurations: every leaf can be set, what cannot be is refused in a line, and resumed runs are compared."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from boir_jax import configuration as boir_configuration
+from configs import boir, mdt, multi_head, transfer
+from pose_common.training import configuration
+from pose_common.training.configuration import ConfigError
+from posebh_jax import configuration as posebh_configuration
+from tests.distribution import ROOT
+
+SHIPPED = {
+    "mdt": (mdt, ["base", "huge", "large", "small", "demo"]),
+    "multi_head": (multi_head, ["base", "demo"]),
+    "transfer": (transfer, ["interhand2d", "3dpw", "demo"]),
+    "boir": (boir, ["coco_w32", "coco_w48", "crowdpose_w32", "crowdpose_w48_finetune", "demo"]),
+}
+ALL = [f"{name}:{argument}" for name, (_, arguments) in SHIPPED.items() for argument in arguments]
+
+
+def read(source, *arguments):
+    """As the program reads its command line."""
+    own = boir_configuration if source.startswith("boir") else posebh_configuration
+    given, overrides, others = configuration.split_arguments([f"--config={source}", *arguments])
+    assert not others
+    return own.read(given, overrides)
+
+
+def other(value):
+    """Another value of the same type."""
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, tuple):
+        return value[:-1] if len(value) > 1 else value * 2
+    return f"{value}_" if isinstance(value, str) else value + 1
+
+
+@pytest.mark.parametrize("source", ALL)
+def test_every_leaf_can_be_set(source):
+    name, _, argument = source.partition(":")
+    config = SHIPPED[name][0].get_config(argument)
+    for leaf, value in configuration.leaves(config):
+        wanted = other(value)
+        _, overrides, others = configuration.split_arguments([f"--config.{leaf}={wanted}"])
+        assert not others
+        configuration.set_leaves(config, overrides)
+        found = dict(configuration.leaves(config))[leaf]
+        assert found == wanted and type(found) is type(value), leaf
+
+
+@pytest.mark.parametrize("source", ALL)
+def test_what_is_saved_rebuilds_the_configuration(source):
+    given = [] if not source.startswith("transfer") else [f"--config.init_from={ROOT}"]
+    config = read(source, *given)
+    own = boir_configuration if source.startswith("boir") else posebh_configuration
+    again = own.of_run(json.loads(config.to_json()))
+    assert configuration.shown(again) == configuration.shown(config)
+    assert configuration.require_same_run(json.loads(config.to_json()), config, ()) == []
+
+
+@pytest.mark.parametrize(
+    "arguments, leaf, value",
+    [
+        (["--config.datasets=coco"], "datasets", ("coco",)),
+        (["--config.datasets=coco,mpii"], "datasets", ("coco", "mpii")),
+        (["--config.datasets=('coco', 'mpii')"], "datasets", ("coco", "mpii")),
+        (["--config.datasets", "coco,mpii"], "datasets", ("coco", "mpii")),
+        (["--config.input_size=384,288"], "input_size", (384, 288)),
+        (["--config.remat"], "remat", True),
+        (["--noconfig.augment"], "augment", False),
+        (["--config.datasets=crowdpose", "--config.codec.crowdpose=udp"], "codec.crowdpose", "udp"),
+        (["--config.mixture=weighted", "--config.mixture_weights.coco=2"], "mixture_weights.coco", 2.0),
+        (["--config.stages[1].epochs=3"], "stages[1].epochs", 3),
+    ],
+)
+def test_ways_to_write_a_value(arguments, leaf, value):
+    assert dict(configuration.leaves(read("mdt", *arguments)))[leaf] == value
+
+
+def test_weights_of_a_mixture_come_in_its_order():
+    config = read("mdt", "--config.datasets=mpii,coco", "--config.mixture=weighted", "--config.mixture_weights.coco=3")
+    assert posebh_configuration.mixture(config) == [1.0, 3.0]
+
+
+def test_tables_hold_the_datasets_of_the_run_and_no_others():
+    config = read("mdt", "--config.datasets=coco,crowdpose")
+    assert set(config.boxes) == set(config.train_splits) == {"coco", "crowdpose"}
+    assert set(config.codec) == {"coco", "crowdpose", "ochuman"}
+
+
+@pytest.mark.parametrize(
+    "source, argument, message",
+    [
+        ("mdt:bas", "", r"--config=mdt:bas: .*expected one of base, huge.*did you mean 'base'"),
+        ("mtd", "", r"--config=mtd: there is no such file; shipped are boir, mdt.*did you mean 'mdt'"),
+        ("mdt", "size=basee", r"config.size='basee': expected one of tiny, small.*did you mean 'base'"),
+        ("mdt", "mode=eval", r"config.mode='eval': expected one of train, evaluate"),
+        ("mdt", "batchsize=2", r"--config.batchsize: there is no such field; did you mean 'batch_size'"),
+        ("mdt", "losses.momentun=0.9", r"losses.momentun: expected one of .*did you mean 'losses.momentum'"),
+        ("mdt", "losses=3", r"--config.losses is a table; set one of its fields"),
+        ("mdt", "stages[7].epochs=3", r"--config.stages\[7\].epochs"),
+        ("mdt", "batch_size=many", r"--config.batch_size='many': expected a whole number, such as 512"),
+        ("mdt", "batch_size=2.5", r"expected a whole number"),
+        ("mdt", "batch_size=0", r"config.batch_size=0: expected a number above 0"),
+        ("mdt", "remat=perhaps", r"expected true or false"),
+        ("mdt", "datasets=cocoo", r"config.datasets: unknown dataset 'cocoo'.*did you mean 'coco'"),
+        ("mdt", "datasets=coco,coco", r"each once"),
+        ("mdt", "datasets=()", r"expected one name or more"),
+        ("mdt", "codec.coco=dark", r"config.codec.coco='dark': expected one of udp, msra"),
+        ("mdt", "mixture=heavy", r"config.mixture='heavy': expected one of concat, balanced, weighted"),
+        ("mdt", "init_from=/nonexistent", r"config.init_from='/nonexistent': there is no such file or folder"),
+        ("mdt", "boxes.coco=absent.json", r"config.boxes.coco='absent.json': there is no such file"),
+        ("mdt", "input_size=190,256", r"config.input_size=\(190, 256\): expected .*multiples of 16"),
+        ("boir:coco", "", r"--config=boir:coco: .*expected"),
+        ("boir", "size=w18", r"config.size='w18': expected one of .*w32"),
+        ("boir", "losses.background=none", r"config.losses.background='none'"),
+        ("boir", "dataset=crowdpos", r"config.dataset: unknown dataset 'crowdpos'.*did you mean 'crowdpose'"),
+        ("transfer", "mode=train", r"config.init_from='': a transfer starts from weights"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_line(source, argument, message):
+    with pytest.raises(ConfigError, match=message) as refused:
+        read(source, *[f"--config.{argument}"] * bool(argument))
+    assert "\n" not in str(refused.value)
+
+
+def test_evaluation_needs_a_checkpoint_that_is_there():
+    with pytest.raises(ConfigError, match="config.checkpoint='/nonexistent'"):
+        read("mdt", "--config.mode=evaluate", "--config.checkpoint=/nonexistent")
+
+
+def test_the_program_says_it_without_a_traceback(tmp_path):
+    arguments = ["--config=mdt:bas", f"--workdir={tmp_path / 'run'}"]
+    done = subprocess.run(
+        [sys.executable, "-m", "posebh_jax.main", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert done.stderr.strip().splitlines()[-1].startswith("error: --config=mdt:bas")
+    assert not (tmp_path / "run").exists(), "refused before anything is made"
+
+
+def test_resuming_with_other_settings():
+    saved = json.loads(read("mdt:demo").to_json())
+    changed = read("mdt:demo", "--config.log_every=5", "--config.boxes.synthetic_coco=ground_truth", "--config.pictures=0")
+    notes = configuration.require_same_run(saved, changed, posebh_configuration.FREE)
+    assert notes == ["config.log_every: 30 -> 5", "config.pictures: 12 -> 0"]
+    for leaf, value in (("batch_size", 8), ("seed", 1), ("mixture", "balanced"), ("stages[0].epochs", 3),
+                        ("losses.momentum", 0.9), ("datasets", "synthetic_coco"), ("size", "small")):  # fmt: skip
+        other_run = read("mdt:demo", f"--config.{leaf}={value}")
+        with pytest.raises(ConfigError) as refused:
+            configuration.require_same_run(saved, other_run, posebh_configuration.FREE)
+        assert f"config.{leaf}" in str(refused.value) and "--accept_changes" in str(refused.value)
+        assert configuration.require_same_run(saved, other_run, posebh_configuration.FREE, accept=True)
+
+
+def test_an_older_runs_configuration_is_completed():
+    """As it was saved when defaults of the code stood for what a configuration left out."""
+    config = json.loads(read("mdt:huge").to_json())
+    for name in ("adam", "clusters", "codec", "padding", "augmentation", "warmup_ratio", "drop_path", "mixture_weights"):
+        del config[name]
+    config |= {"losses": {}, "layer_decay": True}
+    again = posebh_configuration.of_run(config)
+    assert configuration.shown(again) == configuration.shown(read("mdt:huge"))
+
+
+def test_a_file_of_ones_own(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text("from configs import mdt\ndef get_config():\n  c = mdt.get_config()\n  c.seed = 7\n  return c\n")
+    assert read(str(file), "--config.batch_size=64").seed == 7
