@@ -66,8 +66,8 @@ def synthetic(tmp_path_factory):
 
 def test_perfect_predictions_score_100(synthetic, tmp_path, capsys):
     names = ("synthetic_crowd", "synthetic_coco")
-    tasks = [Task(find_dataset(name), "val", Oracle(name, "val", synthetic)) for name in names]
-    absent = Task(find_dataset("crowdpose"), "test", tasks[0].predictor)
+    tasks = [Task(find_dataset(name), "val", Oracle(name, "val", synthetic), 0.8) for name in names]
+    absent = Task(find_dataset("crowdpose"), "test", tasks[0].predictor, 0.8)
     figures = evaluator([*tasks, absent], synthetic, tmp_path, pictures=2)({}, step=3)
     assert list(figures) == [f"{name}_val" for name in names]
     table = json.loads((tmp_path / "results/step_3/table.json").read_text())
@@ -92,7 +92,7 @@ def test_without_suppression_duplicates_stay(synthetic, tmp_path):
 def test_nobody_found(synthetic, tmp_path):
     predictor = Oracle("synthetic_crowd", "val", synthetic)
     predictor.known = {}
-    figures = evaluator([Task(find_dataset("synthetic_crowd"), "val", predictor)], synthetic, tmp_path, pictures=1)({}, 0)
+    figures = evaluator([Task(find_dataset("synthetic_crowd"), "val", predictor, 0.8)], synthetic, tmp_path, pictures=1)({}, 0)
     assert figures["synthetic_crowd_val"]["AP"] == 0
 
 
@@ -106,7 +106,7 @@ def test_splits_without_annotations_give_a_file_for_submission(tmp_path, capsys)
     predictor = Oracle("coco", "test-dev", tmp_path)
     person = np.array(content["annotations"][0]["keypoints"], np.float32).reshape(1, 17, 3)
     predictor.known = dict.fromkeys(predictor.known, person)
-    tasks = [Task(find_dataset("coco"), "test-dev", predictor)]
+    tasks = [Task(find_dataset("coco"), "test-dev", predictor, 0.8)]
     assert evaluator(tasks, tmp_path, tmp_path, published_as="W32")({}, 0) == {"coco_test-dev": {}}
     submission = json.loads((tmp_path / "results/step_0/coco_test-dev.json").read_text())
     assert sorted(entry["image_id"] for entry in submission) == [1, 2]

@@ -20,6 +20,7 @@ from posebh_jax import build, configuration
 from posebh_jax.evaluate import Evaluator, Task
 from posebh_jax.published import model_name, published
 from tests.data_pipelines import tiny_sets
+from tests.settings import POSES
 
 SIZE, BATCH = (48, 64), 16
 DATASETS = (
@@ -65,7 +66,7 @@ class Constant:
 
 
 def evaluator(predictor, tasks, data_dir, workdir, **settings):
-    return Evaluator(predictor, tasks, str(data_dir), BATCH, make_mesh(), workdir, READING, **settings)
+    return Evaluator(predictor, tasks, POSES, 0.0, str(data_dir), BATCH, make_mesh(), workdir, READING, **settings)
 
 
 def task(dataset, split="val", boxes="ground_truth"):

@@ -157,6 +157,7 @@ def test_what_a_transfer_needs_is_said(mixture, tmp_path):
     with pytest.raises((ValueError, OSError), match="absent.pth"):
         build.make_start(config, model, make_mesh())
     config.datasets = ("synthetic_crowd", "synthetic_coco")
+    config.init_from = str(mixture[0])
     with pytest.raises(ValueError, match="to one dataset"):
         configuration.check(config)
 

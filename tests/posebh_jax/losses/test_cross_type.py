@@ -15,6 +15,7 @@ from posebh_jax import prototypes as protos
 from posebh_jax.losses import cross_type
 from posebh_jax.keypoint_index import SkeletonLayout
 from posebh_jax.losses.prototype import contrast
+from tests.settings import SIGMA
 from tests.golden_files import golden
 from tests.posebh_jax.method_cases import (
     LAYOUT, PAPER, close, golden_batch, nhwc, on_every_wrapper, random_batch, random_prototypes, recorded_settings,
@@ -72,7 +73,7 @@ def pseudo_of(heads, best, dataset, layout, config=CONFIG):
 
 @functools.partial(jax.jit, static_argnames="heatmap_size")
 def draw(position, heatmap_size):
-    return cross_type._draw(cross_type.PseudoLabels(position, jnp.ones(position.shape[:2])), heatmap_size)
+    return cross_type._draw(cross_type.PseudoLabels(position, jnp.ones(position.shape[:2])), heatmap_size, SIGMA)
 
 
 @functools.partial(jax.jit, static_argnames=("heatmap_size", "layout"))

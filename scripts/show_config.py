@@ -1,0 +1,66 @@
+"""Prints the configuration of a run, one setting a line; of two runs, the settings that differ.
+
+    python -m scripts.show_config workdir/base
+    python -m scripts.show_config workdir/base/checkpoints/2000 workdir/huge
+    python -m scripts.show_config workdir/base configs/mdt.py:base
+
+Each argument is a working directory, one of its checkpoints, a `config.json`, or what `--config` takes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pathlib
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from boir_jax import configuration as boir_configuration
+from pose_common.training import configuration, restore
+from posebh_jax import configuration as posebh_configuration
+
+METHODS = posebh_configuration.METHODS + boir_configuration.METHODS
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns the exit status: 1 for an error, or where two configurations differ."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source")
+    parser.add_argument("other", nargs="?")
+    args = parser.parse_args(argv)
+    try:
+        found = [_lines(source) for source in (args.source, args.other) if source]
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    if len(found) == 1:
+        print("\n".join(f"{name} = {value}" for name, value in found[0].items()))
+        return 0
+    first, second = found
+    different = [name for name in sorted(first | second) if first.get(name) != second.get(name)]
+    for name in different:
+        print(f"{name}: {first.get(name, '(absent)')} -> {second.get(name, '(absent)')}")
+    return int(bool(different))
+
+
+def _lines(source: str) -> dict[str, str]:
+    return dict(line.split(" = ", 1) for line in configuration.shown(_configuration(source)).splitlines())
+
+
+def _configuration(source: str) -> Mapping[str, Any]:
+    path = pathlib.Path(source)
+    if path.suffix == ".json" and path.is_file():
+        return json.loads(path.read_text(encoding="utf8"))
+    run = restore.find_run(path, METHODS)
+    if run:
+        return run.config
+    if path.is_dir():
+        if (path / "config.json").is_file():
+            return json.loads((path / "config.json").read_text(encoding="utf8"))
+        raise ValueError(f"{path} is neither a working directory nor a checkpoint")
+    return configuration.read(source)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
