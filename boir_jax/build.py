@@ -14,23 +14,23 @@ from ml_collections import ConfigDict
 
 from boir_jax import configuration
 from boir_jax.evaluate import Evaluator, Task
-from boir_jax.weights.transfer import start_from
 from boir_jax.losses import LossConfig
+from boir_jax.method import BoIRMethod, weight_shapes
 from boir_jax.model import VARIANTS, BoIR
-from boir_jax.weights.convert import manifest_of, read_weights
 from boir_jax.predict import TRAINING_HEADS, Predictor, without_training_heads
 from boir_jax.proposals import ProposalConfig
-from boir_jax.method import BoIRMethod, weight_shapes
+from boir_jax.weights.convert import manifest_of, read_weights
+from boir_jax.weights.transfer import start_from
 from data_pipelines.datasets import find_dataset
 from data_pipelines.top_down.loader import TrainIterator
-from data_pipelines.whole_image.pictures import Augmentation
 from data_pipelines.whole_image.loader import train_loader
+from data_pipelines.whole_image.pictures import Augmentation
 from pose_common.layers import BatchNorm
-from pose_common.weights.keys import Conversion, own_weights
 from pose_common.training import restore
-from pose_common.training.optimizers import GroupedAdamW, cosine_schedule
 from pose_common.training.cli import make_reading
+from pose_common.training.optimizers import GroupedAdamW, cosine_schedule
 from pose_common.training.state import TrainState
+from pose_common.weights.keys import Conversion, own_weights
 
 
 def make_model(config: ConfigDict) -> BoIR:
@@ -88,9 +88,16 @@ def make_loader(config: ConfigDict) -> TrainIterator:
 def make_evaluator(config: ConfigDict, mesh: Mesh, workdir: str | pathlib.Path) -> Evaluator:
     """Evaluation of the dataset and of `config.eval_also`."""
     return Evaluator(
-        make_tasks(config), config.data_dir, config.eval_batch_size, config.input_size, mesh, pathlib.Path(workdir),
-        make_reading(config), config.pictures, config.published_as,
-    )  # fmt: skip
+        make_tasks(config),
+        config.data_dir,
+        config.eval_batch_size,
+        config.input_size,
+        mesh,
+        pathlib.Path(workdir),
+        make_reading(config),
+        config.pictures,
+        config.published_as,
+    )
 
 
 def make_tasks(config: ConfigDict) -> list[Task]:

@@ -19,8 +19,9 @@ from data_pipelines.datasets import PoseDataset
 from data_pipelines.top_down.loader import Reading
 from data_pipelines.whole_image.loader import EvalLoader, eval_loader
 from pose_common.evaluation.predictions import predict_split
-from pose_common.metrics import columns, evaluate, nms
 from pose_common.evaluation.tasks import Score, evaluate_tasks, shown, shown_figure
+from pose_common.metrics import columns, evaluate, nms
+
 
 @dataclasses.dataclass(frozen=True)
 class Task:
@@ -90,10 +91,15 @@ class Evaluator:
 
     def _loader(self, task: Task) -> EvalLoader:
         return eval_loader(
-            task.dataset, task.split, data_dir=self.data_dir, batch_size=self.batch_size,
-            input_size=self.input_size, process_index=jax.process_index(), process_count=jax.process_count(),
+            task.dataset,
+            task.split,
+            data_dir=self.data_dir,
+            batch_size=self.batch_size,
+            input_size=self.input_size,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
             reading=self.reading,
-        )  # fmt: skip
+        )
 
     def find_poses(self, weights: Mapping[str, Any], task: Task, loader: EvalLoader) -> columns.Poses:
         """People of all images, duplicates suppressed; ordered by image, then best first."""
@@ -117,9 +123,7 @@ class Evaluator:
         kept = nms.oks_nms(keypoints, poses.area, score, sigmas, task.oks_threshold, poses.image_id)
         return poses.take(kept)
 
-    def _judge(
-        self, task: Task, loader: EvalLoader, poses: columns.Poses, folder: pathlib.Path
-    ) -> dict[str, float]:
+    def _judge(self, task: Task, loader: EvalLoader, poses: columns.Poses, folder: pathlib.Path) -> dict[str, float]:
         if jax.process_index() == 0:
             columns.write_results(folder / f"{task.name}.json", poses, task.protocol.keypoints)
             if self.pictures:
@@ -128,9 +132,7 @@ class Evaluator:
         truth = columns.ground_truth(loader.annotations)
         return evaluate.metrics_of(task.protocol, truth, poses) if len(truth.id) else {}
 
-    def _row(
-        self, task: Task, loader: EvalLoader, values: Mapping[str, float], seconds: float
-    ) -> dict[str, Any]:
+    def _row(self, task: Task, loader: EvalLoader, values: Mapping[str, float], seconds: float) -> dict[str, Any]:
         judged = evaluate.protocol_of(task.protocol)
         names = ("AP", *judged.levels) if judged.levels else judged.headline
         known = published(self.published_as, task.dataset, task.split)
@@ -138,8 +140,13 @@ class Evaluator:
         if not values:
             notes.append(f"no annotations: {task.name}.json is for submission")
         return {
-            "dataset": task.dataset, "split": task.split, "metric": " / ".join(names), "ours": shown(names, values),
+            "dataset": task.dataset,
+            "split": task.split,
+            "metric": " / ".join(names),
+            "ours": shown(names, values),
             "published": " / ".join(shown_figure(name, known.get(name)) for name in names) if known else "",
-            "images": loader.annotations.num_images, "seconds": round(seconds, 1), "notes": notes,
+            "images": loader.annotations.num_images,
+            "seconds": round(seconds, 1),
+            "notes": notes,
             "metrics": dict(values),
-        }  # fmt: skip
+        }

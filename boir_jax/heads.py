@@ -149,9 +149,7 @@ class InstanceKeypointHead(nn.Module):
         norm = nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, name=f"{name}_norm")
         return norm(dense(vectors.astype(jnp.float32)))
 
-    def _spatial_mask(
-        self, maps: jax.Array, offset: jax.Array, gate: jax.Array, cells: jax.Array
-    ) -> jax.Array:
+    def _spatial_mask(self, maps: jax.Array, offset: jax.Array, gate: jax.Array, cells: jax.Array) -> jax.Array:
         """[G, M, h, w, 1] from maps [G, M or 1, h, w, C] + offset [C], gate [G, M, C] and cells [G, M, 2]."""
         height, width = maps.shape[2:4]
         match = _product(maps, gate.astype(self.dtype), "gmc->gmhw") + (gate @ offset)[..., None, None]

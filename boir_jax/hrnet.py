@@ -1,6 +1,7 @@
 """HRNet (Sun et al., CVPR 2019): parallel branches at strides 4, 8, 16 and 32 that exchange features.
 
-Maps are [B, h, w, C]. Branch b has `width * 2**b` channels unless said otherwise. Equal parts are scanned, so that compile time
+Maps are [B, h, w, C]. Branch b has `width * 2**b` channels unless said otherwise. Equal parts are scanned, so that
+compile time
 does not grow with depth: the blocks of a branch, the modules of a stage and the bottlenecks after the first.
 Their parameters and batch statistics carry a leading axis, module first: stage3/branch_0/conv1/conv/kernel is
 [4 modules, 4 blocks, ...].
@@ -25,8 +26,7 @@ small_normal = nn.initializers.normal(0.001)
 
 
 def repeat(block: nn.Module, length: int, x: Any, train: bool, *, remat: bool = False) -> Any:
-    """Applies `length` copies of `block` one after another: one compiled body, parameters stacked on axis 0.
-    """
+    """Applies `length` copies of `block` one after another: one compiled body, parameters stacked on axis 0."""
 
     def body(block, x, _):
         return block(x, train), None
@@ -187,7 +187,7 @@ class HRNet(nn.Module):
         widths = branch_widths(self.width)
         depths = (self.blocks,) * 3 if isinstance(self.blocks, int) else self.blocks
         branches = (ConvNorm(widths[0], 3, name="transition1_0", **common)(x, train),)
-        for stage, (modules, blocks) in enumerate(zip(self.modules, depths), start=1):
+        for stage, (modules, blocks) in enumerate(zip(self.modules, depths, strict=False), start=1):
             # A new branch grows from the lowest resolution; in the first transition that is layer1's output.
             source = x if stage == 1 else branches[-1]
             grown = ConvNorm(widths[stage], 3, stride=2, name=f"transition{stage}_{stage}", **common)

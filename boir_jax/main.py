@@ -1,7 +1,8 @@
 """Trains or evaluates BoIR.
 
     python -m boir_jax.main --config=configs/boir.py:coco_w32 --workdir=workdir/boir_coco_w32
-    python -m boir_jax.main --config=configs/boir.py:coco_w32 --workdir=... --config.mode=evaluate --config.checkpoint=...
+    python -m boir_jax.main --config=configs/boir.py:coco_w32 --workdir=... --config.mode=evaluate
+    --config.checkpoint=...
 
 A run that finds checkpoints in its working directory goes on from the newest.
 """
@@ -18,7 +19,7 @@ from pose_common.training.mesh import make_mesh
 
 
 def train(config: ConfigDict, workdir: pathlib.Path) -> bool:
-    """Trains from the newest checkpoint in `workdir`, or from the start; False when a signal stopped it before the end."""
+    """Trains from the newest checkpoint in `workdir`, or from the start; False when a signal stopped it."""
     plan = parallel.make_plan(config.parallel, config.fsdp, config.fsdp_min_size)
     data = build.make_loader(config)
     steps_per_epoch = cli.steps_per_epoch(config, data)

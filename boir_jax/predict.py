@@ -34,9 +34,7 @@ class Predictor:
     skeleton: KeypointSet
     proposals: ProposalConfig
 
-    def __call__(
-        self, weights: Mapping[str, Any], image: jax.Array, inverse_warp: jax.Array
-    ) -> dict[str, jax.Array]:
+    def __call__(self, weights: Mapping[str, Any], image: jax.Array, inverse_warp: jax.Array) -> dict[str, jax.Array]:
         """People in pictures of one size.
 
         Args:

@@ -20,9 +20,7 @@ def centres(keypoints: jax.Array) -> jax.Array:
     return total / jnp.maximum(labelled.sum(-2), 1)
 
 
-def gaussian_sides(
-    keypoints: jax.Array, radius: jax.Array, size: tuple[int, int]
-) -> tuple[jax.Array, jax.Array]:
+def gaussian_sides(keypoints: jax.Array, radius: jax.Array, size: tuple[int, int]) -> tuple[jax.Array, jax.Array]:
     """Rows and columns whose outer product is a keypoint's Gaussian, 1 at its cell.
 
     Standard deviation (2 radius + 1) / 6, cut off outside the square of +-radius cells.
@@ -57,9 +55,7 @@ def dense_maps(batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
     Returns:
       [B, h, w, K + 1] and [B, h, w, 1] (0 where `ignore`).
     """
-    centre = jnp.concatenate(
-        [centres(batch["keypoints"]), batch["has_centre"][..., None].astype(jnp.float32)], axis=-1
-    )
+    centre = jnp.concatenate([centres(batch["keypoints"]), batch["has_centre"][..., None].astype(jnp.float32)], axis=-1)
     points = jnp.concatenate([batch["keypoints"], centre[:, :, None]], axis=2)
     rows, columns = gaussian_sides(points, batch["radius"], batch["ignore"].shape[1:])
 

@@ -17,8 +17,14 @@ from ml_collections import ConfigDict
 from configs import common
 
 ARGUMENTS = (
-    "coco_w32", "coco_w48", "crowdpose_w32", "crowdpose_w48", "crowdpose_w32_finetune", "crowdpose_w48_finetune", "demo",
-)  # fmt: skip
+    "coco_w32",
+    "coco_w48",
+    "crowdpose_w32",
+    "crowdpose_w48",
+    "crowdpose_w32_finetune",
+    "crowdpose_w48_finetune",
+    "demo",
+)
 DEVICES = 4
 """Over which the batches per device of the release are multiplied."""
 
@@ -63,11 +69,18 @@ def _full(size: str) -> ConfigDict:
     config.norm_group = 0
 
     # Losses. Of every `instance_group` images of the batch at most `instance_cap` people go through the instance head.
-    config.losses = ConfigDict({
-        "heatmap": 1.0, "instance": 4.0, "embedding": 0.25, "box": 0.25, "background": "image", "pull": False,
-        "beta": 10.0,  # sharpness of the embeddings' similarities
-        "images_per_device": 20,  # the release divides every term by it once more
-    })
+    config.losses = ConfigDict(
+        {
+            "heatmap": 1.0,
+            "instance": 4.0,
+            "embedding": 0.25,
+            "box": 0.25,
+            "background": "image",
+            "pull": False,
+            "beta": 10.0,  # sharpness of the embeddings' similarities
+            "images_per_device": 20,  # the release divides every term by it once more
+        }
+    )
     config.instance_group, config.instance_cap = 5, 50
 
     # Schedule: a linear warm-up, then half a cosine.
@@ -79,10 +92,15 @@ def _full(size: str) -> ConfigDict:
     config.adam = common.adam()
 
     # Prediction. What a dataset is not named with, `default` decides.
-    config.proposals = ConfigDict({
-        "maximum": 30, "threshold": 0.01, "flip": True,
-        "windows": ((200, 3), (300, 5)), "last_window": 7,  # largest mean side of the map, side of the peak window
-    })  # fmt: skip
+    config.proposals = ConfigDict(
+        {
+            "maximum": 30,
+            "threshold": 0.01,
+            "flip": True,
+            "windows": ((200, 3), (300, 5)),
+            "last_window": 7,  # largest mean side of the map, side of the peak window
+        }
+    )
     config.smoothing = ConfigDict({"default": 3, "ochuman": 11})
     config.oks_nms = ConfigDict({"default": 0.8, "ochuman": 0.7})
     config.published_as = size.upper()  # whose figures stand beside ours

@@ -5,7 +5,8 @@
 Arguments after the colon: `base` (default; released vitb_posebh.py), `huge` (vith_posebh.py), `large`, `small` (as the
 released ViTPose++ configurations of these sizes), and `demo`, which needs no data: it renders a synthetic mixture and
 shrinks everything, so that the whole way takes minutes on two CPU cores. Any field can be set on the command line:
-`--config.batch_size=256`, `--config.stages[0].epochs=10`, `--config.datasets=coco,mpii`, `--config.boxes.coco=dets.json`.
+`--config.batch_size=256`, `--config.stages[0].epochs=10`, `--config.datasets=coco,mpii`,
+`--config.boxes.coco=dets.json`.
 
 The paper's runs start from ViTPose++ weights of the same size: `--config.init_from=vitpose++_base.pth`.
 """
@@ -26,8 +27,12 @@ GROUND_TRUTH = "ground_truth"
 # size: drop probability of the last block, linear from 0 at the first; factor between the rates of neighbouring layers
 # (released ViTPose++ and PoseBH configurations; tiny, the demo's, is ours).
 REGULARISATION = {
-    "tiny": (0.0, 1.0), "small": (0.1, 0.8), "base": (0.3, 0.75), "large": (0.5, 0.8), "huge": (0.55, 0.8),
-}  # fmt: skip
+    "tiny": (0.0, 1.0),
+    "small": (0.1, 0.8),
+    "base": (0.3, 0.75),
+    "large": (0.5, 0.8),
+    "huge": (0.55, 0.8),
+}
 
 # dataset: splits to train on and to evaluate; codec of crops and heatmaps; factor on the box before cropping; whether
 # the centre is jittered and half bodies are cropped; standard deviations of scale and rotation (degrees).
@@ -123,16 +128,19 @@ def stage(name: str, epochs: int, train: tuple, losses: tuple, prototypes: bool 
 
 def augmentation() -> ConfigDict:
     """What all datasets have in common (released vitb_posebh.py; `data_pipelines.top_down.Augmentation`)."""
-    return ConfigDict({
-        "flip": 0.5,  # probability, as the following four
-        "centre_jitter_probability": 0.3, "centre_jitter_extent": 0.2,  # of the box, each way
-        "half_body_probability": 0.3,
-        "half_body_min_visible": 8,  # keypoints; more must be visible
-        "half_body_upper_below": 0.5,  # a standard normal draw below it takes the upper half: probability 0.69
-        "half_body_rest_is_lower": True,  # face and hands count as lower half
-        "half_body_padding": 1.5,
-        "rotation_probability": 0.6,
-    })  # fmt: skip
+    return ConfigDict(
+        {
+            "flip": 0.5,  # probability, as the following four
+            "centre_jitter_probability": 0.3,
+            "centre_jitter_extent": 0.2,  # of the box, each way
+            "half_body_probability": 0.3,
+            "half_body_min_visible": 8,  # keypoints; more must be visible
+            "half_body_upper_below": 0.5,  # a standard normal draw below it takes the upper half: probability 0.69
+            "half_body_rest_is_lower": True,  # face and hands count as lower half
+            "half_body_padding": 1.5,
+            "rotation_probability": 0.6,
+        }
+    )
 
 
 def set_datasets(config: ConfigDict, rows: dict[str, tuple]) -> None:
@@ -144,7 +152,9 @@ def set_datasets(config: ConfigDict, rows: dict[str, tuple]) -> None:
 
     columns = list(zip(*rows.values(), strict=True))
     config.train_splits, config.eval_splits, config.codec, config.padding = map(table, columns[:4])
-    for name, values in zip(("centre_jitter", "half_body", "scale_factor", "rotation_factor"), columns[4:], strict=True):
+    for name, values in zip(
+        ("centre_jitter", "half_body", "scale_factor", "rotation_factor"), columns[4:], strict=True
+    ):
         config.augmentation[name] = table(values)
     # 'ground_truth', or the path of a COCO detection file, for evaluation; training crops are the annotated ones.
     config.boxes = table([GROUND_TRUTH] * len(rows))
@@ -152,15 +162,26 @@ def set_datasets(config: ConfigDict, rows: dict[str, tuple]) -> None:
 
 
 def losses() -> ConfigDict:
-    """Sections 3.2 to 3.4, with the numbers of the released vitb_posebh.py; see `posebh_jax.prototypes.PrototypeConfig`."""
-    return ConfigDict({
-        "momentum": 0.999, "sinkhorn_epsilon": 0.05, "sinkhorn_rounds": 3,
-        "label_threshold": 0.0, "weigh_by_correctness": False,
-        "contrast_weight": 1.25e-5, "cross_entropy_weight": 0.01, "distance_weight": 0.001,
-        "heatmap_weight": 3.33e-6, "cluster_weight": 1e-2, "cross_type_weight": 1e-3,
-        "cross_type_threshold": 0.25, "cross_type_distance": 2.1,
-        "cross_type_kernel": 11, "cross_type_sigma": 2.0,
-    })  # fmt: skip
+    """Sections 3.2 to 3.4, with the numbers of the released vitb_posebh.py; see `PrototypeConfig`."""
+    return ConfigDict(
+        {
+            "momentum": 0.999,
+            "sinkhorn_epsilon": 0.05,
+            "sinkhorn_rounds": 3,
+            "label_threshold": 0.0,
+            "weigh_by_correctness": False,
+            "contrast_weight": 1.25e-5,
+            "cross_entropy_weight": 0.01,
+            "distance_weight": 0.001,
+            "heatmap_weight": 3.33e-6,
+            "cluster_weight": 1e-2,
+            "cross_type_weight": 1e-3,
+            "cross_type_threshold": 0.25,
+            "cross_type_distance": 2.1,
+            "cross_type_kernel": 11,
+            "cross_type_sigma": 2.0,
+        }
+    )
 
 
 def _demo(config: ConfigDict) -> ConfigDict:
@@ -176,10 +197,16 @@ def _demo(config: ConfigDict) -> ConfigDict:
     config.embedding_width, config.embedding_dim = 32, 64
     config.dtype = "float32"
     # The paper's weights fit tens of thousands of steps from trained heads; a few hundred steps need larger ones.
-    config.losses.update({
-        "contrast_weight": 1e-2, "cross_entropy_weight": 1.0, "distance_weight": 1.0, "heatmap_weight": 1.0,
-        "cluster_weight": 0.1, "cross_type_weight": 0.1,
-    })  # fmt: skip
+    config.losses.update(
+        {
+            "contrast_weight": 1e-2,
+            "cross_entropy_weight": 1.0,
+            "distance_weight": 1.0,
+            "heatmap_weight": 1.0,
+            "cluster_weight": 0.1,
+            "cross_type_weight": 0.1,
+        }
+    )
     config.stages = [
         stage("multi-head", 14, ("backbone", "heads"), MULTI_HEAD_LOSSES),
         stage("prototypes", 7, ("embedding",), PROTOTYPE_LOSSES, prototypes=True),

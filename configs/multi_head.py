@@ -19,7 +19,9 @@ def get_config(arg: str = "base") -> ConfigDict:
     """The baseline of one size, or of the demo."""
     config = mdt.get_config(arg)
     config.method = "multi_head"
-    config.stages = [mdt.stage("multi-head", 20 if arg == "demo" else 210, ("backbone", "heads"), mdt.MULTI_HEAD_LOSSES)]
+    config.stages = [
+        mdt.stage("multi-head", 20 if arg == "demo" else 210, ("backbone", "heads"), mdt.MULTI_HEAD_LOSSES)
+    ]
     if arg != "demo":
         config.decay_epochs = (170, 200)
     return config

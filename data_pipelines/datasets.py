@@ -1,12 +1,12 @@
 """Pose datasets: the protocol on top of a skeleton, built in or defined by the user, found by name.
 
-A protocol says how a box becomes a crop, which heatmap codec the targets use, how a sample is augmented and by which metric
-predictions are judged. Adding a dataset to the project is one entry in `DATASETS` (and, if the skeleton is new, one in
-`data_pipelines/skeletons.py`) plus one builder in `data_pipelines/builders`.
+A protocol says how a box becomes a crop, which heatmap codec the targets use, how a sample is augmented and by which
+metric predictions are judged. Adding a dataset to the project is one entry in `DATASETS` (and, if the skeleton is new,
+one in `data_pipelines/skeletons.py`) plus one builder in `data_pipelines/builders`.
 
-A custom dataset is a file beside its records: `<data_dir>/<dataset>/dataset.json` is written when a dataset with a skeleton
-of its own is prepared (`builders/custom.py`). It may be edited: its fields are those of `PoseDataset` and, under
-`skeleton`, of `KeypointSet`. Nothing is registered: `find_dataset` reads the file whenever it is asked.
+A custom dataset is a file beside its records: `<data_dir>/<dataset>/dataset.json` is written when a dataset with a
+skeleton of its own is prepared (`builders/custom.py`). It may be edited: its fields are those of `PoseDataset` and,
+under `skeleton`, of `KeypointSet`. Nothing is registered: `find_dataset` reads the file whenever it is asked.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import pathlib
 from typing import Any
 
 from data_pipelines.skeletons import KEYPOINT_SETS, KeypointSet
-
 
 CODECS = ("udp", "msra")
 
@@ -40,8 +39,8 @@ class PoseDataset:
       scale_factor, rotation_factor: standard deviations of the scale and rotation (degrees) augmentation.
       drop_unlabelled_by: which people are left out as unlabelled: those whose own count 'num_keypoints' is 0 or whose
         keypoint numbers all are, by 'visibility' only the latter, or 'never'.
-      min_person_area: single-stage training: people whose box is smaller after augmentation, in input pixels squared, are
-        not to be found.
+      min_person_area: single-stage training: people whose box is smaller after augmentation, in input pixels squared,
+        are not to be found.
       images_need_labels: single-stage training: whether only images with a labelled person are used.
       skeleton: the keypoint set itself, where it is not in `KEYPOINT_SETS`: a custom dataset carries its own.
     """
@@ -77,16 +76,34 @@ DATASETS: dict[str, PoseDataset] = {
     for d in (
         PoseDataset("coco", "coco", codec="udp"),
         PoseDataset("aic", "aic", area="box"),
-        PoseDataset("mpii", "mpii", metric="mpii", codec="udp", clean_box=False, aspect_box=False,
-                    half_body=False, centre_jitter=False, drop_unlabelled_by="never"),
+        PoseDataset(
+            "mpii",
+            "mpii",
+            metric="mpii",
+            codec="udp",
+            clean_box=False,
+            aspect_box=False,
+            half_body=False,
+            centre_jitter=False,
+            drop_unlabelled_by="never",
+        ),
         PoseDataset("ap10k", "ap10k"),
         PoseDataset("apt36k", "ap10k"),
         PoseDataset("coco_wholebody", "coco_wholebody", metric="wholebody", drop_unlabelled_by="visibility"),
-        PoseDataset("crowdpose", "crowdpose", metric="crowdpose", area="box", min_person_area=0.0,
-                    images_need_labels=False),
+        PoseDataset(
+            "crowdpose", "crowdpose", metric="crowdpose", area="box", min_person_area=0.0, images_need_labels=False
+        ),
         PoseDataset("ochuman", "coco"),
-        PoseDataset("interhand2d", "interhand2d", metric="hand", clean_box=False, padding=1.5, half_body=False,
-                    scale_factor=0.3, rotation_factor=90.0),
+        PoseDataset(
+            "interhand2d",
+            "interhand2d",
+            metric="hand",
+            clean_box=False,
+            padding=1.5,
+            half_body=False,
+            scale_factor=0.3,
+            rotation_factor=90.0,
+        ),
         PoseDataset("pw3d", "pw3d", area="box"),
         PoseDataset("halpe", "halpe"),
     )
@@ -95,12 +112,21 @@ DATASETS: dict[str, PoseDataset] = {
 # because they are there for runs of minutes.
 DATASETS |= {
     f"synthetic_{name}": dataclasses.replace(
-        DATASETS[like], name=f"synthetic_{name}", scale_factor=0.2, rotation_factor=15.0)
-    for name, like in (("coco", "coco"), ("aic", "aic"), ("mpii", "mpii"), ("ap10k", "ap10k"), ("apt36k", "apt36k"),
-                       ("coco_wholebody", "coco_wholebody"), ("crowd", "crowdpose"))
+        DATASETS[like], name=f"synthetic_{name}", scale_factor=0.2, rotation_factor=15.0
+    )
+    for name, like in (
+        ("coco", "coco"),
+        ("aic", "aic"),
+        ("mpii", "mpii"),
+        ("ap10k", "ap10k"),
+        ("apt36k", "apt36k"),
+        ("coco_wholebody", "coco_wholebody"),
+        ("crowd", "crowdpose"),
+    )
 }
 
 DEFINITION_FILE = "dataset.json"
+
 
 def definition_path(name: str, data_dir: str | pathlib.Path) -> pathlib.Path:
     """Where the definition of a dataset of one's own lies."""
@@ -169,9 +195,7 @@ def check_skeleton(skeleton: KeypointSet, where: str) -> None:
     if len(set(mirrored)) != len(mirrored):
         raise ValueError(f"{where}: a keypoint is in two mirror pairs, or its own mirror image")
     if len(skeleton.sigmas) not in (0, count) or not all(sigma > 0 for sigma in skeleton.sigmas):
-        raise ValueError(
-            f"{where}: {count} keypoints need {count} positive sigmas or none, not {skeleton.sigmas}"
-        )
+        raise ValueError(f"{where}: {count} keypoints need {count} positive sigmas or none, not {skeleton.sigmas}")
 
 
 def _tuples(value: Any) -> Any:

@@ -107,9 +107,7 @@ class RecordSource:
         (name,) = builder.info.splits
         self._features = builder.info.features
         self._image_only = tfds.features.FeaturesDict({"image": self._features["image"]})
-        self._source = builder.as_data_source(
-            name, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
-        )
+        self._source = builder.as_data_source(name, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
 
     def __len__(self) -> int:
         return len(self._source)
@@ -282,9 +280,7 @@ class AnnotationTableWriter:
         self._blocks.append(self._block(examples, self._num_images))
         self._num_images += len(examples)
 
-    def save(
-        self, path: pathlib.Path, categories: Iterable[tuple[int, str]], metadata: Mapping[str, str]
-    ) -> None:
+    def save(self, path: pathlib.Path, categories: Iterable[tuple[int, str]], metadata: Mapping[str, str]) -> None:
         columns = {name: np.concatenate([block[name] for block in self._blocks]) for name in self._blocks[0]}
         for name in ("file_name", "mask"):
             columns[f"{name}_text"], columns[f"{name}_end"] = _pack_strings(columns.pop(name))
@@ -295,8 +291,7 @@ class AnnotationTableWriter:
     def _block(self, examples: Sequence[Mapping[str, Any]], first_image: int) -> dict[str, np.ndarray]:
         instances = [instance for example in examples for instance in example["instances"]]
         block = {
-            name: _column([example[name] for example in examples], dtype, ())
-            for name, dtype in _IMAGE_FIELDS.items()
+            name: _column([example[name] for example in examples], dtype, ()) for name, dtype in _IMAGE_FIELDS.items()
         }
         counts = [len(example["instances"]) for example in examples]
         block["image_index"] = np.repeat(np.arange(first_image, first_image + len(examples)), counts)
@@ -333,9 +328,7 @@ def _strings(values: Iterable[str]) -> np.ndarray:
 def _pack_strings(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """All strings in one byte array, and the end of each in it."""
     encoded = [value.encode() for value in values]
-    return np.frombuffer(b"".join(encoded), np.uint8), np.cumsum(
-        [len(text) for text in encoded], dtype=np.int64
-    )
+    return np.frombuffer(b"".join(encoded), np.uint8), np.cumsum([len(text) for text in encoded], dtype=np.int64)
 
 
 def _unpack_strings(text: np.ndarray, end: np.ndarray) -> np.ndarray:

@@ -2,8 +2,8 @@
 
 Names in storage order, which pairs a mirror exchanges, limbs to draw, halves of the body, OKS sigmas. Index pairs
 count keypoints from 0. Sigmas are those of COCO-style object keypoint similarity: the variance of keypoint i is
-(2 sigma_i)^2 times the object's area; `sigmas` is empty where no OKS metric is defined. Which datasets use a skeleton, and
-by which protocol, is in `data_pipelines/datasets.py`.
+(2 sigma_i)^2 times the object's area; `sigmas` is empty where no OKS metric is defined. Which datasets use a skeleton,
+and by which protocol, is in `data_pipelines/datasets.py`.
 """
 
 from __future__ import annotations
@@ -47,6 +47,8 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(word.replace("~", " ") for word in text.split())
 
 
+# Tables of names in their order of storage, several a line.
+# fmt: off
 _SETS = (
     KeypointSet(
         name="coco",

@@ -17,7 +17,7 @@ Pair = tuple[int, int]
 
 def conv_general_dilated(
     x, kernel, strides, padding, *, lhs_dilation, rhs_dilation, dimension_numbers, feature_group_count, precision
-):  # fmt: skip
+):
     """`jax.lax.conv_general_dilated` as `flax.linen.Conv` calls it, for plain images: see `convolve`."""
     del dimension_numbers
     if feature_group_count != 1 or any(step != 1 for step in lhs_dilation or ()):
@@ -66,9 +66,15 @@ def _to_input(shape, kernel, gradient, strides, padding, dilation, precision):
         spread = (gradient.shape[1 + axis] - 1) * strides[axis] + 1
         pads.append((low, shape[1 + axis] + reach - spread - low))
     return jax.lax.conv_general_dilated(
-        gradient, jnp.swapaxes(kernel[::-1, ::-1], 2, 3), (1, 1), pads, lhs_dilation=strides, rhs_dilation=dilation,
-        dimension_numbers=DIMENSIONS, precision=precision,
-    )  # fmt: skip
+        gradient,
+        jnp.swapaxes(kernel[::-1, ::-1], 2, 3),
+        (1, 1),
+        pads,
+        lhs_dilation=strides,
+        rhs_dilation=dilation,
+        dimension_numbers=DIMENSIONS,
+        precision=precision,
+    )
 
 
 def _to_kernel(x, shape, gradient, strides, padding, dilation, precision):
@@ -80,7 +86,12 @@ def _to_kernel(x, shape, gradient, strides, padding, dilation, precision):
         spread = (gradient.shape[1 + axis] - 1) * strides[axis] + 1
         pads.append((low, reach + spread - x.shape[1 + axis] - low))
     found = jax.lax.conv_general_dilated(
-        x.transpose(3, 1, 2, 0), gradient.transpose(1, 2, 0, 3), dilation, pads, rhs_dilation=strides,
-        dimension_numbers=DIMENSIONS, precision=precision,
-    )  # fmt: skip
+        x.transpose(3, 1, 2, 0),
+        gradient.transpose(1, 2, 0, 3),
+        dilation,
+        pads,
+        rhs_dilation=strides,
+        dimension_numbers=DIMENSIONS,
+        precision=precision,
+    )
     return found.transpose(1, 2, 0, 3)

@@ -162,9 +162,7 @@ def flip_back(heatmaps: jax.Array, flip_index: jax.Array, shift: bool | jax.Arra
     return jnp.where(shift[:, None, None, None] if shift.ndim else shift, shifted, back)
 
 
-def flip_merge(
-    heatmaps: jax.Array, mirrored: jax.Array, flip_index: jax.Array, shift: bool | jax.Array
-) -> jax.Array:
+def flip_merge(heatmaps: jax.Array, mirrored: jax.Array, flip_index: jax.Array, shift: bool | jax.Array) -> jax.Array:
     """Average of the maps of images and of their mirror images, all [B, h, w, K]; see `flip_back`."""
     return 0.5 * (heatmaps + flip_back(mirrored, flip_index, shift))
 

@@ -14,23 +14,24 @@ from ml_collections import ConfigDict
 
 from data_pipelines.top_down.instances import GROUND_TRUTH
 from data_pipelines.top_down.loader import Entry, TrainIterator, train_loader
-from pose_common.weights.keys import Conversion, own_weights
 from pose_common.training import restore
-from pose_common.training.optimizers import GroupedAdamW, step_schedule
 from pose_common.training.cli import make_reading
+from pose_common.training.optimizers import GroupedAdamW, step_schedule
 from pose_common.training.stages import make_stages
 from pose_common.training.state import TrainState
+from pose_common.weights.keys import Conversion, own_weights
 from posebh_jax import configuration
-from posebh_jax.evaluate import Evaluator, Task
-from posebh_jax.weights.transfer import start_from
-from posebh_jax.model import PoseBH, layer_ids, weight_decay_mask
-from posebh_jax.weights.convert import Options, manifest_of, read_weights
-from posebh_jax.predict import Predictor
 from posebh_jax.clusters import ClusterConfig
+from posebh_jax.evaluate import Evaluator, Task
+from posebh_jax.method import PoseBHMethod, weight_shapes
+from posebh_jax.model import PoseBH, layer_ids, weight_decay_mask
+from posebh_jax.predict import Predictor
 from posebh_jax.prototypes import PrototypeConfig
 from posebh_jax.published import model_name
-from posebh_jax.method import PoseBHMethod, weight_shapes
 from posebh_jax.vit import SIZES
+from posebh_jax.weights.convert import Options, manifest_of, read_weights
+from posebh_jax.weights.transfer import start_from
+
 
 def make_model(config: ConfigDict) -> PoseBH:
     """The network of a configuration."""
@@ -105,12 +106,25 @@ def make_loader(config: ConfigDict) -> TrainIterator:
 def make_evaluator(config: ConfigDict, mesh: Mesh, workdir: str | pathlib.Path) -> Evaluator:
     """Evaluation of every dataset of the mixture by its own head, and of `config.eval_also`."""
     predictor = Predictor(
-        make_model(config), configuration.datasets(config), tuple(config.input_size), config.flip_test, config.dark_kernel
+        make_model(config),
+        configuration.datasets(config),
+        tuple(config.input_size),
+        config.flip_test,
+        config.dark_kernel,
     )
     return Evaluator(
-        predictor, make_tasks(config), _selection(config), config.detection_threshold, config.data_dir, config.eval_batch_size, mesh, pathlib.Path(workdir),
-        make_reading(config), config.pictures, model_name(config.method, config.size),
-    )  # fmt: skip
+        predictor,
+        make_tasks(config),
+        _selection(config),
+        config.detection_threshold,
+        config.data_dir,
+        config.eval_batch_size,
+        mesh,
+        pathlib.Path(workdir),
+        make_reading(config),
+        config.pictures,
+        model_name(config.method, config.size),
+    )
 
 
 def _selection(config: ConfigDict) -> dict[str, Any]:
@@ -126,18 +140,24 @@ def make_tasks(config: ConfigDict) -> list[Task]:
     names = list(config.datasets)
     own = [
         Task(
-            configuration.dataset(config, name), config.eval_splits.get(name, config.default_eval_split), head,
-            config.boxes.get(name, GROUND_TRUTH), name,
+            configuration.dataset(config, name),
+            config.eval_splits.get(name, config.default_eval_split),
+            head,
+            config.boxes.get(name, GROUND_TRUTH),
+            name,
         )
         for head, name in enumerate(names)
     ]
     return own + [
         Task(
-            configuration.dataset(config, name), split, names.index(head), boxes[0] if boxes else GROUND_TRUTH,
+            configuration.dataset(config, name),
+            split,
+            names.index(head),
+            boxes[0] if boxes else GROUND_TRUTH,
             f"{name}_{split}",
         )
         for name, split, head, *boxes in config.eval_also
-    ]  # fmt: skip
+    ]
 
 
 def load_weights(config: ConfigDict, mesh: Mesh) -> tuple[dict[str, Any], int]:

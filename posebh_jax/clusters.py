@@ -60,9 +60,7 @@ class ClusterChoice(NamedTuple):
         return f"chose {len(self.bank.keypoint)} clusters ({', '.join(options)})"
 
 
-def soft_kmeans(
-    points: np.ndarray, centres: np.ndarray, *, rounds: int, beta: float
-) -> tuple[np.ndarray, np.ndarray]:
+def soft_kmeans(points: np.ndarray, centres: np.ndarray, *, rounds: int, beta: float) -> tuple[np.ndarray, np.ndarray]:
     """Soft k-means under the cosine distance (1 - cos) / 2.
 
     Args:
@@ -143,9 +141,7 @@ def choose_clusters(
         weighted[count] = 0.0 if rounding else errors[count] * (count / keypoints) ** 2
         nearest[count] = nearest_prototypes(distances, per_keypoint)
     chosen = nearest[min(weighted, key=weighted.get)]
-    bank = ClusterBank(
-        jnp.asarray(points[chosen], jnp.float32), jnp.asarray(chosen[:, 0] // per_keypoint, jnp.int32)
-    )
+    bank = ClusterBank(jnp.asarray(points[chosen], jnp.float32), jnp.asarray(chosen[:, 0] // per_keypoint, jnp.int32))
     return ClusterChoice(bank, errors, weighted)
 
 

@@ -19,22 +19,37 @@ from posebh_jax.vit import SIZES
 
 METHODS = ("posebh", "multi_head")
 KNOWN = {
-    "method": METHODS, "size": SIZES, "mixture": MIXTURES, "suppression": ("hard", "soft", "none"),
-    "embedding_neck": NECKS, "embedding_kernel": KERNELS, "embedding_activation": ACTIVATIONS,
-}  # fmt: skip
+    "method": METHODS,
+    "size": SIZES,
+    "mixture": MIXTURES,
+    "suppression": ("hard", "soft", "none"),
+    "embedding_neck": NECKS,
+    "embedding_kernel": KERNELS,
+    "embedding_activation": ACTIVATIONS,
+}
 """Fields that take one of a few values."""
 
 TABLES = {
-    "codec": "codec", "padding": "padding", "augmentation.centre_jitter": "centre_jitter",
-    "augmentation.half_body": "half_body", "augmentation.scale_factor": "scale_factor",
+    "codec": "codec",
+    "padding": "padding",
+    "augmentation.centre_jitter": "centre_jitter",
+    "augmentation.half_body": "half_body",
+    "augmentation.scale_factor": "scale_factor",
     "augmentation.rotation_factor": "rotation_factor",
-}  # fmt: skip
+}
 """Tables with an entry a dataset -> the field of `PoseDataset` that an entry stands for."""
 
 FREE = configuration.FREE | {
-    "boxes", "dark_kernel", "default_eval_split", "detection_threshold", "eval_splits", "flip_test", "oks_nms",
-    "rescoring_threshold", "suppression",
-}  # fmt: skip
+    "boxes",
+    "dark_kernel",
+    "default_eval_split",
+    "detection_threshold",
+    "eval_splits",
+    "flip_test",
+    "oks_nms",
+    "rescoring_threshold",
+    "suppression",
+}
 """Settings that may change between the parts of a run; see `configuration.require_same_run`."""
 
 
@@ -83,9 +98,11 @@ def fill_tables(config: ConfigDict) -> None:
             entries[name] = holder.get(name, own)
         _replace(holder, entries)
     defaults = {
-        "train_splits": config.default_train_split, "eval_splits": config.default_eval_split, "boxes": GROUND_TRUTH,
+        "train_splits": config.default_train_split,
+        "eval_splits": config.default_eval_split,
+        "boxes": GROUND_TRUTH,
         "mixture_weights": 1.0,
-    }  # fmt: skip
+    }
     for table, default in defaults.items():
         _replace(config[table], {name: config[table].get(name, default) for name in config.datasets})
 
@@ -129,7 +146,9 @@ def check(config: ConfigDict) -> None:
         raise ConfigError(f"config.input_size={config.input_size}: expected (width, height), multiples of 16")
     for row in config.eval_also:
         if not isinstance(row, tuple) or len(row) not in (3, 4) or row[2] not in config.datasets:
-            raise ConfigError(f"config.eval_also: {row} is not (dataset, split, head[, boxes]) with a head among {config.datasets}")
+            raise ConfigError(
+                f"config.eval_also: {row} is not (dataset, split, head[, boxes]) with a head among {config.datasets}"
+            )
     for name, boxes in config.boxes.items():
         if boxes != GROUND_TRUTH:
             configuration.require_path(f"boxes.{name}", boxes, f"{GROUND_TRUTH!r} or a COCO detection file")

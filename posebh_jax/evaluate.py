@@ -1,4 +1,4 @@
-"""Every dataset, one table: predictions of a whole split, metrics by the dataset's protocol, results files, pictures."""
+"""Every dataset, one table: predictions of a split, metrics by the dataset's protocol, results files, pictures."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
 from data_pipelines.datasets import PoseDataset
 from data_pipelines.top_down.loader import EvalLoader, Reading, eval_loader
 from pose_common.evaluation.predictions import predict_split
-from pose_common.metrics import columns, evaluate
 from pose_common.evaluation.tasks import Score, evaluate_tasks, shown, shown_figure
+from pose_common.metrics import columns, evaluate
 from posebh_jax import published
 from posebh_jax import visualise as pictures
 from posebh_jax.predict import HEADS, Predictor
@@ -84,6 +83,7 @@ class Evaluator:
           submission. The table is printed and saved as well; under it stands what was not evaluated, with the command
           that prepares it.
         """
+
         def evaluate_task(task: Task, loader: EvalLoader) -> Iterator[Score]:
             began = time.perf_counter()
             predictions = self._predict(weights, task, loader)
@@ -99,15 +99,24 @@ class Evaluator:
 
     def _loader(self, task: Task) -> EvalLoader:
         return eval_loader(
-            task.protocol, task.split, data_dir=self.data_dir, batch_size=self.batch_size, boxes=task.boxes,
+            task.protocol,
+            task.split,
+            data_dir=self.data_dir,
+            batch_size=self.batch_size,
+            boxes=task.boxes,
             score_threshold=self.detection_threshold,
-            input_size=self.predictor.input_size, dataset_index=task.head, process_index=jax.process_index(),
-            process_count=jax.process_count(), reading=self.reading,
-        )  # fmt: skip
+            input_size=self.predictor.input_size,
+            dataset_index=task.head,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            reading=self.reading,
+        )
 
     def _predict(self, weights: Mapping[str, Any], task: Task, loader: EvalLoader) -> dict[str, columns.Poses]:
         def predict(batch):
-            return self.predictor(weights, batch["image"], batch["inverse_warp"], head=task.head, protocol=task.protocol)
+            return self.predictor(
+                weights, batch["image"], batch["inverse_warp"], head=task.head, protocol=task.protocol
+            )
 
         ids = ("image_id", "instance_id", "box_score", "area")
         found = predict_split(predict, loader, self.mesh, inputs=("image", "inverse_warp"), keep=ids)
@@ -148,9 +157,16 @@ class Evaluator:
         if known and (difference := known.compare(task.split, boxes)):
             notes.append(difference)
         return {
-            "dataset": task.dataset, "split": task.split, "maps": kind, "metric": " / ".join(names),
+            "dataset": task.dataset,
+            "split": task.split,
+            "maps": kind,
+            "metric": " / ".join(names),
             "ours": shown(names, values),
             "published": " / ".join(map(shown_figure, names, known.figures)) if known else "",
-            "boxes": boxes, "images": loader.annotations.num_images, "instances": len(loader.source),
-            "seconds": round(seconds, 1), "notes": notes, "metrics": dict(values),
-        }  # fmt: skip
+            "boxes": boxes,
+            "images": loader.annotations.num_images,
+            "instances": len(loader.source),
+            "seconds": round(seconds, 1),
+            "notes": notes,
+            "metrics": dict(values),
+        }

@@ -45,10 +45,7 @@ def upsample2(x: jax.Array, kernel: jax.Array) -> jax.Array:
     phases = jax.lax.conv_general_dilated(
         padded, taps, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
     ).reshape(batch, height + 1, width + 1, 2, 2, features_out)
-    rows = [
-        jnp.stack([phases[:, p : p + height, q : q + width, p, q] for q in range(2)], axis=3)
-        for p in range(2)
-    ]
+    rows = [jnp.stack([phases[:, p : p + height, q : q + width, p, q] for q in range(2)], axis=3) for p in range(2)]
     return jnp.stack(rows, axis=2).reshape(batch, 2 * height, 2 * width, features_out)
 
 

@@ -18,7 +18,7 @@ from posebh_jax import build, configuration
 
 
 def train(config: ConfigDict, workdir: pathlib.Path) -> bool:
-    """Trains from the newest checkpoint in `workdir`, or from the start; False when a signal stopped it before the end."""
+    """Trains from the newest checkpoint in `workdir`, or from the start; False when a signal stopped it."""
     plan = parallel.make_plan(config.parallel, config.fsdp, config.fsdp_min_size)
     data = build.make_loader(config)
     steps_per_epoch = cli.steps_per_epoch(config, data)

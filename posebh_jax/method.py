@@ -22,11 +22,11 @@ from pose_common.training.state import METHOD_STATE, TrainState
 from pose_common.training.step import LossOutput
 from posebh_jax import prototypes
 from posebh_jax.clusters import ClusterBank, ClusterConfig, choose_clusters
+from posebh_jax.keypoint_index import SkeletonLayout
 from posebh_jax.losses.cluster import cluster_terms
 from posebh_jax.losses.cross_type import cross_type_terms
 from posebh_jax.losses.heatmap import head_terms, keypoint_accuracy
 from posebh_jax.losses.prototype import prototype_terms
-from posebh_jax.keypoint_index import SkeletonLayout
 from posebh_jax.model import PoseBH
 from posebh_jax.prototypes import PrototypeConfig
 from posebh_jax.vit import drop_path_rates, drop_path_scales
@@ -131,9 +131,7 @@ class PoseBHMethod:
         """Shapes of a state inside `stage`."""
 
         state = jax.eval_shape(self.init, jax.random.PRNGKey(0))
-        weights = weight_shapes(
-            self.model, self.input_size, self.prototypes_per_keypoint, notes.get("num_clusters", 0)
-        )
+        weights = weight_shapes(self.model, self.input_size, self.prototypes_per_keypoint, notes.get("num_clusters", 0))
         opt_state = jax.eval_shape(lambda params: self.optimizer.init(params, stage.train), state.params)
         return state.with_weights(weights).replace(opt_state=opt_state)
 
@@ -162,8 +160,9 @@ class PoseBHMethod:
         shared = {"layout": self.layout, "config": self.weights, "axis_name": axis_name}
         values, figures, stats, observed = {}, {}, {}, None
 
-        features = self.model.apply(_variables(params, state.batch_stats), inputs.image, inputs.dataset,
-                                    inputs.drop_path, method="features")  # fmt: skip
+        features = self.model.apply(
+            _variables(params, state.batch_stats), inputs.image, inputs.dataset, inputs.drop_path, method="features"
+        )
         if asked & {"heatmap", "cross_type"}:
             maps, stats["heads"] = run("heads", "heatmaps", features)
         if "heatmap" in asked:
@@ -232,9 +231,7 @@ def init_weights(
     return {"params": variables["params"], "batch_stats": variables["batch_stats"], METHOD_STATE: bank}
 
 
-def weight_shapes(
-    model: PoseBH, input_size: tuple[int, int], per_keypoint: int, num_clusters: int
-) -> dict[str, Any]:
+def weight_shapes(model: PoseBH, input_size: tuple[int, int], per_keypoint: int, num_clusters: int) -> dict[str, Any]:
     """Shapes of the weights; with `num_clusters`, those of a run that has chosen its cluster bank."""
     key = jax.random.PRNGKey(0)
     weights = jax.eval_shape(lambda key: init_weights(key, key, model, input_size, per_keypoint), key)

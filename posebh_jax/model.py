@@ -37,13 +37,9 @@ class HeatmapHeads(nn.Module):
         """[B, h, w, C] -> [B, 4h, 4w, sum of K]: the maps of all datasets or those in `names`, in dataset order."""
         unknown = set(names or ()) - {name for name, _ in self.datasets}
         if unknown:
-            raise ValueError(
-                f"no head for {sorted(unknown)}; the heads are {[name for name, _ in self.datasets]}"
-            )
+            raise ValueError(f"no head for {sorted(unknown)}; the heads are {[name for name, _ in self.datasets]}")
         maps = [
-            HeatmapHead(num_keypoints, self.filters, self.dtype, self.axis_name, name=name)(
-                features, train=train
-            )
+            HeatmapHead(num_keypoints, self.filters, self.dtype, self.axis_name, name=name)(features, train=train)
             for name, num_keypoints in self.datasets
             if names is None or name in names
         ]
@@ -104,15 +100,11 @@ class PoseBH(nn.Module):
             self.embed(features)
         return self.heatmaps(features)
 
-    def features(
-        self, images: jax.Array, dataset: jax.Array, drop_path: jax.Array | None = None
-    ) -> jax.Array:
+    def features(self, images: jax.Array, dataset: jax.Array, drop_path: jax.Array | None = None) -> jax.Array:
         """Normalised images [B, H, W, 3], dataset [B], drop_path [depth, 2, B] or None -> [B, h, w, C]."""
         return self.backbone(images, dataset, drop_path)
 
-    def heatmaps(
-        self, features: jax.Array, train: bool = False, names: Sequence[str] | None = None
-    ) -> jax.Array:
+    def heatmaps(self, features: jax.Array, train: bool = False, names: Sequence[str] | None = None) -> jax.Array:
         """[B, h, w, C] -> [B, 4h, 4w, T]: maps of all skeletons or those in `names`, in dataset order."""
         return self.heads(features, train=train, names=names)
 

@@ -17,7 +17,8 @@ class Published:
     Attributes:
       split: what was evaluated.
       boxes: 'ground truth', or which detector's.
-      figures: those of the dataset's metric, in the order of `metrics.evaluate.Protocol.headline`; None where none was stated.
+      figures: those of the dataset's metric, in the order of `metrics.evaluate.Protocol.headline`; None where none was
+        stated.
       remark: what else one must know to compare.
     """
 
@@ -46,22 +47,27 @@ _TABLE = {  # (dataset, split): boxes, figures of the four models (None: not sta
     ("mpii", "val"): (GROUND_TRUTH, ((92.8, 39.1), (94.2, 41.6), (93.2, 39.3), (94.2, 42.3)), {}),
     ("aic", "val"): (GROUND_TRUTH, ((31.8, 36.3), (34.8, 39.1), (32.1, 36.7), (35.1, 39.5)), {}),
     ("ap10k", "val-split1"): (
-        GROUND_TRUTH, ((74.5, None), (82.4, None), (75.0, 78.3), (82.6, 85.4)),
+        GROUND_TRUTH,
+        ((74.5, None), (82.4, None), (75.0, 78.3), (82.6, 85.4)),
         dict.fromkeys(_MODELS, _AP10K),
     ),
     ("apt36k", "val"): (
-        GROUND_TRUTH, ((75.9, None), (82.3, None), (87.2, 89.6), (90.6, 92.6)),
+        GROUND_TRUTH,
+        ((75.9, None), (82.3, None), (87.2, 89.6), (90.6, 92.6)),
         dict.fromkeys(_MODELS[:2], _APT36K),
     ),
     ("coco_wholebody", "val"): ("detected", ((57.4, None), (60.6, None), (57.9, 69.5), (62.0, 72.9)), {}),
     ("interhand2d", "test"): (
-        GROUND_TRUTH, ((98.3, 86.2, 4.02), None, (98.7, 86.6, 3.61), None),
+        GROUND_TRUTH,
+        ((98.3, 86.2, 4.02), None, (98.7, 86.6, 3.61), None),
         {"PoseBH-B": "paper: 98.6 / 87.1 / 3.70"},
     ),
     ("pw3d", "test"): (
-        GROUND_TRUTH, ((81.7, 85.2), None, (83.8, 87.1), None), {"PoseBH-B": "paper: 83.6 / 87.1"},
+        GROUND_TRUTH,
+        ((81.7, 85.2), None, (83.8, 87.1), None),
+        {"PoseBH-B": "paper: 83.6 / 87.1"},
     ),
-}  # fmt: skip
+}
 
 
 def model_name(method: str, size: str) -> str:

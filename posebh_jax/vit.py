@@ -209,9 +209,7 @@ class ViT(nn.Module):
     patch_padding: int = 2
 
     @nn.compact
-    def __call__(
-        self, images: jax.Array, dataset: jax.Array, drop_path: jax.Array | None = None
-    ) -> jax.Array:
+    def __call__(self, images: jax.Array, dataset: jax.Array, drop_path: jax.Array | None = None) -> jax.Array:
         """Features of a batch of images.
 
         Args:

@@ -89,7 +89,9 @@ class _Opened:
     """A prepared split: its records, and its person crops where there are any."""
 
     def __init__(self, dataset: str, split: str, data_dir: str | pathlib.Path, input_size: tuple[int, int]):
-        self.settings = configuration.read("mdt", [("data_dir", str(data_dir)), ("datasets", dataset), ("eval_also", "()")])
+        self.settings = configuration.read(
+            "mdt", [("data_dir", str(data_dir)), ("datasets", dataset), ("eval_also", "()")]
+        )
         self.protocol, self.input_size = configuration.dataset(self.settings, dataset), tuple(input_size)
         self.annotations = records.load_annotations(dataset, split, data_dir)
         self.records = records.open_records(dataset, split, data_dir)
@@ -109,9 +111,7 @@ class _Opened:
         for person in people:
             if columns.mask[person]:
                 image = _tint(image, json.loads(columns.mask[person]))
-        image = cv2.resize(
-            np.ascontiguousarray(image), None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA
-        )
+        image = cv2.resize(np.ascontiguousarray(image), None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
         for person in people:
             number = self.crop_of.get(int(person))
             colour = _YELLOW if number is not None else _GREY
@@ -148,10 +148,7 @@ class _Opened:
             heatmap_size=(self.input_size[0] // 4, self.input_size[1] // 4),
             sigma=self.settings.heatmap_sigma,
         )
-        return [
-            draw.heatmap_overlay(crop["image"], own)
-            for crop, own in zip(crops, np.asarray(maps), strict=True)
-        ]
+        return [draw.heatmap_overlay(crop["image"], own) for crop, own in zip(crops, np.asarray(maps), strict=True)]
 
 
 def _choose(rng: np.random.Generator, total: int, count: int) -> np.ndarray:
@@ -179,9 +176,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "python -m scripts.browse", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("dataset", help="a prepared dataset")
-    parser.add_argument(
-        "--data_dir", default="data", help="where prepared datasets lie (default: %(default)s)"
-    )
+    parser.add_argument("--data_dir", default="data", help="where prepared datasets lie (default: %(default)s)")
     parser.add_argument("--split", help="default: val where it is prepared, else the first")
     parser.add_argument("--out", default="workdir/browse", help="folder of the sheets (default: %(default)s)")
     parser.add_argument("--count", type=int, default=24, help="pictures of a sheet (default: %(default)s)")

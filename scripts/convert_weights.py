@@ -23,10 +23,10 @@ import numpy as np
 
 from boir_jax import build as boir_build
 from boir_jax.weights import convert as boir
+from pose_common.training.mesh import make_mesh
+from pose_common.weights.folder import is_weights, load_weights, save_weights
 from pose_common.weights.keys import COUNTER, Conversion, flatten
 from pose_common.weights.torch_files import SUFFIXES, TorchMissing, read_state, write_state
-from pose_common.weights.folder import is_weights, load_weights, save_weights
-from pose_common.training.mesh import make_mesh
 from posebh_jax import build as posebh_build
 from posebh_jax.weights import convert as posebh
 
@@ -53,14 +53,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         "scripts.convert_weights", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "source", type=pathlib.Path, help="file or folder of weights, or working directory of a run"
-    )
+    parser.add_argument("source", type=pathlib.Path, help="file or folder of weights, or working directory of a run")
     parser.add_argument("--to", type=pathlib.Path, required=True, help="folder to make, or file to write")
     parser.add_argument("--datasets", help="names of the heads, in order, separated by commas")
-    parser.add_argument(
-        "--num_heads", type=int, help="attention heads, where the size is none of the published"
-    )
+    parser.add_argument("--num_heads", type=int, help="attention heads, where the size is none of the published")
     parser.add_argument("--input_size", help="width,height of the crops; default 192,256")
     parser.add_argument("--num_experts", type=int, help="make so many experts where the weights have none")
     parser.add_argument("--part_features", type=int, help="features of each of them")

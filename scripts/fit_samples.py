@@ -2,10 +2,10 @@
 
     python -m scripts.fit_samples --samples=../shared/samples --workdir=workdir/fit_samples
 
-A check of the whole way on real annotations: raw files, records, crops, training from nothing through the multi-head stage and
-the paper's three, evaluation on the crops that it was trained on. `--samples` holds `coco_mini/` (COCO's public
-layout), `coco/`, `aic/`, `mpii/` and `ap10k/` (annotation file and pictures in one folder). About a quarter of an hour on two
-cores; the exit status is 1 if AP on the coco_mini training crops stays below `--goal`.
+A check of the whole way on real annotations: raw files, records, crops, training from nothing through the multi-head
+stage and the paper's three, evaluation on the crops that it was trained on. `--samples` holds `coco_mini/` (COCO's
+public layout), `coco/`, `aic/`, `mpii/` and `ap10k/` (annotation file and pictures in one folder). About a quarter of
+an hour on two cores; the exit status is 1 if AP on the coco_mini training crops stays below `--goal`.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ SOURCES = {
 
 def prepare(samples: pathlib.Path, data_dir: pathlib.Path) -> None:
     """Records of every sample, through the command that a user would type."""
-    for dataset, (split, annotations, images) in SOURCES.items():
-        arguments = [dataset, f"--split={split}", f"--annotations={samples / annotations}"]
+    for dataset, (split, labels, images) in SOURCES.items():
+        arguments = [dataset, f"--split={split}", f"--annotations={samples / labels}"]
         arguments += [f"--images={samples / images}", f"--data_dir={data_dir}"]
         if prepare_data.main(arguments):
             raise SystemExit(f"{dataset} could not be prepared from {samples}")

@@ -49,16 +49,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawTextHelpFormatter,
     )
-    parser.add_argument(
-        "dataset", choices=sorted(BUILDERS), metavar="dataset", help=", ".join(sorted(BUILDERS))
-    )
+    parser.add_argument("dataset", choices=sorted(BUILDERS), metavar="dataset", help=", ".join(sorted(BUILDERS)))
     parser.add_argument("--raw_dir", help="folder of all downloads, or the dataset's own")
-    parser.add_argument(
-        "--data_dir", default="data", help="where prepared datasets lie (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--split", action="append", help="a split to prepare; may be repeated (default: all found)"
-    )
+    parser.add_argument("--data_dir", default="data", help="where prepared datasets lie (default: %(default)s)")
+    parser.add_argument("--split", action="append", help="a split to prepare; may be repeated (default: all found)")
     parser.add_argument("--annotations", help="this split's annotation file, if it lies elsewhere")
     parser.add_argument("--images", help="this split's picture folder, if it lies elsewhere")
     _add_custom_options(parser)
@@ -84,16 +78,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def _add_custom_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("custom", "a COCO-format file with a skeleton of its own")
     group.add_argument("--name", help="the new dataset's name: small letters, digits, underscores")
-    group.add_argument(
-        "--sigmas", type=_numbers, help="for OKS: one number, or one a keypoint: 0.03,0.05,..."
-    )
-    group.add_argument(
-        "--mirror", type=_pairs, help="names that a mirror exchanges: a:b,c:d (default: by left, right)"
-    )
+    group.add_argument("--sigmas", type=_numbers, help="for OKS: one number, or one a keypoint: 0.03,0.05,...")
+    group.add_argument("--mirror", type=_pairs, help="names that a mirror exchanges: a:b,c:d (default: by left, right)")
     group.add_argument("--upper_body", type=_words, help="names: the half-body augmentation then applies")
-    group.add_argument(
-        "--metric", choices=METRICS, help="coco (AP, AR by OKS; default) or hand (PCK, AUC, EPE)"
-    )
+    group.add_argument("--metric", choices=METRICS, help="coco (AP, AR by OKS; default) or hand (PCK, AUC, EPE)")
 
 
 def _words(text: str) -> list[str]:
@@ -134,9 +122,7 @@ def print_summaries(dataset: str, summaries: dict[str, dict[str, Any]]) -> None:
     for name in ("split", *_COLUMNS, "dropped", "MB"):
         table.add_column(name, justify="left" if name == "split" else "right", no_wrap=True)
     for split, summary in summaries.items():
-        dropped = [
-            str(sum(tally["count"] for tally in tallies.values())) for tallies in summary["dropped"].values()
-        ]
+        dropped = [str(sum(tally["count"] for tally in tallies.values())) for tallies in summary["dropped"].values()]
         table.add_row(
             split,
             *(str(summary[key]) for key in _COLUMNS.values()),
@@ -170,9 +156,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _case(example: dict[str, Any]) -> str:
-    return f"    {example['file']}, id {example['id']}" + (
-        f": {example['detail']}" if example["detail"] else ""
-    )
+    return f"    {example['file']}, id {example['id']}" + (f": {example['detail']}" if example["detail"] else "")
 
 
 def _prepare_split(args: argparse.Namespace, split: str) -> dict[str, Any]:
@@ -186,9 +170,7 @@ def _prepare_split(args: argparse.Namespace, split: str) -> dict[str, Any]:
         special = files | {"dataset": args.name, "options": options}
     else:
         special = files | {"raw_dir": args.raw_dir} if _reads_files(args) else {}
-    builder = BUILDERS[args.dataset](
-        split, data_dir=args.data_dir, strict=args.strict, decode=args.decode, **special
-    )
+    builder = BUILDERS[args.dataset](split, data_dir=args.data_dir, strict=args.strict, decode=args.decode, **special)
     return builder.prepare(overwrite=args.overwrite)
 
 

@@ -16,12 +16,12 @@ import time
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # only the compiler is needed, not a device
 
-import jax  # noqa: E402
-import numpy as np  # noqa: E402
-from absl import flags  # noqa: E402
-from jax.experimental import topologies  # noqa: E402
-from jax.sharding import Mesh  # noqa: E402
-from ml_collections import ConfigDict  # noqa: E402
+import jax
+import numpy as np
+from absl import flags
+from jax.experimental import topologies
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from pose_common.evaluation import result_table as tables
 from pose_common.training.mesh import BATCH_AXES, batch_sharding
@@ -54,9 +54,13 @@ def main(config: ConfigDict) -> None:
         compiled = plan.compile(step, state).lower(state, batch).compile()
         seconds, memory = time.perf_counter() - began, compiled.memory_analysis()
         found.append(
-            {"stage": stage.name, "compile s": round(seconds, 1),
-             "arguments MiB": memory.argument_size_in_bytes >> 20, "temporary MiB": memory.temp_size_in_bytes >> 20}
-        )  # fmt: skip
+            {
+                "stage": stage.name,
+                "compile s": round(seconds, 1),
+                "arguments MiB": memory.argument_size_in_bytes >> 20,
+                "temporary MiB": memory.temp_size_in_bytes >> 20,
+            }
+        )
     tables.show(found, title=f"{config.size}, batch {config.batch_size} on {_TOPOLOGY.value}, per device")
 
 

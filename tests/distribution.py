@@ -20,17 +20,15 @@ from collections.abc import Callable, Sequence
 import jax
 import numpy as np
 
-from pose_common.weights.keys import flatten
 from pose_common.training import distributed, parallel
 from pose_common.training.stages import Stage
 from pose_common.training.state import TrainState
 from pose_common.training.step import train_step
+from pose_common.weights.keys import flatten
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 LAYOUTS = {
-    "one": lambda: parallel.ShardedPlan(
-        jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("data", "fsdp"))
-    ),
+    "one": lambda: parallel.ShardedPlan(jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("data", "fsdp"))),
     "sharded": lambda: parallel.make_plan("sharded"),
     "fsdp": lambda: parallel.make_plan("sharded", fsdp=4, fsdp_min_size=512),
     "pmap": lambda: parallel.make_plan("pmap"),
@@ -58,7 +56,12 @@ def one_step(
     state = plan.to_global(state)
     # After one step Adam's first moment is a tenth of the gradient.
     gradients = {group: moments.mu for group, moments in state.opt_state.items()}
-    found = {"metrics": metrics, "gradients": gradients, "batch_stats": state.batch_stats, "prototypes": state.method_state}
+    found = {
+        "metrics": metrics,
+        "gradients": gradients,
+        "batch_stats": state.batch_stats,
+        "prototypes": state.method_state,
+    }
     return {name: np.asarray(jax.device_get(value)) for name, value in flatten(found).items()}
 
 
@@ -93,10 +96,14 @@ def in_processes(module: str, layouts: Sequence[str], folder: pathlib.Path, proc
     programs = [
         subprocess.Popen(
             [sys.executable, "-m", module, folder, coordinator, str(processes), str(process), *layouts],
-            cwd=ROOT, env=child_environment(8 // processes), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            cwd=ROOT,
+            env=child_environment(8 // processes),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
         for process in range(processes)
-    ]  # fmt: skip
+    ]
     outputs = [program.communicate(timeout=900)[0] for program in programs]
     assert not any(program.returncode for program in programs), "\n".join(outputs)
     return {layout: dict(np.load(folder / f"{layout}.npz")) for layout in layouts}

@@ -1,15 +1,16 @@
 """How far rounding alone moves what the tests compare with recorded numbers.
 
-A bound that lies within the effect of rounding passes or fails by the luck of a processor: another instruction set, another
-number of threads, another compiler adds in another order. This pytest plugin measures the effect. It moves every recorded
-float by at most one unit in the last place (integers, zeros and ones stay: they are labels, masks and exact peaks), lets the
-tests compare as they do, and notes for every comparison how large the error was as a share of the tolerance.
+A bound that lies within the effect of rounding passes or fails by the luck of a processor: another instruction set,
+another number of threads, another compiler adds in another order. This pytest plugin measures the effect. It moves
+every recorded float by at most one unit in the last place (integers, zeros and ones stay: they are labels, masks and
+exact peaks), lets the tests compare as they do, and notes for every comparison how large the error was as a share of
+the tolerance.
 
     python -m tests.rounding [pytest arguments]
 
-runs the tests that read recordings, unmoved and with several random moves, and prints each comparison whose largest error is
-over a third of its tolerance. Such a tolerance is too narrow: widen it to a multiple of the printed error, or compare in
-float64.
+runs the tests that read recordings, unmoved and with several random moves, and prints each comparison whose largest
+error is over a third of its tolerance. Such a tolerance is too narrow: widen it to a multiple of the printed error, or
+compare in float64.
 """
 
 from __future__ import annotations
@@ -63,9 +64,13 @@ def pytest_configure() -> None:
     def noting(actual, desired, rtol=1e-7, atol=0, *args, **options):
         share = share_of_tolerance(actual, desired, rtol, atol)
         place = next(
-            (f"{frame.filename}:{frame.lineno}" for frame in reversed(traceback.extract_stack())
-             if pathlib.Path(frame.filename).name.startswith("test_")), "?",
-        )  # fmt: skip
+            (
+                f"{frame.filename}:{frame.lineno}"
+                for frame in reversed(traceback.extract_stack())
+                if pathlib.Path(frame.filename).name.startswith("test_")
+            ),
+            "?",
+        )
         with open(log, "a", encoding="utf8") as file:
             file.write(json.dumps({"place": place, "share": share, "rtol": float(rtol), "atol": float(atol)}) + "\n")
         if not os.environ.get(SEED):

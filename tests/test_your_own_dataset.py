@@ -13,8 +13,8 @@ import pytest
 
 from data_pipelines import datasets as definitions
 from data_pipelines.builders.custom import DEFAULT_SIGMA, mirror_pairs
-from data_pipelines.top_down.loader import Entry, Reading, train_loader
 from data_pipelines.records import load_annotations
+from data_pipelines.top_down.loader import Entry, Reading, train_loader
 from scripts import prepare_data
 from tests.data_pipelines import tiny_sets
 from tests.distribution import child_environment
@@ -42,9 +42,7 @@ def test_the_page_followed_literally(tmp_path):
             lines = [line.replace("python ", f"{sys.executable} ", 1) for line in text.splitlines()]
             commands = [["bash", "-c", line] for line in lines]
         for command in commands:
-            done = subprocess.run(
-                command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600
-            )
+            done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
             assert done.returncode == 0, f"{text}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
     workdir = tmp_path / "workdir"
     assert {path.name for path in (workdir / "browse").iterdir()} == {
@@ -103,9 +101,7 @@ def test_names_limbs_and_defaults(tmp_path, capsys):
 def test_every_loader_finds_it_and_workers_get_it_pickled(tmp_path):
     assert prepare(tmp_path, kites()) == 0
     settings = {"batch_size": 4, "input_size": (24, 32), "seed": 0}
-    batches = train_loader(
-        [Entry("kites")], data_dir=tmp_path / "data", reading=Reading(num_threads=1), **settings
-    )
+    batches = train_loader([Entry("kites")], data_dir=tmp_path / "data", reading=Reading(num_threads=1), **settings)
     assert next(batches)["keypoints"].shape == (4, 3, 2)
     batches.close()
     taken_along = pickle.dumps(definitions.find_dataset("kites", tmp_path / "data"))
@@ -191,5 +187,7 @@ def test_mirror_pairs_from_names():
     pairs, remarks = mirror_pairs(names)
     assert pairs == ((1, 2), (3, 4), (5, 6), (7, 8))
     assert remarks == ["no counterpart in the mirror: l_ear"]
-    assert mirror_pairs(["wrist", "tip"]) == ((), [
-        "no mirror pairs in the names: keypoints keep their names in mirrored pictures"])  # fmt: skip
+    assert mirror_pairs(["wrist", "tip"]) == (
+        (),
+        ["no mirror pairs in the names: keypoints keep their names in mirrored pictures"],
+    )

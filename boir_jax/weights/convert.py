@@ -19,9 +19,9 @@ from boir_jax.model import BoIR
 from boir_jax.weights.keys import CLASSIFIER, COUNTERS, backbone_rules, boir_rules
 from data_pipelines.datasets import DATASETS
 from pose_common.weights import keys as port
+from pose_common.weights.folder import is_weights, load_weights
 from pose_common.weights.keys import COUNTER, VARIANCE, Conversion, PortError, flatten, own_weights, unflatten
 from pose_common.weights.torch_files import read_state
-from pose_common.weights.folder import is_weights, load_weights
 
 METHOD = "boir"
 SKELETONS = {17: "coco", 14: "crowdpose"}

@@ -105,9 +105,7 @@ def _stage_rules(source: str, target: str, branches: int) -> list[Rule]:
 def _block(source: str, target: str, stack: tuple[str, ...] = ()) -> list[Rule]:
     """Two convolutions with their norms."""
     return [
-        rule
-        for i in (1, 2)
-        for rule in _conv_norm(f"{source}.conv{i}", f"{source}.bn{i}", f"{target}/conv{i}", stack)
+        rule for i in (1, 2) for rule in _conv_norm(f"{source}.conv{i}", f"{source}.bn{i}", f"{target}/conv{i}", stack)
     ]
 
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from boir_jax.weights.keys import SKELETON
-from pose_common.weights.keys import Conversion, flatten
 from pose_common.training.restore import Start, take_parts
+from pose_common.weights.keys import Conversion, flatten
 
 
 def start_from(conversion: Conversion, initial: Mapping[str, Any], keypoint_set: str) -> Start:

@@ -65,9 +65,7 @@ class PoseBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(skip_registration=True, **kwargs)
-        cls.BUILDER_CONFIGS = [
-            tfds.core.BuilderConfig(name=split, version=cls.VERSION) for split in cls.splits
-        ]
+        cls.BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=split, version=cls.VERSION) for split in cls.splits]
 
     def __init__(
         self,
@@ -143,9 +141,7 @@ class PoseBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         return {self.split.replace("-", "_"): self._generate_examples()}
 
     def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        check = _Checker(
-            self.pose_dataset.num_keypoints, self.report, self.describe_source().get("annotations", "")
-        )
+        check = _Checker(self.pose_dataset.num_keypoints, self.report, self.describe_source().get("annotations", ""))
         images = _read_ahead(lambda item: _read(item, self._decode), self.images())
         with tqdm.tqdm(
             images,
@@ -189,9 +185,7 @@ class PoseBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         finally:
             shards.close()
         if not counts["images"]:
-            raise RawDataError(
-                f"{self.name} ({self.split}): not one usable image; {_first_faults(self.report)}"
-            )
+            raise RawDataError(f"{self.name} ({self.split}): not one usable image; {_first_faults(self.report)}")
         table.save(pathlib.Path(self.data_path) / records.ANNOTATIONS_FILE, self.categories, self.metadata)
         self.info.set_splits(tfds.core.SplitDict([shards.split_info(name)]))
         summary = {
@@ -202,9 +196,7 @@ class PoseBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             **counts,
             "bytes": sum(shards.bytes),
             "seconds": round(time.monotonic() - start, 1),
-            "dropped": {
-                kind: tallies for kind, tallies in self.report.as_dict().items() if kind != "remarks"
-            },
+            "dropped": {kind: tallies for kind, tallies in self.report.as_dict().items() if kind != "remarks"},
             "remarks": self.report.as_dict()["remarks"],
         }
         (pathlib.Path(self.data_path) / records.SUMMARY_FILE).write_text(json.dumps(summary, indent=1))
@@ -272,9 +264,7 @@ class _Checker:
                 self._report.remark("instance lost with its image", self._file or file, instance.get("id"))
             return None
         self._image_ids.add(example["image_id"])
-        instances = [
-            self._instance(instance, file, width, height, categories) for instance in record["instances"]
-        ]
+        instances = [self._instance(instance, file, width, height, categories) for instance in record["instances"]]
         return example | {
             "image": data,
             "instances": [instance for instance in instances if instance is not None],
@@ -331,8 +321,7 @@ def _count(counts: collections.Counter, examples: list[dict[str, Any]]) -> None:
     counts["instances"] += len(instances)
     counts["crowds"] += sum(instance["crowd"] for instance in instances)
     counts["without_keypoints"] += sum(
-        not instance["crowd"]
-        and (instance["num_keypoints"] == 0 or not (instance["keypoints"][:, 2] > 0).any())
+        not instance["crowd"] and (instance["num_keypoints"] == 0 or not (instance["keypoints"][:, 2] > 0).any())
         for instance in instances
     )
 

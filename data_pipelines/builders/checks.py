@@ -228,9 +228,7 @@ def _mask(segmentation: Any, remarks: list[str]) -> str:
             segmentation.get("size"), 2
         )
     else:
-        usable = isinstance(segmentation, list) and all(
-            _is_list_of_numbers(polygon, 6) for polygon in segmentation
-        )
+        usable = isinstance(segmentation, list) and all(_is_list_of_numbers(polygon, 6) for polygon in segmentation)
     if not usable:
         remarks.append("unusable segmentation (instance kept without)")
         return ""

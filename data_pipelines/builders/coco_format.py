@@ -98,9 +98,7 @@ class CocoFormatBuilder(PoseBuilder):
                     "height": image.get("height"),
                     "crowd_index": image.get("crowdIndex", -1.0),
                     # Popped: a second image of the same id gets none, and is dropped.
-                    "instances": [
-                        self.instance(entry) for entry in by_image.pop(checks.hashable(number), ())
-                    ],
+                    "instances": [self.instance(entry) for entry in by_image.pop(checks.hashable(number), ())],
                 },
             )
 

@@ -10,8 +10,6 @@ class CrowdPose(CocoFormatBuilder):
     dataset = "crowdpose"
     folders = ("crowdpose",)
     layouts = {
-        split: Layout(
-            (f"annotations/mmpose_crowdpose_{split}.json", f"json/crowdpose_{split}.json"), ("images",)
-        )
+        split: Layout((f"annotations/mmpose_crowdpose_{split}.json", f"json/crowdpose_{split}.json"), ("images",))
         for split in ("train", "val", "trainval", "test")
     }

@@ -73,9 +73,7 @@ class Custom(CocoFormatBuilder):
         path = pathlib.Path(annotations)
         self._document = raw_files.read_json(path)
         found, remarks = define(dataset, self._document, path, data_dir, options)
-        super().__init__(
-            split, dataset=found, data_dir=data_dir, annotations=annotations, images=images, **kwargs
-        )
+        super().__init__(split, dataset=found, data_dir=data_dir, annotations=annotations, images=images, **kwargs)
         definitions.save_definition(found, data_dir)
         for remark in remarks:
             self.report.remark(remark, path, None)
@@ -103,8 +101,10 @@ def define(
         if existing.is_file():
             dataset = definitions.read_definition(existing)
             if dataset.keypoints.keypoints != keypoints:
-                raise ValueError(f"{path} has the keypoints {list(keypoints)}, but {existing} says"
-                                 f" {list(dataset.keypoints.keypoints)}")  # fmt: skip
+                raise ValueError(
+                    f"{path} has the keypoints {list(keypoints)}, but {existing} says"
+                    f" {list(dataset.keypoints.keypoints)}"
+                )
             skeleton, remarks = dataset.keypoints, []
         else:
             pairs, remarks = mirror_pairs(keypoints)
@@ -161,9 +161,7 @@ def _index(skeleton: KeypointSet, name: str) -> int:
     return skeleton.keypoints.index(name)
 
 
-def _category_skeleton(
-    path: pathlib.Path, document: Any
-) -> tuple[tuple[str, ...], tuple[tuple[int, int], ...]]:
+def _category_skeleton(path: pathlib.Path, document: Any) -> tuple[tuple[str, ...], tuple[tuple[int, int], ...]]:
     """(names, limbs from 0) of the categories, which must agree."""
     (categories,) = raw_files.document_lists(path, document, "categories")
     found = [entry for entry in categories if isinstance(entry, dict) and len(entry.get("keypoints", ()))]
@@ -180,9 +178,7 @@ def _category_skeleton(
             raise RawDataError(f"{path}: category {number!r}: bad keypoints or skeleton: {error}") from None
         skeletons.add((names, limbs))
     if len(skeletons) > 1:
-        raise RawDataError(
-            f"{path}: categories with different skeletons are datasets apart: give a file to each"
-        )
+        raise RawDataError(f"{path}: categories with different skeletons are datasets apart: give a file to each")
     ((names, limbs),) = skeletons
     # COCO counts limbs from 1; a 0 shows a file that counts from 0.
     first = 0 if any(0 in limb for limb in limbs) else 1

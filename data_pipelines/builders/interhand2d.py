@@ -126,9 +126,7 @@ def _hands(image: dict, annotation: dict, cameras: dict, joints: dict) -> list[d
     ]
 
 
-def _project(
-    world: np.ndarray, position: np.ndarray, rotation: np.ndarray, focal: np.ndarray, centre: np.ndarray
-):
+def _project(world: np.ndarray, position: np.ndarray, rotation: np.ndarray, focal: np.ndarray, centre: np.ndarray):
     """Pixels [n, 2] of world points [n, 3] (millimetres): R (X - position), divided by depth."""
     camera = (world - position) @ rotation.T
     return camera[:, :2] / (camera[:, 2:] + 1e-8) * focal + centre

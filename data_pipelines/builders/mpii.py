@@ -22,9 +22,7 @@ from data_pipelines.builders.report import Fault, RawDataError
 
 NUM_JOINTS = 16
 UPPER_NECK, HEAD_TOP = 8, 9
-HEAD_BOX_FACTOR = (
-    0.6  # PCKh's reference length is 0.6 x the head box's diagonal (Andriluka et al., CVPR 2014)
-)
+HEAD_BOX_FACTOR = 0.6  # PCKh's reference length is 0.6 x the head box's diagonal (Andriluka et al., CVPR 2014)
 HEAD_SIZE_FROM_BOX = "head boxes (0.6 x diagonal)"
 HEAD_SIZE_FROM_JOINTS = "distance of joints 8 and 9 (upper neck, head top); the .mat file was not there"
 
@@ -76,8 +74,7 @@ class Mpii(CocoFormatBuilder):
         boxes = scipy.io.loadmat(path)["headboxes_src"].astype(np.float64)
         if boxes.shape != (2, 2, count):
             raise RawDataError(
-                f"{path} has head boxes of shape {boxes.shape}; {self.files.annotations.name} lists"
-                f" {count} people"
+                f"{path} has head boxes of shape {boxes.shape}; {self.files.annotations.name} lists {count} people"
             )
         return boxes
 
@@ -87,9 +84,7 @@ def _person(entry: dict[str, Any], head_box: np.ndarray | None) -> dict[str, Any
     centre, scale = checks.numbers(entry, "center", 2), float(checks.numbers(entry, "scale", 1)[0])
     if not 0 < scale < checks.MAX_COORDINATE:
         raise Fault("number out of range", f"scale is {scale:g}")
-    if (
-        centre[0] != -1
-    ):  # every protocol moves the centre down and widens the square so that limbs are not cut off
+    if centre[0] != -1:  # every protocol moves the centre down and widens the square so that limbs are not cut off
         centre, scale = centre + [0, 15 * scale], 1.25 * scale
     centre = centre - 1
     keypoints = np.zeros((NUM_JOINTS, 3))

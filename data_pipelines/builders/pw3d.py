@@ -50,15 +50,11 @@ def prepare_release(document: dict[str, Any]) -> dict[str, Any]:
         for image in document["images"]
     ]
     sizes = {
-        repr(image.get("id")): (image.get("width"), image.get("height"))
-        for image in images
-        if isinstance(image, dict)
+        repr(image.get("id")): (image.get("width"), image.get("height")) for image in images if isinstance(image, dict)
     }
     return document | {
         "images": images,
-        "annotations": [
-            _with_keypoints(entry, sizes) if isinstance(entry, dict) else entry for entry in entries
-        ],
+        "annotations": [_with_keypoints(entry, sizes) if isinstance(entry, dict) else entry for entry in entries],
     }
 
 

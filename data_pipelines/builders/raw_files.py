@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -106,18 +107,15 @@ def document_lists(path: pathlib.Path, document: Any, *required: str) -> list[li
         raise RawDataError(f"{path} does not hold a JSON object but a {type(document).__name__}")
     for name in required:
         if not isinstance(document.get(name), list):
-            raise RawDataError(
-                f"{path} has no list {name!r}; it has {', '.join(map(repr, document)) or 'nothing'}"
-            )
+            raise RawDataError(f"{path} has no list {name!r}; it has {', '.join(map(repr, document)) or 'nothing'}")
     return [document[name] for name in required]
 
 
 def _compact(entry: dict[str, Any]) -> dict[str, Any]:
     for key in _NUMBER_LISTS.intersection(entry):
-        try:
+        # What is no number stays as it is, for the check of the instance to report.
+        with contextlib.suppress(TypeError, ValueError, OverflowError):
             entry[key] = np.asarray(entry[key], np.float64)
-        except (TypeError, ValueError, OverflowError):
-            pass  # stays as it is, for the check of the instance to report
     # Polygons are half of COCO's file, and only those of crowds and unlabelled people become part of a
     # record.
     if "segmentation" in entry and entry.get("num_keypoints") and not entry.get("iscrowd"):

@@ -79,6 +79,4 @@ class Report:
 
 def _plain(number: Any) -> int | str | None:
     """An id as JSON can hold it: a broken one may be of any type and size."""
-    return (
-        number if number is None or (isinstance(number, int) and abs(number) < 2**63) else repr(number)[:100]
-    )
+    return number if number is None or (isinstance(number, int) and abs(number) < 2**63) else repr(number)[:100]

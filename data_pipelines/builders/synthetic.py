@@ -63,8 +63,12 @@ class SyntheticBuilder(PoseBuilder):
         self.seed = default_seed(self.dataset) if seed is None else seed
 
     def describe_source(self) -> dict[str, str]:
-        return {"rendered": f"{self.num_images} scenes of {self.kind}", "seed": str(self.seed),
-                "world": _WORLD, "opencv": cv2.__version__}
+        return {
+            "rendered": f"{self.num_images} scenes of {self.kind}",
+            "seed": str(self.seed),
+            "world": _WORLD,
+            "opencv": cv2.__version__,
+        }
 
     def images(self) -> Iterator[tuple[bytes, dict[str, Any]]]:
         for index in range(self.num_images):
@@ -76,8 +80,13 @@ class SyntheticBuilder(PoseBuilder):
             ]
             height, width, _ = scene.image.shape
             file_name = f"{self.kind}_{self.seed}_{self.split}_{index:06d}.jpg"
-            record = {"image_id": index + 1, "file_name": file_name, "height": height, "width": width,
-                      "instances": instances}
+            record = {
+                "image_id": index + 1,
+                "file_name": file_name,
+                "height": height,
+                "width": width,
+                "instances": instances,
+            }
             if self.pose_dataset.metric == "crowdpose":
                 record["crowd_index"] = crowd_index(scene.instances, self.pose_dataset.keypoints)
             yield _jpeg(scene.image), record
@@ -85,15 +94,17 @@ class SyntheticBuilder(PoseBuilder):
     def _instance(self, instance: Instance, number: int) -> dict[str, Any]:
         keypoints = skeleton_keypoints(instance, self.pose_dataset.keypoints)
         entry = {
-            "id": number, "box": instance.box, "crowd": instance.crowd, "keypoints": keypoints,
+            "id": number,
+            "box": instance.box,
+            "crowd": instance.crowd,
+            "keypoints": keypoints,
             "category": {name: number for number, name in self.categories}[instance.category],
             "segmentation": instance.mask,
         }
         if self.pose_dataset.area == "annotated":
             entry["area"] = instance.area
         if self.pose_dataset.metric == "mpii":
-            entry |= {"centre": instance.centre, "scale": 1.25 * instance.scale,
-                      "head_size": instance.head_size}
+            entry |= {"centre": instance.centre, "scale": 1.25 * instance.scale, "head_size": instance.head_size}
         else:
             counted = _COUNTED.get(self.pose_dataset.keypoint_set)
             entry["num_keypoints"] = int((keypoints[:counted, 2] > 0).sum())
@@ -130,8 +141,15 @@ class SyntheticCrowd(SyntheticBuilder):
 
 SYNTHETIC: dict[str, type[SyntheticBuilder]] = {
     builder.dataset: builder
-    for builder in (SyntheticCoco, SyntheticAic, SyntheticMpii, SyntheticAp10k, SyntheticApt36k,
-                    SyntheticCocoWholeBody, SyntheticCrowd)
+    for builder in (
+        SyntheticCoco,
+        SyntheticAic,
+        SyntheticMpii,
+        SyntheticAp10k,
+        SyntheticApt36k,
+        SyntheticCocoWholeBody,
+        SyntheticCrowd,
+    )
 }
 
 
@@ -141,8 +159,12 @@ def default_seed(dataset: str) -> int:
 
 
 def prepare_synthetic(
-    data_dir: str | os.PathLike, datasets: Sequence[str], num_train: int, num_val: int,
-    seed: int | None = None, progress: bool = False,
+    data_dir: str | os.PathLike,
+    datasets: Sequence[str],
+    num_train: int,
+    num_val: int,
+    seed: int | None = None,
+    progress: bool = False,
 ) -> None:
     """Makes sure that these synthetic datasets are prepared with this many pictures.
 
@@ -165,7 +187,8 @@ def prepare_synthetic(
             if num_images == 0:
                 continue
             builder = SYNTHETIC[dataset](
-                split, num_images=num_images, seed=seed, data_dir=data_dir, strict=True, progress=progress)
+                split, num_images=num_images, seed=seed, data_dir=data_dir, strict=True, progress=progress
+            )
             directory = records.split_dir(dataset, split, data_dir)
             if directory.is_dir() and read_summary(directory)["source"] == builder.describe_source():
                 continue

@@ -5,7 +5,12 @@ shapes of `figures`. `data_pipelines.builders.synthetic` writes it as datasets.
 """
 
 from data_pipelines.synthetic_world.scene import (
-    KINDS, Instance, Scene, crowd_index, render_scene, skeleton_keypoints,
+    KINDS,
+    Instance,
+    Scene,
+    crowd_index,
+    render_scene,
+    skeleton_keypoints,
 )
 
 __all__ = ["KINDS", "Instance", "Scene", "crowd_index", "render_scene", "skeleton_keypoints"]

@@ -8,16 +8,25 @@ import numpy as np
 
 from data_pipelines.skeletons import KEYPOINT_SETS
 from data_pipelines.synthetic_world.figures import (
-    CIRCLE, Colour, Ellipsoid, Figure, Group, capsule, disc, hsv, owner_table, rotation, shaded,
+    CIRCLE,
+    Colour,
+    Ellipsoid,
+    Figure,
+    Group,
+    capsule,
+    disc,
+    hsv,
+    owner_table,
+    rotation,
+    shaded,
 )
 
 POINTS: tuple[str, ...] = KEYPOINT_SETS["ap10k"].keypoints
 SIDES = (("L", 1), ("R", -1))
 _PARTS = ("body", "neck", "head", "tail") + tuple(
-    f"{side}_{end}_{segment}"
-    for side, _ in SIDES for end in ("F", "B") for segment in ("upper", "lower", "paw")
+    f"{side}_{end}_{segment}" for side, _ in SIDES for end in ("F", "B") for segment in ("upper", "lower", "paw")
 )
-_EYES = np.array([[.72, -.4, -.55], [-.72, -.4, -.55]])  # left, right on the head's unit ball
+_EYES = np.array([[0.72, -0.4, -0.55], [-0.72, -0.4, -0.55]])  # left, right on the head's unit ball
 _HORN: Colour = (240.0, 230.0, 200.0)
 _LEFT, _DOWN, _FRONT = np.eye(3) * np.array([1, 1, -1])
 
@@ -40,12 +49,25 @@ class Species:
 
 
 SPECIES = (
-    Species("dog", leg=.72, girth=.2, neck=.3, head=.17, muzzle=.24, ear=.16, tail=.4,
-            hue=(.05, .11), spots=1),
-    Species("horse", leg=1.0, girth=.24, neck=.62, head=.15, muzzle=.4, ear=.1, tail=.6,
-            hue=(.0, .07), spots=0),
-    Species("cow", leg=.66, girth=.31, neck=.26, head=.19, muzzle=.28, ear=.14, tail=.55,
-            hue=(.0, .1), spots=4, horns=True),
+    Species(
+        "dog", leg=0.72, girth=0.2, neck=0.3, head=0.17, muzzle=0.24, ear=0.16, tail=0.4, hue=(0.05, 0.11), spots=1
+    ),
+    Species(
+        "horse", leg=1.0, girth=0.24, neck=0.62, head=0.15, muzzle=0.4, ear=0.1, tail=0.6, hue=(0.0, 0.07), spots=0
+    ),
+    Species(
+        "cow",
+        leg=0.66,
+        girth=0.31,
+        neck=0.26,
+        head=0.19,
+        muzzle=0.28,
+        ear=0.14,
+        tail=0.55,
+        hue=(0.0, 0.1),
+        spots=4,
+        horns=True,
+    ),
 )
 
 
@@ -68,15 +90,15 @@ class Pose:
 
 def sample_pose(rng: np.random.Generator) -> Pose:
     """Standing or walking, mostly seen from the side; now and then grazing."""
-    yaw = rng.choice([-1, 1]) * (np.pi / 2 + rng.uniform(-.75, .6))
-    stride = rng.uniform(-.5, .5)
-    swing = np.array([stride, -stride, -stride, stride]) + rng.uniform(-.2, .2, 4)
-    lift = rng.uniform(.75, 1.1) if rng.random() < .8 else rng.uniform(-.3, .3)
+    yaw = rng.choice([-1, 1]) * (np.pi / 2 + rng.uniform(-0.75, 0.6))
+    stride = rng.uniform(-0.5, 0.5)
+    swing = np.array([stride, -stride, -stride, stride]) + rng.uniform(-0.2, 0.2, 4)
+    lift = rng.uniform(0.75, 1.1) if rng.random() < 0.8 else rng.uniform(-0.3, 0.3)
     return Pose(
-        turn=np.array([yaw, rng.uniform(.05, .3), rng.normal(0, .06)]),
-        neck=np.array([lift, rng.normal(0, .2), rng.uniform(-.1, .35)]),
-        legs=np.stack([swing, rng.uniform(.05, .55, 4)], axis=1),
-        tail=np.array([rng.uniform(.2, 1.6), rng.normal(0, .3)]),
+        turn=np.array([yaw, rng.uniform(0.05, 0.3), rng.normal(0, 0.06)]),
+        neck=np.array([lift, rng.normal(0, 0.2), rng.uniform(-0.1, 0.35)]),
+        legs=np.stack([swing, rng.uniform(0.05, 0.55, 4)], axis=1),
+        tail=np.array([rng.uniform(0.2, 1.6), rng.normal(0, 0.3)]),
     )
 
 
@@ -93,13 +115,16 @@ class Looks:
 
 
 def sample_looks(rng: np.random.Generator, species: Species) -> Looks:
-    value, saturation = rng.uniform(.45, .9), rng.uniform(.35, .75)
-    coat = hsv(rng.uniform(*species.hue), saturation * (.35 if species.name == "cow" else 1), value)
+    value, saturation = rng.uniform(0.45, 0.9), rng.uniform(0.35, 0.75)
+    coat = hsv(rng.uniform(*species.hue), saturation * (0.35 if species.name == "cow" else 1), value)
     count = int(rng.integers(0, 2 * species.spots + 1))
-    spots = rng.random((count, 3)) * [.8, 1.1, .07] + [.1, -.6, .05]
+    spots = rng.random((count, 3)) * [0.8, 1.1, 0.07] + [0.1, -0.6, 0.05]
     return Looks(
-        legs=rng.uniform(.92, 1.08), girth=rng.uniform(.9, 1.1), coat=coat, belly=shaded(coat, 1.25),
-        socks=shaded(coat, .45) if rng.random() < .5 else (235., 230., 220.),
+        legs=rng.uniform(0.92, 1.08),
+        girth=rng.uniform(0.9, 1.1),
+        coat=coat,
+        belly=shaded(coat, 1.25),
+        socks=shaded(coat, 0.45) if rng.random() < 0.5 else (235.0, 230.0, 220.0),
         spots=spots,
     )
 
@@ -124,26 +149,27 @@ _OWNERS = owner_table([_owner_names(name) for name in POINTS], _PARTS)
 
 def _joints(pose: Pose, species: Species, looks: Looks) -> dict[str, np.ndarray]:
     """Joints in the animal's frame, origin in the middle of the trunk."""
-    p = {"chest": _FRONT * .5, "rump": _FRONT * -.5}
-    p["Neck"] = p["chest"] - _DOWN * .12 + _FRONT * .02
-    p["Root of tail"] = p["rump"] - _DOWN * .13 - _FRONT * .1
+    p = {"chest": _FRONT * 0.5, "rump": _FRONT * -0.5}
+    p["Neck"] = p["chest"] - _DOWN * 0.12 + _FRONT * 0.02
+    p["Root of tail"] = p["rump"] - _DOWN * 0.13 - _FRONT * 0.1
     lift, aside, _ = pose.neck
     along = np.array([np.sin(aside) * np.cos(lift), -np.sin(lift), -np.cos(lift) * np.cos(aside)])
     p["poll"] = p["Neck"] + species.neck * along
     p["tail_end"] = p["Root of tail"] + species.tail * np.array(
-        [np.sin(pose.tail[1]), np.cos(pose.tail[0]), np.sin(pose.tail[0])])
+        [np.sin(pose.tail[1]), np.cos(pose.tail[0]), np.sin(pose.tail[0])]
+    )
     for row, (end, side, sign) in enumerate((e, s, g) for e in ("F", "B") for s, g in SIDES):
         swing, bend = pose.legs[row]
         # Below the elbow front legs bend forward, below the knee hind legs bend back.
-        upper = swing - bend * .7 if end == "F" else swing + bend * .8
-        lower = swing + bend * .4 if end == "F" else swing - bend * .6
+        upper = swing - bend * 0.7 if end == "F" else swing + bend * 0.8
+        lower = swing + bend * 0.4 if end == "F" else swing - bend * 0.6
         first, middle, last = ("Shoulder", "Elbow", "F_Paw") if end == "F" else ("Hip", "Knee", "B_Paw")
         trunk = p["chest"] if end == "F" else p["rump"]
         thigh, shank = (np.cos(angle) * _DOWN + np.sin(angle) * _FRONT for angle in (upper, lower))
         length = species.leg * looks.legs
-        p[f"{side}_{first}"] = trunk + sign * _LEFT * species.girth * .62 + _DOWN * .04
-        p[f"{side}_{middle}"] = p[f"{side}_{first}"] + length * .48 * thigh
-        p[f"{side}_{last}"] = p[f"{side}_{middle}"] + length * .52 * shank
+        p[f"{side}_{first}"] = trunk + sign * _LEFT * species.girth * 0.62 + _DOWN * 0.04
+        p[f"{side}_{middle}"] = p[f"{side}_{first}"] + length * 0.48 * thigh
+        p[f"{side}_{last}"] = p[f"{side}_{middle}"] + length * 0.52 * shank
     return p
 
 
@@ -153,21 +179,26 @@ def make_animal(pose: Pose, looks: Looks, species: Species) -> Figure:
     seen = {name: turn @ xyz for name, xyz in _joints(pose, species, looks).items()}
     _, aside, nod = pose.neck
     head_turn = turn @ rotation(-aside, nod, 0.0)
-    head = Ellipsoid(seen["poll"], head_turn, np.array([.8, .9, 1.]) * species.head)
+    head = Ellipsoid(seen["poll"], head_turn, np.array([0.8, 0.9, 1.0]) * species.head)
     seen["L_Eye"], seen["R_Eye"] = head.at(_EYES)
-    seen["Nose"] = head.centre + head_turn @ (_FRONT * (species.muzzle + .05) + _DOWN * species.head * .45)
+    seen["Nose"] = head.centre + head_turn @ (_FRONT * (species.muzzle + 0.05) + _DOWN * species.head * 0.45)
     facing = np.ones(len(POINTS), bool)
     facing[:2] = head.faces_camera(_EYES)
-    groups = (*_legs(seen, looks, species), *_trunk(seen, looks, species, turn),
-              _head(seen, head, looks, species))
+    groups = (*_legs(seen, looks, species), *_trunk(seen, looks, species, turn), _head(seen, head, looks, species))
     return Figure(
-        species=species.name, names=POINTS, points=np.stack([seen[name][:2] for name in POINTS]),
-        facing=facing, owners=_OWNERS, groups=groups, height=species.leg + species.girth + .4, head_size=0.0,
+        species=species.name,
+        names=POINTS,
+        points=np.stack([seen[name][:2] for name in POINTS]),
+        facing=facing,
+        owners=_OWNERS,
+        groups=groups,
+        height=species.leg + species.girth + 0.4,
+        head_size=0.0,
     )
 
 
 def _light(depth: float) -> float:
-    return float(np.clip(1 - 1.6 * depth, .55, 1.15))
+    return float(np.clip(1 - 1.6 * depth, 0.55, 1.15))
 
 
 def _legs(seen: dict[str, np.ndarray], looks: Looks, species: Species) -> list[Group]:
@@ -178,13 +209,14 @@ def _legs(seen: dict[str, np.ndarray], looks: Looks, species: Species) -> list[G
             a, b, c = (seen[f"{side}_{name}"] for name in (first, middle, last))
             light, depth = _light(a[2]), a[2] * 1.5
             for segment, start, stop, ra, rb, colour, order in (
-                ("upper", a, b, .5 if end == "F" else .6, .3, looks.coat, .0),
-                ("lower", b, c, .26, .18, shaded(looks.coat, .82), .02),
-                ("paw", c, c, .24, .24, looks.socks, -.01),
+                ("upper", a, b, 0.5 if end == "F" else 0.6, 0.3, looks.coat, 0.0),
+                ("lower", b, c, 0.26, 0.18, shaded(looks.coat, 0.82), 0.02),
+                ("paw", c, c, 0.24, 0.24, looks.socks, -0.01),
             ):
                 outline = capsule(start, stop, ra * thick, rb * thick)
-                groups.append(Group(_PARTS.index(f"{side}_{end}_{segment}"), depth + order,
-                                    ((outline, shaded(colour, light)),)))
+                groups.append(
+                    Group(_PARTS.index(f"{side}_{end}_{segment}"), depth + order, ((outline, shaded(colour, light)),))
+                )
     return groups
 
 
@@ -192,19 +224,22 @@ def _trunk(seen: dict[str, np.ndarray], looks: Looks, species: Species, turn: np
     girth = species.girth * looks.girth
     chest, rump = seen["chest"], seen["rump"]
     shapes = [(capsule(chest, rump, girth * 1.05, girth), looks.coat)]
-    low = turn @ (_DOWN * girth * .55)
-    shapes.append((capsule(chest + low, rump + low, girth * .35, girth * .3), looks.belly))
+    low = turn @ (_DOWN * girth * 0.55)
+    shapes.append((capsule(chest + low, rump + low, girth * 0.35, girth * 0.3), looks.belly))
     for along, angle, size in looks.spots:
         middle = chest + along * (rump - chest)
-        shapes.append((middle[:2] + [0, np.sin(angle) * girth] + size * CIRCLE * [1.2, .9], looks.socks))
-    neck = capsule(seen["Neck"] + .25 * (chest - seen["Neck"]), seen["poll"], girth * .75, species.head * .62)
-    mane = capsule(seen["Neck"] - .04 * (turn @ _FRONT), seen["poll"], .035, .035)
-    tail = capsule(seen["Root of tail"], seen["tail_end"], .045, .03)
+        shapes.append((middle[:2] + [0, np.sin(angle) * girth] + size * CIRCLE * [1.2, 0.9], looks.socks))
+    neck = capsule(seen["Neck"] + 0.25 * (chest - seen["Neck"]), seen["poll"], girth * 0.75, species.head * 0.62)
+    mane = capsule(seen["Neck"] - 0.04 * (turn @ _FRONT), seen["poll"], 0.035, 0.035)
+    tail = capsule(seen["Root of tail"], seen["tail_end"], 0.045, 0.03)
     return [
         Group(0, 0.0, tuple(shapes)),
-        Group(1, float(seen["poll"][2] + chest[2]) / 2 * .2 - .01,
-              ((neck, shaded(looks.coat, 1.06)), (mane, shaded(looks.coat, .5)))),
-        Group(3, float(seen["tail_end"][2]) * .2, ((tail, shaded(looks.coat, .6)),)),
+        Group(
+            1,
+            float(seen["poll"][2] + chest[2]) / 2 * 0.2 - 0.01,
+            ((neck, shaded(looks.coat, 1.06)), (mane, shaded(looks.coat, 0.5))),
+        ),
+        Group(3, float(seen["tail_end"][2]) * 0.2, ((tail, shaded(looks.coat, 0.6)),)),
     ]
 
 
@@ -213,17 +248,20 @@ def _head(seen: dict[str, np.ndarray], head: Ellipsoid, looks: Looks, species: S
     coat = shaded(looks.coat, 1.12)
     ears = []
     for sign in (1, -1):
-        root = head.at(np.array([[.6 * sign, -.7, .2]]))[0]
-        tip = root + head.turn @ (np.array([.5 * sign, -.85, .1]) * species.ear)
-        ears.append((capsule(root, tip, .05, .025), shaded(looks.coat, .7)))
+        root = head.at(np.array([[0.6 * sign, -0.7, 0.2]]))[0]
+        tip = root + head.turn @ (np.array([0.5 * sign, -0.85, 0.1]) * species.ear)
+        ears.append((capsule(root, tip, 0.05, 0.025), shaded(looks.coat, 0.7)))
         if species.horns:
-            root = head.at(np.array([[.35 * sign, -.9, 0]]))[0]
-            tip = root + head.turn @ np.array([.12 * sign, -.16, -.03])
-            ears.append((capsule(root, tip, .03, .012), _HORN))
-    shapes = [(head.outline(), coat), *ears,
-              (capsule(head.centre, seen["Nose"], species.head * .75, species.head * .5), coat),
-              (disc(seen["Nose"], species.head * .3), (35., 30., 35.))]
-    for eye, visible in zip(("L_Eye", "R_Eye"), head.faces_camera(_EYES)):
+            root = head.at(np.array([[0.35 * sign, -0.9, 0]]))[0]
+            tip = root + head.turn @ np.array([0.12 * sign, -0.16, -0.03])
+            ears.append((capsule(root, tip, 0.03, 0.012), _HORN))
+    shapes = [
+        (head.outline(), coat),
+        *ears,
+        (capsule(head.centre, seen["Nose"], species.head * 0.75, species.head * 0.5), coat),
+        (disc(seen["Nose"], species.head * 0.3), (35.0, 30.0, 35.0)),
+    ]
+    for eye, visible in zip(("L_Eye", "R_Eye"), head.faces_camera(_EYES), strict=True):
         if visible:
-            shapes += [(disc(seen[eye], .036), (245., 245., 235.)), (disc(seen[eye], .02), (15., 15., 20.))]
-    return Group(2, float(seen["Nose"][2]) * .2 - .03, tuple(shapes))
+            shapes += [(disc(seen[eye], 0.036), (245.0, 245.0, 235.0)), (disc(seen[eye], 0.02), (15.0, 15.0, 20.0))]
+    return Group(2, float(seen["Nose"][2]) * 0.2 - 0.03, tuple(shapes))

@@ -20,7 +20,6 @@ MAX_PARTS = 32
 Colour = tuple[float, float, float]
 
 
-
 def _arc(angles: np.ndarray) -> np.ndarray:
     return np.stack([np.cos(angles), np.sin(angles)], axis=1)
 
@@ -74,7 +73,10 @@ class Figure:
             for g in self.groups
         )
         return dataclasses.replace(
-            self, points=self.points * scale + offset, groups=groups, height=self.height * scale,
+            self,
+            points=self.points * scale + offset,
+            groups=groups,
+            height=self.height * scale,
             head_size=self.head_size * scale,
         )
 

@@ -21,7 +21,7 @@ _SHIFT = 4
 # A figure is labelled when this share of it can be seen and so many of its first 17 points are in the picture.
 _MIN_VISIBLE = 0.3
 _MIN_POINTS = 4
-_DISTANT = 2 ** 16 // MAX_PARTS - 1  # number of the distant crowd in the owner map
+_DISTANT = 2**16 // MAX_PARTS - 1  # number of the distant crowd in the owner map
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,9 +42,9 @@ class _Rules:
 
 
 _RULES = {
-    "people": _Rules(((320, 256), (256, 320), (288, 288)), (1, 1, 1, 2, 2, 3), (.55, .9), .2),
-    "animals": _Rules(((320, 256), (336, 240), (288, 288)), (1, 1, 2, 2), (.45, .72), .3),
-    "crowd": _Rules(((416, 320), (384, 384), (448, 320)), tuple(range(4, 11)), (.5, .9), .6),
+    "people": _Rules(((320, 256), (256, 320), (288, 288)), (1, 1, 1, 2, 2, 3), (0.55, 0.9), 0.2),
+    "animals": _Rules(((320, 256), (336, 240), (288, 288)), (1, 1, 2, 2), (0.45, 0.72), 0.3),
+    "crowd": _Rules(((416, 320), (384, 384), (448, 320)), tuple(range(4, 11)), (0.5, 0.9), 0.6),
 }
 KINDS = tuple(_RULES)
 
@@ -95,16 +95,18 @@ def render_scene(kind: str, seed: tuple[int, ...], index: int) -> Scene:
     width, height = rng.choice(_RULES[kind].canvases)
     image = _background(rng, width, height)
     owner = np.zeros((height, width), np.uint16)
-    if kind == "crowd" and rng.random() < .4:
+    if kind == "crowd" and rng.random() < 0.4:
         _draw_distant_crowd(rng, image, owner)
     figures = _place_figures(rng, kind, width, height)
     areas = [_draw_figure(image, owner, figure, number) for number, figure in enumerate(figures, start=1)]
-    if rng.random() < .3:
+    if rng.random() < 0.3:
         _draw_occluder(rng, image, owner)
     image = cv2.add(image, (np.frombuffer(rng.bytes(image.size), np.uint8) & 15).reshape(image.shape))
     instances = [_distant_crowd(owner)] if kind == "crowd" else []
-    instances += [_instance(figure, area, owner, number)
-                  for number, (figure, area) in enumerate(zip(figures, areas), start=1)]
+    instances += [
+        _instance(figure, area, owner, number)
+        for number, (figure, area) in enumerate(zip(figures, areas, strict=True), start=1)
+    ]
     return Scene(image, tuple(instance for instance in instances if instance is not None))
 
 
@@ -134,21 +136,21 @@ def _background(rng: np.random.Generator, width: int, height: int) -> np.ndarray
     fine = rng.integers(0, 25, (rows, columns, 1)) + rng.integers(0, 9, (rows, columns, 3))
     image = cv2.resize(coarse.astype(np.uint8), (width, height), interpolation=cv2.INTER_CUBIC)
     image = cv2.add(image, cv2.resize(fine.astype(np.uint8), (width, height), interpolation=cv2.INTER_LINEAR))
-    horizon = rng.uniform(.45, .75) * height
-    ground = hsv(rng.random(), rng.uniform(.05, .3), rng.uniform(.35, .7))
-    lower = image[int(horizon):]
-    image[int(horizon):] = cv2.addWeighted(lower, .4, np.full_like(lower, ground), .6, 0)
+    horizon = rng.uniform(0.45, 0.75) * height
+    ground = hsv(rng.random(), rng.uniform(0.05, 0.3), rng.uniform(0.35, 0.7))
+    lower = image[int(horizon) :]
+    image[int(horizon) :] = cv2.addWeighted(lower, 0.4, np.full_like(lower, ground), 0.6, 0)
     for _ in range(int(rng.integers(4, 10))):
-        colour = hsv(rng.random(), rng.uniform(.05, .45), rng.uniform(.3, .85))
+        colour = hsv(rng.random(), rng.uniform(0.05, 0.45), rng.uniform(0.3, 0.85))
         centre = rng.random(2) * (width, height)
-        size = rng.uniform(.03, .18, 2) * height
+        size = rng.uniform(0.03, 0.18, 2) * height
         form = rng.integers(3)
         if form == 0:
             outline = centre + size * ((-1, -1), (1, -1), (1, 1), (-1, 1))
         elif form == 1:
             outline = centre + size * CIRCLE
         else:
-            outline = capsule(centre, centre + rng.normal(0, .35, 2) * height, size[0] * .15, size[0] * .15)
+            outline = capsule(centre, centre + rng.normal(0, 0.35, 2) * height, size[0] * 0.15, size[0] * 0.15)
         _fill(image, outline, colour)
     return image
 
@@ -164,16 +166,16 @@ def _place_figures(rng: np.random.Generator, kind: str, width: int, height: int)
     """Figures in pixels, far ones first: each takes the first of a few places with little overlap."""
     rules = _RULES[kind]
     count = int(rng.choice(rules.counts))
-    sizes = np.array(rules.sizes) * (1 - .12 * min(count - 1, 2))
+    sizes = np.array(rules.sizes) * (1 - 0.12 * min(count - 1, 2))
     canvas = np.array([width, height])
     placed: list[Figure] = []
     for _ in range(count):
         figure = _sample_figure(rng, kind)
         scale = rng.uniform(*sizes) * height / figure.height
         extent = figure.extent()
-        scale *= min(1.0, .95 * width / ((extent[2] - extent[0]) * scale))
+        scale *= min(1.0, 0.95 * width / ((extent[2] - extent[0]) * scale))
         size = scale * (extent[2:] - extent[:2])
-        cut = size * (.25 if rng.random() < .15 else .03)  # how far it may reach out of the picture
+        cut = size * (0.25 if rng.random() < 0.15 else 0.03)  # how far it may reach out of the picture
         for corner in rng.random((10, 2)) * np.maximum(canvas - size + 2 * cut, 1) - cut:
             box = np.concatenate([corner, corner + size])
             if all(_overlap(box, other.extent()) <= rules.overlap for other in placed):
@@ -193,7 +195,7 @@ def _draw_figure(image: np.ndarray, owner: np.ndarray, figure: Figure, number: i
     for group in sorted(figure.groups, key=lambda g: -g.depth):
         silhouette, colour = group.shapes[0]
         _fill(image, silhouette, colour)
-        edge = tuple(.55 * c for c in colour)
+        edge = tuple(0.55 * c for c in colour)
         cv2.polylines(image, [_fixed_point(silhouette)], True, edge, 1, cv2.LINE_AA, _SHIFT)
         for outline, colour in group.shapes[1:]:
             _fill(image, outline, colour)
@@ -206,35 +208,35 @@ def _pixels(figure: Figure, owner: np.ndarray, number: int) -> tuple[np.ndarray,
     """The pixels that show the figure within its frame: bool [h, w], and the frame's corner (x0, y0)."""
     height, width = owner.shape
     extent = figure.extent()
-    x0, y0, x1, y1 = np.clip([*np.floor(extent[:2]), *np.ceil(extent[2:]) + 1], 0,
-                             [width, height] * 2).astype(int)
+    x0, y0, x1, y1 = np.clip([*np.floor(extent[:2]), *np.ceil(extent[2:]) + 1], 0, [width, height] * 2).astype(int)
     return owner[y0:y1, x0:x1] // MAX_PARTS == number, np.array([x0, y0])
 
 
 def _draw_occluder(rng: np.random.Generator, image: np.ndarray, owner: np.ndarray) -> None:
     """A post or a bush in front of everything."""
     height, width = owner.shape
-    x = rng.uniform(.1, .9) * width
-    colour = hsv(rng.uniform(.2, .45), rng.uniform(.1, .4), rng.uniform(.25, .6))
-    if rng.random() < .5:
-        top = np.array([x, rng.uniform(.2, .7) * height])
-        outlines = [capsule(np.array([x, height]), top, width * .03, width * .025)]
+    x = rng.uniform(0.1, 0.9) * width
+    colour = hsv(rng.uniform(0.2, 0.45), rng.uniform(0.1, 0.4), rng.uniform(0.25, 0.6))
+    if rng.random() < 0.5:
+        top = np.array([x, rng.uniform(0.2, 0.7) * height])
+        outlines = [capsule(np.array([x, height]), top, width * 0.03, width * 0.025)]
     else:
-        outlines = [np.array([x, height]) + (rng.normal(0, .06, 2) + rng.uniform(.05, .1) * CIRCLE) * width
-                    for _ in range(4)]
+        outlines = [
+            np.array([x, height]) + (rng.normal(0, 0.06, 2) + rng.uniform(0.05, 0.1) * CIRCLE) * width for _ in range(4)
+        ]
     for outline in outlines:
-        _fill(image, outline, tuple(c * rng.uniform(.85, 1.1) for c in colour))
+        _fill(image, outline, tuple(c * rng.uniform(0.85, 1.1) for c in colour))
         _fill(owner, outline, 0, cv2.LINE_8)
 
 
 def _draw_distant_crowd(rng: np.random.Generator, image: np.ndarray, owner: np.ndarray) -> None:
     """A row of small people behind all others."""
     height, width = owner.shape
-    left, base = rng.uniform(.05, .5) * width, rng.uniform(.35, .5) * height
+    left, base = rng.uniform(0.05, 0.5) * width, rng.uniform(0.35, 0.5) * height
     for step in range(int(rng.integers(5, 9))):
         figure = _sample_figure(rng, "crowd")
-        size = rng.uniform(.16, .22) * height
-        figure = figure.placed(size / figure.height, np.array([left + step * size * .35, base]))
+        size = rng.uniform(0.16, 0.22) * height
+        figure = figure.placed(size / figure.height, np.array([left + step * size * 0.35, base]))
         _draw_figure(image, owner, figure, _DISTANT)
 
 
@@ -244,8 +246,19 @@ def _distant_crowd(owner: np.ndarray) -> Instance | None:
     if not mask.any():
         return None
     box = _mask_box(mask)
-    return Instance("person", people.POINTS, np.zeros((len(people.POINTS), 3), np.float32), False, box,
-                    float(mask.sum()), True, box[:2] + box[2:] / 2, 0.0, 0.0, run_lengths(mask))
+    return Instance(
+        "person",
+        people.POINTS,
+        np.zeros((len(people.POINTS), 3), np.float32),
+        False,
+        box,
+        float(mask.sum()),
+        True,
+        box[:2] + box[2:] / 2,
+        0.0,
+        0.0,
+        run_lengths(mask),
+    )
 
 
 def run_lengths(mask: np.ndarray) -> dict:
@@ -296,9 +309,17 @@ def _instance(figure: Figure, area: int, owner: np.ndarray, number: int) -> Inst
     points[(visibility == 0) | (not labelled)] = 0
     box = np.concatenate([low, high - low]).astype(np.float32)
     return Instance(
-        category=figure.species, names=figure.names, points=points, labelled=labelled, box=box,
-        area=float(area), crowd=False, centre=box[:2] + box[2:] / 2, scale=figure.height / 200,
-        head_size=figure.head_size, mask=None if labelled else _polygons(shown, corner),
+        category=figure.species,
+        names=figure.names,
+        points=points,
+        labelled=labelled,
+        box=box,
+        area=float(area),
+        crowd=False,
+        centre=box[:2] + box[2:] / 2,
+        scale=figure.height / 200,
+        head_size=figure.head_size,
+        mask=None if labelled else _polygons(shown, corner),
     )
 
 

@@ -1,4 +1,4 @@
-"""Person crops for top-down methods: which people (`instances`), augmentation and warp (`crops`), batches (`loader`)."""
+"""Person crops for top-down methods: which people (`instances`), `augmentation`, warp (`crops`), batches (`loader`)."""
 
 from data_pipelines.top_down.crops import Crop, TopDownSource, Train, decode
 

@@ -1,8 +1,8 @@
 """Random transforms of person crops: centre jitter, mirror, half body, scale and rotation.
 
-They are frozen dataclasses with `draw` (numpy Generator -> random parameters) and `apply` (sample, parameters -> sample;
-see `crops` for what a sample is), so that recorded parameters can be replayed. Parameters are drawn whether or not they are
-needed, so that one transform never shifts the random numbers of the next.
+They are frozen dataclasses with `draw` (numpy Generator -> random parameters) and `apply` (sample, parameters ->
+sample; see `crops` for what a sample is), so that recorded parameters can be replayed. Parameters are drawn whether or
+not they are needed, so that one transform never shifts the random numbers of the next.
 
 The recipe is the released one, except that the jitter is drawn for every element and epoch, not once for the whole
 training.
@@ -30,8 +30,8 @@ class Augmentation:
     Attributes:
       flip: probability of mirroring.
       centre_jitter_probability, centre_jitter_extent: see `CentreJitter`.
-      half_body_probability, half_body_min_visible, half_body_upper_below, half_body_rest_is_lower, half_body_padding: see
-        `HalfBody`.
+      half_body_probability, half_body_min_visible, half_body_upper_below, half_body_rest_is_lower, half_body_padding:
+        see `HalfBody`.
       rotation_probability: see `ScaleRotation`.
     """
 
@@ -109,8 +109,12 @@ class Flip:
         keypoints[:, 0] = last - keypoints[:, 0]
         keypoints[visible == 0] = 0
         centre_x, centre_y = sample["centre"]
-        return sample | {"keypoints": keypoints, "visible": visible, "mirrored": not sample["mirrored"],
-                         "centre": np.array([last - centre_x, centre_y])}
+        return sample | {
+            "keypoints": keypoints,
+            "visible": visible,
+            "mirrored": not sample["mirrored"],
+            "centre": np.array([last - centre_x, centre_y]),
+        }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,7 +146,10 @@ class HalfBody:
         return sample if crop is None else sample | {"centre": crop[0], "scale": crop[1]}
 
     def half(
-        self, keypoints: np.ndarray, visible: np.ndarray, normal: float,
+        self,
+        keypoints: np.ndarray,
+        visible: np.ndarray,
+        normal: float,
     ) -> tuple[np.ndarray, np.ndarray] | None:
         """(centre, scale) of a half body, or None where too few keypoints span it."""
         upper, lower = (np.flatnonzero(half & (visible > 0)) for half in self._halves)

@@ -21,10 +21,10 @@ import cv2
 import numpy as np
 
 from data_pipelines import geometry
-from data_pipelines.top_down.augmentation import Augmentation, steps_of
-from data_pipelines.top_down.instances import Instances
 from data_pipelines.datasets import PoseDataset
 from data_pipelines.records import Annotations
+from data_pipelines.top_down.augmentation import Augmentation, steps_of
+from data_pipelines.top_down.instances import Instances
 
 Sample = dict[str, Any]
 
@@ -40,8 +40,9 @@ class TopDownSource:
       dataset_index: number of the dataset in the batch contract.
     """
 
-    def __init__(self, records, annotations: Annotations, instances: Instances, dataset: PoseDataset,
-                 dataset_index: int = 0) -> None:
+    def __init__(
+        self, records, annotations: Annotations, instances: Instances, dataset: PoseDataset, dataset_index: int = 0
+    ) -> None:
         if not len(instances):
             raise ValueError(f"dataset {dataset.name!r}, split {annotations.split!r}: no usable instance")
         self.records, self.annotations, self.instances = records, annotations, instances
@@ -66,11 +67,18 @@ class TopDownSource:
             visible = np.zeros(self.dataset.num_keypoints, np.float32)
         return {
             "size": (int(columns.width[image]), int(columns.height[image])),
-            "keypoints": keypoints, "visible": visible,
-            "box": instances.box[index], "centre": instances.centre[index], "scale": instances.scale[index],
-            "rotation": 0.0, "mirrored": False, "dataset": self.dataset_index,
-            "image_index": int(image), "image_id": int(columns.image_id[image]),
-            "instance_id": int(instances.instance_id[index]), "box_score": float(instances.box_score[index]),
+            "keypoints": keypoints,
+            "visible": visible,
+            "box": instances.box[index],
+            "centre": instances.centre[index],
+            "scale": instances.scale[index],
+            "rotation": 0.0,
+            "mirrored": False,
+            "dataset": self.dataset_index,
+            "image_index": int(image),
+            "image_id": int(columns.image_id[image]),
+            "instance_id": int(instances.instance_id[index]),
+            "box_score": float(instances.box_score[index]),
             "origin": (self.dataset.name, columns.split, str(columns.file_name[image])),
         }
 
@@ -89,8 +97,10 @@ def decode(encoded: bytes, sample: Sample) -> np.ndarray:
     if image is None:
         raise ValueError(f"{_origin(sample)}: cannot be decoded ({len(encoded)} bytes)")
     if image.shape[1::-1] != sample["size"]:
-        raise ValueError(f"{_origin(sample)}: is {image.shape[1]}x{image.shape[0]}, "
-                         f"annotated as {sample['size'][0]}x{sample['size'][1]}")
+        raise ValueError(
+            f"{_origin(sample)}: is {image.shape[1]}x{image.shape[0]}, "
+            f"annotated as {sample['size'][0]}x{sample['size'][1]}"
+        )
     return image
 
 
@@ -112,8 +122,7 @@ class Crop:
         Bilinear, zeros outside the picture. Under the plain affine hidden keypoints keep their image
         coordinates.
         """
-        matrix = geometry.warp_matrix(sample["centre"], sample["scale"], sample["rotation"], self.size,
-                                      self.udp)
+        matrix = geometry.warp_matrix(sample["centre"], sample["scale"], sample["rotation"], self.size, self.udp)
         pixels = geometry.mirrored(matrix, sample["size"][0]) if sample["mirrored"] else matrix
         # Mirroring while warping costs nothing; colours are put in order on the crop, the smaller picture.
         crop = cv2.warpAffine(image, pixels, self.size, flags=cv2.INTER_LINEAR)
@@ -129,8 +138,8 @@ class Crop:
 class Train:
     """Sample -> element of a training batch, for a mixture: `datasets[sample["dataset"]]` says how.
 
-    Keypoints are padded to the mixture's largest count K. All randomness comes from `rng`; without an augmentation there
-    is none.
+    Keypoints are padded to the mixture's largest count K. All randomness comes from `rng`; without an augmentation
+    there is none.
     """
 
     datasets: tuple[PoseDataset, ...]
@@ -165,5 +174,5 @@ class Train:
 def pad_keypoints(array: np.ndarray, count: int) -> np.ndarray:
     """Zeros after the last keypoint, up to `count`."""
     padded = np.zeros((count, *array.shape[1:]), array.dtype)
-    padded[:len(array)] = array
+    padded[: len(array)] = array
     return padded

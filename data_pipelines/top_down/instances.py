@@ -57,9 +57,11 @@ def ground_truth(annotations: Annotations, dataset: PoseDataset, input_size: tup
     columns = annotations
     image = columns.image_index
     if columns.keypoints.shape[1:] != (dataset.num_keypoints, 3):
-        raise ValueError(f"dataset {dataset.name!r}: annotations hold keypoints of shape "
-                         f"{columns.keypoints.shape[1:]}, its keypoint set {dataset.keypoint_set!r} needs "
-                         f"{(dataset.num_keypoints, 3)}")
+        raise ValueError(
+            f"dataset {dataset.name!r}: annotations hold keypoints of shape "
+            f"{columns.keypoints.shape[1:]}, its keypoint set {dataset.keypoint_set!r} needs "
+            f"{(dataset.num_keypoints, 3)}"
+        )
     box = columns.box.astype(np.float64)
     if dataset.clean_box:
         box = geometry.clean_box(box, columns.width[image], columns.height[image])
@@ -77,8 +79,16 @@ def ground_truth(annotations: Annotations, dataset: PoseDataset, input_size: tup
         keep &= ~dropped
     rows = np.flatnonzero(keep)
     centre, scale = _crops(columns, dataset, box, own, _aspect(dataset, input_size))
-    return Instances(image[rows].astype(np.int64), rows, columns.id[rows].astype(np.int64), box[rows],
-                     centre[rows], scale[rows], np.ones(len(rows), np.float32), GROUND_TRUTH)
+    return Instances(
+        image[rows].astype(np.int64),
+        rows,
+        columns.id[rows].astype(np.int64),
+        box[rows],
+        centre[rows],
+        scale[rows],
+        np.ones(len(rows), np.float32),
+        GROUND_TRUTH,
+    )
 
 
 def _aspect(dataset: PoseDataset, input_size: tuple[int, int]) -> float | None:
@@ -104,7 +114,10 @@ def _crops(columns: Annotations, dataset: PoseDataset, box, own, aspect) -> tupl
 
 
 def detections(
-    path: str | os.PathLike, annotations: Annotations, dataset: PoseDataset, input_size: tuple[int, int],
+    path: str | os.PathLike,
+    annotations: Annotations,
+    dataset: PoseDataset,
+    input_size: tuple[int, int],
     score_threshold: float = 0.0,
 ) -> Instances:
     """The boxes of a COCO detection file, [{image_id, category_id, bbox, score}, ...].
@@ -126,11 +139,15 @@ def detections(
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path}: entry {number} is no COCO detection: {error!r}") from error
         if box.shape != (4,) or not np.isfinite(box).all() or (box[2:] <= 0).any():
-            raise ValueError(f"{path}: entry {number} (image {image_id}): bbox {entry['bbox']} is not x, y, "
-                             "width, height with positive sides")
+            raise ValueError(
+                f"{path}: entry {number} (image {image_id}): bbox {entry['bbox']} is not x, y, "
+                "width, height with positive sides"
+            )
         if image_id not in row_of_image:
-            raise ValueError(f"{path}: entry {number} names image {image_id}, which the records of dataset "
-                             f"{dataset.name!r} do not have")
+            raise ValueError(
+                f"{path}: entry {number} names image {image_id}, which the records of dataset "
+                f"{dataset.name!r} do not have"
+            )
         image_index.append(row_of_image[image_id])
         boxes.append(box)
         scores.append(score)
@@ -141,8 +158,16 @@ def detections(
     centre, scale = geometry.box_to_crop(box, _aspect(dataset, input_size), dataset.padding)
     # Image order lets a reader decode each picture once; the ids keep the file's order.
     order = np.argsort(image, kind="stable")
-    return Instances(image[order], np.full(len(order), -1), order.astype(np.int64), box[order], centre[order],
-                     scale[order], np.asarray(scores, np.float32)[order], path)
+    return Instances(
+        image[order],
+        np.full(len(order), -1),
+        order.astype(np.int64),
+        box[order],
+        centre[order],
+        scale[order],
+        np.asarray(scores, np.float32)[order],
+        path,
+    )
 
 
 def _read_detections(path: str) -> list:

@@ -20,10 +20,10 @@ import numpy as np
 from absl import flags
 
 from data_pipelines import geometry
-from data_pipelines.top_down import instances as boxes_of
 from data_pipelines import mixture as mixing
 from data_pipelines.datasets import PoseDataset, find_dataset
 from data_pipelines.records import Annotations, load_annotations, open_records
+from data_pipelines.top_down import instances as boxes_of
 from data_pipelines.top_down.augmentation import Augmentation
 from data_pipelines.top_down.crops import Crop, TopDownSource, Train, decode
 
@@ -107,7 +107,7 @@ class TrainIterator(grain.DatasetIterator):
     def __next__(self) -> Batch:
         self._assert_not_closed()
         if self._reader is None:
-            self._reader = self._reading.start(self._batches[self._next_index:])
+            self._reader = self._reading.start(self._batches[self._next_index :])
         batch = next(self._reader)
         self._next_index += 1
         return batch
@@ -122,7 +122,7 @@ class TrainIterator(grain.DatasetIterator):
     def start_prefetch(self) -> None:
         """Starts reading before the first batch is asked for."""
         if self._reader is None:
-            self._reader = self._reading.start(self._batches[self._next_index:])
+            self._reader = self._reading.start(self._batches[self._next_index :])
         self._reader.start_prefetch()
 
     def close(self) -> None:
@@ -137,9 +137,17 @@ class TrainIterator(grain.DatasetIterator):
 
 
 def train_loader(
-    entries: Sequence[Entry], *, data_dir: str | os.PathLike, batch_size: int, input_size: tuple[int, int],
-    seed: int, mixture: str | Sequence[float] = mixing.CONCAT, augmentation: Augmentation | None = None, process_index: int = 0,
-    process_count: int = 1, reading: Reading = Reading(),
+    entries: Sequence[Entry],
+    *,
+    data_dir: str | os.PathLike,
+    batch_size: int,
+    input_size: tuple[int, int],
+    seed: int,
+    mixture: str | Sequence[float] = mixing.CONCAT,
+    augmentation: Augmentation | None = None,
+    process_index: int = 0,
+    process_count: int = 1,
+    reading: Reading = Reading(),
 ) -> TrainIterator:
     """Endless training batches of a mixture of prepared datasets.
 
@@ -157,22 +165,41 @@ def train_loader(
       DatasetNotPrepared: with the command that prepares it.
       ValueError: sizes that do not fit each other, or a dataset without usable instances.
     """
-    sources = [open_source(entry.dataset, entry.split, data_dir=data_dir, input_size=input_size,
-                           dataset_index=index) for index, entry in enumerate(entries)]
-    return train_iterator(sources, batch_size=batch_size, input_size=input_size, seed=seed, mixture=mixture,
-                          augmentation=augmentation, process_index=process_index, process_count=process_count,
-                          reading=reading)
+    sources = [
+        open_source(entry.dataset, entry.split, data_dir=data_dir, input_size=input_size, dataset_index=index)
+        for index, entry in enumerate(entries)
+    ]
+    return train_iterator(
+        sources,
+        batch_size=batch_size,
+        input_size=input_size,
+        seed=seed,
+        mixture=mixture,
+        augmentation=augmentation,
+        process_index=process_index,
+        process_count=process_count,
+        reading=reading,
+    )
 
 
 def train_iterator(
-    sources: Sequence[TopDownSource], *, batch_size: int, input_size: tuple[int, int], seed: int,
-    mixture: str | Sequence[float] = mixing.CONCAT, augmentation: Augmentation | None = None, process_index: int = 0,
-    process_count: int = 1, reading: Reading = Reading(),
+    sources: Sequence[TopDownSource],
+    *,
+    batch_size: int,
+    input_size: tuple[int, int],
+    seed: int,
+    mixture: str | Sequence[float] = mixing.CONCAT,
+    augmentation: Augmentation | None = None,
+    process_index: int = 0,
+    process_count: int = 1,
+    reading: Reading = Reading(),
 ) -> TrainIterator:
     """`train_loader` for sources that are open; the `dataset_index` of each must be its place among them."""
     if not sources or [source.dataset_index for source in sources] != list(range(len(sources))):
-        raise ValueError("a training mixture needs datasets numbered from 0, got "
-                         f"{[(source.dataset.name, source.dataset_index) for source in sources]}")
+        raise ValueError(
+            "a training mixture needs datasets numbered from 0, got "
+            f"{[(source.dataset.name, source.dataset_index) for source in sources]}"
+        )
     rows = rows_of_process(batch_size, process_index, process_count)
     order_seed, draw_seed = mixing.derived_seeds(seed, 2)
     transform = Train(tuple(source.dataset for source in sources), tuple(input_size), augmentation)
@@ -183,8 +210,14 @@ def train_iterator(
 
 
 def open_source(
-    dataset: str | PoseDataset, split: str, *, data_dir: str | os.PathLike, input_size: tuple[int, int],
-    dataset_index: int = 0, boxes: str | os.PathLike = boxes_of.GROUND_TRUTH, score_threshold: float = 0.0,
+    dataset: str | PoseDataset,
+    split: str,
+    *,
+    data_dir: str | os.PathLike,
+    input_size: tuple[int, int],
+    dataset_index: int = 0,
+    boxes: str | os.PathLike = boxes_of.GROUND_TRUTH,
+    score_threshold: float = 0.0,
 ) -> TopDownSource:
     """Opens the records of a prepared split as person crops; `dataset` is a name, or a protocol other than its own."""
     protocol = find_dataset(dataset, data_dir) if isinstance(dataset, str) else dataset
@@ -197,9 +230,18 @@ def open_source(
 
 
 def eval_loader(
-    dataset: str | PoseDataset, split: str, *, data_dir: str | os.PathLike, batch_size: int, input_size: tuple[int, int],
-    boxes: str | os.PathLike = boxes_of.GROUND_TRUTH, score_threshold: float = 0.0, dataset_index: int = 0,
-    num_keypoints: int | None = None, process_index: int = 0, process_count: int = 1,
+    dataset: str | PoseDataset,
+    split: str,
+    *,
+    data_dir: str | os.PathLike,
+    batch_size: int,
+    input_size: tuple[int, int],
+    boxes: str | os.PathLike = boxes_of.GROUND_TRUTH,
+    score_threshold: float = 0.0,
+    dataset_index: int = 0,
+    num_keypoints: int | None = None,
+    process_index: int = 0,
+    process_count: int = 1,
     reading: Reading = Reading(),
 ) -> EvalLoader:
     """Every instance of a prepared split once, in image order, without augmentation.
@@ -210,10 +252,24 @@ def eval_loader(
       num_keypoints: K of the batches, the dataset's own count by default.
       The others: as for `train_loader`.
     """
-    source = open_source(dataset, split, data_dir=data_dir, input_size=input_size, boxes=boxes,
-                         dataset_index=dataset_index, score_threshold=score_threshold)
-    return EvalLoader(source, batch_size, tuple(input_size), num_keypoints or source.dataset.num_keypoints,
-                      process_index, process_count, reading)
+    source = open_source(
+        dataset,
+        split,
+        data_dir=data_dir,
+        input_size=input_size,
+        boxes=boxes,
+        dataset_index=dataset_index,
+        score_threshold=score_threshold,
+    )
+    return EvalLoader(
+        source,
+        batch_size,
+        tuple(input_size),
+        num_keypoints or source.dataset.num_keypoints,
+        process_index,
+        process_count,
+        reading,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -268,8 +324,8 @@ class EvalLoader:
                 picture = decode(source.read(picture_row), sample)
             sample = crop(sample, picture)
             batch["image"][row] = sample["image"]
-            batch["keypoints"][row, :len(sample["keypoints"])] = sample["keypoints"]
-            batch["visible"][row, :len(sample["visible"])] = sample["visible"]
+            batch["keypoints"][row, : len(sample["keypoints"])] = sample["keypoints"]
+            batch["visible"][row, : len(sample["visible"])] = sample["visible"]
             batch["inverse_warp"][row] = geometry.invert(sample["matrix"])
             batch["area"][row] = np.prod(sample["scale"] * geometry.SCALE_UNIT)
             for name in ("image_id", "instance_id", "box_score"):

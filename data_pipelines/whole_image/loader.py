@@ -17,18 +17,35 @@ import numpy as np
 
 from data_pipelines import geometry, mixture
 from data_pipelines.datasets import find_dataset
-from data_pipelines.top_down.loader import Batch, Reading, TrainIterator, rows_of_process
 from data_pipelines.records import Annotations, load_annotations, open_records
 from data_pipelines.top_down.crops import decode
+from data_pipelines.top_down.loader import Batch, Reading, TrainIterator, rows_of_process
 from data_pipelines.whole_image.pictures import (
-    STRIDE, Augmentation, Rules, Train, WholeImageSource, inference_size, rules_of, training_images,
+    STRIDE,
+    Augmentation,
+    Rules,
+    Train,
+    WholeImageSource,
+    inference_size,
+    rules_of,
+    training_images,
 )
 
 
 def train_loader(
-    dataset: str, split: str = "train", *, data_dir: str | os.PathLike, batch_size: int, input_size: int,
-    seed: int, instances: int = 30, rules: Rules | None = None, augmentation: Augmentation = Augmentation(),
-    process_index: int = 0, process_count: int = 1, reading: Reading = Reading(),
+    dataset: str,
+    split: str = "train",
+    *,
+    data_dir: str | os.PathLike,
+    batch_size: int,
+    input_size: int,
+    seed: int,
+    instances: int = 30,
+    rules: Rules | None = None,
+    augmentation: Augmentation = Augmentation(),
+    process_index: int = 0,
+    process_count: int = 1,
+    reading: Reading = Reading(),
 ) -> TrainIterator:
     """Endless training batches of a prepared dataset (the whole-image batch contract).
 
@@ -62,8 +79,15 @@ def train_loader(
 
 
 def eval_loader(
-    dataset: str, split: str, *, data_dir: str | os.PathLike, batch_size: int, input_size: int,
-    process_index: int = 0, process_count: int = 1, reading: Reading = Reading(),
+    dataset: str,
+    split: str,
+    *,
+    data_dir: str | os.PathLike,
+    batch_size: int,
+    input_size: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    reading: Reading = Reading(),
 ) -> EvalLoader:
     """Every image of a prepared split once, resized, in batches of one exact picture size.
 

@@ -65,8 +65,9 @@ class WholeImageSource:
       images: rows of the images to use, all by default.
     """
 
-    def __init__(self, records, annotations: Annotations, dataset: PoseDataset,
-                 images: np.ndarray | None = None) -> None:
+    def __init__(
+        self, records, annotations: Annotations, dataset: PoseDataset, images: np.ndarray | None = None
+    ) -> None:
         self.records, self.annotations, self.dataset = records, annotations, dataset
         self.images = np.arange(annotations.num_images) if images is None else images
         if not len(self.images):
@@ -115,9 +116,15 @@ def training_images(annotations: Annotations, rules: Rules, cap: int) -> np.ndar
     count = count[images]
     if (count > cap).any():
         lost = int(np.maximum(count - cap, 0).sum())
-        logging.warning("%s (%s): %d of %d people, in %d images, exceed the %d instances of an image; the "
-                        "smallest are left out", annotations.dataset, annotations.split, lost, count.sum(),
-                        int((count > cap).sum()), cap)
+        logging.warning(
+            "%s (%s): %d of %d people, in %d images, exceed the %d instances of an image; the smallest are left out",
+            annotations.dataset,
+            annotations.split,
+            lost,
+            count.sum(),
+            int((count > cap).sum()),
+            cap,
+        )
     return images
 
 
@@ -265,8 +272,9 @@ def segmentation_mask(segmentation: Any, width: int, height: int) -> np.ndarray:
 def box_corners(boxes: np.ndarray) -> np.ndarray:
     """Boxes [P, 4] -> [P, 4, 2]: top left, top right, bottom left, bottom right."""
     x, y, w, h = boxes.T
-    return np.stack([np.stack([x, y], -1), np.stack([x + w, y], -1), np.stack([x, y + h], -1),
-                     np.stack([x + w, y + h], -1)], axis=1)
+    return np.stack(
+        [np.stack([x, y], -1), np.stack([x + w, y], -1), np.stack([x, y + h], -1), np.stack([x + w, y + h], -1)], axis=1
+    )
 
 
 def gaussian_radius(corners: np.ndarray, overlap: float = 0.7) -> np.ndarray:
@@ -275,6 +283,7 @@ def gaussian_radius(corners: np.ndarray, overlap: float = 0.7) -> np.ndarray:
     Both of its roots of a quadratic miss the division by twice the leading coefficient, so radii are larger
     than the overlap asks for; published weights expect them.
     """
+
     def side(a: int, b: int) -> np.ndarray:
         return np.ceil(np.linalg.norm(corners[:, a] - corners[:, b], axis=1))
 
@@ -284,11 +293,13 @@ def gaussian_radius(corners: np.ndarray, overlap: float = 0.7) -> np.ndarray:
     def root(a: float, b: np.ndarray, c: np.ndarray) -> np.ndarray:
         return (b + np.sqrt(b**2 - 4 * a * c)) / 2
 
-    radius = np.minimum.reduce([
-        root(1, total, product * (1 - overlap) / (1 + overlap)),
-        root(4, 2 * total, (1 - overlap) * product),
-        root(4 * overlap, -2 * overlap * total, (overlap - 1) * product),
-    ])
+    radius = np.minimum.reduce(
+        [
+            root(1, total, product * (1 - overlap) / (1 + overlap)),
+            root(4, 2 * total, (1 - overlap) * product),
+            root(4 * overlap, -2 * overlap * total, (overlap - 1) * product),
+        ]
+    )
     return np.maximum(radius.astype(np.int64), 0)
 
 

@@ -27,8 +27,13 @@ _FONT = cv2.FONT_HERSHEY_SIMPLEX
 
 
 def draw_skeleton(
-    image: np.ndarray, keypoints: np.ndarray, keypoint_set: KeypointSet, *, threshold: float = 0.0,
-    colour: Colour | None = None, thickness: int | None = None,
+    image: np.ndarray,
+    keypoints: np.ndarray,
+    keypoint_set: KeypointSet,
+    *,
+    threshold: float = 0.0,
+    colour: Colour | None = None,
+    thickness: int | None = None,
 ) -> np.ndarray:
     """One figure's limbs and points.
 
@@ -46,8 +51,9 @@ def draw_skeleton(
     """
     keypoints = np.asarray(keypoints, np.float64)
     if keypoints.shape != (keypoint_set.num_keypoints, 3):
-        raise ValueError(f"keypoints of shape {keypoints.shape}; {keypoint_set.name} needs "
-                         f"{(keypoint_set.num_keypoints, 3)}")
+        raise ValueError(
+            f"keypoints of shape {keypoints.shape}; {keypoint_set.name} needs {(keypoint_set.num_keypoints, 3)}"
+        )
     image = np.array(image, order="C")
     shown = (keypoints[:, 2] > threshold) & np.isfinite(keypoints).all(1)
     if not shown.any():
@@ -60,8 +66,15 @@ def draw_skeleton(
     for a, b in keypoint_set.limbs:
         if shown[a] and shown[b]:
             width = 1 if dense[a] or dense[b] else thickness
-            cv2.line(image, _fixed_point(keypoints[a]), _fixed_point(keypoints[b]),
-                     colour or _limb_colour(sides[a], sides[b]), width, cv2.LINE_AA, _SHIFT)
+            cv2.line(
+                image,
+                _fixed_point(keypoints[a]),
+                _fixed_point(keypoints[b]),
+                colour or _limb_colour(sides[a], sides[b]),
+                width,
+                cv2.LINE_AA,
+                _SHIFT,
+            )
     for index in np.flatnonzero(shown):
         radius = 0.8 if dense[index] else thickness + 0.5
         if not dense[index]:
@@ -84,7 +97,11 @@ def instance_colour(index: int) -> Colour:
 
 
 def draw_box(
-    image: np.ndarray, box: Sequence[float], *, colour: Colour = (255, 220, 0), thickness: int = 1,
+    image: np.ndarray,
+    box: Sequence[float],
+    *,
+    colour: Colour = (255, 220, 0),
+    thickness: int = 1,
     label: str = "",
 ) -> np.ndarray:
     """A box (x, y, w, h) with an optional label at its upper left corner."""
@@ -115,7 +132,11 @@ def heatmap_overlay(image: np.ndarray, heatmap: np.ndarray, *, opacity: float = 
 
 
 def contact_sheet(
-    images: Sequence[np.ndarray], columns: int, captions: Sequence[str] = (), *, gap: int = 4,
+    images: Sequence[np.ndarray],
+    columns: int,
+    captions: Sequence[str] = (),
+    *,
+    gap: int = 4,
 ) -> np.ndarray:
     """The pictures in rows of `columns`, in cells of the largest one's size, captions (if any) underneath.
 
@@ -131,7 +152,7 @@ def contact_sheet(
     sheet = np.full((rows * (height + line) + gap, columns * width + gap, 3), 32, np.uint8)
     for index, image in enumerate(images):
         top, left = index // columns * (height + line) + gap, index % columns * width + gap
-        sheet[top:top + image.shape[0], left:left + image.shape[1]] = image
+        sheet[top : top + image.shape[0], left : left + image.shape[1]] = image
         if captions:
             _caption(sheet, captions[index], left, top + height - gap, width - gap)
     return sheet
@@ -177,4 +198,4 @@ def _caption(sheet: np.ndarray, text: str, left: int, top: int, width: int) -> N
     cell = np.zeros((16, width, 3), np.uint8)
     cell[:] = 32
     cv2.putText(cell, text, (2, 11), _FONT, 0.36, (230, 230, 230), 1, cv2.LINE_AA)
-    sheet[top:top + 16, left:left + width] = cell
+    sheet[top : top + 16, left : left + width] = cell

@@ -10,7 +10,8 @@ import dataclasses
 import json
 import os
 import pathlib
-from typing import Any, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -166,8 +167,7 @@ def _keypoint_columns(annotations: list[Mapping[str, Any]], keypoint_set: Keypoi
             row = [*row, *(value for key in part_keys for value in annotation.get(key, ()))]
         if len(row) != length:
             raise ValueError(
-                f"annotation {annotation['id']} has {len(row)} keypoint numbers, "
-                f"{keypoint_set.name} has {length}"
+                f"annotation {annotation['id']} has {len(row)} keypoint numbers, {keypoint_set.name} has {length}"
             )
         rows.append(row)
     return np.array(rows, np.float64).reshape(-1, keypoint_set.num_keypoints, 3)

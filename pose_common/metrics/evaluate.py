@@ -73,9 +73,7 @@ def final_poses(
         return poses
     sigmas = np.array(dataset.keypoints.sigmas)
     if suppression == "hard":
-        return poses.take(
-            nms.oks_nms(poses.keypoints, poses.area, poses.score, sigmas, oks_threshold, poses.image_id)
-        )
+        return poses.take(nms.oks_nms(poses.keypoints, poses.area, poses.score, sigmas, oks_threshold, poses.image_id))
     if suppression != "soft":
         raise ValueError(f"suppression must be 'hard', 'soft' or 'none', not {suppression!r}")
     kept = []
@@ -104,7 +102,12 @@ def _matches(dataset: PoseDataset, truth: GroundTruth, poses: Poses, part: tuple
     # The tools take a detection's extent from its `keypoints` list: in whole-body sets, the body alone.
     extent = slice(*dataset.keypoints.parts[0][1:]) if dataset.keypoints.parts else slice(None)
     return oks.match(
-        truth, poses, sigmas, part=slice(*part) if part else slice(None), size=dataset.area, extent=extent,
+        truth,
+        poses,
+        sigmas,
+        part=slice(*part) if part else slice(None),
+        size=dataset.area,
+        extent=extent,
         ignore_by_count=protocol_of(dataset).ignore_by_count,
     )
 

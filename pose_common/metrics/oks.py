@@ -105,8 +105,15 @@ def match(
     outside = (extents < lower) | (extents > upper)
     ignored |= ~matched & outside[:, None]
     return Matches(
-        image[order], category[order], poses.score[order].astype(np.float64), matched, ignored,
-        truth.image, truth_category, truth_ignored, len(truth.category_id),
+        image[order],
+        category[order],
+        poses.score[order].astype(np.float64),
+        matched,
+        ignored,
+        truth.image,
+        truth_category,
+        truth_ignored,
+        len(truth.category_id),
     )
 
 

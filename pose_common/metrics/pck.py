@@ -5,7 +5,7 @@ Predictions and annotations are [N, K, 2] in pixels, `mask` [N, K] says which ke
 
 from __future__ import annotations
 
-from typing import Sequence
+from collections.abc import Sequence
 
 import numpy as np
 

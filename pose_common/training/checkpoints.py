@@ -100,7 +100,8 @@ def _abstract(shapes: Any, shardings: Any) -> Any:
 
 
 def find_checkpoint(path: str | pathlib.Path) -> tuple[pathlib.Path, int] | None:
-    """The checkpoint that `path` means: a working directory (its newest), its `checkpoints` folder, or one step's folder.
+    """The checkpoint that `path` means: a working directory (its newest), its `checkpoints` folder, or one step's
+    folder.
 
     Returns:
       (folder of the checkpoints, step), or None where `path` is something else.

@@ -131,7 +131,9 @@ def main(
       config, workdir: defaults of the flags.
       free: settings that may change when a run goes on.
     """
-    flags.DEFINE_string("config", config, "Configuration, `path[:argument]` or `name[:argument]`; --config.<field>=... sets a field.")
+    flags.DEFINE_string(
+        "config", config, "Configuration, `path[:argument]` or `name[:argument]`; --config.<field>=... sets a field."
+    )
     folder = flags.DEFINE_string("workdir", workdir, "Checkpoints, figures, results and pictures go here.")
     coordinator = flags.DEFINE_string("coordinator", None, "address:port of process 0, where JAX cannot find it.")
     num_processes = flags.DEFINE_integer("num_processes", None, "Number of processes, with --coordinator.")

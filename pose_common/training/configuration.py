@@ -21,18 +21,47 @@ from ml_collections import ConfigDict
 
 PACKAGES = ("posebh_jax.configs", "configs")
 """Where the project's own configurations are: as installed, and in a checkout."""
-FREE = frozenset({
-    "mode", "checkpoint", "init_from", "data_dir", "loader_threads", "loader_workers", "parallel", "fsdp",
-    "fsdp_min_size", "compilation_cache", "log_every", "checkpoint_every", "evaluate_every", "evaluate_stages",
-    "keep_checkpoints", "keep_checkpoints_every", "pictures", "eval_batch_size", "eval_also", "remat",
-})  # fmt: skip
+FREE = frozenset(
+    {
+        "mode",
+        "checkpoint",
+        "init_from",
+        "data_dir",
+        "loader_threads",
+        "loader_workers",
+        "parallel",
+        "fsdp",
+        "fsdp_min_size",
+        "compilation_cache",
+        "log_every",
+        "checkpoint_every",
+        "evaluate_every",
+        "evaluate_stages",
+        "keep_checkpoints",
+        "keep_checkpoints_every",
+        "pictures",
+        "eval_batch_size",
+        "eval_also",
+        "remat",
+    }
+)
 """Settings of every method that change neither data order, nor model, nor schedule."""
 
 POSITIVE = ("batch_size", "eval_batch_size", "fsdp", "learning_rate")
 NOT_NEGATIVE = (
-    "seed", "loader_threads", "loader_workers", "steps_per_epoch", "log_every", "checkpoint_every", "evaluate_every",
-    "keep_checkpoints", "keep_checkpoints_every", "pictures", "weight_decay", "clip_norm",
-)  # fmt: skip
+    "seed",
+    "loader_threads",
+    "loader_workers",
+    "steps_per_epoch",
+    "log_every",
+    "checkpoint_every",
+    "evaluate_every",
+    "keep_checkpoints",
+    "keep_checkpoints_every",
+    "pictures",
+    "weight_decay",
+    "clip_norm",
+)
 
 Override = tuple[str, str]
 
@@ -70,7 +99,8 @@ def read(source: str) -> ConfigDict:
     """The configuration that `source`, `path[:argument]` or `name[:argument]`, stands for.
 
     Args:
-      source: a Python file with `get_config(argument)` and, where those are few, `ARGUMENTS`; `mdt` is the project's own configs/mdt.py from any folder.
+      source: a Python file with `get_config(argument)` and, where those are few, `ARGUMENTS`; `mdt` is the project's
+        own configs/mdt.py from any folder.
 
     Raises:
       ConfigError: no such file, or an argument that it does not know.
@@ -98,7 +128,9 @@ def _module(path: str) -> ModuleType:
         return module
     shipped = sorted({found.stem for folder in folders for found in folder.glob("[a-z]*.py")} - {"common"})
     if name not in shipped:
-        raise ConfigError(f"--config={path}: there is no such file; shipped are {', '.join(shipped)}{nearest(name, shipped)}")
+        raise ConfigError(
+            f"--config={path}: there is no such file; shipped are {', '.join(shipped)}{nearest(name, shipped)}"
+        )
     return importlib.import_module(f"{own[0]}.{name}")
 
 
@@ -156,12 +188,16 @@ def _place(config: ConfigDict, name: str) -> tuple[Any, Any]:
         if not fits:
             known = [leaf for leaf, _ in leaves(config)]
             inside = _names(here)
-            expected = f"expected one of {', '.join(inside)}" if here is not config and inside else "there is no such field"
+            expected = (
+                f"expected one of {', '.join(inside)}" if here is not config and inside else "there is no such field"
+            )
             raise ConfigError(f"--config.{name}: {expected}{nearest(name, known)}")
         holder, here = here, here[key]
     if isinstance(here, (ConfigDict, list)):
         first = next((leaf for leaf, _ in leaves(here, name)), None)
-        raise ConfigError(f"--config.{name} is a table; set one of its fields" + (f", such as --config.{first}=..." if first else ""))
+        raise ConfigError(
+            f"--config.{name} is a table; set one of its fields" + (f", such as --config.{first}=..." if first else "")
+        )
     return holder, key
 
 
@@ -261,8 +297,9 @@ def require_same_run(
         (noted if re.split(r"[.\[]", name)[0] in free else refused).append(line)
     if refused and not accept:
         raise ConfigError(
-            f"the run was started with other settings: {'; '.join(refused)}. Start another run from its weights, with a new"
-            " --workdir and --config.init_from=<its workdir>, or go on with the changed settings by --accept_changes"
+            f"the run was started with other settings: {'; '.join(refused)}. Start another run from its weights, with a"
+            " new --workdir and --config.init_from=<its workdir>, or go on with the changed settings by"
+            " --accept_changes"
         )
     return noted + refused
 
@@ -294,9 +331,17 @@ def check(config: ConfigDict) -> None:
         if not config[name] >= 0:
             raise ConfigError(f"config.{name}={config[name]!r}: expected 0 or more")
     if config.mode == "evaluate":
-        require_path("checkpoint", config.checkpoint, "a working directory with checkpoints, one of them, or a folder or file of weights")
+        require_path(
+            "checkpoint",
+            config.checkpoint,
+            "a working directory with checkpoints, one of them, or a folder or file of weights",
+        )
     if config.init_from and config.mode == "train":
-        require_path("init_from", config.init_from, "a working directory with checkpoints, one of them, or a folder or file of weights")
+        require_path(
+            "init_from",
+            config.init_from,
+            "a working directory with checkpoints, one of them, or a folder or file of weights",
+        )
 
 
 def require_path(field: str, path: str, expected: str) -> None:

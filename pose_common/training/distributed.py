@@ -29,12 +29,15 @@ def start(coordinator: str | None = None, num_processes: int | None = None, proc
     elif _in_cluster():
         jax.distributed.initialize()
     if jax.process_count() > 1:
-        logging.info("process %d of %d, %d devices here", jax.process_index(), jax.process_count(),
-                     jax.local_device_count())
+        logging.info(
+            "process %d of %d, %d devices here", jax.process_index(), jax.process_count(), jax.local_device_count()
+        )
 
 
 def _in_cluster() -> bool:
-    several_tpu_workers = "," in os.environ.get("TPU_WORKER_HOSTNAMES", "") or "MEGASCALE_COORDINATOR_ADDRESS" in os.environ
+    several_tpu_workers = (
+        "," in os.environ.get("TPU_WORKER_HOSTNAMES", "") or "MEGASCALE_COORDINATOR_ADDRESS" in os.environ
+    )
     several_tasks = int(os.environ.get("SLURM_NTASKS", "1")) > 1 or int(os.environ.get("OMPI_COMM_WORLD_SIZE", "1")) > 1
     return several_tpu_workers or several_tasks
 

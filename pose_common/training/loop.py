@@ -159,8 +159,14 @@ class _Loop:
 
     def run(self, run: _Run) -> bool:
         """Trains `run` in place; False when a signal stopped it first."""
-        bar = tqdm.tqdm(total=self.total_steps, initial=run.step, unit="step", disable=jax.process_index() != 0,
-                        mininterval=1.0, dynamic_ncols=True)
+        bar = tqdm.tqdm(
+            total=self.total_steps,
+            initial=run.step,
+            unit="step",
+            disable=jax.process_index() != 0,
+            mininterval=1.0,
+            dynamic_ncols=True,
+        )
         step_function = None
         with bar:
             while run.step < self.total_steps:

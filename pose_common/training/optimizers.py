@@ -73,7 +73,7 @@ class GroupedAdamW:
     decayed: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def init(self, params: dict[str, Any], groups: Iterable[str], old: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Moments for `groups`: taken from `old` where it has them, fresh otherwise. Other groups' moments are let go."""
+        """Moments for `groups`: those of `old` where it has them, else zero. Other groups' are let go."""
         old = old or {}
         return {group: old.get(group) or self._adam().init(params[group]) for group in sorted(groups)}
 

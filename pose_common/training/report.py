@@ -40,8 +40,9 @@ def log_parameters(params: Any, workdir: pathlib.Path) -> None:
     table = parameter_table(params)
     (workdir / "parameters.txt").write_text(table + "\n", encoding="utf8")
     count = len({leaf.split("/")[0] for leaf in table.splitlines()})
-    logging.info("parameters (whole table in %s):\n%s", workdir / "parameters.txt",
-                 "\n".join(table.splitlines()[-count:]))
+    logging.info(
+        "parameters (whole table in %s):\n%s", workdir / "parameters.txt", "\n".join(table.splitlines()[-count:])
+    )
 
 
 def log_batch(rows: dict[str, np.ndarray]) -> None:

@@ -13,10 +13,10 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
-from pose_common.weights.keys import require_fit, unflatten
 from pose_common.training.checkpoints import Checkpoints, find_checkpoint
 from pose_common.training.mesh import replicated
 from pose_common.training.state import TrainState
+from pose_common.weights.keys import require_fit, unflatten
 
 Weights = dict[str, Any]
 """Nested {"params": ..., "batch_stats": ..., "prototypes": ...}."""

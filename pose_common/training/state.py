@@ -7,9 +7,8 @@ from typing import Any
 import flax.struct
 import jax
 
-
 METHOD_STATE = "prototypes"
-"""Name of the method state in files of weights: that of the first method that had one, so that old files stay readable."""
+"""Name of the method state in files of weights: that of the first method that had one, which files keep."""
 
 
 class TrainState(flax.struct.PyTreeNode):

@@ -1,4 +1,4 @@
-"""One training step, for any method: gradients of the asked-for terms, one optimizer step, new statistics, the method's own update."""
+"""One training step, for any method: gradients, optimizer, statistics, the method's own update."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ def train_step(
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """(state, batch) -> (new state, metrics). Pure; the caller applies jit, sharding or pmap.
 
-    Only the groups in `stage.train` are differentiated. Metrics hold every term, their sum `loss`, the method's figures,
-    `grad_norm` before the clip and `learning_rate`; they are global values, equal on every device.
+    Only the groups in `stage.train` are differentiated. Metrics hold every term, their sum `loss`, the method's
+    figures, `grad_norm` before the clip and `learning_rate`; they are global values, equal on every device.
     """
     key = jax.random.fold_in(state.rng, state.step)
     frozen = {group: value for group, value in state.params.items() if group not in stage.train}

@@ -90,7 +90,7 @@ def draw_curves(metrics_path: str | pathlib.Path, picture_path: str | pathlib.Pa
         axis.set_title(name, fontsize=9)
         if name.startswith("loss") or name.endswith("_loss"):
             axis.set_yscale("log")
-    for axis in axes.flat[len(series):]:
+    for axis in axes.flat[len(series) :]:
         axis.axis("off")
     figure.legend(drawn.values(), drawn, loc="upper center", ncols=columns, fontsize=8)
     figure.tight_layout(rect=(0, 0, 1, 1 - legend / height))

@@ -1,1 +1,1 @@
-"""Weights in files: names of other codes (`keys`), PyTorch and safetensors files, this project's own folders (`folder`)."""
+"""Weights in files: names of other codes (`keys`), PyTorch and safetensors files, own folders (`folder`)."""

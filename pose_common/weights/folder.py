@@ -50,8 +50,7 @@ def save_weights(path: str | os.PathLike, weights: Mapping[str, Any], manifest: 
         # Weights do not compress. `force` replaces what an interrupted writer left.
         checkpointer.save(root / ARRAYS, args=ocp.args.PyTreeSave(unflatten(flatten(weights))), force=True)
     described = {
-        name: {"shape": list(value.shape), "dtype": str(value.dtype)}
-        for name, value in flatten(weights).items()
+        name: {"shape": list(value.shape), "dtype": str(value.dtype)} for name, value in flatten(weights).items()
     }
     text = json.dumps({"format": FORMAT, "model": dict(manifest), "arrays": described}, indent=1)
     if jax.process_index() == 0:
@@ -75,9 +74,7 @@ def load_weights(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Any
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise WeightsError(f"{root / MANIFEST} is damaged: {error!r}") from error
     if not known:
-        raise WeightsError(
-            f"{root / MANIFEST}: unknown format {content['format']!r}, this program reads {FORMAT!r}"
-        )
+        raise WeightsError(f"{root / MANIFEST}: unknown format {content['format']!r}, this program reads {FORMAT!r}")
     target = unflatten({name: jax.ShapeDtypeStruct(e["shape"], e["dtype"]) for name, e in described.items()})
     try:
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:

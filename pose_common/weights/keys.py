@@ -177,8 +177,7 @@ def to_flax(
 
     problems = [f"no rule fills {path} {_shape(targets[path])}" for path in sorted(unfilled)]
     problems += [
-        f"unexpected {name} {_shape(state[name])}"
-        for name in sorted(set(surplus) - set(left_out), key=_natural)
+        f"unexpected {name} {_shape(state[name])}" for name in sorted(set(surplus) - set(left_out), key=_natural)
     ]
     for name, slot in slots.items():
         problems += _misfit(name, slot, state, targets[slot.rule.target].shape)
@@ -220,9 +219,7 @@ def require_fit(weights: Mapping[str, Any], targets: Mapping[str, Any]) -> None:
         raise PortError("the weights do not fit", problems)
 
 
-def _misfit(
-    name: str, slot: Slot, state: Mapping[str, np.ndarray], target_shape: tuple[int, ...]
-) -> list[str]:
+def _misfit(name: str, slot: Slot, state: Mapping[str, np.ndarray], target_shape: tuple[int, ...]) -> list[str]:
     """What is wrong with the source of a slot, as far as that shows without reading its numbers."""
     shape = slot.view(np.broadcast_to(np.float32(0), target_shape)).shape
     if name not in state:

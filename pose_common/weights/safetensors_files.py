@@ -51,9 +51,7 @@ def read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
     if not header:
         raise ValueError("it holds no arrays")
 
-    data = (
-        np.memmap(path, np.uint8, mode="r", offset=8 + length) if size > 8 + length else np.zeros(0, np.uint8)
-    )
+    data = np.memmap(path, np.uint8, mode="r", offset=8 + length) if size > 8 + length else np.zeros(0, np.uint8)
     arrays, spans = {}, []
     for name, entry in header.items():
         dtype, shape, (start, end) = _parse(name, entry)

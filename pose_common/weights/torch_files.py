@@ -1,7 +1,7 @@
 """Reads and writes files of torch weights: `.pth` (PyTorch's own, which needs PyTorch) and `.safetensors`.
 
-No code from a file is ever run: pickles go through PyTorch's weights-only unpickler, and a file that needs more is refused.
-Before anything is believed, the archive's checksums and headers are verified, which PyTorch does not do.
+No code from a file is ever run: pickles go through PyTorch's weights-only unpickler, and a file that needs more is
+refused. Before anything is believed, the archive's checksums and headers are verified, which PyTorch does not do.
 """
 
 from __future__ import annotations
@@ -84,9 +84,7 @@ def write_state(path: str | os.PathLike, state: Mapping[str, np.ndarray]) -> Non
     try:
         if path.suffix != ".safetensors":
             torch = _import_torch()
-            torch.save(
-                {"state_dict": {name: torch.from_numpy(array) for name, array in state.items()}}, partial
-            )
+            torch.save({"state_dict": {name: torch.from_numpy(array) for name, array in state.items()}}, partial)
         else:
             write_safetensors(partial, state)
         partial.replace(path)
@@ -134,9 +132,7 @@ def _unwrap(content: Any) -> Mapping[str, Any]:
 def _to_numpy(name: str, value: Any, torch: Any) -> np.ndarray:
     """The tensor as an array that shares its memory."""
     if not isinstance(value, torch.Tensor):
-        raise ValueError(
-            f"entry {name!r} is no tensor but a {type(value).__name__}; this is no file of weights"
-        )
+        raise ValueError(f"entry {name!r} is no tensor but a {type(value).__name__}; this is no file of weights")
     if value.layout != torch.strided or value.is_quantized:
         raise ValueError(f"entry {name!r} is a sparse or quantised tensor")
     value = value.detach()

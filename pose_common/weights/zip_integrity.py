@@ -104,8 +104,8 @@ def _check_same_writer(info: zipfile.ZipInfo, first: zipfile.ZipInfo) -> None:
 def _check_entry(archive: zipfile.ZipFile, info: zipfile.ZipInfo, file: BinaryIO) -> int:
     """Compares an entry's headers and reads its data; returns where the next entry starts."""
     file.seek(info.header_offset)
-    magic, version, flags, method, time, date, crc, packed, size, name_length, extra_length = (
-        LOCAL_HEADER.unpack(file.read(LOCAL_HEADER.size))
+    magic, version, flags, method, time, date, crc, packed, size, name_length, extra_length = LOCAL_HEADER.unpack(
+        file.read(LOCAL_HEADER.size)
     )
     year, month, day, hour, minute, second = info.date_time
     directory_date = (year - 1980) << 9 | month << 5 | day

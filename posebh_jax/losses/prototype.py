@@ -1,4 +1,4 @@
-"""Embeddings against keypoint prototypes: cross entropy (PPC), distance (PPD) and prototype heatmaps (PoseBH, section 3.2)."""
+"""Embeddings against keypoint prototypes: cross entropy (PPC), distance (PPD) and prototype heatmaps (section 3.2)."""
 
 from __future__ import annotations
 

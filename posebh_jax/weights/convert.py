@@ -17,12 +17,12 @@ import numpy as np
 
 from data_pipelines.datasets import DATASETS
 from pose_common.weights import keys as port
+from pose_common.weights.folder import is_weights, load_weights
 from pose_common.weights.keys import COUNTER, VARIANCE, Conversion, PortError, flatten, own_weights, unflatten
 from pose_common.weights.torch_files import read_state
-from pose_common.weights.folder import is_weights, load_weights
-from posebh_jax.weights.mae import adapt_backbone
 from posebh_jax.heads import ACTIVATIONS
 from posebh_jax.model import PoseBH
+from posebh_jax.vit import ViTSize
 from posebh_jax.weights.detect import (
     BACKBONE,
     HUGGING_FACE,
@@ -33,7 +33,7 @@ from posebh_jax.weights.detect import (
     recognise,
 )
 from posebh_jax.weights.keys import BLOCKS, backbone_rules, hugging_face_rules, posebh_rules
-from posebh_jax.vit import ViTSize
+from posebh_jax.weights.mae import adapt_backbone
 
 BANK, CLUSTERS, CLUSTER_KEYPOINTS = (
     f"prototypes/{name}" for name in ("bank", "clusters/prototypes", "clusters/keypoint")
@@ -93,9 +93,7 @@ def read_weights(path: str | os.PathLike, options: Options = Options()) -> Conve
     path = pathlib.Path(path)
     conversion = convert(read_state(path), options, path)
     if conversion is None:
-        raise PortError(
-            "not recognised", [f"{path} holds no weights of PoseBH, ViTPose or a vision transformer"]
-        )
+        raise PortError("not recognised", [f"{path} holds no weights of PoseBH, ViTPose or a vision transformer"])
     return conversion
 
 
@@ -139,9 +137,7 @@ def convert(
     return Conversion(title, weights, manifest, ported)
 
 
-def describe(
-    contents: Contents, options: Options, source: pathlib.Path | None
-) -> tuple[dict[str, Any], list[str]]:
+def describe(contents: Contents, options: Options, source: pathlib.Path | None) -> tuple[dict[str, Any], list[str]]:
     """(manifest, what was guessed): everything that the model is built from."""
     stem = source.stem if source is not None else ""
     num_heads = options.num_heads if options.num_heads is not None else _heads_beside(source)
@@ -175,7 +171,7 @@ def model_of(manifest: Mapping[str, Any], **settings: Any) -> PoseBH:
     """
     filters, embedding = manifest["filters"], manifest["embedding"] or {"dim": 0}
     if not isinstance(embedding, Mapping):
-        embedding = dict(zip(EMBEDDING, embedding))
+        embedding = dict(zip(EMBEDDING, embedding, strict=True))
     return PoseBH(
         size=ViTSize(**manifest["backbone"]),
         datasets=tuple((name, count) for name, count in manifest["datasets"]),
@@ -263,9 +259,7 @@ def single_dataset(
     tree = {
         path: value
         for path, value in whole.items()
-        if not re.match(
-            rf"{BLOCKS}/mlp/experts/|prototypes/clusters/|\w+/heads/(?!{re.escape(dataset)}/)", path
-        )
+        if not re.match(rf"{BLOCKS}/mlp/experts/|prototypes/clusters/|\w+/heads/(?!{re.escape(dataset)}/)", path)
     }
     if manifest["num_experts"]:
         for leaf in ("kernel", "bias"):
@@ -304,9 +298,7 @@ def _described(embedding: Embedding, activation: str) -> dict[str, Any]:
 
 def _check_names(names: tuple[str, ...], keypoints: tuple[int, ...]) -> None:
     if len(names) != len(keypoints):
-        raise PortError(
-            "the datasets do not fit", [f"{len(keypoints)} heads, but {len(names)} names: {names}"]
-        )
+        raise PortError("the datasets do not fit", [f"{len(keypoints)} heads, but {len(names)} names: {names}"])
     problems = [
         f"{name} has {DATASETS[name].num_keypoints} keypoints, the head {count}"
         for name, count in zip(names, keypoints, strict=True)
@@ -324,9 +316,7 @@ def _input_size(contents: Contents, options: Options) -> tuple[int, int]:
         return (192, 256)
     unit = int(round((contents.tokens / 12) ** 0.5))
     if 12 * unit**2 != contents.tokens:
-        raise PortError(
-            "more must be known", [f"{contents.tokens} positions make no 3:4 grid: say the input size"]
-        )
+        raise PortError("more must be known", [f"{contents.tokens} positions make no 3:4 grid: say the input size"])
     return 3 * unit * PATCH, 4 * unit * PATCH
 
 

@@ -160,9 +160,7 @@ def _original(shapes: Shapes, prefix: str, family: str) -> Contents:
         tokens=_tokens(shapes, f"{prefix}pos_embed", dim),
         mlp_ratio=_ratio(_size(shapes, block + r"mlp\.fc1\.(weight|bias)", 0), dim),
         num_experts=0 if folded else num_experts,
-        part_features=_size(shapes, block + r"mlp\.experts\.\d+\.weight", 0)
-        if num_experts and not folded
-        else 0,
+        part_features=_size(shapes, block + r"mlp\.experts\.\d+\.weight", 0) if num_experts and not folded else 0,
         folded=folded,
         keypoints=tuple(_maps(shapes, i) for i in range(heads)),
         filters=tuple(_size(shapes, norm, 0) if heads or embedding else 0 for norm in norms),
@@ -244,9 +242,7 @@ def _size(shapes: Shapes, pattern: str, axis: int) -> int:
     Raises:
       PortError: no entry matches.
     """
-    lengths = [
-        shape[axis] for name, shape in shapes.items() if len(shape) > axis and re.fullmatch(pattern, name)
-    ]
+    lengths = [shape[axis] for name, shape in shapes.items() if len(shape) > axis and re.fullmatch(pattern, name)]
     if not lengths:
         raise PortError("recognised, but", [f"no usable entry of the form {pattern.replace(chr(92), '')}"])
     return collections.Counter(lengths).most_common(1)[0][0]

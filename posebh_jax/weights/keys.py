@@ -93,9 +93,7 @@ def hugging_face_rules(dataset: str) -> list[Rule]:
         *_affine("head.conv", f"params/heads/{dataset}/final", CONV),
     ]
     for i, name in enumerate(("query", "key", "value")):
-        rules += _affine(
-            f"{prefix}attention.attention.{name}", f"{BLOCKS}/attn/qkv", LINEAR, LAYER, part=(i, 3)
-        )
+        rules += _affine(f"{prefix}attention.attention.{name}", f"{BLOCKS}/attn/qkv", LINEAR, LAYER, part=(i, 3))
     for i in (1, 2):
         target = f"heads/{dataset}/upsampling"
         rules.append(Rule(f"head.deconv{i}.weight", f"params/{target}/deconv{i}/kernel", DECONV))
@@ -103,9 +101,7 @@ def hugging_face_rules(dataset: str) -> list[Rule]:
     return rules
 
 
-def _affine(
-    source: str, target: str, axes: tuple[int, ...], stack: tuple[str, ...] = (), part=None
-) -> list[Rule]:
+def _affine(source: str, target: str, axes: tuple[int, ...], stack: tuple[str, ...] = (), part=None) -> list[Rule]:
     return [
         Rule(f"{source}.weight", f"{target}/kernel", axes, stack, part),
         Rule(f"{source}.bias", f"{target}/bias", None, stack, part),
@@ -142,8 +138,6 @@ def _upsampling(prefix: str, target: str) -> list[Rule]:
     rules = []
     for i, (deconvolution, norm) in enumerate(((0, 1), (3, 4)), start=1):
         path = f"{target}/upsampling"
-        rules.append(
-            Rule(f"{prefix}deconv_layers.{deconvolution}.weight", f"params/{path}/deconv{i}/kernel", DECONV)
-        )
+        rules.append(Rule(f"{prefix}deconv_layers.{deconvolution}.weight", f"params/{path}/deconv{i}/kernel", DECONV))
         rules += _batch_norm(f"{prefix}deconv_layers.{norm}", f"{path}/norm{i}")
     return rules

@@ -61,9 +61,7 @@ def resize_position(position: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
             [f"{POSITION} has shape {list(position.shape)}: no square grid, nor {height} x {width}"],
         )
     old = position[0, 1:].astype(np.float32).reshape(side, side, -1)
-    new = np.einsum(
-        "hy,wx,yxc->hwc", cubic_matrix(side, height), cubic_matrix(side, width), old, optimize=True
-    )
+    new = np.einsum("hy,wx,yxc->hwc", cubic_matrix(side, height), cubic_matrix(side, width), old, optimize=True)
     return np.concatenate([position[:, :1], new.reshape(1, height * width, -1)], axis=1).astype(np.float32)
 
 

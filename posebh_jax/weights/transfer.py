@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from pose_common.weights.keys import Conversion, flatten
 from pose_common.training.restore import Start, take_parts
+from pose_common.weights.keys import Conversion, flatten
 from posebh_jax.model import PoseBH
 from posebh_jax.weights.convert import BANK, expand_experts, single_dataset
 

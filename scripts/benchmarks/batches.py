@@ -12,8 +12,8 @@ from ml_collections import ConfigDict
 
 from boir_jax import build as boir_build
 from boir_jax import configuration as boir_configuration
-from boir_jax.weights.convert import METHOD as BOIR
 from boir_jax.method import BoIRMethod
+from boir_jax.weights.convert import METHOD as BOIR
 from pose_common.training import configuration
 from posebh_jax import build as posebh_build
 from posebh_jax import configuration as posebh_configuration
@@ -58,7 +58,7 @@ def random_crops(method: PoseBHMethod, size: int) -> dict[str, np.ndarray]:
 
 
 def random_scenes(images: int, side: int, people: int, keypoints: int, seed: int = 0) -> dict[str, np.ndarray]:
-    """Square images with 1 to `people` overlapping people; the last has nobody. A fifth of the keypoints is unlabelled."""
+    """Square images with 1 to `people` overlapping people; the last has nobody. One keypoint in five is unlabelled."""
     rng = np.random.default_rng(seed)
     cells = side // 4
     low, extent = (scale * rng.random((images, people, 2)) * cells for scale in (0.6, 0.2))

@@ -27,8 +27,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pose_common.training import configuration
 from boir_jax.losses import LossConfig, box_loss, embedding_loss
+from pose_common.training import configuration
 
 CELLS = 128
 CHANNELS = 128
@@ -82,13 +82,15 @@ def original(batch: dict[str, np.ndarray], background: str, checkout: pathlib.Pa
     inputs = []
     for cells, boxes, valid in zip(batch["cells"], batch["boxes"], batch["valid"], strict=True):
         count = int(valid.sum())
-        inputs.append({
-            "instance_coord": torch.tensor(cells[valid][:, ::-1].copy()).long(),
-            "instance_heatmap": torch.zeros(count, 1, 1, 1),
-            "instance_mask": torch.zeros(count, 1, 1, 1),
-            "bbox": torch.tensor(boxes[valid].astype(np.float64)),
-            "multi_mask": mask,
-        })
+        inputs.append(
+            {
+                "instance_coord": torch.tensor(cells[valid][:, ::-1].copy()).long(),
+                "instance_heatmap": torch.zeros(count, 1, 1, 1),
+                "instance_mask": torch.zeros(count, 1, 1, 1),
+                "bbox": torch.tensor(boxes[valid].astype(np.float64)),
+                "multi_mask": mask,
+            }
+        )
 
     def step():
         result = sampler(features, maps["embedding"], inputs, features, maps["box"])

@@ -17,13 +17,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from pose_common.weights.folder import save_weights
 from pose_common.weights.keys import expected_sources
 from pose_common.weights.torch_files import write_state
-from pose_common.weights.folder import save_weights
 from posebh_jax.model import PoseBH
+from posebh_jax.vit import SIZES
 from posebh_jax.weights.convert import BANK, model_targets, read_weights
 from posebh_jax.weights.keys import posebh_rules
-from posebh_jax.vit import SIZES
 
 MIXTURE = (("coco", 17), ("aic", 14), ("mpii", 16), ("ap10k", 17), ("apt36k", 17), ("coco_wholebody", 133))
 
@@ -66,9 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         seconds, peak = queue.get()
         process.join()
     print(f"ViT-{args.size} from {args.format}: {size / 1e9:.2f} GB of weights, {seconds:.0f} s")
-    print(
-        f"peak memory {peak / 1e9:.2f} GB, {peak / size:.2f} times the weights (interpreter and JAX included)"
-    )
+    print(f"peak memory {peak / 1e9:.2f} GB, {peak / size:.2f} times the weights (interpreter and JAX included)")
 
 
 if __name__ == "__main__":

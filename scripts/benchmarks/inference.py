@@ -58,8 +58,15 @@ def run(config: ConfigDict, batches: list[int], rounds: int) -> list[dict]:
             jax.block_until_ready(predict(image, inverse_warp))
             times.append(time.perf_counter() - began)
         median = statistics.median(times[1:])
-        rows.append({"batch": size, "pixels": f"{width}x{height}", "compile s": round(times[0] - median, 1),
-                     "batch ms": round(1e3 * median, 1), "a second": round(size / median, 2)})  # fmt: skip
+        rows.append(
+            {
+                "batch": size,
+                "pixels": f"{width}x{height}",
+                "compile s": round(times[0] - median, 1),
+                "batch ms": round(1e3 * median, 1),
+                "a second": round(size / median, 2),
+            }
+        )
     return rows
 
 

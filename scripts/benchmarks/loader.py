@@ -68,8 +68,7 @@ class PerSample:
         if sample["mirrored"]:
             image = np.ascontiguousarray(image[:, ::-1])
         udp = dataset.codec == "udp"
-        matrix = geometry.warp_matrix(sample["centre"], sample["scale"], sample["rotation"], self.input_size,
-                                      udp)
+        matrix = geometry.warp_matrix(sample["centre"], sample["scale"], sample["rotation"], self.input_size, udp)
         crop = cv2.warpAffine(image, matrix, self.input_size, flags=cv2.INTER_LINEAR)
         keypoints = geometry.transform(matrix, sample["keypoints"])
         target, weight = self.targets(keypoints, sample["visible"], udp)
@@ -92,8 +91,8 @@ class PerSample:
             x = np.arange(first[0], last[0], dtype=np.float32)
             y = np.arange(first[1], last[1], dtype=np.float32)[:, None]
             middle = mean if udp else cell
-            patch = np.exp(-((x - middle[0]) ** 2 + (y - middle[1]) ** 2) / (2 * SIGMA ** 2))
-            target[channel, first[1]:last[1], first[0]:last[0]] = patch
+            patch = np.exp(-((x - middle[0]) ** 2 + (y - middle[1]) ** 2) / (2 * SIGMA**2))
+            target[channel, first[1] : last[1], first[0] : last[0]] = patch
             weight[channel] = visible[channel]
         return target, weight
 
@@ -137,7 +136,10 @@ def one_round(start: Callable[[], TrainIterator], batches: int, warm_up: int) ->
 
 
 def compare(
-    starts: dict[str, Callable[[], TrainIterator]], batches: int, warm_up: int, rounds: int,
+    starts: dict[str, Callable[[], TrainIterator]],
+    batches: int,
+    warm_up: int,
+    rounds: int,
     clocks: tuple[str, ...],
 ) -> dict[str, dict[str, float]]:
     """{clock: {pipeline: median rate, 'ratio': first to second}}; the pipelines take turns, one at a time."""
@@ -155,8 +157,7 @@ def compare(
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data_dir", default="data")
     parser.add_argument("--dataset", default="coco")
     parser.add_argument("--split", default="train")
@@ -165,8 +166,13 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--batches", type=int, default=8, help="batches timed in a round")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--workers", type=int, default=2, help="processes of the second comparison; 0: none")
-    parser.add_argument("--channels", type=int, default=0, help="heatmaps a sample of the plain pipeline; "
-                        "0: one a keypoint. The release's mixture pads every sample to 133")
+    parser.add_argument(
+        "--channels",
+        type=int,
+        default=0,
+        help="heatmaps a sample of the plain pipeline; "
+        "0: one a keypoint. The release's mixture pads every sample to 133",
+    )
     return parser.parse_args(argv)
 
 
@@ -177,27 +183,37 @@ def main(argv: list[str] | None = None) -> dict:
     source = open_source(args.dataset, args.split, data_dir=args.data_dir, input_size=size)
     with tempfile.TemporaryDirectory() as folder:
         files = write_files(source, pathlib.Path(folder))
-        plain = PerSample(source, files, size, (size[0] // 4, size[1] // 4),
-                          args.channels or source.dataset.num_keypoints)
+        plain = PerSample(
+            source, files, size, (size[0] // 4, size[1] // 4), args.channels or source.dataset.num_keypoints
+        )
 
         def starts(reading: Reading) -> dict[str, Callable[[], TrainIterator]]:
             return {
-                "ours": lambda: train_iterator([source], batch_size=args.batch_size, input_size=size, seed=0,
-                                               augmentation=AUGMENTATION,
-                                               reading=reading),
+                "ours": lambda: train_iterator(
+                    [source],
+                    batch_size=args.batch_size,
+                    input_size=size,
+                    seed=0,
+                    augmentation=AUGMENTATION,
+                    reading=reading,
+                ),
                 "per_sample": lambda: plain.start(args.batch_size, 0, reading),
             }
 
-        result = {"dataset": f"{args.dataset}/{args.split}", "instances": len(source),
-                  "opencv": cv2.__version__, "heatmaps": plain.channels}
-        result["one_core"] = compare(starts(Reading(num_threads=0)), args.batches, 1, args.rounds,
-                                     ("cpu_time", "wall_time"))
+        result = {
+            "dataset": f"{args.dataset}/{args.split}",
+            "instances": len(source),
+            "opencv": cv2.__version__,
+            "heatmaps": plain.channels,
+        }
+        result["one_core"] = compare(
+            starts(Reading(num_threads=0)), args.batches, 1, args.rounds, ("cpu_time", "wall_time")
+        )
         if args.workers:
             # What lies ready in the queues when the clock starts must be little beside what is timed.
             reading = Reading(num_threads=1, num_workers=args.workers, prefetch=1)
             timed, warm_up = 4 * args.workers * args.batches, 3 * args.workers
-            result[f"{args.workers}_workers"] = compare(
-                starts(reading), timed, warm_up, args.rounds, ("wall_time",))
+            result[f"{args.workers}_workers"] = compare(starts(reading), timed, warm_up, args.rounds, ("wall_time",))
     print(json.dumps(result, indent=2))
     return result
 

@@ -13,7 +13,8 @@ import argparse
 import contextlib
 import io
 import time
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from pycocotools.coco import COCO
@@ -24,9 +25,7 @@ from pose_common.metrics import evaluate, nms
 from pose_common.metrics.columns import Poses, coco_results, ground_truth_from_coco
 
 
-def synthetic_coco(
-    rng: np.random.Generator, images: int, people: int, detections: int
-) -> tuple[dict[str, Any], Poses]:
+def synthetic_coco(rng: np.random.Generator, images: int, people: int, detections: int) -> tuple[dict[str, Any], Poses]:
     """COCO-format ground truth of random people, and detections scattered around them at varied accuracy."""
     keypoints = find_dataset("coco").num_keypoints
     owner = np.sort(rng.integers(0, images, people))
@@ -59,8 +58,14 @@ def synthetic_coco(
     spread = np.sqrt(box[near, 2] * box[near, 3]) * rng.lognormal(-3, 1.5, len(image))
     found = points[near] + rng.normal(size=(len(image), keypoints, 2)) * spread[:, None, None]
     predicted = np.concatenate([found, rng.random((len(image), keypoints, 1))], axis=-1)
-    poses = Poses(image + 1, np.arange(len(image)), predicted, rng.random(len(image)),
-                  nms.extent_area(predicted), np.ones(len(image), np.int64))
+    poses = Poses(
+        image + 1,
+        np.arange(len(image)),
+        predicted,
+        rng.random(len(image)),
+        nms.extent_area(predicted),
+        np.ones(len(image), np.int64),
+    )
     return document, poses
 
 
@@ -123,6 +128,7 @@ def main() -> None:
     ours, numbers = seconds(lambda: evaluate.metrics_of(dataset, truth, poses), options.repeats)
     theirs, reference = seconds(lambda: pycocotools_metric(truth, [dict(r) for r in results]), 1)
     difference = np.abs(np.array(list(numbers.values())) - reference).max()
+
     def suppress(rows: np.ndarray | slice) -> np.ndarray:
         return nms.oks_nms(
             poses.keypoints[rows], poses.area[rows], poses.score[rows], sigmas, 0.9, poses.image_id[rows]

@@ -16,12 +16,12 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from pose_common.training import configuration
 from pose_common.heatmaps import encode
+from pose_common.training import configuration
 from posebh_jax.clusters import ClusterBank
-from posebh_jax.losses.cross_type import cross_type_terms
 from posebh_jax.keypoint_index import SkeletonLayout
 from posebh_jax.losses.cluster import cluster_terms
+from posebh_jax.losses.cross_type import cross_type_terms
 from posebh_jax.losses.heatmap import head_terms
 from posebh_jax.losses.prototype import prototype_terms
 from posebh_jax.prototypes import PrototypeConfig, best_similarities, gumbel_noise, init_prototypes, update_prototypes
@@ -35,7 +35,14 @@ def example_inputs(layout: SkeletonLayout, batch: int, heatmap_size: tuple[int, 
     keys = jax.random.split(jax.random.key(0), 6)
     width, height = heatmap_size
     at = jax.random.uniform(keys[0], (batch, layout.total, 2)) * jnp.array([width - 1, height - 1])
-    maps, _ = encode(at, jnp.ones(at.shape[:2]), True, input_size=heatmap_size, heatmap_size=heatmap_size, sigma=RELEASED.heatmap_sigma)
+    maps, _ = encode(
+        at,
+        jnp.ones(at.shape[:2]),
+        True,
+        input_size=heatmap_size,
+        heatmap_size=heatmap_size,
+        sigma=RELEASED.heatmap_sigma,
+    )
     dataset = jax.random.randint(keys[1], (batch,), 0, layout.num_datasets)
     weights = layout.own(dataset).astype(jnp.float32)
     return {
@@ -69,9 +76,7 @@ def terms_by_name(layout: SkeletonLayout, config: PrototypeConfig, clusters: int
 
     def cross_type(embedding, maps, x):
         best = best_similarities(embedding, x["prototypes"])
-        return cross_type_terms(
-            embedding, maps, best, x["dataset"], x["prototypes"], layout=layout, config=config
-        )
+        return cross_type_terms(embedding, maps, best, x["dataset"], x["prototypes"], layout=layout, config=config)
 
     def together(*parts):
         def terms(*args):
@@ -119,9 +124,7 @@ def measure(terms: Callable, inputs: dict, repeats: int) -> tuple[float, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=64, help="images on this device")
     parser.add_argument("--counts", type=int, nargs="+", default=PAPER_COUNTS, help="keypoints per dataset")
     parser.add_argument("--heatmap_size", type=int, nargs=2, default=(48, 64), metavar=("WIDTH", "HEIGHT"))
@@ -134,7 +137,9 @@ def main() -> None:
     width, height = args.heatmap_size
     largest = args.batch * width * height * layout.total * 3 * 4 / 2**20
     print(f"{jax.devices()[0].device_kind}, batch {args.batch}; all similarities are {largest:.0f} MiB")
-    for name, terms in terms_by_name(layout, PrototypeConfig(**RELEASED.losses), min(args.clusters, layout.total)).items():
+    for name, terms in terms_by_name(
+        layout, PrototypeConfig(**RELEASED.losses), min(args.clusters, layout.total)
+    ).items():
         seconds, memory = measure(terms, inputs, args.repeats)
         print(f"{name:48s} {1e3 * seconds:9.2f} ms  {memory:8.0f} MiB temporary")
 

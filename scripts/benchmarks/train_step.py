@@ -70,9 +70,13 @@ def run(config: ConfigDict, steps: int) -> list[dict]:
         one = dataclasses.replace(method, stages=(stage,)) if ladder else method
         times = time_stage(one, plan, stage, batch, steps)
         rows.append(
-            {"stage": stage.name, "trains": ", ".join(stage.train), **times,
-             "images/s": round(1e3 * config.batch_size / times["step ms"], 1)}
-        )  # fmt: skip
+            {
+                "stage": stage.name,
+                "trains": ", ".join(stage.train),
+                **times,
+                "images/s": round(1e3 * config.batch_size / times["step ms"], 1),
+            }
+        )
     if ladder:
         whole = rows[-1]["step ms"]
         for row, before in zip(rows[-len(ladder) + 1 :], rows[-len(ladder) : -1], strict=True):

@@ -21,7 +21,6 @@ from pose_common.weights.keys import Slot, expected_sources, flatten, to_flax, u
 from tests.golden_files import golden, golden_config
 from tests.settings import PROPOSALS
 
-
 WEIGHTS = "boir/weights.npz"
 KEYS = golden("boir/checkpoint_keys.json")
 # (size, number of keypoints) of the recorded names and shapes of published checkpoints.

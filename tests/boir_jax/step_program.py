@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from boir_jax.model import BoIR
 from boir_jax.method import BoIRMethod
+from boir_jax.model import BoIR
 from pose_common.layers import BatchNorm
 from pose_common.training.optimizers import GroupedAdamW, cosine_schedule
 from scripts.benchmarks.batches import random_scenes
@@ -20,12 +20,20 @@ from tests.distribution import Arrays, one_step, program
 SIZE = 64
 BATCH, PEOPLE, KEYPOINTS = 16, 4, 5
 TINY = {
-    "width": 4, "modules": (1,), "blocks": 1, "stem": 8, "neck_middle": 4, "neck_features": 8, "head_features": 8,
-    "embedding_features": 8, "instance_features": 8,
-}  # fmt: skip
+    "width": 4,
+    "modules": (1,),
+    "blocks": 1,
+    "stem": 8,
+    "neck_middle": 4,
+    "neck_features": 8,
+    "head_features": 8,
+    "embedding_features": 8,
+    "instance_features": 8,
+}
 # Weights that make every term about as large, so that an error in any of them shows.
 LOSSES = dataclasses.replace(
-    settings.LOSSES, heatmap=1.0, instance=1.0, embedding=10.0, box=1.0, pull=True, images_per_device=1)
+    settings.LOSSES, heatmap=1.0, instance=1.0, embedding=10.0, box=1.0, pull=True, images_per_device=1
+)
 
 
 class TinyMethod(BoIRMethod):
@@ -48,7 +56,9 @@ class TinyMethod(BoIRMethod):
 def tiny_method(norm_group: int | None = None, learning_rate: float = 1e-3) -> BoIRMethod:
     """A few thousand parameters; of every two images at most five people reach the instance head."""
     model = BoIR(num_keypoints=KEYPOINTS, norm=functools.partial(BatchNorm, group=norm_group), **TINY)
-    optimizer = GroupedAdamW(cosine_schedule(learning_rate, 1e-6, 100, 1, 1e-12), **settings.ADAM, weight_decay=0.025, clip_norm=10.0)
+    optimizer = GroupedAdamW(
+        cosine_schedule(learning_rate, 1e-6, 100, 1, 1e-12), **settings.ADAM, weight_decay=0.025, clip_norm=10.0
+    )
     return TinyMethod(model, 1, optimizer, LOSSES, group=2, cap=5)
 
 

@@ -70,4 +70,3 @@ def test_mistakes_are_named():
     config.batch_size = 20
     with pytest.raises(ValueError, match="config.batch_size=20 does not divide over 8 devices"):
         build.make_method(config, 1)
-

@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from data_pipelines.datasets import find_dataset
 from boir_jax import build, configuration
 from boir_jax.evaluate import Evaluator, Task
 from boir_jax.published import published
 from configs import boir
 from data_pipelines.builders.coco import Coco
 from data_pipelines.builders.synthetic import prepare_synthetic
+from data_pipelines.datasets import find_dataset
 from data_pipelines.top_down.loader import Reading
 from data_pipelines.whole_image.loader import eval_loader
 from pose_common.training.mesh import make_mesh
@@ -28,9 +28,7 @@ class Oracle:
     """A predictor that knows every picture; it finds everybody twice, the second time less surely."""
 
     def __init__(self, dataset, split, data_dir):
-        loader = eval_loader(
-            dataset, split, data_dir=data_dir, batch_size=BATCH, input_size=SIZE, reading=READING
-        )
+        loader = eval_loader(dataset, split, data_dir=data_dir, batch_size=BATCH, input_size=SIZE, reading=READING)
         samples = [loader.source.describe(index) for index in range(len(loader.source))]
         people = {sample["image_id"]: sample["keypoints"] for sample in samples}
         self.skeleton = loader.source.dataset.keypoints
@@ -92,7 +90,9 @@ def test_without_suppression_duplicates_stay(synthetic, tmp_path):
 def test_nobody_found(synthetic, tmp_path):
     predictor = Oracle("synthetic_crowd", "val", synthetic)
     predictor.known = {}
-    figures = evaluator([Task(find_dataset("synthetic_crowd"), "val", predictor, 0.8)], synthetic, tmp_path, pictures=1)({}, 0)
+    figures = evaluator(
+        [Task(find_dataset("synthetic_crowd"), "val", predictor, 0.8)], synthetic, tmp_path, pictures=1
+    )({}, 0)
     assert figures["synthetic_crowd_val"]["AP"] == 0
 
 

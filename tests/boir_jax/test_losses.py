@@ -139,7 +139,11 @@ def test_embedding_loss_ignores_padding_and_order():
     boxes = boxes.astype(np.float32)
     valid = np.array([[1, 1, 1, 0, 0, 0], [1, 1, 1, 1, 0, 0]], bool)
     order = rng.permutation(6)
-    for config in (*LEVELS.values(), dataclasses.replace(LOSSES, pull=True), dataclasses.replace(LOSSES, background="instance")):
+    for config in (
+        *LEVELS.values(),
+        dataclasses.replace(LOSSES, pull=True),
+        dataclasses.replace(LOSSES, background="instance"),
+    ):
         value, grad = jitted_embedding_loss(maps, boxes, valid, config)
         assert np.isfinite(grad).all()
         other = np.where(valid[..., None], boxes, np.float32(99))

@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 
 from boir_jax import build, main
-from boir_jax.weights.transfer import start_from
 from boir_jax.model import VARIANTS
 from boir_jax.weights.convert import targets, to_torch
+from boir_jax.weights.transfer import start_from
 from configs import boir
 from data_pipelines.builders.synthetic import prepare_synthetic
-from pose_common.weights.keys import Conversion, Ported, flatten, unflatten
-from pose_common.weights.torch_files import read_state
 from pose_common.training.mesh import make_mesh
 from pose_common.training.step import train_step
 from pose_common.training.writers import read_metrics
+from pose_common.weights.keys import Conversion, Ported, flatten, unflatten
+from pose_common.weights.torch_files import read_state
 from posebh_jax import build as posebh_build
 from scripts import convert_weights
 from tests.boir_jax.step_program import TINY, global_batch, tiny_method

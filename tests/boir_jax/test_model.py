@@ -11,7 +11,6 @@ import pytest
 
 from boir_jax.aspp import ASPP
 from boir_jax.heads import DenseHead, InstanceKeypointHead, box_head, clamped_sigmoid
-from boir_jax.hrnet import HRNet
 from boir_jax.losses import focal_loss
 from boir_jax.model import VARIANTS, BoIR
 from boir_jax.weights.keys import HEADS

@@ -10,7 +10,7 @@ import pytest
 
 from boir_jax.predict import TRAINING_HEADS, Predictor
 from data_pipelines.skeletons import KeypointSet
-from tests.boir_jax.step_program import KEYPOINTS, tiny_method
+from tests.boir_jax.step_program import tiny_method
 from tests.settings import PROPOSALS
 
 pytestmark = pytest.mark.slow  # compiles whole-image inference
@@ -52,7 +52,9 @@ def test_a_batch_gives_what_single_pictures_give(predictor, weights, size):
         # The same float32 arithmetic in another batch size; cells and quarter shifts are exact.
         np.testing.assert_allclose(alone["score"][0], together["score"][row], rtol=1e-4, atol=1e-6)
         found = together["found"][row]
-        np.testing.assert_allclose(alone["keypoints"][0][found], together["keypoints"][row][found], rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(
+            alone["keypoints"][0][found], together["keypoints"][row][found], rtol=1e-4, atol=1e-4
+        )
 
 
 def test_inference_needs_no_training_heads(predictor, weights):

@@ -93,4 +93,3 @@ def test_batch_equals_one_by_one():
         np.testing.assert_array_equal(together.found[i], single.found[0])
         found = np.asarray(single.found[0])
         np.testing.assert_allclose(together.keypoints[i][found], single.keypoints[0][found], atol=1e-5)
-

@@ -22,8 +22,8 @@ RECORD = golden("boir/full_train.npz")
 GRADIENT_NORM_BOUNDS = {0.5: 4e-4, 0.7: 3e-3, 1.0: 0.15}
 """Share of the parameters -> bound on the relative error of their gradients' norms.
 
-Moving recorded weights and inputs by an ulp moves the median by up to 1.1e-4, the share of 0.7 by up to 6e-4 and the largest
-by up to 4e-2: it turns some ReLUs of this untrained network over.
+Moving recorded weights and inputs by an ulp moves the median by up to 1.1e-4, the share of 0.7 by up to 6e-4 and the
+largest by up to 4e-2: it turns some ReLUs of this untrained network over.
 """
 CONFIG = golden_config("boir/full_train.npz")
 ROWS = max(map(max, CONFIG["counts"].values())) + 1  # people per image in the padded batch

@@ -9,8 +9,8 @@ import cv2
 import numpy as np
 
 from data_pipelines import records
-from data_pipelines.top_down import instances
 from data_pipelines.datasets import DATASETS, PoseDataset
+from data_pipelines.top_down import instances
 from data_pipelines.top_down.crops import TopDownSource
 
 INPUT_SIZE = (48, 64)
@@ -27,7 +27,10 @@ def annotation_table(dataset: PoseDataset, images: list[dict], people: list[dict
         return np.asarray(values, object if dtype is str else dtype).reshape(-1, *shape)
 
     return records.Annotations(
-        protocol=dataset, split="train", categories=((1, "person"),), metadata={},
+        protocol=dataset,
+        split="train",
+        categories=((1, "person"),),
+        metadata={},
         image_id=np.array([image["id"] for image in images], np.int64),
         file_name=np.array([image["file_name"] for image in images], object),
         height=np.array([image["height"] for image in images], np.int32),
@@ -60,8 +63,14 @@ class Records:
         return self.images[index]
 
 
-def random_source(name: str = "coco", num_images: int = 5, people_per_image: int = 2, dataset_index: int = 0,
-                  seed: int = 0, input_size: tuple[int, int] = INPUT_SIZE) -> TopDownSource:
+def random_source(
+    name: str = "coco",
+    num_images: int = 5,
+    people_per_image: int = 2,
+    dataset_index: int = 0,
+    seed: int = 0,
+    input_size: tuple[int, int] = INPUT_SIZE,
+) -> TopDownSource:
     """Coloured noise with random people; `instance_id` counts from 100 * seed."""
     rng = np.random.default_rng(seed)
     dataset = DATASETS[name]
@@ -70,19 +79,22 @@ def random_source(name: str = "coco", num_images: int = 5, people_per_image: int
         height, width = (int(side) for side in rng.integers(70, 110, 2))
         coarse = rng.integers(0, 256, (height // 8, width // 8, 3), dtype=np.uint8)
         encoded.append(cv2.imencode(".jpg", cv2.resize(coarse, (width, height)))[1].tobytes())
-        images.append({"id": 1000 * seed + number, "file_name": f"{number:06d}.jpg",
-                       "height": height, "width": width})
+        images.append({"id": 1000 * seed + number, "file_name": f"{number:06d}.jpg", "height": height, "width": width})
         for _ in range(people_per_image):
             x, y = rng.uniform(0, 20, 2)
             w, h = rng.uniform(30, 60, 2)
             points = rng.uniform((x, y), (x + w, y + h), (dataset.num_keypoints, 2))
             visible = rng.choice([0, 1, 2], (dataset.num_keypoints, 1), p=[0.2, 0.3, 0.5])
-            people.append({
-                "id": 100 * seed + len(people), "image_id": images[-1]["id"],
-                "bbox": [x, y, w, h], "area": w * h,
-                "keypoints": np.concatenate([points * (visible > 0), visible], axis=1),
-                "num_keypoints": int((visible > 0).sum()),
-            })
+            people.append(
+                {
+                    "id": 100 * seed + len(people),
+                    "image_id": images[-1]["id"],
+                    "bbox": [x, y, w, h],
+                    "area": w * h,
+                    "keypoints": np.concatenate([points * (visible > 0), visible], axis=1),
+                    "num_keypoints": int((visible > 0).sum()),
+                }
+            )
     annotations = annotation_table(dataset, images, people)
     chosen = instances.ground_truth(annotations, dataset, input_size)
     return TopDownSource(Records(encoded), annotations, chosen, dataset, dataset_index)

@@ -112,12 +112,8 @@ def test_broken_annotation_is_reported_and_nothing_else_is_lost(tmp_path, case):
     assert summary["instances"] == 7 and summary["images"] == 4
 
     with pytest.raises(RawDataError, match="person_keypoints_val2017.json: annotation") as error:
-        BUILDERS["coco"](
-            "val", raw_dir=tmp_path, data_dir=tmp_path / "strict", progress=False, strict=True
-        ).prepare()
-    assert reason in str(error.value) and repr(content["annotations"][3]["id"] if number else None) in str(
-        error.value
-    )
+        BUILDERS["coco"]("val", raw_dir=tmp_path, data_dir=tmp_path / "strict", progress=False, strict=True).prepare()
+    assert reason in str(error.value) and repr(content["annotations"][3]["id"] if number else None) in str(error.value)
     assert not records.is_prepared("coco", "val", tmp_path / "strict")
     assert not list((tmp_path / "strict").rglob("incomplete.*"))
 
@@ -162,9 +158,7 @@ def test_broken_picture_is_reported_and_nothing_else_is_lost(tmp_path, case):
     assert _table(tmp_path).image_id.tolist() == [1, 3, 4]
     assert _table(tmp_path).id.tolist() == [number for number in ALL_IDS if number // 10 != 2]
     with pytest.raises(RawDataError, match=f"000000000002.jpg: image 2: {reason}"):
-        BUILDERS["coco"](
-            "val", raw_dir=tmp_path, data_dir=tmp_path / "strict", progress=False, strict=True
-        ).prepare()
+        BUILDERS["coco"]("val", raw_dir=tmp_path, data_dir=tmp_path / "strict", progress=False, strict=True).prepare()
 
 
 IMAGE_FAULTS = {
@@ -349,12 +343,8 @@ def test_tensorflow_and_jax_are_never_imported(tmp_path):
         f"records.load_annotations('coco', 'val', {str(tmp_path / 'data')!r})\n"
         "print(sorted({name.split('.')[0] for name in sys.modules} & {'tensorflow', 'jax', 'torch'}))"
     )
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
-    }
-    result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
-    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     assert result.stdout.strip() == "[]"
 
 

@@ -31,12 +31,11 @@ def test_wholebody_parts_are_joined_and_checked(tmp_path):
     content["annotations"][2].pop("lefthand_kpts")
     path = tiny_sets.write_coco(tmp_path, content)
     path.rename(path.with_name("coco_wholebody_val_v1.0.json"))
-    summary = BUILDERS["coco_wholebody"](
-        "val", raw_dir=tmp_path, data_dir=tmp_path / "data", progress=False
-    ).prepare()
-    assert {
-        reason: tally["examples"][0]["id"] for reason, tally in summary["dropped"]["instances"].items()
-    } == {"wrong number of keypoints": 11, "missing field": 20}
+    summary = BUILDERS["coco_wholebody"]("val", raw_dir=tmp_path, data_dir=tmp_path / "data", progress=False).prepare()
+    assert {reason: tally["examples"][0]["id"] for reason, tally in summary["dropped"]["instances"].items()} == {
+        "wrong number of keypoints": 11,
+        "missing field": 20,
+    }
     table = records.load_annotations("coco_wholebody", "val", tmp_path / "data")
     assert table.keypoints.shape == (2, 133, 3)
     assert (table.keypoints[:, 17:] == np.float32([7.5, 8, 0.25])).all()
@@ -54,11 +53,9 @@ def test_apt36k_split_is_the_authors():
             )
     parts = apt36k.split_release(raw)
     train = parts["train"]
-    assert {
-        str(image["id"]): image["file_name"] for part in parts.values() for image in part["images"]
-    } | expected["file_names"] == {
-        str(image["id"]): image["file_name"] for part in parts.values() for image in part["images"]
-    }
+    assert {str(image["id"]): image["file_name"] for part in parts.values() for image in part["images"]} | expected[
+        "file_names"
+    ] == {str(image["id"]): image["file_name"] for part in parts.values() for image in part["images"]}
     assert [category["id"] for category in train["categories"]] == expected["category_order"]
     assert sorted(train) == expected["top_level_keys"]
     assert sorted(train["annotations"][0]) == expected["first_annotation_keys"]
@@ -79,9 +76,7 @@ def test_apt36k_builder_splits_the_release(tmp_path):
     for renamed in (root / "images/cat").glob("clip46*"):
         renamed.rename(renamed.with_name("clip46√"))  # an archive unpacked with the right encoding
     for split, part in expected.items():
-        summary = BUILDERS["apt36k"](
-            split, raw_dir=tmp_path, data_dir=tmp_path / "data", progress=False
-        ).prepare()
+        summary = BUILDERS["apt36k"](split, raw_dir=tmp_path, data_dir=tmp_path / "data", progress=False).prepare()
         table = records.load_annotations("apt36k", split, tmp_path / "data")
         assert table.image_id.tolist() == part["images"]
         assert sorted(table.id.tolist()) == part["annotations"]
@@ -89,9 +84,7 @@ def test_apt36k_builder_splits_the_release(tmp_path):
         assert [number for number, _ in table.categories] == order
         assert "sizes differ from the authors' split" in summary["remarks"]
     (root / "annotations/apt36k_annotations.json").write_text(json.dumps(broken))
-    summary = BUILDERS["apt36k"](
-        "val", raw_dir=tmp_path, data_dir=tmp_path / "damaged", progress=False
-    ).prepare()
+    summary = BUILDERS["apt36k"]("val", raw_dir=tmp_path, data_dir=tmp_path / "damaged", progress=False).prepare()
     assert summary["dropped"]["images"]["bad image entry"]["examples"][0]["id"] == raw["images"][0]["id"]
 
 
@@ -101,17 +94,13 @@ def test_pw3d_release_is_prepared_by_the_authors_rule(tmp_path):
     prepared = prepare_release(read_json(path))
     plain = {
         **prepared,
-        "annotations": [
-            entry | {"keypoints": entry["keypoints"].tolist()} for entry in prepared["annotations"]
-        ],
+        "annotations": [entry | {"keypoints": entry["keypoints"].tolist()} for entry in prepared["annotations"]],
     }
     assert plain == expected
     assert prepare_release(plain) == plain  # prepared files pass unchanged
 
     tiny_sets.write_pictures(tmp_path, expected["images"], noisy=False)
-    BUILDERS["pw3d"](
-        "test", annotations=path, images=tmp_path, data_dir=tmp_path / "data", progress=False
-    ).prepare()
+    BUILDERS["pw3d"]("test", annotations=path, images=tmp_path, data_dir=tmp_path / "data", progress=False).prepare()
     table = records.load_annotations("pw3d", "test", tmp_path / "data")
     np.testing.assert_array_equal(
         table.keypoints,
@@ -125,9 +114,7 @@ def test_interhand_projection_and_hands_on_recorded_scenes(tmp_path):
     data = golden_path("data/eval/interhand2d_synth_data.json")
     expected = golden("data/eval/interhand2d_synth_expected.json")["instances"]
     tiny_sets.write_pictures(tmp_path, json.loads(data.read_text())["images"], noisy=False)
-    InterHand2d(
-        "test", annotations=data, images=tmp_path, data_dir=tmp_path / "data", progress=False
-    ).prepare()
+    InterHand2d("test", annotations=data, images=tmp_path, data_dir=tmp_path / "data", progress=False).prepare()
     table = records.load_annotations("interhand2d", "test", tmp_path / "data")
     assert table.image_id[table.image_index].tolist() == [entry["image_id"] for entry in expected]
     assert table.id.tolist() == list(range(len(expected)))
@@ -140,9 +127,7 @@ def test_interhand_faults(tmp_path):
     source = golden_path("data/eval/interhand2d_synth_data.json")
     content = json.loads(source.read_text())
     for kind in ("camera", "joint_3d"):
-        (tmp_path / f"hands_{kind}.json").write_bytes(
-            source.with_name(f"interhand2d_synth_{kind}.json").read_bytes()
-        )
+        (tmp_path / f"hands_{kind}.json").write_bytes(source.with_name(f"interhand2d_synth_{kind}.json").read_bytes())
     tiny_sets.write_pictures(tmp_path, content["images"], noisy=False)
     images = {image["id"]: image for image in content["images"]}
     annotated = collections.Counter(entry["image_id"] for entry in content["annotations"])
@@ -158,9 +143,7 @@ def test_interhand_faults(tmp_path):
         "test", annotations=path, images=tmp_path, data_dir=tmp_path / "data", progress=False
     ).prepare()
     dropped = {
-        example["id"]: reason
-        for reason, tally in summary["dropped"]["images"].items()
-        for example in tally["examples"]
+        example["id"]: reason for reason, tally in summary["dropped"]["images"].items() for example in tally["examples"]
     }
     expected = {
         first: "no camera or no joints",
@@ -175,9 +158,7 @@ def _mpii(root: pathlib.Path, entries: list, split: str = "val", mat: bool = Tru
     (root / "annotations").mkdir(parents=True, exist_ok=True)
     (root / f"annotations/mpii_{split}.json").write_text(json.dumps(entries))
     if mat:
-        (root / "annotations/mpii_gt_val.mat").write_bytes(
-            golden_path("data/eval/mpii_synth_gt_val.mat").read_bytes()
-        )
+        (root / "annotations/mpii_gt_val.mat").write_bytes(golden_path("data/eval/mpii_synth_gt_val.mat").read_bytes())
     names = {entry["image"] for entry in entries if isinstance(entry, dict) and "image" in entry}
     tiny_sets.write_pictures(
         root / "images",
@@ -203,21 +184,15 @@ def test_mpii_people_become_zero_based_with_their_head_sizes(tmp_path):
     assert [int(name[:-4]) for name in names] == table.image_id[table.image_index[order]].tolist()
 
     boxes = scipy.io.loadmat(golden_path("data/eval/mpii_synth_gt_val.mat"))["headboxes_src"].astype(float)
-    np.testing.assert_allclose(
-        table.head_size[order], 0.6 * np.linalg.norm(boxes[1] - boxes[0], axis=0), rtol=1e-6
-    )
+    np.testing.assert_allclose(table.head_size[order], 0.6 * np.linalg.norm(boxes[1] - boxes[0], axis=0), rtol=1e-6)
     assert table.metadata["head_size"] == HEAD_SIZE_FROM_BOX
     # The square is the one that the protocols crop: 1.25 scale, moved down by 15 scale units; both unless x
     # is -1.
     centre, scale = (np.array([entry[key] for entry in entries]) for key in ("center", "scale"))
     known = centre[:, 0] != -1
     np.testing.assert_allclose(table.scale[order], np.where(known, 1.25, 1) * scale, rtol=1e-6)
-    np.testing.assert_allclose(
-        table.centre[order], centre + np.outer(15 * scale * known, [0, 1]) - 1, atol=1e-3
-    )
-    np.testing.assert_allclose(
-        table.box[order][:, :2] + table.box[order][:, 2:] / 2, table.centre[order], atol=1e-3
-    )
+    np.testing.assert_allclose(table.centre[order], centre + np.outer(15 * scale * known, [0, 1]) - 1, atol=1e-3)
+    np.testing.assert_allclose(table.box[order][:, :2] + table.box[order][:, 2:] / 2, table.centre[order], atol=1e-3)
 
 
 def test_mpii_without_mat_measures_heads_by_joints(tmp_path):

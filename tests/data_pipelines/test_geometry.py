@@ -21,12 +21,19 @@ def recorded():
 
 def crops(recorded):
     for row in range(len(recorded["warp/center"])):
-        yield (row, recorded["warp/center"][row], recorded["warp/scale"][row],
-               float(recorded["warp/rotation_deg"][row]), tuple(recorded["warp/size_wh"][row].tolist()))
+        yield (
+            row,
+            recorded["warp/center"][row],
+            recorded["warp/scale"][row],
+            float(recorded["warp/rotation_deg"][row]),
+            tuple(recorded["warp/size_wh"][row].tolist()),
+        )
 
 
-@pytest.mark.parametrize("udp, matrices, mapped", [
-    (True, "warp/udp_matrix", "warp/points_udp"), (False, "warp/affine_matrix", "warp/points_affine")])
+@pytest.mark.parametrize(
+    "udp, matrices, mapped",
+    [(True, "warp/udp_matrix", "warp/points_udp"), (False, "warp/affine_matrix", "warp/points_affine")],
+)
 def test_warp_matches_the_release(recorded, udp, matrices, mapped):
     for row, centre, scale, rotation, size in crops(recorded):
         matrix = geometry.warp_matrix(centre, scale, rotation, size, udp)
@@ -58,8 +65,9 @@ def test_way_back_to_the_image_matches_the_release(recorded, udp, mapped):
 def test_image_to_crop_and_back(udp):
     rng = np.random.default_rng(0)
     for _ in range(20):
-        matrix = geometry.warp_matrix(rng.uniform(0, 500, 2), rng.uniform(0.2, 3, 2), rng.uniform(-180, 180),
-                                      (192, 256), udp)
+        matrix = geometry.warp_matrix(
+            rng.uniform(0, 500, 2), rng.uniform(0.2, 3, 2), rng.uniform(-180, 180), (192, 256), udp
+        )
         points = rng.uniform(-100, 700, (30, 2))
         round_trip = geometry.transform(geometry.invert(matrix), geometry.transform(matrix, points))
         np.testing.assert_allclose(round_trip, points, atol=1e-9)
@@ -85,8 +93,9 @@ def test_mirrored_warp_equals_mirroring_first(udp):
     matrix = geometry.warp_matrix((40, 60), (0.4, 0.5), 25.0, (48, 64), udp)
     points = np.random.default_rng(1).uniform(0, 100, (10, 2))
     mirror = np.stack([width - 1 - points[:, 0], points[:, 1]], axis=1)
-    np.testing.assert_allclose(geometry.transform(geometry.mirrored(matrix, width), points),
-                               geometry.transform(matrix, mirror), atol=1e-9)
+    np.testing.assert_allclose(
+        geometry.transform(geometry.mirrored(matrix, width), points), geometry.transform(matrix, mirror), atol=1e-9
+    )
     np.testing.assert_allclose(geometry.mirrored(geometry.mirrored(matrix, width), width), matrix, atol=1e-9)
 
 

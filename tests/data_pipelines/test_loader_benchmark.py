@@ -7,8 +7,8 @@ import re
 import numpy as np
 import pytest
 
-from data_pipelines.top_down import crops as top_down
 from data_pipelines.builders import synthetic
+from data_pipelines.top_down import crops as top_down
 from scripts.benchmarks import loader as benchmark
 from tests.data_pipelines import fakes
 from tests.golden_files import golden
@@ -52,6 +52,14 @@ def test_the_plain_pipeline_draws_the_recorded_heatmaps(name, sigma, monkeypatch
 
 def test_it_runs(tmp_path, capsys):
     synthetic.prepare_synthetic(tmp_path, ["synthetic_coco"], num_train=2, num_val=0)
-    result = benchmark.main([f"--data_dir={tmp_path}", "--dataset=synthetic_coco", "--batch_size=2",
-                             "--batches=1", "--rounds=1", "--workers=0"])
+    result = benchmark.main(
+        [
+            f"--data_dir={tmp_path}",
+            "--dataset=synthetic_coco",
+            "--batch_size=2",
+            "--batches=1",
+            "--rounds=1",
+            "--workers=0",
+        ]
+    )
     assert result["one_core"]["cpu_time"]["ratio"] > 0 and '"ratio"' in capsys.readouterr().out

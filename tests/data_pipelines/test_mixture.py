@@ -38,7 +38,7 @@ def test_weights_are_met_exactly_and_everywhere(weights):
 def test_a_weighted_dataset_runs_through_its_own_epochs():
     stream = mixture.mix(SOURCES, "balanced", seed=0)
     small = [item for item in (stream[index] for index in range(3 * 28)) if item < 100]
-    epochs = [tuple(small[start:start + 7]) for start in range(0, 28, 7)]
+    epochs = [tuple(small[start : start + 7]) for start in range(0, 28, 7)]
     assert all(sorted(items) == SOURCES[0] for items in epochs) and len(set(epochs)) > 1
 
 

@@ -105,10 +105,7 @@ def test_samples_in_the_public_layout(dataset, split, tmp_path, capsys):
 
 
 def test_coco_mini_from_its_own_folder(tmp_path):
-    assert (
-        prepare_data.main(["coco", f"--raw_dir={shared_path('samples/coco_mini')}", f"--data_dir={tmp_path}"])
-        == 0
-    )
+    assert prepare_data.main(["coco", f"--raw_dir={shared_path('samples/coco_mini')}", f"--data_dir={tmp_path}"]) == 0
     for split, labelled in (("train", 86), ("val", 68)):
         summary = _summary("coco", split, tmp_path)
         assert summary["images"] == 40
@@ -126,10 +123,7 @@ def test_coco_test_dev_has_pictures_without_annotation(tmp_path):
     path.write_text(json.dumps(document))
     tiny_sets.write_pictures(tmp_path / "coco/test2017", document["images"])
     data_dir = tmp_path / "data"
-    assert (
-        prepare_data.main(["coco", f"--raw_dir={tmp_path}", f"--data_dir={data_dir}", "--split=test-dev"])
-        == 0
-    )
+    assert prepare_data.main(["coco", f"--raw_dir={tmp_path}", f"--data_dir={data_dir}", "--split=test-dev"]) == 0
     table = records.load_annotations("coco", "test-dev", data_dir)
     assert (table.num_images, table.num_instances, table.keypoints.shape) == (2, 0, (0, 17, 3))
     assert table.to_coco()["annotations"] == [] and len(table.categories) == 2
@@ -246,9 +240,7 @@ def test_killed_run_leaves_nothing_that_passes_for_a_dataset(tmp_path):
     last.unlink()
     os.mkfifo(last)
     arguments = ["coco", f"--raw_dir={tmp_path}", f"--data_dir={tmp_path / 'data'}"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "scripts.prepare_data", *arguments], stderr=subprocess.DEVNULL
-    )
+    process = subprocess.Popen([sys.executable, "-m", "scripts.prepare_data", *arguments], stderr=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + 60
         while not list((tmp_path / "data").rglob("incomplete.*/*array_record*")):

@@ -21,9 +21,9 @@ from data_pipelines.datasets import find_dataset
 from pose_common.metrics import evaluate
 from pose_common.metrics.columns import ground_truth
 from tests.data_pipelines import tiny_sets
-from tests.settings import POSES
 from tests.golden_files import golden, golden_path, shared_path
 from tests.pose_common.metrics.cases import recorded_poses, settings_of
+from tests.settings import POSES
 
 # Dataset -> annotation file and picture folder among the samples.
 SAMPLES = {
@@ -133,9 +133,7 @@ def test_coco_document_equals_the_annotation_file(dataset, data_dir):
 def test_loaders_entries_come_from_the_table(dataset, data_dir):
     """The reference loader's people, in its order: joints, visibility and (where kept) cleaned boxes."""
     with np.load(shared_path("golden/data/db.npz")) as archive:
-        expected = {
-            key.rsplit("/")[-1]: archive[key] for key in archive.files if key.startswith(f"{dataset}/test/")
-        }
+        expected = {key.rsplit("/")[-1]: archive[key] for key in archive.files if key.startswith(f"{dataset}/test/")}
     table = _sample(dataset, data_dir)
     counted = table.num_keypoints != 0
     if find_dataset(dataset).drop_unlabelled_by == "visibility":
@@ -156,9 +154,7 @@ def test_loaders_entries_come_from_the_table(dataset, data_dir):
 
 def test_mpii_sample_has_the_protocols_centre_and_scale(data_dir):
     with np.load(shared_path("golden/data/db.npz")) as archive:
-        expected = {
-            key.rsplit("/")[-1]: archive[key] for key in archive.files if key.startswith("mpii/train/")
-        }
+        expected = {key.rsplit("/")[-1]: archive[key] for key in archive.files if key.startswith("mpii/train/")}
     table = _sample("mpii", data_dir)
     assert table.file_name[table.image_index].tolist() == expected["image"].tolist()
     np.testing.assert_allclose(table.centre, expected["center"], atol=1e-3)
@@ -170,9 +166,7 @@ def test_mpii_sample_has_the_protocols_centre_and_scale(data_dir):
 
 def test_interhand_sample_has_the_loaders_hands(data_dir):
     with np.load(shared_path("golden/data/db.npz")) as archive:
-        expected = {
-            key.rsplit("/")[-1]: archive[key] for key in archive.files if key.startswith("interhand2d/test/")
-        }
+        expected = {key.rsplit("/")[-1]: archive[key] for key in archive.files if key.startswith("interhand2d/test/")}
     table = _sample("interhand2d", data_dir)
     assert table.file_name[table.image_index].tolist() == expected["image"].tolist()
     assert table.id.tolist() == expected["bbox_id"].tolist()
@@ -243,9 +237,7 @@ def test_recorded_head_sizes_survive_the_records(tmp_path):
     # The recording numbers people by file; a prediction of this evaluation names image and instance.
     poses = recorded_poses(golden("data/eval/mpii_synth_pred.json"), find_dataset("mpii"))
     image_of = dict(zip(table.id.tolist(), table.image_id[table.image_index].tolist(), strict=True))
-    poses = dataclasses.replace(
-        poses, image_id=np.array([image_of[number] for number in poses.instance_id.tolist()])
-    )
+    poses = dataclasses.replace(poses, image_id=np.array([image_of[number] for number in poses.instance_id.tolist()]))
     actual = evaluate.evaluate(find_dataset("mpii"), ground_truth(table), poses, **POSES)
     expected = golden("data/eval/mpii_synth_expected.json")["metrics"]
     # Joints and predictions pass through float32: no error crosses the threshold, PCKh@0.1 is a float32

@@ -13,19 +13,29 @@ from pycocotools.coco import COCO
 from data_pipelines.builders.report import RawDataError
 from data_pipelines.builders.synthetic import SYNTHETIC, default_seed, prepare_synthetic
 from data_pipelines.datasets import DATASETS
-from data_pipelines.skeletons import KEYPOINT_SETS
 from data_pipelines.records import load_annotations, open_records, split_dir
+from data_pipelines.skeletons import KEYPOINT_SETS
 from data_pipelines.synthetic_world import (
-    KINDS, animals, crowd_index, people, render_scene, skeleton_keypoints,
+    KINDS,
+    animals,
+    crowd_index,
+    people,
+    render_scene,
+    skeleton_keypoints,
 )
 from data_pipelines.synthetic_world.scene import run_lengths
 
 PEOPLE = ("coco", "aic", "mpii", "crowdpose", "coco_wholebody")
 # The same anatomical point in the order of PEOPLE, from the published definitions (not from the names).
 SHARED_JOINTS = {
-    "left_shoulder": (5, 3, 13, 0, 5), "right_shoulder": (6, 0, 12, 1, 6), "left_wrist": (9, 5, 15, 4, 9),
-    "right_elbow": (8, 1, 11, 3, 8), "left_hip": (11, 9, 3, 6, 11), "right_knee": (14, 7, 1, 9, 14),
-    "left_ankle": (15, 11, 5, 10, 15), "right_ankle": (16, 8, 0, 11, 16),
+    "left_shoulder": (5, 3, 13, 0, 5),
+    "right_shoulder": (6, 0, 12, 1, 6),
+    "left_wrist": (9, 5, 15, 4, 9),
+    "right_elbow": (8, 1, 11, 3, 8),
+    "left_hip": (11, 9, 3, 6, 11),
+    "right_knee": (14, 7, 1, 9, 14),
+    "left_ankle": (15, 11, 5, 10, 15),
+    "right_ankle": (16, 8, 0, 11, 16),
 }
 
 
@@ -114,19 +124,31 @@ def test_boxes_are_tight(scenes):
     for scene in scenes["people"]:
         for instance in scene.instances:
             points = instance.points[instance.points[:, 2] > 0, :2]
-            margins = np.concatenate([points.min(0) - instance.box[:2],
-                                      instance.box[:2] + instance.box[2:] - points.max(0)])
+            margins = np.concatenate(
+                [points.min(0) - instance.box[:2], instance.box[:2] + instance.box[2:] - points.max(0)]
+            )
             assert margins.max() < 0.15 * 200 * instance.scale
 
 
 def _mirrored(pose):
     """The pose seen in a mirror: sides exchanged, turns to the left become turns to the right."""
     if isinstance(pose, people.Pose):
-        return dataclasses.replace(pose, turn=pose.turn * [-1, 1, -1], lean=pose.lean * [1, -1],
-                                   head=pose.head * [-1, 1, -1], arms=pose.arms[::-1], legs=pose.legs[::-1],
-                                   hands=pose.hands[::-1])
-    return dataclasses.replace(pose, turn=pose.turn * [-1, 1, -1], neck=pose.neck * [1, -1, 1],
-                               legs=pose.legs[[1, 0, 3, 2]], tail=pose.tail * [1, -1])
+        return dataclasses.replace(
+            pose,
+            turn=pose.turn * [-1, 1, -1],
+            lean=pose.lean * [1, -1],
+            head=pose.head * [-1, 1, -1],
+            arms=pose.arms[::-1],
+            legs=pose.legs[::-1],
+            hands=pose.hands[::-1],
+        )
+    return dataclasses.replace(
+        pose,
+        turn=pose.turn * [-1, 1, -1],
+        neck=pose.neck * [1, -1, 1],
+        legs=pose.legs[[1, 0, 3, 2]],
+        tail=pose.tail * [1, -1],
+    )
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -157,8 +179,13 @@ def _person(yaw):
     rng = np.random.default_rng(0)
     pose, looks = people.sample_pose(rng), people.sample_looks(rng)
     still = dataclasses.replace(
-        pose, turn=np.array([yaw, 0.1, 0]), lean=np.zeros(2), head=np.zeros(3),
-        arms=np.full((2, 3), [.2, 0, .2]), legs=np.full((2, 3), [0, .05, .1]))
+        pose,
+        turn=np.array([yaw, 0.1, 0]),
+        lean=np.zeros(2),
+        head=np.zeros(3),
+        arms=np.full((2, 3), [0.2, 0, 0.2]),
+        legs=np.full((2, 3), [0, 0.05, 0.1]),
+    )
     return people.make_person(still, looks)
 
 
@@ -197,7 +224,7 @@ def test_an_animal_that_faces_left_shows_its_left_legs_nearest():
     rng = np.random.default_rng(1)
     species = animals.SPECIES[1]
     pose, looks = animals.sample_pose(rng), animals.sample_looks(rng, species)
-    figure = animals.make_animal(dataclasses.replace(pose, turn=np.array([np.pi / 2, .1, 0])), looks, species)
+    figure = animals.make_animal(dataclasses.replace(pose, turn=np.array([np.pi / 2, 0.1, 0])), looks, species)
     assert _point(figure, "Nose")[0] < _point(figure, "Neck")[0] < _point(figure, "Root of tail")[0]
     assert _part(figure, "L_B_Paw").depth < _part(figure, "R_B_Paw").depth
 
@@ -216,14 +243,21 @@ def test_points_lie_on_the_parts_they_belong_to(kind):
         for point, owners, name in zip(figure.points, figure.owners, figure.names, strict=True):
             depth_inside = max(
                 cv2.pointPolygonTest(outline.astype(np.float32), point.tolist(), True)
-                for group in figure.groups if owners[group.part] for outline, _ in group.shapes)
+                for group in figure.groups
+                if owners[group.part]
+                for outline, _ in group.shapes
+            )
             assert depth_inside > -0.04, name
 
 
 def test_hidden_people_are_not_called_visible(scenes):
     """In a crowd many points are hidden, but some people hide none of theirs."""
-    hidden = [np.mean(instance.points[:17, 2] == 1)
-              for scene in scenes["crowd"] for instance in scene.instances if instance.labelled]
+    hidden = [
+        np.mean(instance.points[:17, 2] == 1)
+        for scene in scenes["crowd"]
+        for instance in scene.instances
+        if instance.labelled
+    ]
     assert 0.05 < np.mean(hidden) < 0.4 and np.min(hidden) == 0
 
 
@@ -236,7 +270,7 @@ def test_crowds_and_hidden_people_have_masks_and_no_keypoints(scenes):
         assert mask.sum() == instance.area and not instance.labelled
         for person in scene.instances:  # the crowd stands behind: its mask spares what hides it
             for x, y in np.rint(person.points[person.points[:, 2] == 2, :2]).astype(int):
-                assert not mask[max(y - 1, 0):y + 2, max(x - 1, 0):x + 2].all()
+                assert not mask[max(y - 1, 0) : y + 2, max(x - 1, 0) : x + 2].all()
     for scene in scenes["crowd"]:
         for instance in scene.instances:
             assert instance.labelled == (instance.mask is None)
@@ -252,8 +286,7 @@ def test_run_lengths_are_coco_s():
 
 def test_crowd_index_is_small_for_loners_and_large_for_crowds(scenes):
     skeleton = KEYPOINT_SETS["crowdpose"]
-    alone = [crowd_index(scene.instances, skeleton) for scene in scenes["people"]
-             if len(scene.instances) == 1]
+    alone = [crowd_index(scene.instances, skeleton) for scene in scenes["people"] if len(scene.instances) == 1]
     crowded = [crowd_index(scene.instances, skeleton) for scene in scenes["crowd"]]
     assert max(alone) == 0 and np.mean(crowded) > 0.3 and max(crowded) <= 1
 
@@ -288,7 +321,8 @@ def test_annotations_have_what_the_real_dataset_has(dataset, data_dir):
     assert (table.crowd_index >= 0).all() == (protocol.metric == "crowdpose")
     assert ((table.scale > 0) & (table.head_size > 0)).all() == (protocol.metric == "mpii")
     assert [name for _, name in table.categories] == (
-        ["dog", "horse", "cow"] if SYNTHETIC[dataset].kind == "animals" else ["person"])
+        ["dog", "horse", "cow"] if SYNTHETIC[dataset].kind == "animals" else ["person"]
+    )
     coco = COCO()
     coco.dataset = table.to_coco()
     coco.createIndex()
@@ -305,8 +339,7 @@ def test_the_same_seed_gives_the_same_pictures_in_every_skeleton(data_dir, tmp_p
         assert all(a[field] == b[field] for field in ("image", "image_id", "file_name"))
         np.testing.assert_array_equal(a["instances"]["id"], b["instances"]["id"])
         for coco, aic, *_ in SHARED_JOINTS.values():
-            np.testing.assert_array_equal(
-                a["instances"]["keypoints"][:, coco], b["instances"]["keypoints"][:, aic])
+            np.testing.assert_array_equal(a["instances"]["keypoints"][:, coco], b["instances"]["keypoints"][:, aic])
     assert open_records("synthetic_aic", "val", data_dir)[0]["image"] != truth[0]["image"]
 
 

@@ -12,9 +12,7 @@ from tests.golden_files import golden
 
 def golden_state(name: str) -> dict[str, np.ndarray]:
     """The recorded state dict, names without `param:`."""
-    return {
-        key.removeprefix("param:"): value for key, value in golden(name).items() if key.startswith("param:")
-    }
+    return {key.removeprefix("param:"): value for key, value in golden(name).items() if key.startswith("param:")}
 
 
 def module_variables(shapes, state: dict[str, np.ndarray], rules: list[Rule], strip: str) -> dict:

@@ -20,12 +20,20 @@ LAYOUT = SkeletonLayout((5, 4, 6))
 # What an archive does not say is the paper's.
 PAPER = PROTOTYPES
 FIELDS = {
-    "gamma": "momentum", "epsilon": "sinkhorn_epsilon", "iterations": "sinkhorn_rounds",
-    "cluster_conf_thr": "label_threshold", "hard_cluster": "weigh_by_correctness", "loss_weight": "contrast_weight",
-    "ppc_weight": "cross_entropy_weight", "ppd_weight": "distance_weight", "phm_loss_weight": "heatmap_weight",
-    "cps_weight": "cluster_weight", "css_weight": "cross_type_weight", "css_conf_thr": "cross_type_threshold",
+    "gamma": "momentum",
+    "epsilon": "sinkhorn_epsilon",
+    "iterations": "sinkhorn_rounds",
+    "cluster_conf_thr": "label_threshold",
+    "hard_cluster": "weigh_by_correctness",
+    "loss_weight": "contrast_weight",
+    "ppc_weight": "cross_entropy_weight",
+    "ppd_weight": "distance_weight",
+    "phm_loss_weight": "heatmap_weight",
+    "cps_weight": "cluster_weight",
+    "css_weight": "cross_type_weight",
+    "css_conf_thr": "cross_type_threshold",
     "css_match_dist": "cross_type_distance",
-}  # fmt: skip
+}
 """The recordings' names of settings -> ours."""
 
 
@@ -108,9 +116,11 @@ def on_every_wrapper(loss_and_aux, batch: tuple, *replicated) -> dict[str, Any]:
     spread = jax.device_put(batch, sharding)
     split = jax.tree.map(lambda x: x.reshape(8, -1, *x.shape[1:]), batch)
     mapped = jax.pmap(
-        lambda rows, *rest: step(rows, *rest, axis_name="batch"), axis_name="batch", devices=devices,
+        lambda rows, *rest: step(rows, *rest, axis_name="batch"),
+        axis_name="batch",
+        devices=devices,
         in_axes=(0,) + (None,) * len(replicated),
-    )(split, *replicated)  # fmt: skip
+    )(split, *replicated)
     gradient, losses, aux = jax.device_get(mapped)
     for value in jax.tree.leaves((losses, aux)):
         np.testing.assert_array_equal(value, np.broadcast_to(value[:1], value.shape))

@@ -11,8 +11,8 @@ import numpy as np
 from data_pipelines.datasets import find_dataset
 from pose_common.training.optimizers import GroupedAdamW, step_schedule
 from pose_common.training.stages import Stage
-from posebh_jax.model import PoseBH
 from posebh_jax.method import PoseBHMethod
+from posebh_jax.model import PoseBH
 from posebh_jax.vit import ViTSize
 from tests.distribution import Arrays, one_step, program
 from tests.settings import ADAM, CLUSTERS, NO_WARMUP, PROTOTYPES, SIGMA
@@ -21,13 +21,22 @@ DATASETS = ("coco", "aic", "ap10k")
 BATCH = 16
 # Weights that make every term as large as the heatmap loss, so that an error in any of them shows.
 WEIGHTS = dataclasses.replace(
-    PROTOTYPES, momentum=0.9, contrast_weight=1.0, heatmap_weight=1.0, cluster_weight=1.0, cross_type_weight=1.0,
-    cross_type_threshold=0.0, cross_type_distance=8.0,
-)  # fmt: skip
+    PROTOTYPES,
+    momentum=0.9,
+    contrast_weight=1.0,
+    heatmap_weight=1.0,
+    cluster_weight=1.0,
+    cross_type_weight=1.0,
+    cross_type_threshold=0.0,
+    cross_type_distance=8.0,
+)
 STAGE = Stage(
-    "everything", 1, ("backbone", "heads", "embedding"),
-    ("heatmap", "prototype", "prototype_heatmap", "cluster", "cross_type"), prototypes=True,
-)  # fmt: skip
+    "everything",
+    1,
+    ("backbone", "heads", "embedding"),
+    ("heatmap", "prototype", "prototype_heatmap", "cluster", "cross_type"),
+    prototypes=True,
+)
 
 
 def tiny_method(stages: tuple[Stage, ...] = (STAGE,)) -> PoseBHMethod:

@@ -11,15 +11,20 @@ import numpy as np
 import pytest
 
 from posebh_jax import clusters
-from posebh_jax.losses import prototype as losses
-from posebh_jax.losses.cluster import cluster_terms
 from posebh_jax.clusters import ClusterBank
 from posebh_jax.keypoint_index import SkeletonLayout
+from posebh_jax.losses import prototype as losses
+from posebh_jax.losses.cluster import cluster_terms
 from posebh_jax.prototypes import label_pixels
 from tests.golden_files import golden, golden_config
 from tests.posebh_jax.method_cases import (
-    close, golden_batch, on_every_wrapper, random_batch, random_prototypes, recorded_settings,
-)  # fmt: skip
+    close,
+    golden_batch,
+    on_every_wrapper,
+    random_batch,
+    random_prototypes,
+    recorded_settings,
+)
 
 FILE = "posebh/cps.npz"
 RECORDED, CONFIG = golden_config(FILE), recorded_settings(FILE)

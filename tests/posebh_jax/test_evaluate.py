@@ -41,9 +41,7 @@ class Oracle:
     def __init__(self, data_dir, datasets):
         self.known = {}
         for name in datasets:
-            loader = eval_loader(
-                name, "val", data_dir=data_dir, batch_size=BATCH, input_size=SIZE, reading=READING
-            )
+            loader = eval_loader(name, "val", data_dir=data_dir, batch_size=BATCH, input_size=SIZE, reading=READING)
             for batch in loader:
                 truth = heatmaps.to_image(batch["keypoints"], batch["inverse_warp"])
                 for warp, keypoints in zip(batch["inverse_warp"], np.asarray(truth), strict=True):
@@ -157,10 +155,7 @@ def test_published_lookup():
     assert published("PoseBH-B", "coco", "test-dev").figures == (76.6, 81.7)
     assert published("ViTPose++-B", "ap10k", "val-split1").figures == (74.5, None)
     assert published("PoseBH-H", "interhand2d", "test") is None
-    assert (
-        published("PoseBH-T", "coco", "val") is None
-        and published("PoseBH-B", "synthetic_coco", "val") is None
-    )
+    assert published("PoseBH-T", "coco", "val") is None and published("PoseBH-B", "synthetic_coco", "val") is None
 
 
 def test_the_rows_of_a_configuration():

@@ -24,9 +24,14 @@ def build(name: str, axis_name: str | None = None):
         return HeatmapHead(config["out_channels"], filters, axis_name=axis_name), head_rules("", "head")
     extra = config["extra"]
     head = EmbeddingHead(
-        config["out_channels"], extra["channels"], filters, extra["neck_type"], extra["head_kernel"],
-        extra["activation"], axis_name=axis_name,
-    )  # fmt: skip
+        config["out_channels"],
+        extra["channels"],
+        filters,
+        extra["neck_type"],
+        extra["head_kernel"],
+        extra["activation"],
+        axis_name=axis_name,
+    )
     return head, embedding_rules("", "head")
 
 
@@ -75,9 +80,7 @@ def test_pmap_over_the_batch_equals_one_device():
     output, updated = step(variables, split)
     expected, expected_stats = train(variables, x)
     np.testing.assert_allclose(output.reshape(expected.shape), expected, atol=OUTPUT_TOLERANCE)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a[0], b, atol=BUFFER_TOLERANCE), updated, expected_stats
-    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a[0], b, atol=BUFFER_TOLERANCE), updated, expected_stats)
 
 
 def test_upsampling_follows_its_definition():
@@ -86,9 +89,7 @@ def test_upsampling_follows_its_definition():
     expected = np.zeros((2, 2 * 3 + 2, 2 * 5 + 2, 3))
     for y in range(3):
         for z in range(5):
-            expected[:, 2 * y : 2 * y + 4, 2 * z : 2 * z + 4] += np.einsum(
-                "bi,klio->bklo", x[:, y, z], kernel
-            )
+            expected[:, 2 * y : 2 * y + 4, 2 * z : 2 * z + 4] += np.einsum("bi,klio->bklo", x[:, y, z], kernel)
     np.testing.assert_allclose(
         upsample2(jnp.asarray(x, jnp.float32), jnp.asarray(kernel, jnp.float32)),
         expected[:, 1:-1, 1:-1],

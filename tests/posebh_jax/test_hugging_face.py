@@ -26,9 +26,7 @@ def hugging_face(folder, *, num_experts: int = 1, use_simple_decoder: bool = Fal
         part_features=8 if num_experts > 1 else 0,
         out_features=["stage2"],
     )
-    config = transformers.VitPoseConfig(
-        backbone_config=backbone, num_labels=17, use_simple_decoder=use_simple_decoder
-    )
+    config = transformers.VitPoseConfig(backbone_config=backbone, num_labels=17, use_simple_decoder=use_simple_decoder)
     model = transformers.VitPoseForPoseEstimation(config).eval()
     with torch.no_grad():
         for tensor in (*model.parameters(), *model.buffers()):
@@ -42,9 +40,7 @@ def hugging_face(folder, *, num_experts: int = 1, use_simple_decoder: bool = Fal
 def test_hugging_face_models_give_their_heatmaps(tmp_path, num_experts):
     torch, model = hugging_face(tmp_path, num_experts=num_experts)
     conversion = read_weights(tmp_path / "model.safetensors")
-    assert conversion.title.startswith(
-        "Hugging Face VitPose-plus" if num_experts > 1 else "Hugging Face VitPose,"
-    )
+    assert conversion.title.startswith("Hugging Face VitPose-plus" if num_experts > 1 else "Hugging Face VitPose,")
     assert conversion.manifest["backbone"]["num_heads"] == 3  # from the config beside the weights
     assert conversion.manifest["num_experts"] == (num_experts if num_experts > 1 else 0)
     assert not conversion.ported.fresh

@@ -13,14 +13,14 @@ import pytest
 
 from data_pipelines.datasets import PoseDataset
 from data_pipelines.skeletons import KEYPOINT_SETS, KeypointSet
-from pose_common.weights import keys as port
 from pose_common.training.optimizers import GroupedAdamW, step_schedule
 from pose_common.training.stages import Stage
 from pose_common.training.state import TrainState
-from posebh_jax.model import PoseBH
-from posebh_jax.weights.keys import posebh_rules
+from pose_common.weights import keys as port
 from posebh_jax.method import Inputs, PoseBHMethod
+from posebh_jax.model import PoseBH
 from posebh_jax.vit import ViTSize
+from posebh_jax.weights.keys import posebh_rules
 from tests.golden_files import golden, golden_config
 from tests.posebh_jax.golden_weights import golden_state, maps
 from tests.settings import ADAM, CLUSTERS, NO_WARMUP, PROTOTYPES, SIGMA
@@ -49,28 +49,45 @@ def method():
     model = PoseBH(size, names, len(sets), c["D"], c["ch"], tuple(c["deconv"]))
     outer, cross_entropy, distance = c["lw"]
     weights = dataclasses.replace(
-        PROTOTYPES, momentum=c["gamma"], contrast_weight=outer, cross_entropy_weight=cross_entropy, distance_weight=distance,
-        heatmap_weight=c["phm"], cluster_weight=c["cps"], cross_type_weight=c["css"],
-        cross_type_threshold=c["thr"], cross_type_distance=c["css_match_dist"],
-    )  # fmt: skip
+        PROTOTYPES,
+        momentum=c["gamma"],
+        contrast_weight=outer,
+        cross_entropy_weight=cross_entropy,
+        distance_weight=distance,
+        heatmap_weight=c["phm"],
+        cluster_weight=c["cps"],
+        cross_type_weight=c["css"],
+        cross_type_threshold=c["thr"],
+        cross_type_distance=c["css_match_dist"],
+    )
     with pytest.MonkeyPatch.context() as patch:
         for s in sets:
             patch.setitem(KEYPOINT_SETS, s.name, s)
         yield PoseBHMethod(
-            model, tuple(PoseDataset(s.name, s.name) for s in sets), (c["img"][1], c["img"][0]),
-            tuple(STAGES.values()), GroupedAdamW(step_schedule(1e-3, (), 0.1, **NO_WARMUP), **ADAM), weights, CLUSTERS, SIGMA,
-        )  # fmt: skip
+            model,
+            tuple(PoseDataset(s.name, s.name) for s in sets),
+            (c["img"][1], c["img"][0]),
+            tuple(STAGES.values()),
+            GroupedAdamW(step_schedule(1e-3, (), 0.1, **NO_WARMUP), **ADAM),
+            weights,
+            CLUSTERS,
+            SIGMA,
+        )
 
 
 @pytest.fixture(scope="module")
 def state(method):
     shapes = method.shapes(STAGES["stage1"], {})
-    targets = port.flatten({"params": shapes.params, "batch_stats": shapes.batch_stats, "prototypes": shapes.method_state})
+    targets = port.flatten(
+        {"params": shapes.params, "batch_stats": shapes.batch_stats, "prototypes": shapes.method_state}
+    )
     tree = port.to_flax(golden_state(FILE), rules(method), targets, dropped=(r".*num_batches_tracked",)).tree
     tree = jax.tree.map(jnp.asarray, port.unflatten(tree))
     bank = tree["prototypes"]["bank"]
     tree["prototypes"]["bank"] = bank / jnp.linalg.norm(bank, axis=-1, keepdims=True)
-    return TrainState(jnp.zeros((), jnp.int32), tree["params"], tree["batch_stats"], {}, tree["prototypes"], jnp.zeros(2))
+    return TrainState(
+        jnp.zeros((), jnp.int32), tree["params"], tree["batch_stats"], {}, tree["prototypes"], jnp.zeros(2)
+    )
 
 
 def rules(method):

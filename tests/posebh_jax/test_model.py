@@ -10,9 +10,9 @@ import pytest
 
 from pose_common.weights.keys import expected_sources, flatten
 from posebh_jax.model import PoseBH, layer_ids, weight_decay_mask
-from posebh_jax.weights.keys import posebh_rules
 from posebh_jax.vit import SIZES, ViTSize
 from posebh_jax.weights.convert import model_of
+from posebh_jax.weights.keys import posebh_rules
 from tests.golden_files import golden
 from tests.posebh_jax.port_cases import KEYS, published
 
@@ -25,9 +25,7 @@ MIXTURE = (("coco", 17), ("aic", 14), ("mpii", 16), ("ap10k", 17), ("apt36k", 17
 def published_shapes(size: str, embedding_dim: int) -> dict:
     """Variables of a published size, as shapes."""
     model = PoseBH(SIZES[size], MIXTURE, num_experts=6, embedding_dim=embedding_dim)
-    return jax.eval_shape(
-        model.init, jax.random.key(0), jnp.zeros((1, 256, 192, 3)), jnp.zeros((1,), jnp.int32)
-    )
+    return jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 256, 192, 3)), jnp.zeros((1,), jnp.int32))
 
 
 @pytest.mark.parametrize("name", golden(KEYS))
@@ -38,9 +36,7 @@ def test_published_sizes_have_the_originals_number_of_parameters(name):
     model, image = model_of(manifest), jnp.zeros((1, height, width, 3))
     shapes = jax.eval_shape(model.init, jax.random.key(0), image, jnp.zeros((1,), jnp.int32))
     count = sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(shapes["params"]))
-    prototypes = sum(
-        np.prod(shape) for key, shape in recorded["state_dict"].items() if key.endswith("prototypes")
-    )
+    prototypes = sum(np.prod(shape) for key, shape in recorded["state_dict"].items() if key.endswith("prototypes"))
     assert count + prototypes == recorded["n_parameters"]
 
 
@@ -111,9 +107,7 @@ def test_an_unknown_head_is_named(small_model):
 
 def test_without_embedding_there_is_no_embedding_group(small_model):
     model = PoseBH(ViTSize(24, 2, 2, 8), (("a", 3),), embedding_dim=0, filters=(8, 8))
-    shapes = jax.eval_shape(
-        model.init, jax.random.key(0), jnp.zeros((1, 64, 48, 3)), jnp.zeros((1,), jnp.int32)
-    )
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 64, 48, 3)), jnp.zeros((1,), jnp.int32))
     assert set(shapes["params"]) == {"backbone", "heads"}
     assert "experts" not in shapes["params"]["backbone"]["blocks"]["mlp"]
 

@@ -22,7 +22,10 @@ def predictor_and_weights():
     params = jax.tree_util.tree_map_with_path(
         lambda path, x: 50 * x if "final" in jax.tree_util.keystr(path) else x, state.params
     )
-    return Predictor(method.model, method.datasets, method.input_size, True, DARK_KERNEL), {**state.weights, "params": params}
+    return Predictor(method.model, method.datasets, method.input_size, True, DARK_KERNEL), {
+        **state.weights,
+        "params": params,
+    }
 
 
 def test_mirrored_crops_give_mirrored_maps(predictor_and_weights):
@@ -64,5 +67,10 @@ def test_the_warp_places_keypoints_in_the_image(predictor_and_weights):
 def test_a_head_of_another_skeleton_is_refused(predictor_and_weights):
     predictor, weights = predictor_and_weights
     with pytest.raises(ValueError, match="'aic'.*needs 'coco'"):
-        predictor(weights, np.zeros((1, 64, 48, 3), np.uint8), np.zeros((1, 2, 3), np.float32), head=1,
-                  protocol=find_dataset("coco"))  # fmt: skip
+        predictor(
+            weights,
+            np.zeros((1, 64, 48, 3), np.uint8),
+            np.zeros((1, 2, 3), np.float32),
+            head=1,
+            protocol=find_dataset("coco"),
+        )

@@ -1,4 +1,4 @@
-"""A run on records through the program's own entry: killed at any step it goes on to the same losses, to the last bit."""
+"""A run through the program's own entry: killed at any step it goes on to the same losses, to the last bit."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ import pytest
 from configs import mdt
 from data_pipelines.builders.synthetic import prepare_synthetic
 from data_pipelines.records import DatasetNotPrepared
-from pose_common.weights.keys import flatten
 from pose_common.training.mesh import make_mesh
 from pose_common.training.writers import read_metrics
+from pose_common.weights.keys import flatten
 from posebh_jax import build, main
 from posebh_jax.weights.convert import Options, read_weights
 from scripts import convert_weights
@@ -27,19 +27,40 @@ pytestmark = pytest.mark.slow  # kills and restarts training processes
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 ARGUMENTS = (
-    "--config.datasets=('synthetic_coco','synthetic_ap10k')", "--config.batch_size=8", "--config.input_size=(48,64)",
-    "--config.head_filters=(8,8)", "--config.embedding_width=8", "--config.embedding_dim=8", "--config.num_clusters=8",
-    "--config.steps_per_epoch=6", "--config.log_every=1", "--config.checkpoint_every=1000", "--config.pictures=0",
-    "--config.evaluate_stages=False", "--config.warmup_steps=4",
-    "--config.stages[0].epochs=1", "--config.stages[1].epochs=0", "--config.stages[2].epochs=1",
-    "--config.stages[3].epochs=1", "--config.synthetic.num_train=12", "--config.synthetic.num_val=4",
-)  # fmt: skip
+    "--config.datasets=('synthetic_coco','synthetic_ap10k')",
+    "--config.batch_size=8",
+    "--config.input_size=(48,64)",
+    "--config.head_filters=(8,8)",
+    "--config.embedding_width=8",
+    "--config.embedding_dim=8",
+    "--config.num_clusters=8",
+    "--config.steps_per_epoch=6",
+    "--config.log_every=1",
+    "--config.checkpoint_every=1000",
+    "--config.pictures=0",
+    "--config.evaluate_stages=False",
+    "--config.warmup_steps=4",
+    "--config.stages[0].epochs=1",
+    "--config.stages[1].epochs=0",
+    "--config.stages[2].epochs=1",
+    "--config.stages[3].epochs=1",
+    "--config.synthetic.num_train=12",
+    "--config.synthetic.num_val=4",
+)
 
 
 def command(data_dir, workdir):
     config = ROOT / "configs" / "mdt.py"
-    return [sys.executable, "-m", "posebh_jax.main", f"--config={config}:demo", f"--workdir={workdir}",
-            f"--config.data_dir={data_dir}", f"--config.compilation_cache={data_dir}/cache", *ARGUMENTS]  # fmt: skip
+    return [
+        sys.executable,
+        "-m",
+        "posebh_jax.main",
+        f"--config={config}:demo",
+        f"--workdir={workdir}",
+        f"--config.data_dir={data_dir}",
+        f"--config.compilation_cache={data_dir}/cache",
+        *ARGUMENTS,
+    ]
 
 
 def losses(workdir):
@@ -49,7 +70,13 @@ def losses(workdir):
 def test_killed_anywhere_it_goes_on_exactly(tmp_path):
     data_dir = tmp_path / "data"
     prepare_synthetic(data_dir, ["synthetic_coco", "synthetic_ap10k"], num_train=12, num_val=4)
-    options = {"cwd": ROOT, "env": child_environment(devices=2), "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    options = {
+        "cwd": ROOT,
+        "env": child_environment(devices=2),
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.STDOUT,
+        "text": True,
+    }
     whole = subprocess.run(command(data_dir, tmp_path / "whole"), timeout=600, check=False, **options)
     assert whole.returncode == 0, whole.stdout
     stop_at = random.randrange(1, 17)

@@ -12,10 +12,10 @@ import pytest
 from configs import mdt, transfer
 from data_pipelines.builders.interhand2d import InterHand2d
 from data_pipelines.builders.synthetic import prepare_synthetic
-from pose_common.weights.keys import flatten
 from pose_common.training.mesh import make_mesh
 from pose_common.training.stages import make_stages, stage_index
 from pose_common.weights.folder import load_weights, save_weights
+from pose_common.weights.keys import flatten
 from posebh_jax import build, configuration, main
 from tests.golden_files import shared_path
 
@@ -75,10 +75,15 @@ def mixture(tmp_path_factory):
     weights = jax.device_get(jax.jit(method.init)(jax.random.key(5)).weights)
     model = method.model
     manifest = {
-        "method": "posebh", "family": "PoseBH", "backbone": dataclasses.asdict(model.size), "num_experts": 2,
-        "input_size": [48, 64], "datasets": [list(pair) for pair in model.datasets], "filters": 8,
+        "method": "posebh",
+        "family": "PoseBH",
+        "backbone": dataclasses.asdict(model.size),
+        "num_experts": 2,
+        "input_size": [48, 64],
+        "datasets": [list(pair) for pair in model.datasets],
+        "filters": 8,
         "embedding": [8, 8],
-    }  # fmt: skip
+    }
     folder = tmp_path_factory.mktemp("mixture") / "weights"
     save_weights(folder, weights, manifest)
     return folder, flatten(weights)
@@ -114,9 +119,7 @@ def test_a_rendered_skeleton_end_to_end(mixture, tmp_path):
     np.testing.assert_array_equal(first[fc2], np.concatenate([before[fc2], own], axis=-1))
     assert not any("experts" in name for name in first)
     assert not changed(before, first, "params/backbone/patch_embed")
-    assert not changed(before, second, "params/embedding") and not changed(
-        before, second, "batch_stats/embedding"
-    )
+    assert not changed(before, second, "params/embedding") and not changed(before, second, "batch_stats/embedding")
     assert changed(first, second, "params/backbone")
     # The head starts from that of synthetic_coco: after one step it is still within the step of its rate.
     renamed = {name.replace("/synthetic_coco/", "/synthetic_crowd/"): value for name, value in before.items()}
@@ -139,9 +142,7 @@ def test_real_hands_end_to_end(mixture, tmp_path):
             text = (sample / f"test_interhand2.6m_{kind}.json").read_text()
             (tmp_path / f"InterHand2.6M_{split}_{kind}.json").write_text(text)
         annotations = tmp_path / f"InterHand2.6M_{split}_data.json"
-        InterHand2d(
-            split, annotations=annotations, images=sample, data_dir=tmp_path, progress=False
-        ).prepare()
+        InterHand2d(split, annotations=annotations, images=sample, data_dir=tmp_path, progress=False).prepare()
     transfer_to("interhand2d", tmp_path, mixture, tmp_path / "run", 1)
     rows = json.loads((tmp_path / "run/results/step_1/table.json").read_text())["rows"]
     assert rows[0]["metric"] == "PCK / AUC / EPE" and rows[0]["instances"] == 4

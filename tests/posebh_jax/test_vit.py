@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from posebh_jax.weights.keys import backbone_rules
 from posebh_jax.vit import SIZES, ViT, ViTSize, apply_experts, drop_path_rates, drop_path_scales
+from posebh_jax.weights.keys import backbone_rules
 from tests.golden_files import golden, golden_config
 from tests.posebh_jax.golden_weights import golden_state, maps, module_variables
 
@@ -99,9 +99,7 @@ def test_expert_gradients_equal_the_masked_sum(expert_case):
     x, dataset, kernel, bias = expert_case
 
     def gradients(function):
-        return jax.grad(lambda *a: jnp.sin(function(a[0], dataset, a[1], a[2])).sum(), (0, 1, 2))(
-            x, kernel, bias
-        )
+        return jax.grad(lambda *a: jnp.sin(function(a[0], dataset, a[1], a[2])).sum(), (0, 1, 2))(x, kernel, bias)
 
     for ours, plain in zip(gradients(apply_experts), gradients(masked_experts), strict=True):
         np.testing.assert_allclose(ours, plain, atol=1e-5)
@@ -124,9 +122,7 @@ def test_experts_of_a_sharded_batch_stay_on_their_devices(expert_case):
     compiled = step.lower(x, kernel, bias, dataset).compile()
     assert not {"all-gather", "all-to-all", "collective-permute"} & set(_operations(compiled.as_text()))
     single = jax.value_and_grad(loss, (0, 1, 2))(x, kernel, bias, dataset)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), compiled(x, kernel, bias, dataset), single
-    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), compiled(x, kernel, bias, dataset), single)
 
 
 def _operations(text: str) -> list[str]:
@@ -190,9 +186,9 @@ def test_bfloat16_stays_near_float32():
 @pytest.mark.slow  # compiles a whole backbone more than once
 def test_initial_parameters_have_the_originals_spread():
     size = SIZES["tiny"]
-    params = jax.jit(ViT(size, 2).init)(
-        jax.random.key(0), jnp.zeros((1, 64, 48, 3)), jnp.zeros((1,), jnp.int32)
-    )["params"]
+    params = jax.jit(ViT(size, 2).init)(jax.random.key(0), jnp.zeros((1, 64, 48, 3)), jnp.zeros((1,), jnp.int32))[
+        "params"
+    ]
     assert params["pos_embed"].shape == (1, 13, size.dim)
     for kernel in (params["blocks"]["attn"]["qkv"]["kernel"], params["blocks"]["mlp"]["experts"]["kernel"]):
         assert kernel.shape[0] == size.depth

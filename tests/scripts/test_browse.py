@@ -48,9 +48,7 @@ def test_targets_peak_at_the_keypoints(data_dir):
     crops = opened.crops(range(4), np.random.default_rng(0))
     crops = [crop | {"image": np.zeros_like(crop["image"])} for crop in crops]
     for crop, shown in zip(crops, opened.targets(crops), strict=True):
-        inside = (
-            (crop["visible"] > 0) & (crop["keypoints"] > 8).all(1) & (crop["keypoints"] < (88, 120)).all(1)
-        )
+        inside = (crop["visible"] > 0) & (crop["keypoints"] > 8).all(1) & (crop["keypoints"] < (88, 120)).all(1)
         for x, y in np.rint(crop["keypoints"][inside]).astype(int):
             assert shown[y, x, 0] > 60, "red where the map is high"  # a cell is four pixels wide
 
@@ -59,17 +57,13 @@ def test_pictures_without_people_have_the_raw_sheet_only(tmp_path, capsys):
     content = tiny_sets.document(2) | {"annotations": []}
     tiny_sets.write_coco(tmp_path / "raw", content)
     data = tmp_path / "data"
-    assert (
-        prepare_data.main(["coco", f"--raw_dir={tmp_path / 'raw'}", f"--data_dir={data}", "--split=val"]) == 0
-    )
+    assert prepare_data.main(["coco", f"--raw_dir={tmp_path / 'raw'}", f"--data_dir={data}", "--split=val"]) == 0
     capsys.readouterr()
     assert browse.main(["coco", f"--data_dir={data}", f"--out={tmp_path}"]) == 0
     assert [path.rsplit("_", 1)[1] for path in capsys.readouterr().out.split()] == ["raw.png"]
 
 
-@pytest.mark.parametrize(
-    "dataset, said", [("coco", "scripts.prepare_data coco"), ("nobodys", "unknown dataset")]
-)
+@pytest.mark.parametrize("dataset, said", [("coco", "scripts.prepare_data coco"), ("nobodys", "unknown dataset")])
 def test_what_is_not_there_is_said(tmp_path, capsys, dataset, said):
     assert browse.main([dataset, f"--data_dir={tmp_path}"]) == 1
     assert said in capsys.readouterr().err

@@ -16,8 +16,14 @@ def saved(folder, *overrides):
 def test_every_number_stands_on_a_line_of_its_own(tmp_path, capsys):
     assert show_config.main([saved(tmp_path / "run")]) == 0
     lines = capsys.readouterr().out.splitlines()
-    for line in ("losses.momentum = 0.999", "augmentation.flip = 0.5", "train_splits.ap10k = 'train-split1'",
-                 "stages[1].epochs = 40", "codec.coco = 'udp'", "clusters.options = (64, 96, 128)"):  # fmt: skip
+    for line in (
+        "losses.momentum = 0.999",
+        "augmentation.flip = 0.5",
+        "train_splits.ap10k = 'train-split1'",
+        "stages[1].epochs = 40",
+        "codec.coco = 'udp'",
+        "clusters.options = (64, 96, 128)",
+    ):
         assert line in lines
 
 

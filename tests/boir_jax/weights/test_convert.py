@@ -13,12 +13,12 @@ import pytest
 from boir_jax.heads import clamped_sigmoid
 from boir_jax.hrnet import branch_widths
 from boir_jax.model import VARIANTS, BoIR
-from boir_jax.weights.convert import SKELETONS, convert, manifest_of, model_of, read_weights, targets, to_torch
 from boir_jax.proposals import predict
+from boir_jax.weights.convert import SKELETONS, convert, manifest_of, model_of, read_weights, targets, to_torch
 from data_pipelines.datasets import DATASETS
 from pose_common.images import normalise
-from pose_common.weights.keys import COUNTER, VARIANCE, PortError, flatten, unflatten
 from pose_common.weights.folder import load_weights
+from pose_common.weights.keys import COUNTER, VARIANCE, PortError, flatten, unflatten
 from posebh_jax.weights import convert as posebh
 from scripts import convert_weights
 from tests.boir_jax.golden_weights import KEYS, PUBLISHED, entries, published, recorded_settings, tiny
@@ -110,8 +110,10 @@ def inference_form(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 def title(size: str, num_keypoints: int, training: bool = True) -> str:
     """What a conversion calls a whole network."""
     skeleton = SKELETONS.get(num_keypoints)
-    return f"BoIR-{size.upper()}, {num_keypoints} keypoints" + (f" of {skeleton}" if skeleton else "") + (
-        "" if training else ", for inference"
+    return (
+        f"BoIR-{size.upper()}, {num_keypoints} keypoints"
+        + (f" of {skeleton}" if skeleton else "")
+        + ("" if training else ", for inference")
     )
 
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from data_pipelines import geometry
+from data_pipelines.datasets import DATASETS
 from data_pipelines.top_down import augmentation, instances
 from data_pipelines.top_down import crops as top_down
-from data_pipelines.datasets import DATASETS
 from tests.data_pipelines import fakes
 from tests.golden_files import SHARED, golden, shared_path
 from tests.settings import AUGMENTATION
@@ -33,16 +33,23 @@ def cases():
 
 def arrays_of(name: str) -> dict[str, np.ndarray]:
     with np.load(shared_path("golden/data/pipeline_cases.npz")) as archive:
-        return {key[len(name) + 1:]: archive[key] for key in archive.files if key.startswith(name + "/")}
+        return {key[len(name) + 1 :]: archive[key] for key in archive.files if key.startswith(name + "/")}
 
 
 def case_sample(case: dict, arrays: dict) -> top_down.Sample:
     height, width = (int(side) for side in arrays["image_hw"])
     return {
-        "size": (width, height), "keypoints": arrays["joints_in"], "visible": arrays["visible_in"],
-        "box": np.zeros(4), "centre": arrays["center_in"].astype(np.float64),
-        "scale": arrays["scale_in"].astype(np.float64), "rotation": 0.0, "mirrored": False, "dataset": 0,
-        "image_id": 0, "origin": (case["dataset"], "train", case["image"]),
+        "size": (width, height),
+        "keypoints": arrays["joints_in"],
+        "visible": arrays["visible_in"],
+        "box": np.zeros(4),
+        "centre": arrays["center_in"].astype(np.float64),
+        "scale": arrays["scale_in"].astype(np.float64),
+        "rotation": 0.0,
+        "mirrored": False,
+        "dataset": 0,
+        "image_id": 0,
+        "origin": (case["dataset"], "train", case["image"]),
     }
 
 
@@ -104,12 +111,14 @@ def test_mpii_boxes_widened_as_corrected():
     np.testing.assert_allclose(sample["scale"], arrays["scale_fixed"], atol=1e-5)
     matrix = geometry.warp_matrix(sample["centre"], sample["scale"], sample["rotation"], (width, height), udp=True)
     np.testing.assert_allclose(matrix[:, :2], arrays["matrix_fixed"][:, :2], atol=1e-5)
-    np.testing.assert_allclose(geometry.transform(matrix, sample["keypoints"]), arrays["joints_out_fixed"],
-                               atol=JOINT_TOLERANCE)
+    np.testing.assert_allclose(
+        geometry.transform(matrix, sample["keypoints"]), arrays["joints_out_fixed"], atol=JOINT_TOLERANCE
+    )
 
 
 @pytest.mark.parametrize(
-    "dataset", ["coco", "coco_wholebody", "aic", "ap10k", "crowdpose", "ochuman", "halpe", "interhand2d"])
+    "dataset", ["coco", "coco_wholebody", "aic", "ap10k", "crowdpose", "ochuman", "halpe", "interhand2d"]
+)
 def test_centre_jitter_matches_the_release(dataset):
     with np.load(shared_path("golden/data/db.npz")) as archive:
         # The release does not keep whole-body boxes; the people, and so the boxes, are coco's.
@@ -130,8 +139,13 @@ HALVED = [match.groups() for key in FUNCTIONS if (match := re.fullmatch(r"half/(
 @pytest.mark.parametrize("dataset", MIRRORED)
 def test_mirror_matches_the_release(dataset):
     get = lambda name: FUNCTIONS[f"flip/{dataset}/{name}"]  # noqa: E731
-    sample = {"size": (int(get("width")), 10), "keypoints": get("joints"), "visible": get("visible"),
-              "centre": np.zeros(2), "mirrored": False}
+    sample = {
+        "size": (int(get("width")), 10),
+        "keypoints": get("joints"),
+        "visible": get("visible"),
+        "centre": np.zeros(2),
+        "mirrored": False,
+    }
     flipped = augmentation.Flip(DATASETS[dataset].keypoints, 0.5).apply(sample, 0.0)
     np.testing.assert_allclose(flipped["keypoints"], get("joints_out"), atol=1e-3)
     np.testing.assert_array_equal(flipped["visible"], get("visible_out"))
@@ -156,9 +170,16 @@ def make_sample(visible_count: int = 17, seed: int = 0) -> top_down.Sample:
     visible = np.zeros(17, np.float32)
     visible[rng.permutation(17)[:visible_count]] = 1
     keypoints = rng.uniform(0, 90, (17, 2)).astype(np.float32) * visible[:, None]
-    return {"size": (100, 90), "keypoints": keypoints, "visible": visible, "rotation": 0.0, "mirrored": False,
-            "box": np.array([10., 20., 30., 40.]), "centre": np.array([25., 40.]),
-            "scale": np.array([0.3, 0.4])}
+    return {
+        "size": (100, 90),
+        "keypoints": keypoints,
+        "visible": visible,
+        "rotation": 0.0,
+        "mirrored": False,
+        "box": np.array([10.0, 20.0, 30.0, 40.0]),
+        "centre": np.array([25.0, 40.0]),
+        "scale": np.array([0.3, 0.4]),
+    }
 
 
 def test_two_mirrors_are_none():
@@ -194,10 +215,16 @@ def test_scale_and_rotation_stay_within_their_limits():
     assert step.apply(sample, (0.0, 5.0, 0.61))["rotation"] == 0.0
 
 
-@pytest.mark.parametrize("step", [
-    JITTER, augmentation.Flip(DATASETS["coco"].keypoints, 0.5),
-    half_body("coco", 0.75), augmentation.ScaleRotation(0.5, 40.0, 0.6)],
-    ids=lambda step: type(step).__name__)
+@pytest.mark.parametrize(
+    "step",
+    [
+        JITTER,
+        augmentation.Flip(DATASETS["coco"].keypoints, 0.5),
+        half_body("coco", 0.75),
+        augmentation.ScaleRotation(0.5, 40.0, 0.6),
+    ],
+    ids=lambda step: type(step).__name__,
+)
 def test_transforms_leave_their_input_alone(step):
     rng = np.random.default_rng(3)
     sample = make_sample()
@@ -234,7 +261,7 @@ def test_colours_are_red_green_blue():
 
 
 def test_zeros_outside_the_picture():
-    sample = make_sample() | {"centre": np.array([-500., -500.])}
+    sample = make_sample() | {"centre": np.array([-500.0, -500.0])}
     assert not top_down.Crop((48, 64), True)(sample, np.full((90, 100, 3), 255, np.uint8))["image"].any()
 
 
@@ -243,8 +270,12 @@ def test_training_elements_follow_the_contract():
     transform = top_down.Train((DATASETS["coco"], DATASETS["coco_wholebody"]), fakes.INPUT_SIZE, AUGMENTATION)
     element = transform(source[0], np.random.default_rng(0))
     assert {name: (value.shape, value.dtype.name) for name, value in element.items()} == {
-        "image": ((64, 48, 3), "uint8"), "keypoints": ((133, 2), "float32"), "visible": ((133,), "float32"),
-        "dataset": ((), "int32"), "valid": ((), "bool")}
+        "image": ((64, 48, 3), "uint8"),
+        "keypoints": ((133, 2), "float32"),
+        "visible": ((133,), "float32"),
+        "dataset": ((), "int32"),
+        "valid": ((), "bool"),
+    }
     assert not element["visible"][17:].any() and not element["keypoints"][17:].any()
     assert set(np.unique(element["visible"])) <= {0, 1}
 
@@ -257,10 +288,14 @@ def test_augmentation_is_the_generators_alone():
     assert (first["image"] != other["image"]).any()
 
 
-@pytest.mark.parametrize("bad, message", [
-    (b"no picture", r"dataset 'coco', split 'train', image '000000.jpg' \(id 0\): cannot be decoded"),
-    (b"", r"cannot be decoded \(0 bytes\)"),
-    (cv2.imencode(".png", np.zeros((9, 8, 3), np.uint8))[1].tobytes(), "is 8x9, annotated as")])
+@pytest.mark.parametrize(
+    "bad, message",
+    [
+        (b"no picture", r"dataset 'coco', split 'train', image '000000.jpg' \(id 0\): cannot be decoded"),
+        (b"", r"cannot be decoded \(0 bytes\)"),
+        (cv2.imencode(".png", np.zeros((9, 8, 3), np.uint8))[1].tobytes(), "is 8x9, annotated as"),
+    ],
+)
 def test_bad_pictures_are_named(bad, message):
     source = fakes.random_source("coco", num_images=1)
     source.records.images[0] = bad

@@ -8,16 +8,20 @@ import json
 import numpy as np
 import pytest
 
-from data_pipelines.top_down import instances
 from data_pipelines.datasets import DATASETS
+from data_pipelines.top_down import instances
 from tests.data_pipelines import fakes
 from tests.golden_files import shared_path
 
 INPUT_SIZE = (192, 256)
 SAMPLES = {
-    "coco": "coco/test_coco.json", "coco_wholebody": "coco/test_coco_wholebody.json",
-    "aic": "aic/test_aic.json", "ap10k": "ap10k/test_ap10k.json",
-    "crowdpose": "crowdpose/test_crowdpose.json", "ochuman": "ochuman/test_ochuman.json", "halpe": "halpe/test_halpe.json",
+    "coco": "coco/test_coco.json",
+    "coco_wholebody": "coco/test_coco_wholebody.json",
+    "aic": "aic/test_aic.json",
+    "ap10k": "ap10k/test_ap10k.json",
+    "crowdpose": "crowdpose/test_crowdpose.json",
+    "ochuman": "ochuman/test_ochuman.json",
+    "halpe": "halpe/test_halpe.json",
 }
 # The release stores centres and scales in float32.
 CENTRE_TOLERANCE, SCALE_TOLERANCE = 1e-3, 1e-5
@@ -26,7 +30,7 @@ CENTRE_TOLERANCE, SCALE_TOLERANCE = 1e-3, 1e-5
 def released(dataset: str, mode: str) -> dict[str, np.ndarray]:
     with np.load(shared_path("golden/data/db.npz")) as archive:
         prefix = f"{dataset}/{mode}/"
-        return {key[len(prefix):]: archive[key] for key in archive.files if key.startswith(prefix)}
+        return {key[len(prefix) :]: archive[key] for key in archive.files if key.startswith(prefix)}
 
 
 def sample_table(dataset: str):
@@ -46,9 +50,14 @@ def test_annotated_people_match_the_release(dataset):
     assert (chosen.box_score == 1).all() and chosen.origin == "ground_truth"
 
 
-@pytest.mark.parametrize("dataset, path", [
-    ("coco", "coco/test_coco_det_AP_H_56.json"), ("coco_wholebody", "coco/test_coco_det_AP_H_56.json"),
-    ("crowdpose", "crowdpose/test_crowdpose_det_AP_40.json")])
+@pytest.mark.parametrize(
+    "dataset, path",
+    [
+        ("coco", "coco/test_coco_det_AP_H_56.json"),
+        ("coco_wholebody", "coco/test_coco_det_AP_H_56.json"),
+        ("crowdpose", "crowdpose/test_crowdpose_det_AP_40.json"),
+    ],
+)
 def test_detections_match_the_release(dataset, path):
     table, expected = sample_table(dataset), released(dataset, "det")
     path = shared_path(f"samples/{path}")
@@ -66,8 +75,10 @@ def test_detections_match_the_release(dataset, path):
 def mpii_table(count: int = 3, **columns):
     points = np.tile([[5.0, 6.0, 0.0]], (16, 1))
     images = [{"id": i, "file_name": f"{i}.jpg", "height": 50, "width": 60} for i in range(count)]
-    people = [{"id": i, "image_id": i, "centre": [20 + i, 30], "scale": 1.5, "keypoints": points} | columns
-              for i in range(count)]
+    people = [
+        {"id": i, "image_id": i, "centre": [20 + i, 30], "scale": 1.5, "keypoints": points} | columns
+        for i in range(count)
+    ]
     return fakes.annotation_table(DATASETS["mpii"], images, people)
 
 
@@ -81,13 +92,29 @@ def test_mpii_squares_are_stretched_as_released_or_widened():
     np.testing.assert_allclose(chosen.scale, [[1.5, 2.0]] * 3)
 
 
-@pytest.mark.parametrize("change, kept", [
-    ({}, 1), ({"iscrowd": 1}, 0), ({"num_keypoints": 0}, 0), ({"keypoints": np.zeros((17, 3))}, 0),
-    ({"area": 0}, 0), ({"area": -1}, 1), ({"bbox": [61, 5, 9, 9]}, 0), ({"bbox": [10, 5, 1, 9]}, 0),
-    ({"bbox": [-9, -9, 30, 30]}, 1)])
+@pytest.mark.parametrize(
+    "change, kept",
+    [
+        ({}, 1),
+        ({"iscrowd": 1}, 0),
+        ({"num_keypoints": 0}, 0),
+        ({"keypoints": np.zeros((17, 3))}, 0),
+        ({"area": 0}, 0),
+        ({"area": -1}, 1),
+        ({"bbox": [61, 5, 9, 9]}, 0),
+        ({"bbox": [10, 5, 1, 9]}, 0),
+        ({"bbox": [-9, -9, 30, 30]}, 1),
+    ],
+)
 def test_who_is_left_out(change, kept):
-    person = {"id": 7, "image_id": 1, "bbox": [10, 10, 20, 20], "area": 50, "num_keypoints": 17,
-              "keypoints": np.full((17, 3), 2.0)} | change
+    person = {
+        "id": 7,
+        "image_id": 1,
+        "bbox": [10, 10, 20, 20],
+        "area": 50,
+        "num_keypoints": 17,
+        "keypoints": np.full((17, 3), 2.0),
+    } | change
     images = [{"id": 1, "file_name": "1.jpg", "height": 50, "width": 60}]
     table = fakes.annotation_table(DATASETS["coco"], images, [person])
     chosen = instances.ground_truth(table, DATASETS["coco"], INPUT_SIZE)
@@ -98,8 +125,7 @@ def test_who_is_left_out(change, kept):
 
 def test_wholebody_ignores_the_count_of_body_keypoints():
     dataset = DATASETS["coco_wholebody"]
-    person = {"id": 7, "image_id": 1, "bbox": [10, 10, 20, 20], "num_keypoints": 0,
-              "keypoints": np.ones((133, 3))}
+    person = {"id": 7, "image_id": 1, "bbox": [10, 10, 20, 20], "num_keypoints": 0, "keypoints": np.ones((133, 3))}
     images = [{"id": 1, "file_name": "1.jpg", "height": 50, "width": 60}]
     table = fakes.annotation_table(dataset, images, [person])
     assert len(instances.ground_truth(table, dataset, INPUT_SIZE)) == 1
@@ -132,15 +158,18 @@ def test_detections_are_counted_over_kept_people(tmp_path):
     assert len(detect(tmp_path, entries)) == 3
 
 
-@pytest.mark.parametrize("content, message", [
-    ("[{", "boxes.json: not valid JSON"),
-    ({"annotations": []}, "boxes.json: a detection file is a list"),
-    ([], "boxes.json: no person detection"),
-    ([GOOD, {"image_id": 1}], "boxes.json: entry 1 .*category_id"),
-    ([GOOD | {"bbox": [1, 2, 3]}], r"boxes.json: entry 0 \(image 1\): bbox \[1, 2, 3\]"),
-    ([GOOD | {"bbox": [1, 2, 0, 3]}], "positive sides"),
-    ([GOOD | {"image_id": 9}], "boxes.json: entry 0 names image 9.*'coco'"),
-])
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ("[{", "boxes.json: not valid JSON"),
+        ({"annotations": []}, "boxes.json: a detection file is a list"),
+        ([], "boxes.json: no person detection"),
+        ([GOOD, {"image_id": 1}], "boxes.json: entry 1 .*category_id"),
+        ([GOOD | {"bbox": [1, 2, 3]}], r"boxes.json: entry 0 \(image 1\): bbox \[1, 2, 3\]"),
+        ([GOOD | {"bbox": [1, 2, 0, 3]}], "positive sides"),
+        ([GOOD | {"image_id": 9}], "boxes.json: entry 0 names image 9.*'coco'"),
+    ],
+)
 def test_bad_detection_files_are_named(tmp_path, content, message):
     with pytest.raises(ValueError, match=message):
         detect(tmp_path, content)

@@ -9,26 +9,32 @@ import numpy as np
 import pytest
 
 from data_pipelines import geometry, records
-from data_pipelines.top_down import instances
-from data_pipelines.top_down import loader
 from data_pipelines.builders import BUILDERS, synthetic
+from data_pipelines.top_down import instances, loader
 from data_pipelines.top_down.loader import EvalLoader, Reading
 from tests.data_pipelines import fakes
-from tests.settings import AUGMENTATION
 from tests.golden_files import shared_path
+from tests.settings import AUGMENTATION
 
 SIZE = fakes.INPUT_SIZE
 DIRECT = Reading(num_threads=0)
 
 
 def mixed_sources():
-    return [fakes.random_source("coco", dataset_index=0, seed=1),
-            fakes.random_source("aic", num_images=2, dataset_index=1, seed=2)]
+    return [
+        fakes.random_source("coco", dataset_index=0, seed=1),
+        fakes.random_source("aic", num_images=2, dataset_index=1, seed=2),
+    ]
 
 
 def training(sources=None, batch_size=8, reading=DIRECT, **options):
-    return loader.train_iterator(sources or mixed_sources(), batch_size=batch_size, input_size=SIZE,
-                                 **({"seed": 0, "augmentation": AUGMENTATION} | options), reading=reading)
+    return loader.train_iterator(
+        sources or mixed_sources(),
+        batch_size=batch_size,
+        input_size=SIZE,
+        **({"seed": 0, "augmentation": AUGMENTATION} | options),
+        reading=reading,
+    )
 
 
 def take(iterator, count):
@@ -37,7 +43,7 @@ def take(iterator, count):
 
 def assert_same(batches, others):
     assert len(batches) == len(others)
-    for batch, other in zip(batches, others):
+    for batch, other in zip(batches, others, strict=True):
         assert batch.keys() == other.keys()
         for name in batch:
             np.testing.assert_array_equal(batch[name], other[name], err_msg=name)
@@ -50,8 +56,12 @@ def joined(parts):
 def test_training_batches_follow_the_contract():
     batch = next(training())
     assert {name: (value.shape, value.dtype.name) for name, value in batch.items()} == {
-        "image": ((8, 64, 48, 3), "uint8"), "keypoints": ((8, 17, 2), "float32"),
-        "visible": ((8, 17), "float32"), "dataset": ((8,), "int32"), "valid": ((8,), "bool")}
+        "image": ((8, 64, 48, 3), "uint8"),
+        "keypoints": ((8, 17, 2), "float32"),
+        "visible": ((8, 17), "float32"),
+        "dataset": ((8,), "int32"),
+        "valid": ((8,), "bool"),
+    }
     assert batch["valid"].all() and set(batch["dataset"]) == {0, 1}
     assert not batch["visible"][batch["dataset"] == 1, 14:].any()
     assert training().num_examples == 14
@@ -61,10 +71,11 @@ def test_training_batches_follow_the_contract():
 @pytest.mark.parametrize("processes", [2, 4])
 def test_global_batches_do_not_depend_on_the_number_of_processes(mixture, processes):
     whole = take(training(mixture=mixture), 5)
-    shards = [take(training(mixture=mixture, process_index=index, process_count=processes), 5)
-              for index in range(processes)]
+    shards = [
+        take(training(mixture=mixture, process_index=index, process_count=processes), 5) for index in range(processes)
+    ]
     assert all(len(batch["image"]) == 8 // processes for batch in shards[0])
-    assert_same(whole, [joined(parts) for parts in zip(*shards)])
+    assert_same(whole, [joined(parts) for parts in zip(*shards, strict=True)])
 
 
 def test_threads_do_not_change_batches():
@@ -90,7 +101,7 @@ def test_resuming_continues_exactly():
     halves = [training(process_index=index, process_count=2) for index in range(2)]
     for half in halves:
         half.set_state(state)
-    assert_same(straight[3:], [joined(parts) for parts in zip(*(take(half, 4) for half in halves))])
+    assert_same(straight[3:], [joined(parts) for parts in zip(*(take(half, 4) for half in halves), strict=True)])
 
 
 def test_epochs_repeat_instances_but_not_augmentation():
@@ -114,10 +125,14 @@ def test_the_seed_decides():
     assert (first["image"] != other["image"]).any()
 
 
-@pytest.mark.parametrize("options, message", [
-    ({"batch_size": 9, "process_count": 2}, "batch of 9 cannot be shared equally by 2"),
-    ({"process_index": 2, "process_count": 2}, "no process 2 of 2"),
-    ({"sources": [fakes.random_source(dataset_index=1)]}, r"numbered from 0, got \[\('coco', 1\)\]")])
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"batch_size": 9, "process_count": 2}, "batch of 9 cannot be shared equally by 2"),
+        ({"process_index": 2, "process_count": 2}, "no process 2 of 2"),
+        ({"sources": [fakes.random_source(dataset_index=1)]}, r"numbered from 0, got \[\('coco', 1\)\]"),
+    ],
+)
 def test_sizes_that_do_not_fit_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         training(**options)
@@ -142,9 +157,12 @@ class WorkerProbe:
     def __getitem__(self, index):
         import jax
 
-        return {"row": np.array(index), "elsewhere": np.array(os.getpid() != self.parent),
-                "jax": np.array(jax.config.jax_platforms == "cpu"),
-                "cuda": np.array(os.environ["CUDA_VISIBLE_DEVICES"] == "")}
+        return {
+            "row": np.array(index),
+            "elsewhere": np.array(os.getpid() != self.parent),
+            "jax": np.array(jax.config.jax_platforms == "cpu"),
+            "cuda": np.array(os.environ["CUDA_VISIBLE_DEVICES"] == ""),
+        }
 
 
 def test_workers_keep_off_accelerators_and_do_not_change_batches(monkeypatch):
@@ -176,10 +194,17 @@ def test_evaluation_keeps_every_instance_and_pads_the_last_batch():
     for name in ("image", "visible", "box_score", "area", "image_id"):
         assert not whole[name][10:].any()
     assert {name: (value.shape[1:], value.dtype.name) for name, value in whole.items()} == {
-        "image": ((64, 48, 3), "uint8"), "keypoints": ((17, 2), "float32"), "visible": ((17,), "float32"),
-        "dataset": ((), "int32"), "valid": ((), "bool"), "inverse_warp": ((2, 3), "float32"),
-        "image_id": ((), "int64"), "instance_id": ((), "int64"), "box_score": ((), "float32"),
-        "area": ((), "float32")}
+        "image": ((64, 48, 3), "uint8"),
+        "keypoints": ((17, 2), "float32"),
+        "visible": ((17,), "float32"),
+        "dataset": ((), "int32"),
+        "valid": ((), "bool"),
+        "inverse_warp": ((2, 3), "float32"),
+        "image_id": ((), "int64"),
+        "instance_id": ((), "int64"),
+        "box_score": ((), "float32"),
+        "area": ((), "float32"),
+    }
     assert_same(taken, list(batches))  # can be run again
 
 
@@ -187,7 +212,7 @@ def test_evaluation_keeps_every_instance_and_pads_the_last_batch():
 def test_evaluation_shards_have_equal_numbers_of_batches(processes):
     shards = [list(evaluation(process_index=index, process_count=processes)) for index in range(processes)]
     assert {len(shard) for shard in shards} == {3}
-    assert_same(list(evaluation()), [joined(parts) for parts in zip(*shards)])
+    assert_same(list(evaluation()), [joined(parts) for parts in zip(*shards, strict=True)])
 
 
 @pytest.mark.parametrize("name", ["coco", "aic"])  # one of each codec
@@ -236,8 +261,15 @@ def test_prepared_datasets_train_and_resume_in_worker_processes(prepared):
     """By name, from records, in two spawned processes: the batches of the calling process to the last bit."""
 
     def start(reading):
-        return loader.train_loader([loader.Entry("synthetic_coco"), loader.Entry("synthetic_aic")], seed=5,
-                                   augmentation=AUGMENTATION, data_dir=prepared, batch_size=4, input_size=SIZE, reading=reading)
+        return loader.train_loader(
+            [loader.Entry("synthetic_coco"), loader.Entry("synthetic_aic")],
+            seed=5,
+            augmentation=AUGMENTATION,
+            data_dir=prepared,
+            batch_size=4,
+            input_size=SIZE,
+            reading=reading,
+        )
 
     expected = take(start(DIRECT), 5)
     assert {0, 1} == set(np.concatenate([batch["dataset"] for batch in expected]))
@@ -249,8 +281,16 @@ def test_prepared_datasets_train_and_resume_in_worker_processes(prepared):
 
 
 def test_prepared_datasets_are_evaluated_whole(prepared):
-    batches = loader.eval_loader("synthetic_coco", "val", data_dir=prepared, batch_size=4, input_size=SIZE,
-                                 dataset_index=3, num_keypoints=20, reading=Reading(num_threads=2))
+    batches = loader.eval_loader(
+        "synthetic_coco",
+        "val",
+        data_dir=prepared,
+        batch_size=4,
+        input_size=SIZE,
+        dataset_index=3,
+        num_keypoints=20,
+        reading=Reading(num_threads=2),
+    )
     whole = joined(list(batches))
     valid = whole["valid"]
     people = batches.annotations.num_instances
@@ -259,16 +299,25 @@ def test_prepared_datasets_are_evaluated_whole(prepared):
     assert set(whole["image_id"][valid]) <= set(batches.annotations.image_id)
 
 
-@pytest.mark.parametrize("name, split, options", [
-    ("mpii", "train", {"annotations": "mpii/test_mpii.json", "images": "mpii"}),
-    ("interhand2d", "test", {"annotations": "interhand2.6m/test_interhand2.6m_data.json",
-                             "images": "interhand2.6m"}),
-    ("coco", "test", {"annotations": "coco/test_coco.json", "images": "coco"})])
+@pytest.mark.parametrize(
+    "name, split, options",
+    [
+        ("mpii", "train", {"annotations": "mpii/test_mpii.json", "images": "mpii"}),
+        (
+            "interhand2d",
+            "test",
+            {"annotations": "interhand2.6m/test_interhand2.6m_data.json", "images": "interhand2.6m"},
+        ),
+        ("coco", "test", {"annotations": "coco/test_coco.json", "images": "coco"}),
+    ],
+)
 def test_sample_records_give_the_released_crops(tmp_path, name, split, options):
     """From raw files through builder and records; mpii's joints are in the release's training list only."""
     with np.load(shared_path("golden/data/db.npz")) as archive:
-        expected = {key: archive[f"{name}/{split}/{key}"] for key in
-                    ("image", "center", "scale", "joints_3d", "joints_3d_visible")}
+        expected = {
+            key: archive[f"{name}/{split}/{key}"]
+            for key in ("image", "center", "scale", "joints_3d", "joints_3d_visible")
+        }
     paths = {key: shared_path(f"samples/{path}") for key, path in options.items()}
     BUILDERS[name]("val", raw_dir=None, data_dir=tmp_path, progress=False, **paths).prepare()
     source = loader.open_source(name, "val", data_dir=tmp_path, input_size=(192, 256))

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from data_pipelines.builders.synthetic import prepare_synthetic
-from data_pipelines.top_down.loader import Reading
 from data_pipelines.records import DatasetNotPrepared, load_annotations
-from data_pipelines.whole_image.pictures import Rules, training_images
+from data_pipelines.top_down.loader import Reading
 from data_pipelines.whole_image.loader import eval_loader, train_loader
+from data_pipelines.whole_image.pictures import Rules, training_images
 
 DATASET = "synthetic_crowd"
 DIRECT = Reading(num_threads=0)
@@ -95,8 +95,16 @@ def test_people_beyond_the_cap_are_logged(data_dir, caplog):
 @pytest.mark.parametrize("processes", [1, 2])
 def test_evaluation_reads_every_image_once(data_dir, processes):
     loaders = [
-        eval_loader(DATASET, "val", data_dir=data_dir, batch_size=2, input_size=128, process_index=i,
-                    process_count=processes, reading=DIRECT)
+        eval_loader(
+            DATASET,
+            "val",
+            data_dir=data_dir,
+            batch_size=2,
+            input_size=128,
+            process_index=i,
+            process_count=processes,
+            reading=DIRECT,
+        )
         for i in range(processes)
     ]
     batches = [list(loader) for loader in loaders]
@@ -114,12 +122,12 @@ def test_evaluation_batches_by_exact_size(data_dir):
     """Images of two sizes never share a batch, and the last of a size is filled with invalid rows."""
     loader = eval_loader(DATASET, "val", data_dir=data_dir, batch_size=2, input_size=128, reading=DIRECT)
     annotations = loader.annotations
-    oblong = dataclasses.replace(
-        annotations, width=np.where(np.arange(5) < 2, 400, 300), height=np.full(5, 200)
-    )
+    oblong = dataclasses.replace(annotations, width=np.where(np.arange(5) < 2, 400, 300), height=np.full(5, 200))
     loader.source.annotations = oblong
     assert [(size, len(numbers)) for size, numbers in loader.batches] == [
-        ((192, 128), 2), ((192, 128), 1), ((256, 128), 2)
+        ((192, 128), 2),
+        ((192, 128), 1),
+        ((256, 128), 2),
     ]
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from data_pipelines import geometry
 from data_pipelines.datasets import find_dataset
+from data_pipelines.whole_image.loader import resize
 from data_pipelines.whole_image.pictures import (
     Augmentation,
     Rules,
@@ -19,7 +20,6 @@ from data_pipelines.whole_image.pictures import (
     segmentation_mask,
     usable_pixels,
 )
-from data_pipelines.whole_image.loader import resize
 from tests.data_pipelines.whole_image_cases import CASES, recorded, replay
 from tests.golden_files import golden, golden_config
 
@@ -67,8 +67,14 @@ def test_gaussian_radius():
     height, width = record["gr:hw"].T
     zero = np.zeros_like(width)
     corners = np.stack(
-        [np.stack([zero, zero], -1), np.stack([width, zero], -1), np.stack([zero, height], -1),
-         np.stack([width, height], -1)], axis=1)
+        [
+            np.stack([zero, zero], -1),
+            np.stack([width, zero], -1),
+            np.stack([zero, height], -1),
+            np.stack([width, height], -1),
+        ],
+        axis=1,
+    )
     np.testing.assert_array_equal(gaussian_radius(corners.astype(float)), record["gr:int_radius"])
 
 

@@ -20,7 +20,7 @@ def _arms():
     """COCO keypoints with the left arm on the right of the picture, the right arm on the left."""
     keypoints = np.zeros((17, 3))
     keypoints[[5, 7, 9]] = [[70, 20, 1], [70, 60, 1], [70, 100, 1]]
-    keypoints[[6, 8, 10]] = [[30, 20, 1], [30, 60, 1], [30, 100, .3]]
+    keypoints[[6, 8, 10]] = [[30, 20, 1], [30, 60, 1], [30, 100, 0.3]]
     return keypoints
 
 
@@ -39,7 +39,7 @@ def test_a_mirrored_figure_exchanges_the_colours():
 
 
 def test_points_below_the_threshold_are_left_out_with_their_limbs():
-    image = draw.draw_skeleton(_canvas(), _arms(), COCO, threshold=.5)
+    image = draw.draw_skeleton(_canvas(), _arms(), COCO, threshold=0.5)
     assert image[80, 70].any() and not image[75:, :50].any()
     assert not draw.draw_skeleton(_canvas(), np.zeros((17, 3)), COCO).any()
 
@@ -108,7 +108,7 @@ def test_a_contact_sheet_places_pictures_row_by_row():
     assert sheet.shape == (3 * 18 + 4, 2 * 24 + 4, 3)
     for index, image in enumerate(images):
         top, left = index // 2 * 18 + 4, index % 2 * 24 + 4
-        np.testing.assert_array_equal(sheet[top:top + len(image), left:left + 20], image)
+        np.testing.assert_array_equal(sheet[top : top + len(image), left : left + 20], image)
     captioned = draw.contact_sheet(images, 2, [str(i) for i in range(5)], gap=4)
     assert captioned.shape[0] == sheet.shape[0] + 3 * 16
     assert draw.contact_sheet(images[:1], 8).shape[1] == 28

@@ -14,7 +14,6 @@ from pose_common.metrics.nms import extent_area
 from tests.golden_files import GOLDEN, golden
 from tests.settings import POSES
 
-
 EVAL = "data/eval"
 OKS_METRICS = ("coco", "wholebody", "crowdpose")
 
@@ -86,16 +85,18 @@ def random_document(
                 box, points, visible = copied[-1]
             copied.append((box, points, visible))
             labelled = np.concatenate([points * (visible > 0)[:, None], visible[:, None]], axis=1)
-            annotations.append({
-                "id": len(annotations) + 1,
-                "image_id": image,
-                "category_id": int(rng.choice(categories)),
-                "bbox": box.tolist(),
-                "area": float(rng.choice([0.6, 0.6, 0.6, 0.0]) * size.prod()),
-                "iscrowd": int(rng.random() < 0.1),
-                "keypoints": labelled.ravel().tolist(),
-                "num_keypoints": int(np.count_nonzero(visible)),
-            })
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": image,
+                    "category_id": int(rng.choice(categories)),
+                    "bbox": box.tolist(),
+                    "area": float(rng.choice([0.6, 0.6, 0.6, 0.0]) * size.prod()),
+                    "iscrowd": int(rng.random() < 0.1),
+                    "keypoints": labelled.ravel().tolist(),
+                    "num_keypoints": int(np.count_nonzero(visible)),
+                }
+            )
         for _ in range(int(rng.choice([0, 3, 8, 26]))):
             points = copied[int(rng.integers(people))][1] if people else rng.uniform(0, 300, (count, 2))
             noise = rng.choice([0.0, 2.0, 8.0, 100.0])
@@ -107,7 +108,7 @@ def random_document(
         "annotations": annotations,
         "categories": [{"id": c, "name": str(c)} for c in categories],
     }
-    image_id, keypoints, score, category = (np.array(column) for column in zip(*found))
+    image_id, keypoints, score, category = (np.array(column) for column in zip(*found, strict=True))
     order = rng.permutation(len(score))
     poses = Poses(image_id, np.arange(len(score)), keypoints, score, extent_area(keypoints), category)
     return document, poses.take(order)

@@ -41,9 +41,7 @@ def test_whole_body_parts_are_written_apart(tmp_path):
     write_results(tmp_path / "results.json", poses, dataset.keypoints)
     row = json.loads((tmp_path / "results.json").read_text())[0]
     lengths = {key: len(value) // 3 for key, value in row.items() if isinstance(value, list)}
-    assert lengths == {
-        "keypoints": 17, "foot_kpts": 6, "face_kpts": 68, "lefthand_kpts": 21, "righthand_kpts": 21
-    }
+    assert lengths == {"keypoints": 17, "foot_kpts": 6, "face_kpts": 68, "lefthand_kpts": 21, "righthand_kpts": 21}
 
 
 def test_whole_body_parts_are_read_together():

@@ -13,7 +13,6 @@ from data_pipelines.datasets import find_dataset
 from pose_common.metrics import evaluate
 from pose_common.metrics.columns import ground_truth_from_coco
 from tests.golden_files import GOLDEN, golden, golden_path, shared_path
-from tests.settings import POSES
 from tests.pose_common.metrics.cases import (
     annotations_of,
     random_document,
@@ -22,6 +21,7 @@ from tests.pose_common.metrics.cases import (
     settings_of,
     truth_of,
 )
+from tests.settings import POSES
 
 # Recorded to 1e-9 with float32 or float64 arithmetic; scores pass through float32 sums.
 METRIC_TOLERANCE, SCORE_TOLERANCE = 1e-9, 1e-6
@@ -35,6 +35,8 @@ REAL = {
     "crowdpose": "crowdpose/test_crowdpose.json",
     "ochuman": "ochuman/test_ochuman.json",
 }
+
+
 def _options(variant: str) -> dict[str, object]:
     """What a variant's name says."""
     kind, _, value = variant.rpartition("_")
@@ -57,14 +59,16 @@ def _with_samples(name: str):
 
 
 def _check_oks_case(dataset, document, rows, expected):
-    poses = evaluate.final_poses(dataset, truth_of(dataset, document), recorded_poses(rows, dataset), **settings_of(expected))
+    poses = evaluate.final_poses(
+        dataset, truth_of(dataset, document), recorded_poses(rows, dataset), **settings_of(expected)
+    )
     _assert_metrics(evaluate.metrics_of(dataset, truth_of(dataset, document), poses), expected["metrics"])
 
     # The recording lists images as they first appear, ours by id; both list an image's poses best first.
     first = {}
     for row, entry in enumerate(rows):
         first.setdefault((entry["image_id"], entry["bbox_id"]), row)
-    kept = [first[key] for key in zip(poses.image_id.tolist(), poses.instance_id.tolist())]
+    kept = [first[key] for key in zip(poses.image_id.tolist(), poses.instance_id.tolist(), strict=True)]
     recorded = sorted(expected["kept"], key=lambda entry: rows[entry[0]]["image_id"])
     assert kept == [row for row, _ in recorded]
     np.testing.assert_allclose(poses.score, [score for _, score in recorded], atol=SCORE_TOLERANCE)
@@ -92,13 +96,16 @@ def test_recorded_on_sample_annotations(name):
 
 
 @pytest.mark.parametrize(
-    "name, variant", [(name, variant) for name, expected in EVALUATIONS.items() for variant in expected.get("variants", ())]
+    "name, variant",
+    [(name, variant) for name, expected in EVALUATIONS.items() for variant in expected.get("variants", ())],
 )
 def test_recorded_variants_of_suppression_and_scoring(name, variant):
     expected, document = EVALUATIONS[name], json.loads(annotations_of(name).read_text())
     dataset = find_dataset(expected["dataset"])
     poses = recorded_poses(golden(f"data/eval/{name}_pred.json"), dataset)
-    metrics = evaluate.evaluate(dataset, truth_of(dataset, document), poses, **settings_of(expected) | _options(variant))
+    metrics = evaluate.evaluate(
+        dataset, truth_of(dataset, document), poses, **settings_of(expected) | _options(variant)
+    )
     _assert_metrics(metrics, expected["variants"][variant]["metrics"])
 
 
@@ -149,7 +156,11 @@ def test_mpii():
         "categories": [{"id": 1}],
         "annotations": [
             {
-                "id": i, "image_id": 0, "category_id": 1, "bbox": [0, 0, 1, 1], "head_size": head[i],
+                "id": i,
+                "image_id": 0,
+                "category_id": 1,
+                "bbox": [0, 0, 1, 1],
+                "head_size": head[i],
                 "keypoints": np.column_stack([points[i], labelled[i]]).ravel().tolist(),
             }
             for i in range(len(head))
@@ -167,7 +178,10 @@ def _hand_document(instances, category=1):
         "categories": [{"id": category}],
         "annotations": [
             {
-                "id": row, "image_id": i["image_id"], "category_id": category, "bbox": i["bbox"],
+                "id": row,
+                "image_id": i["image_id"],
+                "category_id": category,
+                "bbox": i["bbox"],
                 "keypoints": np.column_stack([np.array(i["joints"])[:, :2], i["visible"]]).ravel().tolist(),
             }
             for row, i in enumerate(instances)
@@ -177,7 +191,9 @@ def _hand_document(instances, category=1):
 
 def _check_hand_case(rows, expected):
     dataset = find_dataset("interhand2d")
-    metrics = evaluate.evaluate(dataset, truth_of(dataset, _hand_document(expected["instances"])), recorded_poses(rows, dataset), **POSES)
+    metrics = evaluate.evaluate(
+        dataset, truth_of(dataset, _hand_document(expected["instances"])), recorded_poses(rows, dataset), **POSES
+    )
     *shares, distance = expected["metrics"].items()
     _assert_metrics(metrics, dict(shares), tolerance=1e-5)
     _assert_metrics(metrics, dict([distance]), tolerance=1e-3)  # the recorded joints are rounded to 4 digits
@@ -211,7 +227,9 @@ def test_perfect_predictions_score_one():
     labelled = [a for a in document["annotations"] if a["num_keypoints"] and not a["iscrowd"]]
     rows = [
         {
-            "image_id": a["image_id"], "bbox_id": a["id"], "area": 0.0,
+            "image_id": a["image_id"],
+            "bbox_id": a["id"],
+            "area": 0.0,
             "keypoints": np.where(np.arange(len(a["keypoints"])) % 3 == 2, 1, a["keypoints"]).tolist(),
         }
         for a in labelled
@@ -225,7 +243,9 @@ def test_what_cannot_be_evaluated_is_said():
     dataset = find_dataset("coco")
     document, poses = random_document(2, dataset)
     with pytest.raises(ValueError, match="image 999"):
-        evaluate.evaluate(dataset, truth_of(dataset, document), dataclasses.replace(poses, image_id=poses.image_id + 998), **POSES)
+        evaluate.evaluate(
+            dataset, truth_of(dataset, document), dataclasses.replace(poses, image_id=poses.image_id + 998), **POSES
+        )
     broken = poses.keypoints.copy()
     broken[0, 0, 0] = np.nan
     with pytest.raises(ValueError, match="not finite"):

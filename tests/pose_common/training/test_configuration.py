@@ -147,11 +147,20 @@ def test_the_program_says_it_without_a_traceback(tmp_path):
 
 def test_resuming_with_other_settings():
     saved = json.loads(read("mdt:demo").to_json())
-    changed = read("mdt:demo", "--config.log_every=5", "--config.boxes.synthetic_coco=ground_truth", "--config.pictures=0")
+    changed = read(
+        "mdt:demo", "--config.log_every=5", "--config.boxes.synthetic_coco=ground_truth", "--config.pictures=0"
+    )
     notes = configuration.require_same_run(saved, changed, posebh_configuration.FREE)
     assert notes == ["config.log_every: 30 -> 5", "config.pictures: 12 -> 0"]
-    for leaf, value in (("batch_size", 8), ("seed", 1), ("mixture", "balanced"), ("stages[0].epochs", 3),
-                        ("losses.momentum", 0.9), ("datasets", "synthetic_coco"), ("size", "small")):  # fmt: skip
+    for leaf, value in (
+        ("batch_size", 8),
+        ("seed", 1),
+        ("mixture", "balanced"),
+        ("stages[0].epochs", 3),
+        ("losses.momentum", 0.9),
+        ("datasets", "synthetic_coco"),
+        ("size", "small"),
+    ):
         other_run = read("mdt:demo", f"--config.{leaf}={value}")
         with pytest.raises(ConfigError) as refused:
             configuration.require_same_run(saved, other_run, posebh_configuration.FREE)
@@ -162,7 +171,16 @@ def test_resuming_with_other_settings():
 def test_an_older_runs_configuration_is_completed():
     """As it was saved when defaults of the code stood for what a configuration left out."""
     config = json.loads(read("mdt:huge").to_json())
-    for name in ("adam", "clusters", "codec", "padding", "augmentation", "warmup_ratio", "drop_path", "mixture_weights"):
+    for name in (
+        "adam",
+        "clusters",
+        "codec",
+        "padding",
+        "augmentation",
+        "warmup_ratio",
+        "drop_path",
+        "mixture_weights",
+    ):
         del config[name]
     config |= {"losses": {}, "layer_decay": True}
     again = posebh_configuration.of_run(config)

@@ -25,7 +25,9 @@ pytestmark = pytest.mark.slow  # compiles a training step for every layout
 
 SETTINGS = LoopSettings(steps_per_epoch=3, log_every=1, checkpoint_every=2, evaluate_every=0, keep=20)
 PLANS = {
-    "one device": lambda: parallel.ShardedPlan(jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("data", "fsdp"))),
+    "one device": lambda: parallel.ShardedPlan(
+        jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("data", "fsdp"))
+    ),
     "eight sharded": lambda: parallel.make_plan("sharded"),
     "fsdp": lambda: parallel.make_plan("sharded", fsdp=4, fsdp_min_size=1),
     "pmap": lambda: parallel.make_plan("pmap"),
@@ -54,7 +56,9 @@ def test_same_numbers_on_any_layout(plan, reference, tmp_path):
     state, _ = run(tmp_path, plan)
     # float32 sums in another order, through twelve Adam steps.
     np.testing.assert_allclose(losses(tmp_path), reference[0], rtol=2e-5)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), jax.device_get(state), reference[1])
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), jax.device_get(state), reference[1]
+    )
 
 
 def test_fsdp_splits_parameters_and_moments():
@@ -130,7 +134,9 @@ def test_evaluation_figures_and_curves(tmp_path):
     rows = read_metrics(tmp_path / "metrics.jsonl")
     assert [(r["step"], r["AP"]) for r in rows if r["split"] == "eval/toy"] == [(6, 0.5), (12, 1.0)]
     train = [r for r in rows if r["split"] == "train"]
-    assert {"loss", "mse", "grad_norm", "learning_rate", "images_per_second_per_device", "data_wait_share"} <= set(train[0])
+    assert {"loss", "mse", "grad_norm", "learning_rate", "images_per_second_per_device", "data_wait_share"} <= set(
+        train[0]
+    )
     draw_curves(tmp_path / "metrics.jsonl", tmp_path / "curves.png")
     assert (tmp_path / "curves.png").stat().st_size > 1000
     assert "all" in (tmp_path / "parameters.txt").read_text()

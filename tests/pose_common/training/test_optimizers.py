@@ -19,8 +19,9 @@ def test_posebh_schedule():
     recorded, config = golden("posebh/lr_schedule.npz"), golden_config("posebh/lr_schedule.npz")
     per_epoch = int(recorded["iters_per_epoch"])
     for column, base in enumerate(config["base_lrs"]):
-        schedule = step_schedule(base, [e * per_epoch for e in config["step"]], 0.1, config["warmup_iters"],
-                                 config["warmup_ratio"])
+        schedule = step_schedule(
+            base, [e * per_epoch for e in config["step"]], 0.1, config["warmup_iters"], config["warmup_ratio"]
+        )
         rates = np.array([schedule(i, xp=np) for i in range(len(recorded["lr"]))])
         np.testing.assert_allclose(rates, recorded["lr"][:, column], atol=1e-12, rtol=0)  # float64 on both sides
         # On the device the rate is float32: half a unit in the last place of 1e-3 is 6e-11.
@@ -32,8 +33,13 @@ def test_boir_schedule(case):
     recorded = golden("boir/schedule_optim.npz")[f"lr{case}"]
     c = golden_config("boir/schedule_optim.npz")["cosine"][case]
     per_epoch = c["niter_per_ep"]
-    schedule = cosine_schedule(c["base_value"], c["final_value"], c["epochs"] * per_epoch,
-                               c["warmup_epochs"] * per_epoch, c["start_warmup_value"])
+    schedule = cosine_schedule(
+        c["base_value"],
+        c["final_value"],
+        c["epochs"] * per_epoch,
+        c["warmup_epochs"] * per_epoch,
+        c["start_warmup_value"],
+    )
     np.testing.assert_allclose([schedule(i, xp=np) for i in range(len(recorded))], recorded, rtol=1e-12)
 
 
@@ -70,8 +76,12 @@ def test_boir_adamw_and_clip():
     names = [k.split(":")[0] for k in recorded if k.endswith(":init")]
     params = {"all": {n: jnp.asarray(recorded[f"{n}:init"]) for n in names}}
     lrs = recorded["lrs"]
-    optimizer = GroupedAdamW(lambda step: jnp.asarray(lrs, jnp.float32)[step], **ADAM,
-                             weight_decay=config["adamw"]["weight_decay"], clip_norm=config["clip_grad"])
+    optimizer = GroupedAdamW(
+        lambda step: jnp.asarray(lrs, jnp.float32)[step],
+        **ADAM,
+        weight_decay=config["adamw"]["weight_decay"],
+        clip_norm=config["clip_grad"],
+    )
     state = optimizer.init(params, ["all"])
     for step in range(config["steps"]):
         grads = {"all": {n: jnp.asarray(recorded[f"{n}:grad{step}"]) for n in names}}

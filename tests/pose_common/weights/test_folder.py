@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from pose_common.weights.keys import flatten
 from pose_common.weights.folder import WeightsError, is_weights, load_weights, save_weights
+from pose_common.weights.keys import flatten
 
 TREE = {
     "params": {"backbone": {"kernel": np.arange(32, dtype=np.float32).reshape(8, 4)}},

@@ -65,9 +65,7 @@ def test_entries_land_where_the_table_says(state):
     np.testing.assert_array_equal(tree["params/stem/kernel"][1, 2, 0], state["stem.weight"][:, 0, 1, 2])
     np.testing.assert_array_equal(tree["params/blocks/fc/kernel"][2], state["blocks.2.fc.weight"].T)
     np.testing.assert_array_equal(tree["params/blocks/experts/bias"][1, 0], state["blocks.1.experts.0.bias"])
-    np.testing.assert_array_equal(
-        tree["params/rest/kernel"][0, 1, 3, 2], state["rest.1.up.weight"][2, :, 1, 3]
-    )
+    np.testing.assert_array_equal(tree["params/rest/kernel"][0, 1, 3, 2], state["rest.1.up.weight"][2, :, 1, 3])
     np.testing.assert_array_equal(tree["params/qkv/kernel"][:, 4:8], state["attention.k.weight"].T)
 
 
@@ -155,18 +153,13 @@ def test_other_floating_types_become_float32(state, dtype):
     other = {name: value.astype(dtype) for name, value in state.items()}
     tree = to_flax(dict(other), RULES, TARGETS).tree
     assert all(value.dtype == np.float32 for value in tree.values())
-    np.testing.assert_array_equal(
-        tree["params/qkv/kernel"][:, :4], other["attention.q.weight"].T.astype(np.float32)
-    )
+    np.testing.assert_array_equal(tree["params/qkv/kernel"][:, :4], other["attention.q.weight"].T.astype(np.float32))
 
 
 def test_batch_counters_are_all_there_or_none(state):
     dropped = [r".*\.num_batches_tracked"]
     state["norm.num_batches_tracked"] = np.zeros((3,), np.int64)
-    assert (
-        problems_of(dict(state), dropped=dropped)
-        == "norm.num_batches_tracked is int64 [3], expected one integer"
-    )
+    assert problems_of(dict(state), dropped=dropped) == "norm.num_batches_tracked is int64 [3], expected one integer"
     state["norm.num_batches_tracked"] = np.zeros((), np.int64)
     assert to_flax(state, RULES, TARGETS, dropped=dropped).dropped == ("norm.num_batches_tracked",)
 

@@ -173,9 +173,7 @@ def tensors(torch, state=STATE):
     return OrderedDict(
         (
             name,
-            torch.from_numpy(v)
-            if v.dtype != ml_dtypes.bfloat16
-            else torch.tensor(v.tolist(), dtype=torch.bfloat16),
+            torch.from_numpy(v) if v.dtype != ml_dtypes.bfloat16 else torch.tensor(v.tolist(), dtype=torch.bfloat16),
         )
         for name, v in state.items()
     )
@@ -186,9 +184,7 @@ def tensors(torch, state=STATE):
 @pytest.mark.parametrize("wrapper", [None, "state_dict", "model"])
 def test_files_of_torch_are_read(torch, tmp_path, wrapper, legacy):
     content = {"module." + name: value for name, value in tensors(torch).items()}
-    content = (
-        {wrapper: content, "meta": {"epoch": 3, "classes": None}, "optimizer": {}} if wrapper else content
-    )
+    content = {wrapper: content, "meta": {"epoch": 3, "classes": None}, "optimizer": {}} if wrapper else content
     torch.save(content, tmp_path / "w.pth", _use_new_zipfile_serialization=not legacy)
     assert_same(read_state(tmp_path / "w.pth"))
 
@@ -205,9 +201,7 @@ def test_torch_reads_what_we_write(torch, tmp_path):
 
 @pytest.mark.torch
 def test_the_safetensors_package_agrees(torch, tmp_path):
-    package = pytest.importorskip(
-        "safetensors.torch", reason="safetensors is not installed (the `torch` extra)"
-    )
+    package = pytest.importorskip("safetensors.torch", reason="safetensors is not installed (the `torch` extra)")
     package.save_file(dict(tensors(torch)), tmp_path / "theirs.safetensors")
     assert_same(read_state(tmp_path / "theirs.safetensors"))
     write_state(tmp_path / "ours.safetensors", STATE)

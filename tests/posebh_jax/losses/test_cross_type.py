@@ -12,14 +12,22 @@ import numpy as np
 import pytest
 
 from posebh_jax import prototypes as protos
-from posebh_jax.losses import cross_type
 from posebh_jax.keypoint_index import SkeletonLayout
+from posebh_jax.losses import cross_type
 from posebh_jax.losses.prototype import contrast
-from tests.settings import SIGMA
 from tests.golden_files import golden
 from tests.posebh_jax.method_cases import (
-    LAYOUT, PAPER, close, golden_batch, nhwc, on_every_wrapper, random_batch, random_prototypes, recorded_settings,
-)  # fmt: skip
+    LAYOUT,
+    PAPER,
+    close,
+    golden_batch,
+    nhwc,
+    on_every_wrapper,
+    random_batch,
+    random_prototypes,
+    recorded_settings,
+)
+from tests.settings import SIGMA
 
 pytestmark = pytest.mark.slow  # compiles for eight devices
 
@@ -179,7 +187,7 @@ def test_permuting_images_permutes_gradients_only():
     shuffled = [x[order] for x in maps]
     (other, _), permuted = loss_and_gradients(shuffled, dataset[order], prototypes, LAYOUT)
     close(other, loss, rel=1e-6)
-    for gradient, expected in zip(permuted, gradients):
+    for gradient, expected in zip(permuted, gradients, strict=True):
         close(gradient, expected[order], rel=1e-5)
 
 

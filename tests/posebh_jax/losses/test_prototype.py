@@ -11,14 +11,22 @@ import numpy as np
 import pytest
 
 from posebh_jax import prototypes as protos
+from posebh_jax.keypoint_index import SkeletonLayout
 from posebh_jax.losses import heatmap
 from posebh_jax.losses import prototype as losses
-from posebh_jax.keypoint_index import SkeletonLayout
 from posebh_jax.prototypes import Labels
 from tests.golden_files import golden, golden_config
 from tests.posebh_jax.method_cases import (
-    LAYOUT, PAPER, close, golden_batch, nhwc, on_every_wrapper, random_batch, random_prototypes, recorded_settings,
-)  # fmt: skip
+    LAYOUT,
+    PAPER,
+    close,
+    golden_batch,
+    nhwc,
+    on_every_wrapper,
+    random_batch,
+    random_prototypes,
+    recorded_settings,
+)
 
 MSE, MIXED = "posebh/joints_mse.npz", "posebh/prt_loss.npz"
 CONFIG = dataclasses.replace(PAPER, momentum=0.9, contrast_weight=1.0, heatmap_weight=1.0)

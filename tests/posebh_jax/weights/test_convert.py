@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from pose_common import heatmaps
+from pose_common.weights.folder import load_weights
 from pose_common.weights.keys import COUNTER, PortError, expected_sources, flatten
 from pose_common.weights.torch_files import StateFileError, write_state
-from pose_common.weights.folder import load_weights
+from posebh_jax.vit import SIZES, ViTSize
 from posebh_jax.weights.convert import (
     PROTOTYPES,
     Options,
@@ -24,12 +25,11 @@ from posebh_jax.weights.convert import (
 )
 from posebh_jax.weights.detect import MIXTURES
 from posebh_jax.weights.keys import posebh_rules
-from posebh_jax.vit import SIZES, ViTSize
 from scripts import convert_weights
 from tests.golden_files import golden, golden_config
 from tests.posebh_jax.golden_weights import golden_state, maps
-from tests.settings import DARK_KERNEL
 from tests.posebh_jax.port_cases import TOLERANCE, WHOLE, published, recorded_options, tiny_posebh
+from tests.settings import DARK_KERNEL
 from tests.weight_files import DAMAGES, FORMATS, as_file, assert_same, damage
 
 pytestmark = pytest.mark.slow  # compiles networks of several forms
@@ -111,7 +111,9 @@ def test_a_file_gives_the_originals_heatmaps_and_keypoints(tmp_path, suffix):
     inverse_warp = np.zeros((len(box), 2, 3), np.float32)
     inverse_warp[:, 0, 0], inverse_warp[:, 1, 1] = box[:, 0] / (width - 1), box[:, 1] / (height - 1)
     inverse_warp[:, :, 2] = arrays["center"] - box / 2
-    keypoints = heatmaps.decode(merged, jnp.asarray(inverse_warp), udp=True, input_size=(width, height), kernel=DARK_KERNEL)
+    keypoints = heatmaps.decode(
+        merged, jnp.asarray(inverse_warp), udp=True, input_size=(width, height), kernel=DARK_KERNEL
+    )
     expected = arrays["flip_udp/preds"]
     valid = expected[..., 2] > 0
     # Image pixels: 2e-3 for sub-pixel decoding.
@@ -156,9 +158,7 @@ def test_a_whole_model_goes_through_the_command_and_back(tmp_path, capsys):
     again = read_weights(back, recorded_options())
     weights, _ = load_weights(folder)
     for name, value in flatten(weights).items():
-        other = flatten(again.weights)[
-            re.sub(r"heads/([a-h])/", lambda m: f"heads/dataset_{names.index(m[1])}/", name)
-        ]
+        other = flatten(again.weights)[re.sub(r"heads/([a-h])/", lambda m: f"heads/dataset_{names.index(m[1])}/", name)]
         np.testing.assert_array_equal(value, other)
 
 
@@ -166,7 +166,12 @@ def test_the_command_leaves_nothing_after_an_error(tmp_path, capsys):
     state = dict(tiny_posebh())
     del state["backbone.pos_embed"]
     folder = tmp_path / "weights"
-    assert convert_weights.main([str(as_file(tmp_path, state)), f"--to={folder}", f"--num_heads={golden_config(WHOLE)['heads']}"]) == 1
+    assert (
+        convert_weights.main(
+            [str(as_file(tmp_path, state)), f"--to={folder}", f"--num_heads={golden_config(WHOLE)['heads']}"]
+        )
+        == 1
+    )
     assert "backbone.pos_embed" in capsys.readouterr().err
     assert not folder.exists()
 

@@ -8,12 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pose_common.weights.folder import save_weights
 from pose_common.weights.keys import COUNTER, PortError, flatten, unflatten
 from pose_common.weights.torch_files import write_state
-from pose_common.weights.folder import save_weights
-from posebh_jax.weights.mae import cubic_matrix
-from posebh_jax.weights.transfer import start_from
 from posebh_jax.model import PoseBH
+from posebh_jax.vit import ViTSize
 from posebh_jax.weights.convert import (
     Options,
     convert,
@@ -26,7 +25,8 @@ from posebh_jax.weights.convert import (
     to_torch,
 )
 from posebh_jax.weights.detect import MIXTURES
-from posebh_jax.vit import ViTSize
+from posebh_jax.weights.mae import cubic_matrix
+from posebh_jax.weights.transfer import start_from
 from tests.golden_files import golden, golden_config
 from tests.posebh_jax.golden_weights import golden_state, maps
 from tests.posebh_jax.port_cases import TOLERANCE, recorded_options, tiny_posebh, tokens_in_a_column
@@ -119,9 +119,7 @@ def test_a_plain_backbone_becomes_the_originals_initialisation(tmp_path):
         state = to_torch(weights, described)
         for name, value in mae_state(prefix).items():
             # 1e-5 for the interpolated position embedding, everything else is copied.
-            np.testing.assert_allclose(
-                state[f"backbone.{name}"], value, atol=1e-5 if name == "pos_embed" else 0
-            )
+            np.testing.assert_allclose(state[f"backbone.{name}"], value, atol=1e-5 if name == "pos_embed" else 0)
 
 
 def test_the_cubic_kernel_reproduces_what_it_must():
@@ -179,12 +177,15 @@ def test_another_mixture_goes_by_the_names_of_the_datasets(weights_folder):
     model = tiny_model(
         datasets=(("mine", 2), *((f"dataset_{i}", counts[f"dataset_{i}"]) for i in others)),
         num_experts=1 + len(counts),
-    )  # fmt: skip
+    )
     initial = initial_of(model)
     start = start_from(read_weights(folder), initial, model)
     assert start.fresh == (
-        "experts of mine (as that of dataset_0)", "heads/mine", "heads/mine/final", "prototypes of mine",
-    )  # fmt: skip
+        "experts of mine (as that of dataset_0)",
+        "heads/mine",
+        "heads/mine/final",
+        "prototypes of mine",
+    )
     assert start.left_out == ()
     before, after = flatten(conversion.weights), flatten(start.tree)
     experts = "params/backbone/blocks/mlp/experts/kernel"
