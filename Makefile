@@ -5,7 +5,7 @@ TORCH_VENV ?= .venv-torch
 # Each test process compiles for itself: two use both cores of a small machine.
 TEST_PROCESSES ?= 2
 
-.PHONY: demo demo-boir test test-fast test-torch test-rounding clean
+.PHONY: demo demo-boir lint format test test-fast test-torch test-rounding clean
 
 demo: $(VENV)/.ready
 	$(VENV)/bin/python -m posebh_jax.main --config=configs/mdt.py:demo --workdir=workdir/demo
@@ -15,6 +15,16 @@ demo-boir: $(VENV)/.ready
 
 test: $(VENV)/.ready
 	$(VENV)/bin/python -m pytest -n $(TEST_PROCESSES) --dist loadfile -rs
+
+# Style, mistakes that can be seen without running, and types.
+lint: $(VENV)/.ready-lint
+	$(VENV)/bin/python -m ruff format --check
+	$(VENV)/bin/python -m ruff check
+	$(VENV)/bin/python -m mypy
+
+format: $(VENV)/.ready-lint
+	$(VENV)/bin/python -m ruff check --fix
+	$(VENV)/bin/python -m ruff format
 
 # Between edits: everything that compiles no whole network.
 test-fast: $(VENV)/.ready
@@ -32,6 +42,10 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --upgrade pip
 	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable .[test]
+	touch $@
+
+$(VENV)/.ready-lint: $(VENV)/.ready
+	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable .[lint]
 	touch $@
 
 $(TORCH_VENV)/.ready: pyproject.toml constraints.txt

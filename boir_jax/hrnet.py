@@ -124,10 +124,10 @@ class FusionModule(nn.Module):
     def __call__(self, branches: tuple[jax.Array, ...], train: bool) -> tuple[jax.Array, ...]:
         """Branch b: [B, h / 2**b, w / 2**b, widths[b]], in and out."""
         common = {"norm": self.norm, "dtype": self.dtype}
-        branches = [
+        branches = tuple(
             repeat(BasicBlock(width, name=f"branch_{b}", **common), self.blocks, x, train)
             for b, (width, x) in enumerate(zip(self.widths, branches, strict=True))
-        ]
+        )
         return tuple(
             nn.relu(sum(self._exchange(x, source, target, train) for source, x in enumerate(branches)))
             for target in range(len(branches))
@@ -186,7 +186,7 @@ class HRNet(nn.Module):
 
         widths = branch_widths(self.width)
         depths = (self.blocks,) * 3 if isinstance(self.blocks, int) else self.blocks
-        branches = (ConvNorm(widths[0], 3, name="transition1_0", **common)(x, train),)
+        branches: tuple[Any, ...] = (ConvNorm(widths[0], 3, name="transition1_0", **common)(x, train),)
         for stage, (modules, blocks) in enumerate(zip(self.modules, depths, strict=False), start=1):
             # A new branch grows from the lowest resolution; in the first transition that is layer1's output.
             source = x if stage == 1 else branches[-1]

@@ -140,7 +140,7 @@ def choose_clusters(
         rounding = errors[count] <= _ROUNDING * len(points)
         weighted[count] = 0.0 if rounding else errors[count] * (count / keypoints) ** 2
         nearest[count] = nearest_prototypes(distances, per_keypoint)
-    chosen = nearest[min(weighted, key=weighted.get)]
+    chosen = nearest[min(weighted, key=lambda count: weighted[count])]
     bank = ClusterBank(jnp.asarray(points[chosen], jnp.float32), jnp.asarray(chosen[:, 0] // per_keypoint, jnp.int32))
     return ClusterChoice(bank, errors, weighted)
 

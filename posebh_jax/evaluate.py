@@ -75,7 +75,7 @@ class Evaluator:
     pictures: int = 0
     published_as: str = ""
 
-    def __call__(self, weights: Mapping[str, Any], step: int) -> dict[str, dict[str, float]]:
+    def __call__(self, weights: Mapping[str, Any], step: int) -> dict[str, Mapping[str, float]]:
         """Evaluates every prepared task.
 
         Returns:

@@ -9,6 +9,7 @@ A run that finds checkpoints in its working directory goes on from the newest.
 from __future__ import annotations
 
 import pathlib
+from collections.abc import Mapping
 
 from ml_collections import ConfigDict
 
@@ -35,7 +36,7 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> bool:
     )
 
 
-def evaluate(config: ConfigDict, workdir: pathlib.Path) -> dict[str, dict[str, float]]:
+def evaluate(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Mapping[str, float]]:
     """Evaluates `config.checkpoint` on everything that is prepared; prints and saves the table."""
     mesh = make_mesh()
     weights, step = build.load_weights(config, mesh)

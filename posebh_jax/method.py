@@ -106,8 +106,8 @@ class PoseBHMethod:
 
     def init(self, key: jax.Array) -> TrainState:
         """A newly initialised state for the first stage."""
-        *weight_keys, run_key = jax.random.split(key, 3)
-        weights = init_weights(*weight_keys, self.model, self.input_size, self.prototypes_per_keypoint)
+        params_key, bank_key, run_key = jax.random.split(key, 3)
+        weights = init_weights(params_key, bank_key, self.model, self.input_size, self.prototypes_per_keypoint)
         opt_state = self.optimizer.init(weights["params"], self.stages[0].train)
         empty = TrainState(jnp.zeros((), jnp.int32), {}, {}, opt_state, {}, run_key)
         return empty.with_weights(weights)
@@ -157,7 +157,7 @@ class PoseBHMethod:
         run = functools.partial(_run, self.model.clone(axis_name=axis_name), params, state.batch_stats, stage.train)
         labels = (inputs.targets, inputs.weights)
         bank, asked = state.method_state, set(stage.losses)
-        shared = {"layout": self.layout, "config": self.weights, "axis_name": axis_name}
+        shared: dict[str, Any] = {"layout": self.layout, "config": self.weights, "axis_name": axis_name}
         values, figures, stats, observed = {}, {}, {}, None
 
         features = self.model.apply(

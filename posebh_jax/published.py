@@ -83,4 +83,4 @@ def published(model: str, dataset: str, split: str) -> Published | None:
     there = split if split in rows else next(iter(rows))
     boxes, figures, remarks = rows[there]
     found = figures[_MODELS.index(model)]
-    return found and Published(there, boxes, found, remarks.get(model, ""))
+    return Published(there, boxes, found, remarks.get(model, "")) if found else None

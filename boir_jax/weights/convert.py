@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import functools
-import os
+import pathlib
 import re
 from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Any
@@ -45,7 +45,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 def read_weights(
-    path: str | os.PathLike, dataset: str | None = None, dilations: Sequence[int] = DILATIONS
+    path: str | pathlib.Path, dataset: str | None = None, dilations: Sequence[int] = DILATIONS
 ) -> Conversion:
     """The weights of a folder of weights, or of a file in the original codes' names.
 
@@ -88,7 +88,8 @@ def convert(
         prefixed = {f"backbone.{name}": shape for name, shape in shapes.items()}
         network = network_sizes(prefixed, BACKBONE_WIDTHS)
         keypoint_set, family = None, f"HRNet-W{branch_widths(network['width'])[0]}, ImageNet"
-        rules, dropped = backbone_rules(), (COUNTERS, CLASSIFIER)
+        rules = backbone_rules()
+        dropped: tuple[str, ...] = (COUNTERS, CLASSIFIER)
     elif any(name.startswith("backbone.stage2.") for name in shapes) and any(
         name.startswith(("kpt_head.", "multihead.")) for name in shapes
     ):

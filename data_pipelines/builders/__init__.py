@@ -17,21 +17,19 @@ from data_pipelines.builders.ochuman import OcHuman
 from data_pipelines.builders.pw3d import Pw3d
 from data_pipelines.builders.synthetic import SYNTHETIC
 
-BUILDERS: dict[str, type[PoseBuilder]] = {
-    builder.dataset: builder
-    for builder in (
-        Coco,
-        CocoWholeBody,
-        Aic,
-        Mpii,
-        Ap10k,
-        Apt36k,
-        CrowdPose,
-        OcHuman,
-        InterHand2d,
-        Pw3d,
-        Halpe,
-        Custom,
-        *SYNTHETIC.values(),
-    )
-}
+_BUILDERS: tuple[type[PoseBuilder], ...] = (
+    Coco,
+    CocoWholeBody,
+    Aic,
+    Mpii,
+    Ap10k,
+    Apt36k,
+    CrowdPose,
+    OcHuman,
+    InterHand2d,
+    Pw3d,
+    Halpe,
+    Custom,
+    *SYNTHETIC.values(),
+)
+BUILDERS: dict[str, type[PoseBuilder]] = {builder.dataset: builder for builder in _BUILDERS}

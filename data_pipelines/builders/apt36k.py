@@ -107,8 +107,8 @@ def split_release(document: dict[str, Any], whole_videos: bool = False) -> dict[
         else:
             video = None
         # One of no video goes where the released script puts it; the builder reports what is wrong with it.
-        known = isinstance(video, int) and video in split_of
-        parts[split_of[video] if known else "test"]["annotations"].append(annotation)
+        split = split_of.get(video, "test") if isinstance(video, int) else "test"
+        parts[split]["annotations"].append(annotation)
     return parts
 
 

@@ -51,7 +51,7 @@ _CHUNK = 64  # images between two additions to the annotation table
 Picture = pathlib.Path | bytes
 
 
-class PoseBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+class PoseBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
     """Writes one split of one dataset; see the module's head for how to make one."""
 
     VERSION = tfds.core.Version(records.VERSION)
@@ -71,7 +71,7 @@ class PoseBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         self,
         split: str,
         *,
-        data_dir: str | os.PathLike,
+        data_dir: str | pathlib.Path,
         strict: bool = False,
         decode: bool = False,
         progress: bool = True,
@@ -207,7 +207,7 @@ class _ShardWriter:
 
     def __init__(self, template: tfds.core.ShardedFileTemplate, features: tfds.features.FeaturesDict):
         self._template, self._features = template, features
-        self._writer = None
+        self._writer: Any = None
         self.lengths: list[int] = []
         self.bytes: list[int] = []
 

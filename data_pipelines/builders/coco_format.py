@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
@@ -38,9 +37,9 @@ class CocoFormatBuilder(PoseBuilder):
         self,
         split: str,
         *,
-        raw_dir: str | os.PathLike | None = None,
-        annotations: str | os.PathLike | None = None,
-        images: str | os.PathLike | None = None,
+        raw_dir: str | pathlib.Path | None = None,
+        annotations: str | pathlib.Path | None = None,
+        images: str | pathlib.Path | None = None,
         **kwargs,
     ):
         """

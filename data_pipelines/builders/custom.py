@@ -8,7 +8,6 @@ tells the rest. The first split that is prepared defines the dataset; the others
 from __future__ import annotations
 
 import dataclasses
-import os
 import pathlib
 import re
 from collections.abc import Sequence
@@ -55,9 +54,9 @@ class Custom(CocoFormatBuilder):
         split: str,
         *,
         dataset: str,
-        data_dir: str | os.PathLike,
-        annotations: str | os.PathLike,
-        images: str | os.PathLike,
+        data_dir: str | pathlib.Path,
+        annotations: str | pathlib.Path,
+        images: str | pathlib.Path,
         options: SkeletonOptions = SkeletonOptions(),
         **kwargs,
     ):
@@ -84,7 +83,7 @@ class Custom(CocoFormatBuilder):
 
 
 def define(
-    name: str, document: Any, path: pathlib.Path, data_dir: str | os.PathLike, options: SkeletonOptions
+    name: str, document: Any, path: pathlib.Path, data_dir: str | pathlib.Path, options: SkeletonOptions
 ) -> tuple[PoseDataset, list[str]]:
     """The dataset that a COCO document defines, and remarks on what had to be guessed.
 
@@ -141,7 +140,8 @@ def mirror_pairs(names: Sequence[str]) -> tuple[tuple[tuple[int, int], ...], lis
 
 def _with_options(dataset: PoseDataset, skeleton: KeypointSet, options: SkeletonOptions) -> PoseDataset:
     """Raises ValueError for names that are no keypoints."""
-    count, changes = skeleton.num_keypoints, {}
+    count = skeleton.num_keypoints
+    changes: dict[str, Any] = {}
     if options.sigmas is not None:
         changes["sigmas"] = tuple(options.sigmas) * (count if len(options.sigmas) == 1 else 1)
     if options.mirror is not None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import os
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -54,9 +53,9 @@ class RawFiles:
 def locate(
     folders: Sequence[str],
     layout: Layout,
-    raw_dir: str | os.PathLike | None,
-    annotations: str | os.PathLike | None = None,
-    images: str | os.PathLike | None = None,
+    raw_dir: str | pathlib.Path | None,
+    annotations: str | pathlib.Path | None = None,
+    images: str | pathlib.Path | None = None,
 ) -> RawFiles:
     """The files of a split under `raw_dir`, which is the folder of all downloads or the dataset's own.
 
@@ -81,7 +80,7 @@ def locate(
 
 
 def _candidates(
-    given: str | os.PathLike | None, roots: Sequence[pathlib.Path], names: Sequence[str]
+    given: str | pathlib.Path | None, roots: Sequence[pathlib.Path], names: Sequence[str]
 ) -> list[pathlib.Path]:
     return [pathlib.Path(given)] if given else [root / name for root in roots for name in names]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import os
+import pathlib
 from typing import Any
 
 EXAMPLES_PER_REASON = 1000
@@ -51,13 +52,13 @@ class Report:
             kind: collections.defaultdict(_Tally) for kind in ("images", "instances", "remarks")
         }
 
-    def drop_image(self, fault: Fault, file: str | os.PathLike, number: Any) -> None:
+    def drop_image(self, fault: Fault, file: str | pathlib.Path, number: Any) -> None:
         self._drop("images", fault, file, number)
 
-    def drop_instance(self, fault: Fault, file: str | os.PathLike, number: Any) -> None:
+    def drop_instance(self, fault: Fault, file: str | pathlib.Path, number: Any) -> None:
         self._drop("instances", fault, file, number)
 
-    def remark(self, what: str, file: str | os.PathLike, number: Any, detail: str = "") -> None:
+    def remark(self, what: str, file: str | pathlib.Path, number: Any, detail: str = "") -> None:
         self._tallies["remarks"][what].add(os.fspath(file), _plain(number), detail)
 
     @property
@@ -70,7 +71,7 @@ class Report:
             for kind, tallies in self._tallies.items()
         }
 
-    def _drop(self, kind: str, fault: Fault, file: str | os.PathLike, number: Any) -> None:
+    def _drop(self, kind: str, fault: Fault, file: str | pathlib.Path, number: Any) -> None:
         file = os.fspath(file)
         if self._strict:
             raise RawDataError(f"{file}: {'image' if kind == 'images' else 'annotation'} {number!r}: {fault}")

@@ -19,7 +19,7 @@ By default every dataset has a seed, hence pictures, of its own.
 
 from __future__ import annotations
 
-import os
+import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -59,7 +59,7 @@ class SyntheticBuilder(PoseBuilder):
             raise RawDataError(f"unknown split {split!r} of {self.dataset}; known: {', '.join(self.splits)}")
         super().__init__(split, **kwargs)
         self.categories = _ANIMALS if self.kind == "animals" else _PERSON
-        self.num_images = DEFAULT_IMAGES[split] if num_images is None else num_images
+        self.num_images: int = DEFAULT_IMAGES[split] if num_images is None else num_images
         self.seed = default_seed(self.dataset) if seed is None else seed
 
     def describe_source(self) -> dict[str, str]:
@@ -159,7 +159,7 @@ def default_seed(dataset: str) -> int:
 
 
 def prepare_synthetic(
-    data_dir: str | os.PathLike,
+    data_dir: str | pathlib.Path,
     datasets: Sequence[str],
     num_train: int,
     num_val: int,

@@ -152,13 +152,15 @@ class Ellipsoid:
 
 def shaded(colour: Colour, factor: float) -> Colour:
     """The colour, lighter or darker."""
-    return tuple(min(255.0, channel * factor) for channel in colour)
+    red, green, blue = (min(255.0, channel * factor) for channel in colour)
+    return red, green, blue
 
 
 def hsv(hue: float, saturation: float, value: float) -> Colour:
     """RGB (0..255) of hue, saturation and value in 0..1."""
     wheel = np.clip(np.abs((hue * 6 + np.array([0.0, 4.0, 2.0])) % 6 - 3) - 1, 0, 1)
-    return tuple(float(c) for c in 255 * value * (1 - saturation * (1 - wheel)))
+    red, green, blue = (255 * value * (1 - saturation * (1 - wheel))).tolist()
+    return red, green, blue
 
 
 def owner_table(owners: list[tuple[str, ...]], parts: tuple[str, ...]) -> np.ndarray:

@@ -9,6 +9,7 @@ import dataclasses
 import json
 import logging
 import os
+import pathlib
 
 import numpy as np
 
@@ -114,7 +115,7 @@ def _crops(columns: Annotations, dataset: PoseDataset, box, own, aspect) -> tupl
 
 
 def detections(
-    path: str | os.PathLike,
+    path: str | pathlib.Path,
     annotations: Annotations,
     dataset: PoseDataset,
     input_size: tuple[int, int],

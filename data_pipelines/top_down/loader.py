@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import pathlib
 import sys
 from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 import cv2
 import grain
@@ -36,6 +38,14 @@ class Entry:
 
     dataset: str | PoseDataset
     split: str = "train"
+
+
+class Batches(Protocol):
+    """Random access over finite batches."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Batch: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +76,7 @@ class Reading:
         cv2.setNumThreads(0)  # one thread a batch; OpenCV's own would only compete
         return iter(dataset)
 
-    def each(self, batches: Sequence[Batch]) -> Iterator[Batch]:
+    def each(self, batches: Batches) -> Iterator[Batch]:
         """All of `batches` in order, made ahead."""
         reader = self.start(grain.MapDataset.source(batches))
         try:
@@ -139,7 +149,7 @@ class TrainIterator(grain.DatasetIterator):
 def train_loader(
     entries: Sequence[Entry],
     *,
-    data_dir: str | os.PathLike,
+    data_dir: str | pathlib.Path,
     batch_size: int,
     input_size: tuple[int, int],
     seed: int,
@@ -202,7 +212,7 @@ def train_iterator(
         )
     rows = rows_of_process(batch_size, process_index, process_count)
     order_seed, draw_seed = mixing.derived_seeds(seed, 2)
-    transform = Train(tuple(source.dataset for source in sources), tuple(input_size), augmentation)
+    transform = Train(tuple(source.dataset for source in sources), input_size, augmentation)
     elements = mixing.mix(sources, mixture, order_seed).random_map(transform, seed=draw_seed)
     # In pieces of one process's rows, the n pieces of a global batch follow each other.
     batches = elements.batch(rows)[process_index::process_count]
@@ -213,10 +223,10 @@ def open_source(
     dataset: str | PoseDataset,
     split: str,
     *,
-    data_dir: str | os.PathLike,
+    data_dir: str | pathlib.Path,
     input_size: tuple[int, int],
     dataset_index: int = 0,
-    boxes: str | os.PathLike = boxes_of.GROUND_TRUTH,
+    boxes: str | pathlib.Path = boxes_of.GROUND_TRUTH,
     score_threshold: float = 0.0,
 ) -> TopDownSource:
     """Opens the records of a prepared split as person crops; `dataset` is a name, or a protocol other than its own."""
@@ -233,10 +243,10 @@ def eval_loader(
     dataset: str | PoseDataset,
     split: str,
     *,
-    data_dir: str | os.PathLike,
+    data_dir: str | pathlib.Path,
     batch_size: int,
     input_size: tuple[int, int],
-    boxes: str | os.PathLike = boxes_of.GROUND_TRUTH,
+    boxes: str | pathlib.Path = boxes_of.GROUND_TRUTH,
     score_threshold: float = 0.0,
     dataset_index: int = 0,
     num_keypoints: int | None = None,
@@ -264,7 +274,7 @@ def eval_loader(
     return EvalLoader(
         source,
         batch_size,
-        tuple(input_size),
+        input_size,
         num_keypoints or source.dataset.num_keypoints,
         process_index,
         process_count,

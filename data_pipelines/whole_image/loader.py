@@ -9,7 +9,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
-import os
+import pathlib
 from collections.abc import Iterator
 
 import cv2
@@ -36,7 +36,7 @@ def train_loader(
     dataset: str,
     split: str = "train",
     *,
-    data_dir: str | os.PathLike,
+    data_dir: str | pathlib.Path,
     batch_size: int,
     input_size: int,
     seed: int,
@@ -82,7 +82,7 @@ def eval_loader(
     dataset: str,
     split: str,
     *,
-    data_dir: str | os.PathLike,
+    data_dir: str | pathlib.Path,
     batch_size: int,
     input_size: int,
     process_index: int = 0,

@@ -7,6 +7,7 @@ Every function returns a new picture and leaves its arguments alone.
 from __future__ import annotations
 
 import os
+import pathlib
 from collections.abc import Sequence
 
 import cv2
@@ -92,8 +93,8 @@ def side_of(name: str) -> str:
 def instance_colour(index: int) -> Colour:
     """A bright colour for the index-th person of a picture, unlike those of the persons before."""
     hue = np.uint8(round((index * 0.618034 % 1.0) * 179))
-    rgb = cv2.cvtColor(np.array([[[hue, 200, 255]]], np.uint8), cv2.COLOR_HSV2RGB)
-    return tuple(int(channel) for channel in rgb[0, 0])
+    red, green, blue = cv2.cvtColor(np.array([[[hue, 200, 255]]], np.uint8), cv2.COLOR_HSV2RGB)[0, 0].tolist()
+    return red, green, blue
 
 
 def draw_box(
@@ -158,7 +159,7 @@ def contact_sheet(
     return sheet
 
 
-def save_image(path: str | os.PathLike, image: np.ndarray) -> None:
+def save_image(path: str | pathlib.Path, image: np.ndarray) -> None:
     """Writes an RGB picture as PNG or JPEG, by the name's suffix.
 
     Raises:

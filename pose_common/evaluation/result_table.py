@@ -44,7 +44,7 @@ def save(rows: Sequence[Mapping[str, Any]], path: str | pathlib.Path, remarks: S
     with path.with_suffix(".csv").open("w", newline="", encoding="utf8") as file:
         writer = csv.DictWriter(file, names, extrasaction="ignore")
         writer.writeheader()
-        writer.writerows(row | {NOTES: "; ".join(row[NOTES])} if NOTES in row else row for row in rows)
+        writer.writerows({**row, NOTES: "; ".join(row[NOTES])} if NOTES in row else row for row in rows)
     rows, remarks = _with_footnotes(rows, remarks)
     lines = [_markdown_row(names), "|" + "---|" * len(names)] if rows else []
     lines += [_markdown_row(row[name] for name in names) for row in rows]
@@ -56,7 +56,7 @@ def _with_footnotes(rows: Sequence[Mapping[str, Any]], remarks: Sequence[str]) -
     """Rows with the numbers of their notes instead of the notes, and these before the remarks."""
     texts = list(dict.fromkeys(note for row in rows for note in row.get(NOTES, ())))
     numbered = [
-        row | {NOTES: ", ".join(str(1 + texts.index(note)) for note in row[NOTES])} if NOTES in row else row
+        {**row, NOTES: ", ".join(str(1 + texts.index(note)) for note in row[NOTES])} if NOTES in row else row
         for row in rows
     ]
     return numbered, [*(f"({number}) {text}" for number, text in enumerate(texts, 1)), *remarks]

@@ -39,7 +39,8 @@ def evaluate_tasks(
     Returns:
       {row name: {metric: value}}.
     """
-    scores, skipped = [], []
+    scores: list[Score] = []
+    skipped: list[str] = []
     for task in tasks:
         try:
             loader = open_task(task)

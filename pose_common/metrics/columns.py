@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -195,7 +194,7 @@ def coco_results(poses: Poses, keypoint_set: KeypointSet) -> list[dict[str, Any]
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
-def write_results(path: str | os.PathLike[str], poses: Poses, keypoint_set: KeypointSet) -> None:
+def write_results(path: str | pathlib.Path, poses: Poses, keypoint_set: KeypointSet) -> None:
     """Writes `coco_results` as JSON; the file is there either complete or not at all."""
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -113,7 +113,7 @@ def _matches(dataset: PoseDataset, truth: GroundTruth, poses: Poses, part: tuple
 
 
 def _summary(precision: np.ndarray, recall: np.ndarray) -> dict[str, float]:
-    result = {}
+    result: dict[str, float] = {}
     for name, table in (("AP", precision), ("AR", recall)):
         half, three_quarters = (int(np.argmin(abs(oks.OKS_THRESHOLDS - t))) for t in (0.5, 0.75))
         everything, medium, large = (table[:, a] for a in range(3))
@@ -139,8 +139,8 @@ def _coco(dataset: PoseDataset, truth: GroundTruth, poses: Poses) -> dict[str, f
 def _wholebody(dataset: PoseDataset, truth: GroundTruth, poses: Poses) -> dict[str, float]:
     """The ten numbers of all keypoints, and AP and AR of each part."""
     result = oks_metrics(dataset, truth, poses)
-    for name, *part in dataset.keypoints.parts:
-        numbers = oks_metrics(dataset, truth, poses, tuple(part))
+    for name, first, end in dataset.keypoints.parts:
+        numbers = oks_metrics(dataset, truth, poses, (first, end))
         result |= {f"AP ({name})": numbers["AP"], f"AR ({name})": numbers["AR"]}
     return result
 

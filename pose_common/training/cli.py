@@ -18,7 +18,7 @@ from data_pipelines.builders.synthetic import SYNTHETIC, prepare_synthetic
 from data_pipelines.records import DatasetNotPrepared
 from data_pipelines.top_down.loader import Reading, TrainIterator
 from pose_common.training import configuration, distributed, loop, parallel, report
-from pose_common.training.checkpoints import Checkpoints
+from pose_common.training.checkpoints import Checkpoints, find_checkpoint
 from pose_common.training.configuration import Override
 from pose_common.training.state import TrainState
 from pose_common.training.writers import draw_curves
@@ -105,10 +105,9 @@ def record_configuration(
     if config.mode != "train":
         return
     folder = workdir / "checkpoints"
-    checkpoints = Checkpoints(folder) if folder.is_dir() else None
-    step = checkpoints.latest_step if checkpoints else None
-    if step is not None:
-        saved = checkpoints.read_info(step)["config"]
+    found = find_checkpoint(workdir) if folder.is_dir() else None
+    if found is not None:
+        saved = Checkpoints(folder).read_info(found[1])["config"]
         for change in configuration.require_same_run(saved, config, free, accept_changes):
             logging.info("changed since the run was started: %s", change)
     if jax.process_index() == 0:

@@ -12,8 +12,9 @@ import importlib
 import importlib.util
 import pathlib
 import re
+import runpy
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from types import ModuleType
+from types import SimpleNamespace
 from typing import Any
 
 from etils import epath
@@ -116,16 +117,13 @@ def read(source: str) -> ConfigDict:
         raise ConfigError(f"--config={source}: {error}") from error
 
 
-def _module(path: str) -> ModuleType:
+def _module(path: str) -> Any:
     name = pathlib.PurePath(path).stem
     own = [package for package in PACKAGES if _has(package)]
     folders = {pathlib.Path(folder).resolve(): package for package in own for folder in _folders(package)}
     file = pathlib.Path(path)
     if file.suffix == ".py" and file.is_file() and file.resolve().parent not in folders:
-        spec = importlib.util.spec_from_file_location(f"config_{name}", file)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module
+        return SimpleNamespace(**runpy.run_path(str(file)))
     shipped = sorted({found.stem for folder in folders for found in folder.glob("[a-z]*.py")} - {"common"})
     if name not in shipped:
         raise ConfigError(
@@ -142,7 +140,8 @@ def _has(package: str) -> bool:
 
 
 def _folders(package: str) -> Sequence[str]:
-    return importlib.util.find_spec(package).submodule_search_locations or ()
+    spec = importlib.util.find_spec(package)
+    return (spec and spec.submodule_search_locations) or ()
 
 
 def split_arguments(arguments: Sequence[str]) -> tuple[str | None, list[Override], list[str]]:
@@ -289,7 +288,8 @@ def require_same_run(
       ConfigError: differences that are neither free nor accepted; lists them all.
     """
     old, new = (dict(leaves(_plain(config))) for config in (completed(saved, given), given))
-    noted, refused = [], []
+    noted: list[str] = []
+    refused: list[str] = []
     for name in sorted(old.keys() | new.keys()):
         if name in old and name in new and old[name] == new[name]:
             continue

@@ -8,7 +8,7 @@ import itertools
 import logging
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import jax
@@ -29,8 +29,11 @@ from pose_common.training.writers import TRAIN, MetricWriter
 class Method(Protocol):
     """What the loop needs to know of a method."""
 
-    stages: tuple[Stage, ...]
-    optimizer: GroupedAdamW
+    @property
+    def stages(self) -> tuple[Stage, ...]: ...
+
+    @property
+    def optimizer(self) -> GroupedAdamW: ...
 
     def init(self, key: jax.Array) -> TrainState:
         """A fresh state for the first stage; traceable."""
@@ -58,7 +61,7 @@ class DataIterator(Protocol):
     def set_state(self, state: dict[str, Any]) -> None: ...
 
 
-Evaluate = Callable[[dict[str, Any], int], dict[str, dict[str, float]]]
+Evaluate = Callable[[dict[str, Any], int], dict[str, Mapping[str, float]]]
 """evaluate(weights, step) -> {split: {metric: value}}."""
 
 

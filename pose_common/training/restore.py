@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import os
+import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -66,7 +66,7 @@ class Run(NamedTuple):
     checkpoint: str
 
 
-def find_run(path: str | os.PathLike, methods: Sequence[str]) -> Run | None:
+def find_run(path: str | pathlib.Path, methods: Sequence[str]) -> Run | None:
     """The run whose working directory or checkpoint this is.
 
     Returns:

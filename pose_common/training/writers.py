@@ -66,7 +66,7 @@ def draw_curves(metrics_path: str | pathlib.Path, picture_path: str | pathlib.Pa
     import matplotlib.pyplot as plt
 
     rows = read_metrics(metrics_path)
-    series: dict[str, dict[str, list]] = {}
+    series: dict[str, dict[str, tuple[list, list]]] = {}
     for row in rows:
         for name, value in row.items():
             if name not in ("step", "split") and value is not None:

@@ -8,7 +8,7 @@ restores whole or not at all, on any number of devices.
 from __future__ import annotations
 
 import json
-import os
+import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,12 +27,12 @@ class WeightsError(ValueError):
     """A folder that does not hold whole weights."""
 
 
-def is_weights(path: str | os.PathLike) -> bool:
+def is_weights(path: str | pathlib.Path) -> bool:
     """Whether a folder of weights is there."""
     return (epath.Path(path) / MANIFEST).exists()
 
 
-def save_weights(path: str | os.PathLike, weights: Mapping[str, Any], manifest: Mapping[str, Any]) -> None:
+def save_weights(path: str | pathlib.Path, weights: Mapping[str, Any], manifest: Mapping[str, Any]) -> None:
     """Writes a tree of arrays and its description.
 
     Args:
@@ -59,7 +59,7 @@ def save_weights(path: str | os.PathLike, weights: Mapping[str, Any], manifest: 
         partial.rename(root / MANIFEST)
 
 
-def load_weights(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Any]]:
+def load_weights(path: str | pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """(nested tree of numpy arrays, manifest) of a folder; the caller lays the arrays out on its devices.
 
     Raises:

@@ -6,7 +6,6 @@ refused. Before anything is believed, the archive's checksums and headers are ve
 
 from __future__ import annotations
 
-import os
 import pathlib
 import pickle
 from collections.abc import Mapping
@@ -39,7 +38,7 @@ class TorchMissing(ImportError):
     """PyTorch is not installed, and the file is one of PyTorch's own."""
 
 
-def read_state(path: str | os.PathLike) -> dict[str, np.ndarray]:
+def read_state(path: str | pathlib.Path) -> dict[str, np.ndarray]:
     """The state dict in a file, told by its content: torch name -> array (memory-mapped where it can be).
 
     The training codes' wrapping ({"state_dict": ...}, names that start with "module.") is taken off.
@@ -70,7 +69,7 @@ def read_state(path: str | os.PathLike) -> dict[str, np.ndarray]:
     return state
 
 
-def write_state(path: str | os.PathLike, state: Mapping[str, np.ndarray]) -> None:
+def write_state(path: str | pathlib.Path, state: Mapping[str, np.ndarray]) -> None:
     """Writes a state dict in the format of the suffix: `.pth` or `.pth.tar` as {"state_dict": ...}, or `.safetensors`.
 
     Raises:

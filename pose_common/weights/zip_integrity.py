@@ -71,8 +71,8 @@ def _check_end(archive: zipfile.ZipFile, file: BinaryIO, file_size: int) -> None
     large, end = END64.unpack(file.read(END64.size)), END.unpack(file.read(END.size))
     if large[0] == END64_MAGIC:
         directory_end -= END64.size
-        truth = (0, 0, count, count, directory_end - start, start, LOCATOR_MAGIC, 0, directory_end, 1)
-        if large[1] != END64.size - 32 or not set(large[2:4]) <= set(VERSIONS) or large[4:] != truth:
+        truth64 = (0, 0, count, count, directory_end - start, start, LOCATOR_MAGIC, 0, directory_end, 1)
+        if large[1] != END64.size - 32 or not set(large[2:4]) <= set(VERSIONS) or large[4:] != truth64:
             raise ValueError("it and the record at the end differ")
     truth = (0, 0, count, count, directory_end - start, start, len(archive.comment))
     allowed = [(value, 0xFFFF if i < 4 else 0xFFFFFFFF) for i, value in enumerate(truth)]

@@ -117,8 +117,8 @@ def contrast(
     )
     entropy, distance = entropy.sum(), distance.sum()
     weighted = config.cross_entropy_weight * entropy + config.distance_weight * distance
-    logged = global_sum(jax.lax.stop_gradient((entropy, distance)), axis_name)
-    return Contrast(config.contrast_weight * weighted, *logged, assignment, count)
+    entropy, distance = global_sum(jax.lax.stop_gradient((entropy, distance)), axis_name)
+    return Contrast(config.contrast_weight * weighted, entropy, distance, assignment, count)
 
 
 def prototype_terms(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import os
 import pathlib
 import re
 from collections.abc import Mapping, MutableMapping
@@ -76,7 +75,7 @@ class Options:
     activation: str | None = None
 
 
-def read_weights(path: str | os.PathLike, options: Options = Options()) -> Conversion:
+def read_weights(path: str | pathlib.Path, options: Options = Options()) -> Conversion:
     """The weights of a folder of weights, or of a file in any format that is recognised.
 
     Raises:
@@ -285,8 +284,9 @@ def _prototype_targets(state: Mapping[str, np.ndarray], contents: Contents) -> d
     per_keypoint = {value.shape[1] for value in found.values() if value is not None and value.ndim == 3}
     rest = (max(per_keypoint, default=PROTOTYPES_PER_KEYPOINT), contents.embedding.dim)
     targets = {BANK: jax.ShapeDtypeStruct((sum(contents.keypoints), *rest), jnp.float32)}
-    if found[CLUSTERS] is not None:
-        targets[CLUSTERS] = jax.ShapeDtypeStruct((found[CLUSTERS].shape[0], *rest), jnp.float32)
+    clusters = found[CLUSTERS]
+    if clusters is not None:
+        targets[CLUSTERS] = jax.ShapeDtypeStruct((clusters.shape[0], *rest), jnp.float32)
     return targets
 
 
@@ -322,7 +322,9 @@ def _input_size(contents: Contents, options: Options) -> tuple[int, int]:
 
 def _heads_beside(source: pathlib.Path | None) -> int | None:
     """Attention heads from the config.json that Hugging Face puts beside its weights."""
-    config = source.with_name("config.json") if source is not None else None
-    if config is None or source.suffix != ".safetensors" or not config.is_file():
+    if source is None or source.suffix != ".safetensors":
+        return None
+    config = source.with_name("config.json")
+    if not config.is_file():
         return None
     return json.loads(config.read_text()).get("backbone_config", {}).get("num_attention_heads")

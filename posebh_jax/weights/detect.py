@@ -136,7 +136,7 @@ def backbone_size(contents: Contents, num_heads: int | None, part_features: int)
             "more must be known",
             [f"width {contents.dim}, depth {contents.depth} is no published size: say the attention heads"],
         )
-    heads = num_heads if num_heads is not None else published.num_heads
+    heads = published.num_heads if num_heads is None and published is not None else num_heads or 0
     size = published or ViTSize(contents.dim, contents.depth, heads, part_features)
     part_features = part_features or size.part_features
     return dataclasses.replace(size, num_heads=heads, part_features=part_features, mlp_ratio=contents.mlp_ratio)
@@ -151,7 +151,7 @@ def _original(shapes: Shapes, prefix: str, family: str) -> Contents:
     if heads and not folded:
         heads += _count(shapes, r"associate_keypoint_heads\.(\d+)\..*")
     embedding = _embedding(shapes) if _any(shapes, r"proto_head\..*") else None
-    norms = [rf"\w+(\.\d+)?\.deconv_layers\.{layer}\.\w+" for layer in (1, 4)]
+    first, second = (rf"\w+(\.\d+)?\.deconv_layers\.{layer}\.\w+" for layer in (1, 4))
     prototypes = shapes.get("proto_head.kpt_prototype.prototypes", (0,))
     return Contents(
         family=family,
@@ -163,7 +163,7 @@ def _original(shapes: Shapes, prefix: str, family: str) -> Contents:
         part_features=_size(shapes, block + r"mlp\.experts\.\d+\.weight", 0) if num_experts and not folded else 0,
         folded=folded,
         keypoints=tuple(_maps(shapes, i) for i in range(heads)),
-        filters=tuple(_size(shapes, norm, 0) if heads or embedding else 0 for norm in norms),
+        filters=(_size(shapes, first, 0), _size(shapes, second, 0)) if heads or embedding else (0, 0),
         embedding=embedding,
         prototypes=prototypes[0] if prototypes else 0,
     )
@@ -188,7 +188,7 @@ def _hugging_face(shapes: Shapes) -> Contents:
         part_features=_size(shapes, layer + r"mlp\.experts\.\d+\.weight", 0) if num_experts else 0,
         folded=False,
         keypoints=(_size(shapes, r"head\.conv\.(bias|weight)", 0),),
-        filters=tuple(_size(shapes, rf"head\.batchnorm{i}\.\w+", 0) for i in (1, 2)),
+        filters=(_size(shapes, r"head\.batchnorm1\.\w+", 0), _size(shapes, r"head\.batchnorm2\.\w+", 0)),
         embedding=None,
         prototypes=0,
     )
