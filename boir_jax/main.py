@@ -15,35 +15,24 @@ from collections.abc import Mapping
 from ml_collections import ConfigDict
 
 from boir_jax import build, configuration
-from pose_common.training import cli, parallel
+from pose_common.training import cli
 from pose_common.training.mesh import make_mesh
 
 
 def train(config: ConfigDict, workdir: pathlib.Path) -> bool:
     """Trains from the newest checkpoint in `workdir`, or from the start; False when a signal stopped it."""
-    plan = parallel.make_plan(config.parallel, config.fsdp, config.fsdp_min_size)
+    plan = cli.make_plan(config)
     data = build.make_loader(config)
-    steps_per_epoch = cli.steps_per_epoch(config, data)
-    method = build.make_method(config, steps_per_epoch)
-    return cli.train(
-        config,
-        workdir,
-        data=data,
-        method=method,
-        plan=plan,
-        steps_per_epoch=steps_per_epoch,
-        evaluate=build.make_evaluator(config, plan.mesh, workdir),
-        prepare=build.make_start(config, plan.mesh),
-    )
+    method = build.make_method(config, cli.steps_per_epoch(config, data))
+    evaluate = build.make_evaluator(config, plan.mesh, workdir)
+    return cli.train(config, workdir, data, method, plan, evaluate, build.make_start(config, plan.mesh))
 
 
 def evaluate(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Mapping[str, float]]:
     """Evaluates `config.checkpoint` on everything that is prepared; prints and saves the table."""
     mesh = make_mesh()
     weights, step = build.load_weights(config, mesh)
-    figures = build.make_evaluator(config, mesh, workdir)(weights, step)
-    cli.require_figures(figures)
-    return figures
+    return cli.require_figures(build.make_evaluator(config, mesh, workdir)(weights, step))
 
 
 def run(config: ConfigDict, workdir: pathlib.Path) -> None:

@@ -7,7 +7,6 @@ import logging
 import pathlib
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
 
 import jax
 from absl import app, flags
@@ -23,6 +22,7 @@ from pose_common.training.configuration import Override
 from pose_common.training.state import TrainState
 from pose_common.training.writers import draw_curves
 
+Figures = dict[str, Mapping[str, float]]
 Read = Callable[[str, Sequence[Override]], ConfigDict]
 """read(source, overrides) -> the checked configuration of a method."""
 
@@ -34,9 +34,12 @@ def make_reading(config: ConfigDict) -> Reading:
 
 def steps_per_epoch(config: ConfigDict, data: TrainIterator) -> int:
     """As configured, or one pass over the examples."""
-    steps = config.steps_per_epoch or max(1, data.num_examples // config.batch_size)
-    logging.info("%d examples, %d steps an epoch", data.num_examples, steps)
-    return steps
+    return config.steps_per_epoch or max(1, data.num_examples // config.batch_size)
+
+
+def make_plan(config: ConfigDict) -> parallel.Plan:
+    """How the step is spread over the devices."""
+    return parallel.make_plan(config.parallel, config.fsdp, config.fsdp_min_size)
 
 
 def render(config: ConfigDict, datasets: Sequence[str]) -> None:
@@ -52,11 +55,9 @@ def render(config: ConfigDict, datasets: Sequence[str]) -> None:
 def train(
     config: ConfigDict,
     workdir: pathlib.Path,
-    *,
     data: TrainIterator,
     method: loop.Method,
     plan: parallel.Plan,
-    steps_per_epoch: int,
     evaluate: loop.Evaluate,
     prepare: Callable[[TrainState], TrainState] | None,
 ) -> bool:
@@ -65,8 +66,10 @@ def train(
     Args:
       prepare: fills a newly initialised state with the weights to start from; see `loop.train`.
     """
+    steps = steps_per_epoch(config, data)
+    logging.info("%d examples, %d steps an epoch", data.num_examples, steps)
     settings = loop.LoopSettings(
-        steps_per_epoch=steps_per_epoch,
+        steps_per_epoch=steps,
         log_every=config.log_every,
         checkpoint_every=config.checkpoint_every,
         evaluate_every=config.evaluate_every,
@@ -84,10 +87,15 @@ def train(
     return complete
 
 
-def require_figures(figures: Mapping[str, Any]) -> None:
-    """Raises DatasetNotPrepared where an evaluation has not a single row."""
+def require_figures(figures: Figures) -> Figures:
+    """The figures of an evaluation.
+
+    Raises:
+      DatasetNotPrepared: there is not a single row.
+    """
     if not figures:
         raise DatasetNotPrepared("none of the datasets is prepared; see the messages above")
+    return figures
 
 
 def record_configuration(
