@@ -76,7 +76,7 @@ def check_batch(config: ConfigDict) -> None:
 
 
 def dataset(config: ConfigDict) -> PoseDataset:
-    """The dataset that is trained on; one of one's own is read from `config.data_dir`.
+    """The dataset that is trained on; a custom one is read from `config.data_dir`.
 
     Raises:
       ConfigError: there is none of this name.

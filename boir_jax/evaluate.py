@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from boir_jax import visualise as pictures
+from boir_jax import visualise
 from boir_jax.predict import Predictor
 from boir_jax.published import published
 from data_pipelines.datasets import PoseDataset
@@ -128,7 +128,7 @@ class Evaluator:
             columns.write_results(folder / f"{task.name}.json", poses, task.protocol.keypoints)
             if self.pictures:
                 path = self.workdir / "pictures" / f"{task.name}.png"
-                pictures.draw_people(path, loader.source, poses, self.pictures)
+                visualise.draw_people(path, loader.source, poses, self.pictures)
         truth = columns.ground_truth(loader.annotations)
         return evaluate.metrics_of(task.protocol, truth, poses) if len(truth.id) else {}
 

@@ -1,8 +1,8 @@
 """Training losses of BoIR, over padded instances: no loop over people or images.
 
 B images, N instance rows each (`valid` marks the real ones), maps [B, h, w, C]; boxes (x, y, w, h) and cells
-(x, y) are in map cells. Every function returns this device's *share*: a local sum over a global count, so
-that the shares of all devices add up to the loss of the global batch.
+(x, y) are in map cells. Every function returns the *per-device loss*: a local sum over a global count, so
+that those of all devices add up to the loss of the global batch.
 """
 
 from __future__ import annotations

@@ -82,7 +82,7 @@ class BoIRMethod:
         return jax.eval_shape(self.init, jax.random.PRNGKey(0))
 
     def loss(self, params, state: TrainState, batch, key, stage: Stage, axis_name: str | None):
-        """This device's share of the loss; see `pose_common.training.step`."""
+        """The per-device loss; see `pose_common.training.step`."""
         rows, people = batch["instance_valid"].shape
         keys = sample_keys(key, rows, axis_name)
         priority = jax.vmap(lambda key: jax.random.uniform(key, (people,)))(keys)
@@ -106,8 +106,8 @@ class BoIRMethod:
         )
         values = loss_terms(dense, maps, targets, self.losses, axis_name)
         counts = {"people": batch["instance_valid"].sum(), "people/in_instance_head": chosen.sum()}
-        figures = global_sum(jax.tree.map(jnp.float32, counts), axis_name)
-        return sum(values.values()), LossOutput(values, figures, updated["batch_stats"])
+        metrics = global_sum(jax.tree.map(jnp.float32, counts), axis_name)
+        return sum(values.values()), LossOutput(values, metrics, updated["batch_stats"])
 
 
 def init_variables(key: jax.Array, model: BoIR) -> dict[str, Any]:

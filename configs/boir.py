@@ -116,7 +116,7 @@ def _crowdpose(config: ConfigDict) -> ConfigDict:
 
 
 def _finetune(config: ConfigDict) -> ConfigDict:
-    """From a COCO model; what depends on its skeleton starts afresh."""
+    """From a COCO model; what depends on its skeleton is newly initialised."""
     config.epochs = 100
     config.published_as += " finetuned"
     config.warmup_epochs = 1.0 if config.size == "w32" else 10.0

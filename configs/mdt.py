@@ -70,7 +70,7 @@ def _full(size: str) -> ConfigDict:
     set_datasets(config, ROWS)
     # Of a dataset that has no entry in the tables; what they do not say either is taken from its own definition.
     config.default_train_split, config.default_eval_split = "train", "val"
-    # Further rows of the table: dataset, split, head that judges[, boxes]; a split without annotations, such as
+    # Further rows of the table: dataset, split, head[, boxes]; a split without annotations, such as
     # ("coco", "test-dev", "coco", "detections.json"), yields a file for submission.
     config.eval_also = (("ochuman", "test", "coco"),)
     config.codec.ochuman, config.padding.ochuman = "msra", 1.25  # as in its released evaluation

@@ -4,7 +4,7 @@
         --config.init_from=posebh_base.pth
 
 Arguments after the colon: `interhand2d`, `3dpw`, `demo` (a rendered skeleton that the demo's mixture has not
-seen; it starts from the demo, `--config.init_from=workdir/demo`), or the name of a dataset of one's own.
+seen; it starts from the demo, `--config.init_from=workdir/demo`), or the name of a custom dataset.
 
 A plain transformer is made from the weights, the expert of `config.fold` folded in; that dataset's head gets
 a new last convolution, the prototypes are new, the embedding head stays as it is. Everything else is as in
@@ -52,7 +52,7 @@ def get_config(arg: str = "interhand2d") -> ConfigDict:
 
 
 def _interhand2d(config: ConfigDict) -> None:
-    """Also the schedule for datasets of one's own."""
+    """Also the schedule for custom datasets."""
     config.batch_size = config.eval_batch_size = 96 * DEVICES
     config.learning_rate, config.decay_epochs = 5e-4, (35, 55)
     config.stages = [

@@ -129,7 +129,7 @@ DEFINITION_FILE = "dataset.json"
 
 
 def definition_path(name: str, data_dir: str | pathlib.Path) -> pathlib.Path:
-    """Where the definition of a dataset of one's own lies."""
+    """Where the definition of a custom dataset lies."""
     return pathlib.Path(data_dir) / name / DEFINITION_FILE
 
 

@@ -160,7 +160,7 @@ def datasets(config: ConfigDict) -> tuple[PoseDataset, ...]:
 
 
 def dataset(config: ConfigDict, name: str) -> PoseDataset:
-    """A dataset that is trained or evaluated; one of one's own is read from `config.data_dir`."""
+    """A dataset that is trained or evaluated; a custom one is read from `config.data_dir`."""
     own = find_dataset(name, config.data_dir)
     entries = {field: _table(config, table).get(name, getattr(own, field)) for table, field in TABLES.items()}
     return dataclasses.replace(own, **entries)

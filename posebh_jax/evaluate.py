@@ -16,8 +16,7 @@ from data_pipelines.top_down.loader import EvalLoader, Reading, eval_loader
 from pose_common.evaluation.predictions import predict_split
 from pose_common.evaluation.tasks import Score, evaluate_tasks, shown, shown_figure
 from pose_common.metrics import columns, evaluate
-from posebh_jax import published
-from posebh_jax import visualise as pictures
+from posebh_jax import published, visualise
 from posebh_jax.predict import HEADS, Predictor
 
 PARTS = ("body", "foot", "face", "lefthand", "righthand")
@@ -136,7 +135,7 @@ class Evaluator:
             columns.write_results(folder / f"{task.name}_{kind}.json", poses, task.protocol.keypoints)
             if self.pictures:
                 path = self.workdir / "pictures" / f"{task.name}_{kind}.png"
-                pictures.draw_predictions(path, loader.source, predictions, self.pictures)
+                visualise.draw_predictions(path, loader.source, predictions, self.pictures)
         if not len(truth.id):
             return {}
         return evaluate.metrics_of(task.protocol, truth, poses)

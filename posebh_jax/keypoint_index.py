@@ -16,7 +16,7 @@ import numpy as np
 
 
 @dataclasses.dataclass(frozen=True)
-class SkeletonLayout:
+class KeypointIndex:
     """Static description of a mixture; hashable, so it may be closed over or passed as a static argument.
 
     Attributes:

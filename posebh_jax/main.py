@@ -20,18 +20,20 @@ from posebh_jax import build, configuration
 
 def train(config: ConfigDict, workdir: pathlib.Path) -> bool:
     """Trains from the newest checkpoint in `workdir`, or from the start; False when a signal stopped it."""
-    plan = cli.make_plan(config)
+    strategy = cli.make_strategy(config)
     data = build.make_loader(config)
     method = build.make_method(config, cli.steps_per_epoch(config, data))
-    evaluate = build.make_evaluator(config, plan.mesh, workdir)
-    return cli.train(config, workdir, data, method, plan, evaluate, build.make_start(config, method.model, plan.mesh))
+    evaluate = build.make_evaluator(config, strategy.mesh, workdir)
+    return cli.train(
+        config, workdir, data, method, strategy, evaluate, build.make_start(config, method.model, strategy.mesh)
+    )
 
 
 def evaluate(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Mapping[str, float]]:
     """Evaluates `config.checkpoint` on everything that is prepared; prints and saves the table."""
     mesh = make_mesh()
     weights, step = build.load_weights(config, mesh)
-    return cli.require_figures(build.make_evaluator(config, mesh, workdir)(weights, step))
+    return cli.require_rows(build.make_evaluator(config, mesh, workdir)(weights, step))
 
 
 def run(config: ConfigDict, workdir: pathlib.Path) -> None:

@@ -22,7 +22,7 @@ from pose_common.training.state import METHOD_STATE, TrainState
 from pose_common.training.step import LossOutput
 from posebh_jax import prototypes
 from posebh_jax.clusters import ClusterBank, ClusterConfig, choose_clusters
-from posebh_jax.keypoint_index import SkeletonLayout
+from posebh_jax.keypoint_index import KeypointIndex
 from posebh_jax.losses.cluster import cluster_terms
 from posebh_jax.losses.cross_type import cross_type_terms
 from posebh_jax.losses.heatmap import head_terms, keypoint_accuracy
@@ -95,9 +95,9 @@ class PoseBHMethod:
                 )
 
     @functools.cached_property
-    def layout(self) -> SkeletonLayout:
+    def keypoint_index(self) -> KeypointIndex:
         """Where each dataset's keypoints lie among all."""
-        return SkeletonLayout(tuple(d.num_keypoints for d in self.datasets))
+        return KeypointIndex(tuple(d.num_keypoints for d in self.datasets))
 
     @property
     def heatmap_size(self) -> tuple[int, int]:
@@ -136,15 +136,15 @@ class PoseBHMethod:
         return state.with_weights(weights).replace(opt_state=opt_state)
 
     def loss(self, params, state: TrainState, batch, key, stage: Stage, axis_name: str | None):
-        """This device's share of the stage's loss; see `pose_common.training.step`."""
+        """the stage's per-device loss; see `pose_common.training.step`."""
         keys = sample_keys(key, batch["dataset"].shape[0], axis_name)
         return self.terms(params, state, self._inputs(batch, keys, stage), stage, axis_name)
 
     def _inputs(self, batch: dict[str, jax.Array], keys: jax.Array, stage: Stage) -> Inputs:
         """What the host sent, made into what the network and the losses take."""
         dataset = batch["dataset"]
-        keypoints = self.layout.to_global(batch["keypoints"], dataset, axis=1)
-        visible = self.layout.to_global(batch["visible"], dataset)
+        keypoints = self.keypoint_index.to_global(batch["keypoints"], dataset, axis=1)
+        visible = self.keypoint_index.to_global(batch["visible"], dataset)
         udp = jnp.asarray([d.codec == "udp" for d in self.datasets])[dataset]
         size = {"input_size": self.input_size, "heatmap_size": self.heatmap_size}
         targets, weights = heatmaps.encode(keypoints, visible, udp, **size, sigma=self.heatmap_sigma)
@@ -157,8 +157,8 @@ class PoseBHMethod:
         run = functools.partial(_run, self.model.clone(axis_name=axis_name), params, state.batch_stats, stage.train)
         labels = (inputs.targets, inputs.weights)
         bank, asked = state.method_state, set(stage.losses)
-        shared: dict[str, Any] = {"layout": self.layout, "config": self.weights, "axis_name": axis_name}
-        values, figures, stats, observed = {}, {}, {}, None
+        shared: dict[str, Any] = {"keypoint_index": self.keypoint_index, "config": self.weights, "axis_name": axis_name}
+        values, metrics, stats, observed = {}, {}, {}, None
 
         features = self.model.apply(
             _variables(params, state.batch_stats), inputs.image, inputs.dataset, inputs.drop_path, method="features"
@@ -166,29 +166,29 @@ class PoseBHMethod:
         if asked & {"heatmap", "cross_type"}:
             maps, stats["heads"] = run("heads", "heatmaps", features)
         if "heatmap" in asked:
-            per_dataset = head_terms(maps, *labels, layout=self.layout, axis_name=axis_name)
+            per_dataset = head_terms(maps, *labels, keypoint_index=self.keypoint_index, axis_name=axis_name)
             values["heatmap"] = per_dataset.sum()
-            figures |= self._head_figures(per_dataset, maps, *labels, axis_name)
+            metrics |= self._head_metrics(per_dataset, maps, *labels, axis_name)
         if asked - {"heatmap"}:
             embedding, stats["embedding"] = run("embedding", "embed", features)
             best = prototypes.best_similarities(embedding, bank[BANK])
         if asked & set(PROTOTYPE_TERMS):
             found, seen, samples = prototype_terms(embedding, best, *labels, inputs.dataset, bank[BANK], **shared)
             values |= {name: found[name] for name in PROTOTYPE_TERMS if name in asked}
-            figures |= _named("prototype", seen, ("cross_entropy", "distance", "correct"))
+            metrics |= _named("prototype", seen, ("cross_entropy", "distance", "correct"))
             observed = (samples, inputs.noise) if stage.prototypes else None
         if "cluster" in asked:
             clusters = ClusterBank(**bank[CLUSTERS])
             found, seen = cluster_terms(embedding, *labels, clusters, config=self.weights, axis_name=axis_name)
             values |= found
-            figures |= _named("cluster", seen, ("cross_entropy", "distance"))
+            metrics |= _named("cluster", seen, ("cross_entropy", "distance"))
         if "cross_type" in asked:
             found, seen = cross_type_terms(embedding, maps, best, inputs.dataset, bank[BANK], **shared)
             values |= found
-            figures["cross_type/pseudo_labels"] = seen["selected"].sum()
+            metrics["cross_type/pseudo_labels"] = seen["selected"].sum()
         total = sum(values[name] for name in stage.losses)
         trained = {group: new for group, new in stats.items() if new is not None}
-        return total, LossOutput(values, jax.lax.stop_gradient(figures), trained, observed)
+        return total, LossOutput(values, jax.lax.stop_gradient(metrics), trained, observed)
 
     def update(self, method_state: dict[str, Any], observed, axis_name: str | None):
         """Momentum update of the prototypes (section 3.2), in stages where they follow the embeddings."""
@@ -208,9 +208,9 @@ class PoseBHMethod:
         width, height = self.heatmap_size
         return prototypes.gumbel_noise(_fold(keys, 1), height, width, self.prototypes_per_keypoint)
 
-    def _head_figures(self, per_dataset, maps, targets, weights, axis_name) -> dict[str, jax.Array]:
+    def _head_metrics(self, per_dataset, maps, targets, weights, axis_name) -> dict[str, jax.Array]:
         maps, per_dataset = jax.lax.stop_gradient((maps, per_dataset))
-        accuracy, _ = keypoint_accuracy(maps, targets, weights, layout=self.layout, axis_name=axis_name)
+        accuracy, _ = keypoint_accuracy(maps, targets, weights, keypoint_index=self.keypoint_index, axis_name=axis_name)
         whole = global_sum(per_dataset, axis_name)
         names = [d.name for d in self.datasets]
         return {f"heatmap/{n}": whole[i] for i, n in enumerate(names)} | {

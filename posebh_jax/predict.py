@@ -14,7 +14,7 @@ from data_pipelines.datasets import PoseDataset
 from pose_common import heatmaps
 from pose_common.images import normalise
 from posebh_jax import prototypes
-from posebh_jax.keypoint_index import SkeletonLayout
+from posebh_jax.keypoint_index import KeypointIndex
 from posebh_jax.model import PoseBH
 
 HEADS, PROTOTYPES = "heads", "prototypes"
@@ -80,8 +80,8 @@ class Predictor:
         name = self.datasets[head].name
         found = {HEADS: self.model.apply(_variables(weights), features, names=(name,), method="heatmaps")}
         if weights["prototypes"]:
-            start = int(self.layout.starts[head])
-            bank = weights["prototypes"]["bank"][start : start + self.layout.counts[head]]
+            start = int(self.keypoint_index.starts[head])
+            bank = weights["prototypes"]["bank"][start : start + self.keypoint_index.counts[head]]
             embedding = self.model.apply(_variables(weights), features, method="embed")
             found[PROTOTYPES] = prototypes.prototype_heatmaps(prototypes.best_similarities(embedding, bank))
         return {kind: self._merge(maps, head, udp) for kind, maps in found.items()}
@@ -103,9 +103,9 @@ class Predictor:
         return heatmaps.flip_merge(plain, mirrored, flip_index, shift=not udp)
 
     @functools.cached_property
-    def layout(self) -> SkeletonLayout:
+    def keypoint_index(self) -> KeypointIndex:
         """Where each dataset's keypoints lie among all."""
-        return SkeletonLayout(tuple(d.num_keypoints for d in self.datasets))
+        return KeypointIndex(tuple(d.num_keypoints for d in self.datasets))
 
 
 def _variables(weights: Mapping[str, Any]) -> dict[str, Any]:

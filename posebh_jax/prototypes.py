@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 
 from pose_common.collectives import global_sum
-from posebh_jax.keypoint_index import SkeletonLayout
+from posebh_jax.keypoint_index import KeypointIndex
 
 PRECISE = jax.lax.Precision.HIGHEST
 
@@ -127,7 +127,7 @@ def similarities(embedding: jax.Array, prototypes: jax.Array) -> jax.Array:
     return jnp.abs(jnp.einsum("...d,mtd->...mt", unit, bank, precision=PRECISE))
 
 
-def by_bands(function: Callable, *maps: jax.Array):
+def chunked_map(function: Callable, *maps: jax.Array):
     """Applies `function` to bands of rows of maps [B, h, w, ...], one after the other, and joins its outputs.
 
     Arrays of every pixel and prototype would take half a gigabyte for 64 images, several times over in
@@ -143,7 +143,7 @@ def by_bands(function: Callable, *maps: jax.Array):
 
 def best_similarities(embedding: jax.Array, prototypes: jax.Array) -> jax.Array:
     """Similarity to each keypoint's nearest prototype, unclipped: [B, h, w, D], [T, M, D] -> [B, h, w, T]."""
-    return by_bands(lambda band: similarities(band, prototypes).max(axis=-2), embedding)
+    return chunked_map(lambda band: similarities(band, prototypes).max(axis=-2), embedding)
 
 
 def prototype_heatmaps(best: jax.Array) -> jax.Array:
@@ -172,17 +172,17 @@ def sample_matrix(keypoint: jax.Array, num_keypoints: int) -> jax.Array:
     return (keypoint[..., None] == jnp.arange(num_keypoints)).any(axis=-2).astype(jnp.float32)
 
 
-def slot_members(labels: Labels, layout: SkeletonLayout) -> jax.Array:
+def slot_members(labels: Labels, keypoint_index: KeypointIndex) -> jax.Array:
     """float32 [B, T, G]: 1 where a keypoint competes in a slot."""
-    return layout.own(labels.dataset).swapaxes(1, 2).astype(jnp.float32)
+    return keypoint_index.own(labels.dataset).swapaxes(1, 2).astype(jnp.float32)
 
 
-def is_correct(labels: Labels, best: jax.Array, layout: SkeletonLayout) -> jax.Array:
+def is_correct(labels: Labels, best: jax.Array, keypoint_index: KeypointIndex) -> jax.Array:
     """bool [B, h, w]: the sample's own keypoint is the most similar one of its dataset (one slot).
 
     Keypoints of other datasets do not compete: another skeleton's left shoulder winning is no mistake.
     """
-    own = layout.own(labels.dataset[:, 0])[:, None, None, :]
+    own = keypoint_index.own(labels.dataset[:, 0])[:, None, None, :]
     return jnp.argmax(jnp.where(own, best, -1.0), axis=-1) == labels.keypoint[..., 0]
 
 
@@ -190,7 +190,7 @@ def assign(
     similarity: jax.Array,
     labels: Labels,
     *,
-    layout: SkeletonLayout,
+    keypoint_index: KeypointIndex,
     config: PrototypeConfig,
     axis_name: str | None = None,
 ) -> jax.Array:
@@ -208,7 +208,7 @@ def assign(
     Returns:
       [B, h, w, M, G]: rows sum to 1 over M; zero where there is no sample.
     """
-    samples, members = sample_matrix(labels.keypoint, layout.total), slot_members(labels, layout)
+    samples, members = sample_matrix(labels.keypoint, keypoint_index.total), slot_members(labels, keypoint_index)
     valid = (labels.keypoint >= 0)[..., None, :]
     q = jnp.where(valid, jnp.exp((similarity - 1) / config.sinkhorn_epsilon), 0.0)
 

@@ -1,4 +1,4 @@
-"""Prepares a few pictures of public datasets and lets the smallest model learn them by heart, through every stage.
+"""Prepares a few pictures of public datasets and lets the smallest model overfit them, through every stage.
 
     python -m scripts.fit_samples --samples=../shared/samples --workdir=workdir/fit_samples
 

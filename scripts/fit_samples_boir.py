@@ -1,4 +1,4 @@
-"""Lets BoIR's smallest model learn a handful of COCO pictures by heart, from nothing.
+"""Lets BoIR's smallest model overfit a handful of COCO pictures, from nothing.
 
     python -m scripts.fit_samples_boir --samples=../shared/samples --workdir=workdir/fit_samples_boir
 

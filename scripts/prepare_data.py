@@ -4,7 +4,7 @@
     python -m scripts.prepare_data ap10k --raw_dir=/datasets --split=val-split1  # one split
     python -m scripts.prepare_data coco --split=val --annotations=test_coco.json --images=pictures/
     python -m scripts.prepare_data synthetic_coco                                # rendered: needs no download
-    python -m scripts.prepare_data custom --name=mine --annotations=my.json --images=pictures/  # one's own
+    python -m scripts.prepare_data custom --name=mine --annotations=my.json --images=pictures/  # a custom one
 
 `--raw_dir` is the folder of all downloads or the dataset's own; docs/datasets.md has every layout. Broken
 entries are left out and reported with file and id, in the output and in `summary.json` beside the records;
@@ -62,10 +62,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.dataset == Custom.dataset:
         if not (args.name and args.annotations and args.images):
-            parser.error("a dataset of one's own needs --name, --annotations and --images")
+            parser.error("a custom dataset needs --name, --annotations and --images")
         args.split = args.split or ["train"]
     elif unfit := [name for name in _CUSTOM_OPTIONS if getattr(args, name) is not None]:
-        parser.error(f"--{unfit[0]} is for datasets of one's own: `custom`")
+        parser.error(f"--{unfit[0]} is for custom datasets: `custom`")
     if _reads_files(args) and args.raw_dir is None and not (args.annotations and args.images):
         parser.error("give --raw_dir, or both --annotations and --images")
     if not _reads_files(args) and (args.raw_dir or args.annotations or args.images):

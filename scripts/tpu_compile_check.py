@@ -25,7 +25,7 @@ from ml_collections import ConfigDict
 
 from pose_common.evaluation import result_table as tables
 from pose_common.training.mesh import BATCH_AXES, batch_sharding
-from pose_common.training.parallel import ShardedPlan
+from pose_common.training.parallel import ShardedStrategy
 from pose_common.training.step import train_step
 from scripts.benchmarks.batches import build_of, random_batch, run_with_config
 
@@ -35,9 +35,9 @@ _CLUSTERS = flags.DEFINE_integer("clusters", 64, "Size of the cluster bank, wher
 
 def main(config: ConfigDict) -> None:
     devices = topologies.get_topology_desc(platform="tpu", topology_name=_TOPOLOGY.value).devices
-    plan = ShardedPlan(Mesh(np.array(devices).reshape(-1, config.fsdp), BATCH_AXES), config.fsdp_min_size)
+    strategy = ShardedStrategy(Mesh(np.array(devices).reshape(-1, config.fsdp), BATCH_AXES), config.fsdp_min_size)
     method = build_of(config).make_method(config, steps_per_epoch=1)
-    rows = batch_sharding(plan.mesh)
+    rows = batch_sharding(strategy.mesh)
     batch = {
         name: jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=rows)
         for name, value in random_batch(config, method).items()
@@ -47,11 +47,11 @@ def main(config: ConfigDict) -> None:
         notes = {"num_clusters": config.num_clusters or _CLUSTERS.value} if "cluster" in stage.losses else {}
         shapes = method.shapes(stage, notes)
         state = jax.tree.map(
-            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, plan.shardings(shapes)
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, strategy.shardings(shapes)
         )
         step = functools.partial(train_step, method=method, stage=stage)
         began = time.perf_counter()
-        compiled = plan.compile(step, state).lower(state, batch).compile()
+        compiled = strategy.compile(step, state).lower(state, batch).compile()
         seconds, memory = time.perf_counter() - began, compiled.memory_analysis()
         found.append(
             {

@@ -28,10 +28,12 @@ from pose_common.weights.keys import flatten
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 LAYOUTS = {
-    "one": lambda: parallel.ShardedPlan(jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("data", "fsdp"))),
-    "sharded": lambda: parallel.make_plan("sharded"),
-    "fsdp": lambda: parallel.make_plan("sharded", fsdp=4, fsdp_min_size=512),
-    "pmap": lambda: parallel.make_plan("pmap"),
+    "one": lambda: parallel.ShardedStrategy(
+        jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("data", "fsdp"))
+    ),
+    "sharded": lambda: parallel.make_strategy("sharded"),
+    "fsdp": lambda: parallel.make_strategy("sharded", fsdp=4, fsdp_min_size=512),
+    "pmap": lambda: parallel.make_strategy("pmap"),
 }
 Arrays = dict[str, np.ndarray]
 
@@ -43,17 +45,17 @@ def one_step(
 
     Args:
       layout: one of `LAYOUTS`.
-      prepare: applied to the fresh state.
+      prepare: applied to the newly initialised state.
     """
-    plan = LAYOUTS[layout]()
-    state = plan.create(method.init, key)
-    change, _ = method.enter_stage(plan.to_global(state), stage)
-    state = plan.transform(lambda state: change(prepare(state)), state)
+    strategy = LAYOUTS[layout]()
+    state = strategy.create(method.init, key)
+    change, _ = method.enter_stage(strategy.to_global(state), stage)
+    state = strategy.transform(lambda state: change(prepare(state)), state)
     step = functools.partial(train_step, method=method, stage=stage)
     rows, process = len(batch["image"]) // jax.process_count(), jax.process_index()
     batch = {name: value[process * rows : (process + 1) * rows] for name, value in batch.items()}
-    state, metrics = plan.compile(step, state)(state, plan.put(batch))
-    state = plan.to_global(state)
+    state, metrics = strategy.compile(step, state)(state, strategy.put(batch))
+    state = strategy.to_global(state)
     # After one step Adam's first moment is a tenth of the gradient.
     gradients = {group: moments.mu for group, moments in state.opt_state.items()}
     found = {

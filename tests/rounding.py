@@ -1,6 +1,6 @@
 """How far rounding alone moves what the tests compare with recorded numbers.
 
-A bound that lies within the effect of rounding passes or fails by the luck of a processor: another instruction set,
+A bound that lies within the effect of rounding passes or fails by chance of the processor: another instruction set,
 another number of threads, another compiler adds in another order. This pytest plugin measures the effect. It moves
 every recorded float by at most one unit in the last place (integers, zeros and ones stay: they are labels, masks and
 exact peaks), lets the tests compare as they do, and notes for every comparison how large the error was as a share of

@@ -1,4 +1,4 @@
-"""docs/your_own_dataset.md, followed literally; and what a skeleton of one's own may look like."""
+"""docs/your_own_dataset.md, followed literally; and what a custom skeleton may look like."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A dataset of one's own: a COCO-format file with a skeleton that this project does not know.
+"""A custom dataset: a COCO-format file with a skeleton that this project does not know.
 
 Names and limbs come from the file's categories. Mirror pairs come from the names or are given, sigmas are
 given or all the same, and with an upper body given half-body augmentation applies; docs/your_own_dataset.md

@@ -258,7 +258,7 @@ def eval_loader(
 
     Args:
       boxes: 'ground_truth', or the path of a COCO detection file; `score_threshold` applies to the latter.
-      dataset_index: value of the batches' `dataset`, that is, which head and expert judge.
+      dataset_index: value of the batches' `dataset`, that is, which head and expert to use.
       num_keypoints: K of the batches, the dataset's own count by default.
       The others: as for `train_loader`.
     """

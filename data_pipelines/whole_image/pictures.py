@@ -128,9 +128,9 @@ def training_images(annotations: Annotations, rules: Rules, cap: int) -> np.ndar
     return images
 
 
-class Draws(NamedTuple):
-    """One image's luck: factor of the short side, degrees, shift of the middle in image pixels, mirror, and
-    per person, smaller ones first, the jitter of the sampling cell [P, 2].
+class RandomParameters(NamedTuple):
+    """Random parameters of one image: factor of the short side, degrees, shift of the middle in image pixels, mirror,
+    and per person, smaller ones first, the jitter of the sampling cell [P, 2].
     """
 
     scale: float
@@ -156,8 +156,8 @@ class Augmentation:
     translation: float = 0.2
     mirror: float = 0.5
 
-    def draw(self, sample: Sample, rng: np.random.Generator) -> Draws:
-        """Draws for one image; a fixed number of them but for the people's."""
+    def draw(self, sample: Sample, rng: np.random.Generator) -> RandomParameters:
+        """RandomParameters for one image; a fixed number of them but for the people's."""
         low, high = self.scale
         scale = low + (high - low) * rng.random()
         rotation = self.rotation * (2 * rng.random() - 1)
@@ -165,7 +165,7 @@ class Augmentation:
         shift = rng.integers(-reach, max(reach, 1 - reach), 2)  # whole pixels, the upper end excluded
         mirror = rng.random() < self.mirror
         jitter = rng.integers(-1, 2, (len(sample["boxes"]), 2))
-        return Draws(scale, rotation, (int(shift[0]), int(shift[1])), mirror, jitter)
+        return RandomParameters(scale, rotation, (int(shift[0]), int(shift[1])), mirror, jitter)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,7 +189,7 @@ class Train:
     def __call__(self, sample: Sample, rng: np.random.Generator) -> dict[str, np.ndarray]:
         return self.apply(sample, decode(sample["encoded"], sample), self.augmentation.draw(sample, rng))
 
-    def apply(self, sample: Sample, image: np.ndarray, draws: Draws) -> dict[str, np.ndarray]:
+    def apply(self, sample: Sample, image: np.ndarray, draws: RandomParameters) -> dict[str, np.ndarray]:
         """The element for a decoded BGR picture and given draws."""
         size, cells = self.input_size, self.input_size // STRIDE
         side = min(sample["size"]) * draws.scale / geometry.SCALE_UNIT

@@ -22,7 +22,7 @@ from pose_common.training.configuration import Override
 from pose_common.training.state import TrainState
 from pose_common.training.writers import draw_curves
 
-Figures = dict[str, Mapping[str, float]]
+Metrics = dict[str, Mapping[str, float]]
 Read = Callable[[str, Sequence[Override]], ConfigDict]
 """read(source, overrides) -> the checked configuration of a method."""
 
@@ -37,9 +37,9 @@ def steps_per_epoch(config: ConfigDict, data: TrainIterator) -> int:
     return config.steps_per_epoch or max(1, data.num_examples // config.batch_size)
 
 
-def make_plan(config: ConfigDict) -> parallel.Plan:
+def make_strategy(config: ConfigDict) -> parallel.Strategy:
     """How the step is spread over the devices."""
-    return parallel.make_plan(config.parallel, config.fsdp, config.fsdp_min_size)
+    return parallel.make_strategy(config.parallel, config.fsdp, config.fsdp_min_size)
 
 
 def render(config: ConfigDict, datasets: Sequence[str]) -> None:
@@ -57,7 +57,7 @@ def train(
     workdir: pathlib.Path,
     data: TrainIterator,
     method: loop.Method,
-    plan: parallel.Plan,
+    strategy: parallel.Strategy,
     evaluate: loop.Evaluate,
     prepare: Callable[[TrainState], TrainState] | None,
 ) -> bool:
@@ -79,7 +79,7 @@ def train(
         config=json.loads(config.to_json()),
     )
     key = jax.random.PRNGKey(config.seed)
-    _, complete = loop.train(method, data, plan, settings, workdir, evaluate=evaluate, key=key, prepare=prepare)
+    _, complete = loop.train(method, data, strategy, settings, workdir, evaluate=evaluate, key=key, prepare=prepare)
     if jax.process_index() == 0:
         draw_curves(workdir / "metrics.jsonl", workdir / "curves.png")
     if not complete:
@@ -87,7 +87,7 @@ def train(
     return complete
 
 
-def require_figures(figures: Figures) -> Figures:
+def require_rows(figures: Metrics) -> Metrics:
     """The figures of an evaluation.
 
     Raises:

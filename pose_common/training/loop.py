@@ -1,4 +1,4 @@
-"""The one training loop: stages, steps, figures, checkpoints, evaluation, stops and resumes."""
+"""The one training loop: stages, steps, metrics, checkpoints, evaluation, stops and resumes."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Method(Protocol):
     def optimizer(self) -> GroupedAdamW: ...
 
     def init(self, key: jax.Array) -> TrainState:
-        """A fresh state for the first stage; traceable."""
+        """A newly initialised state for the first stage; traceable."""
 
     def loss(self, params, state, batch, key, stage, axis_name):
         """See `step.Differentiable`."""
@@ -70,7 +70,7 @@ class LoopSettings:
     """How often the loop does what. Epochs and steps count from 0 and are global.
 
     `checkpoint_every` and `log_every` are in steps, `evaluate_every` in epochs; 0 means only at the end.
-    `evaluate_stages` adds an evaluation of the fresh state and one at the end of each stage.
+    `evaluate_stages` adds an evaluation of the newly initialised state and one at the end of each stage.
     """
 
     steps_per_epoch: int
@@ -85,7 +85,7 @@ class LoopSettings:
 
 @dataclasses.dataclass
 class _Run:
-    """The loop's own state; `state` is laid out by the plan."""
+    """The loop's own state; `state` is laid out by the strategy."""
 
     state: Any
     step: int
@@ -96,7 +96,7 @@ class _Run:
 def train(
     method: Method,
     data: DataIterator,
-    plan: parallel.Plan,
+    strategy: parallel.Strategy,
     settings: LoopSettings,
     workdir: str | pathlib.Path,
     *,
@@ -107,7 +107,7 @@ def train(
     """Trains to the end of the last stage, or to a stop signal, from the newest checkpoint in `workdir` if any.
 
     Args:
-      prepare: applied to a fresh state's global form (loading converted weights, say); not on a resume.
+      prepare: applied to a newly initialised state's global form (loading converted weights, say); not on a resume.
 
     Returns:
       (the final state in its global form, whether the run is complete).
@@ -119,31 +119,31 @@ def train(
     checkpoints = Checkpoints(workdir / "checkpoints", keep=settings.keep, keep_every=settings.keep_every)
     writer = MetricWriter(workdir, enabled=jax.process_index() == 0)
     try:
-        run = _resume(method, data, plan, checkpoints) or _start(method, plan, key, prepare)
-        report.log_parameters(plan.to_global(run.state).params, workdir)
+        run = _resume(method, data, strategy, checkpoints) or _start(method, strategy, key, prepare)
+        report.log_parameters(strategy.to_global(run.state).params, workdir)
         with StopSignal() as stop, logging_redirect_tqdm():
-            loop = _Loop(method, data, plan, settings, checkpoints, writer, evaluate, stop)
+            loop = _Loop(method, data, strategy, settings, checkpoints, writer, evaluate, stop)
             complete = loop.run(run)
-        return plan.to_global(run.state), complete
+        return strategy.to_global(run.state), complete
     finally:
         checkpoints.close()
         writer.close()
 
 
-def _start(method: Method, plan: parallel.Plan, key: jax.Array, prepare) -> _Run:
-    state = plan.create(method.init, key)
+def _start(method: Method, strategy: parallel.Strategy, key: jax.Array, prepare) -> _Run:
+    state = strategy.create(method.init, key)
     if prepare is not None:
-        state = plan.from_global(prepare(plan.to_global(state)))
+        state = strategy.from_global(prepare(strategy.to_global(state)))
     return _Run(state=state, step=0, stage=-1, notes={})
 
 
-def _resume(method: Method, data: DataIterator, plan: parallel.Plan, checkpoints: Checkpoints) -> _Run | None:
+def _resume(method: Method, data: DataIterator, strategy: parallel.Strategy, checkpoints: Checkpoints) -> _Run | None:
     step = checkpoints.latest_step
     if step is None:
         return None
     info = checkpoints.read_info(step)
     shapes = method.shapes(method.stages[info["stage"]], info["notes"])
-    state = plan.from_global(checkpoints.restore(step, shapes, plan.shardings(shapes)))
+    state = strategy.from_global(checkpoints.restore(step, shapes, strategy.shardings(shapes)))
     data.set_state(info["data"])
     logging.info("resumed from step %d (stage %s)", step, method.stages[info["stage"]].name)
     return _Run(state=state, step=step, stage=info["stage"], notes=info["notes"])
@@ -152,13 +152,13 @@ def _resume(method: Method, data: DataIterator, plan: parallel.Plan, checkpoints
 class _Loop:
     """Step after step; everything that happens between steps is a method of its own."""
 
-    def __init__(self, method, data, plan, settings, checkpoints, writer, evaluate, stop):
-        self.method, self.data, self.plan, self.settings = method, data, plan, settings
+    def __init__(self, method, data, strategy, settings, checkpoints, writer, evaluate, stop):
+        self.method, self.data, self.strategy, self.settings = method, data, strategy, settings
         self.checkpoints, self.writer, self.evaluate, self.stop = checkpoints, writer, evaluate, stop
         ends = itertools.accumulate(stage.epochs * settings.steps_per_epoch for stage in method.stages)
         self.stage_ends = tuple(ends)
         self.total_steps = self.stage_ends[-1]
-        self.figures = report.Figures()
+        self.metrics = report.Metrics()
 
     def run(self, run: _Run) -> bool:
         """Trains `run` in place; False when a signal stopped it first."""
@@ -195,8 +195,8 @@ class _Loop:
     def _enter_stage(self, run: _Run, index: int) -> None:
         for later in range(run.stage + 1, index + 1):
             stage = self.method.stages[later]
-            change, notes = self.method.enter_stage(self.plan.to_global(run.state), stage)
-            run.state = self.plan.transform(change, run.state)
+            change, notes = self.method.enter_stage(self.strategy.to_global(run.state), stage)
+            run.state = self.strategy.transform(change, run.state)
             run.notes = {**run.notes, **notes}
             run.stage = later
             logging.info("step %d: stage %s trains %s on %s", run.step, stage.name, stage.train, stage.losses)
@@ -204,16 +204,16 @@ class _Loop:
     def _compile(self, run: _Run) -> Callable:
         stage = self.method.stages[run.stage]
         step = functools.partial(train_step, method=self.method, stage=stage)
-        return self.plan.compile(step, run.state)
+        return self.strategy.compile(step, run.state)
 
     def _step(self, run: _Run, step_function: Callable) -> None:
         began = time.perf_counter()
         rows = next(self.data)
         waited = time.perf_counter() - began
-        if not self.figures.images_seen:
+        if not self.metrics.images_seen:
             report.log_batch(rows)
-        run.state, metrics = step_function(run.state, self.plan.put(rows))
-        self.figures.add(run.step, metrics, images=len(rows["image"]), waited=waited)
+        run.state, metrics = step_function(run.state, self.strategy.put(rows))
+        self.metrics.add(run.step, metrics, images=len(rows["image"]), waited=waited)
         run.step += 1
 
     def _between_steps(self, run: _Run, bar) -> None:
@@ -235,22 +235,22 @@ class _Loop:
     def _evaluate(self, run: _Run) -> None:
         if self.evaluate is None:
             return
-        weights = self.plan.to_global(run.state).weights
+        weights = self.strategy.to_global(run.state).weights
         for split, values in self.evaluate(weights, run.step).items():
             self.writer.write(run.step, f"eval/{split}", values)
-        self.figures.restart_clock()
+        self.metrics.restart_clock()
 
     def _log(self, run: _Run, bar) -> None:
-        values = self.figures.collect(self._last_good)
+        values = self.metrics.collect(self._last_good)
         if values:
             self.writer.write(run.step, TRAIN, values)
             bar.set_postfix(loss=f"{values['loss']:.3g}")
 
     def _save(self, run: _Run) -> None:
         # A checkpoint is good only if every step before it was: look at the figures still on their way first.
-        self.figures.check(self._last_good)
+        self.metrics.check(self._last_good)
         info = {"stage": run.stage, "notes": run.notes, "data": self.data.get_state(), "config": self.settings.config}
-        self.checkpoints.save(run.step, self.plan.to_global(run.state), info)
+        self.checkpoints.save(run.step, self.strategy.to_global(run.state), info)
 
     def _last_good(self) -> str:
         step = self.checkpoints.latest_step

@@ -1,7 +1,7 @@
 """The two ways to run a step on many devices: sharded `jit`, and `pmap`.
 
 Both take the same plain step `step(state, batch, axis_name)` and give the same numbers as one device on the same global
-batch. A plan knows how state and batches are laid out on devices; nothing else in the project does.
+batch. A strategy knows how state and batches are laid out on devices; nothing else in the project does.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ PMAP_AXIS = "devices"
 
 
 @dataclasses.dataclass(frozen=True)
-class ShardedPlan:
+class ShardedStrategy:
     """`jit` over a (data, fsdp) mesh: arrays are global, collectives are the compiler's."""
 
     mesh: Mesh
@@ -59,7 +59,7 @@ class ShardedPlan:
 
 
 @dataclasses.dataclass(frozen=True)
-class PmapPlan:
+class PmapStrategy:
     """`pmap`: every device holds a copy of the state and its own rows, and sums are explicit."""
 
     mesh: Mesh
@@ -120,21 +120,21 @@ def _first_copy(x: jax.Array) -> jax.Array:
     return x.addressable_data(0)[0]
 
 
-Plan = ShardedPlan | PmapPlan
+Strategy = ShardedStrategy | PmapStrategy
 
 
-def make_plan(parallel: str, fsdp: int = 1, fsdp_min_size: int = 2**16) -> Plan:
-    """The plan that `config.parallel` names.
+def make_strategy(parallel: str, fsdp: int = 1, fsdp_min_size: int = 2**16) -> Strategy:
+    """The strategy that `config.parallel` names.
 
     Raises:
       ValueError: neither 'sharded' nor 'pmap', or fsdp asked of pmap.
     """
     if parallel == "sharded":
-        return ShardedPlan(meshes.make_mesh(fsdp), fsdp_min_size)
+        return ShardedStrategy(meshes.make_mesh(fsdp), fsdp_min_size)
     if parallel == "pmap":
         if fsdp != 1:
             raise ValueError("config.parallel='pmap' keeps a copy on every device; set config.fsdp=1 or use 'sharded'")
-        return PmapPlan(meshes.make_mesh())
+        return PmapStrategy(meshes.make_mesh())
     raise ValueError(f"config.parallel={parallel!r}: expected 'sharded' or 'pmap'")
 
 

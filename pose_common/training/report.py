@@ -57,7 +57,7 @@ class NonFiniteLossError(RuntimeError):
     """A loss term became NaN or infinite."""
 
 
-class Figures:
+class Metrics:
     """Metrics of the steps since the last log line. They stay on the device until asked for."""
 
     def __init__(self):

@@ -125,7 +125,7 @@ def filler(source: str, start_from: Callable[[Mapping[str, Any]], Start]) -> Cal
         old = state.weights
         start = start_from(old)
         logging.info("starting from %s: %s", source, start.title)
-        for title, parts in (("initialised afresh", start.fresh), ("left out of the weights", start.left_out)):
+        for title, parts in (("newly initialised", start.fresh), ("left out of the weights", start.left_out)):
             if parts:
                 logging.info("%s: %s", title, ", ".join(parts))
         return state.with_weights(jax.tree.map(_laid_out_like, dict(start.tree), old))

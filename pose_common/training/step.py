@@ -17,14 +17,14 @@ class LossOutput(flax.struct.PyTreeNode):
     """What a method's loss returns beside the value to differentiate.
 
     Attributes:
-      terms: this device's share of every loss term (shares add up to the global value).
-      figures: other logged values; already global.
+      terms: every per-device loss term (they add up to the global value).
+      metrics: other logged values; already global.
       batch_stats: new running statistics of the groups that train; already global.
       observed: what the method's update of its own state needs, or None.
     """
 
     terms: dict[str, jax.Array]
-    figures: dict[str, jax.Array]
+    metrics: dict[str, jax.Array]
     batch_stats: dict[str, Any]
     observed: Any = None
 
@@ -35,10 +35,10 @@ class Differentiable(Protocol):
     optimizer: GroupedAdamW
 
     def loss(self, params, state, batch, key, stage, axis_name) -> tuple[jax.Array, LossOutput]:
-        """(this device's share of the stage's loss, `LossOutput`)."""
+        """(the stage's per-device loss, `LossOutput`)."""
 
     def update(self, method_state, observed, axis_name) -> tuple[Any, dict[str, jax.Array]]:
-        """(new method state, figures), all global, from the old one and what the loss observed."""
+        """(new method state, metrics), all global, from the old one and what the loss observed."""
 
 
 def train_step(
@@ -57,11 +57,11 @@ def train_step(
     key = jax.random.fold_in(state.rng, state.step)
     frozen = {group: value for group, value in state.params.items() if group not in stage.train}
 
-    def share(trained):
+    def per_device_loss(trained):
         return method.loss({**frozen, **trained}, state, batch, key, stage, axis_name)
 
     trained = {group: state.params[group] for group in stage.train}
-    (total, output), grads = jax.value_and_grad(share, has_aux=True)(trained)
+    (total, output), grads = jax.value_and_grad(per_device_loss, has_aux=True)(trained)
     grads, total, terms = global_sum((grads, total, output.terms), axis_name)
     method_state, seen = method.update(state.method_state, output.observed, axis_name)
     updated, opt_state, moved = method.optimizer.update(grads, state.opt_state, trained, state.step)
@@ -72,4 +72,4 @@ def train_step(
         opt_state=opt_state,
         method_state=method_state,
     )
-    return new_state, {"loss": total, **terms, **output.figures, **seen, **moved}
+    return new_state, {"loss": total, **terms, **output.metrics, **seen, **moved}

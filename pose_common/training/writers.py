@@ -1,4 +1,4 @@
-"""Where a run's figures go: console, JSON lines, TensorBoard; and curves drawn from the JSON lines."""
+"""Where a run's metrics go: console, JSON lines, TensorBoard; and curves drawn from the JSON lines."""
 
 from __future__ import annotations
 

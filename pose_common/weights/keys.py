@@ -2,7 +2,7 @@
 
 A family of checkpoints is a list of `Rule`s. The engine compares what the rules expect with what is there, in
 both directions, before it touches a number: every source entry is used or deliberately dropped, every target
-is filled or deliberately left for fresh initialisation, and everything that does not fit is reported at once.
+is filled or deliberately left for initialisation, and everything that does not fit is reported at once.
 
 Trees are flat here: {"params/backbone/blocks/attn/qkv/kernel": array}. `flatten` and `unflatten` convert.
 """

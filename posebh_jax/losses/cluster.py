@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from pose_common.collectives import global_batch_size
 from posebh_jax.clusters import ClusterBank
-from posebh_jax.keypoint_index import SkeletonLayout
+from posebh_jax.keypoint_index import KeypointIndex
 from posebh_jax.losses.heatmap import heatmap_mse
 from posebh_jax.losses.prototype import contrast
 from posebh_jax.prototypes import PRECISE, PrototypeConfig, best_similarities, label_pixels, prototype_heatmaps
@@ -34,19 +34,21 @@ def cluster_terms(
       bank: from `choose_clusters`.
 
     Returns:
-      The weighted share {"cluster"}, and global: unweighted `cross_entropy`, `distance`, and `samples`.
+      The weighted per-device loss {"cluster"}, and global: unweighted `cross_entropy`, `distance`, and `samples`.
     """
-    layout = SkeletonLayout((bank.keypoint.shape[0],))
+    keypoint_index = KeypointIndex((bank.keypoint.shape[0],))
     # A product with a 0/1 matrix copies exactly; gathers along the last axis are slow on matrix hardware.
     moves = jax.nn.one_hot(bank.keypoint, targets.shape[-1], axis=0)
     targets = jnp.matmul(targets, moves, precision=PRECISE)
     weights = jnp.matmul(weights, moves, precision=PRECISE)
 
     labels = label_pixels(targets, jnp.zeros(targets.shape[0], jnp.int32), config.label_threshold)
-    terms = contrast(embedding, bank.prototypes, labels, layout=layout, config=config, axis_name=axis_name)
+    terms = contrast(
+        embedding, bank.prototypes, labels, keypoint_index=keypoint_index, config=config, axis_name=axis_name
+    )
     maps = prototype_heatmaps(best_similarities(embedding, bank.prototypes))
     images = global_batch_size(maps.shape[0], axis_name)
-    error = heatmap_mse(maps, targets, weights, images, layout).sum()
+    error = heatmap_mse(maps, targets, weights, images, keypoint_index).sum()
     loss = config.cluster_weight * (terms.loss + config.heatmap_weight * error)
     aux = {"cross_entropy": terms.cross_entropy, "distance": terms.distance, "samples": terms.samples.sum()}
     return {"cluster": loss}, aux

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from pose_common.collectives import global_sum
 from pose_common.heatmaps import decode_dark_udp, encode
-from posebh_jax.keypoint_index import SkeletonLayout
+from posebh_jax.keypoint_index import KeypointIndex
 from posebh_jax.losses.heatmap import heatmap_mse
 from posebh_jax.losses.prototype import contrast
 from posebh_jax.prototypes import Labels, PrototypeConfig, prototype_heatmaps
@@ -32,7 +32,7 @@ def pseudo_labels(
     head_maps: jax.Array,
     proto_maps: jax.Array,
     dataset: jax.Array,
-    layout: SkeletonLayout,
+    keypoint_index: KeypointIndex,
     config: PrototypeConfig,
 ) -> PseudoLabels:
     """Keypoints of other skeletons on which head and prototypes agree.
@@ -59,7 +59,7 @@ def pseudo_labels(
     selected = (
         (score > config.cross_type_threshold)
         & (apart <= config.cross_type_distance)
-        & ~layout.own(dataset)
+        & ~keypoint_index.own(dataset)
         & ((cell >= -reach) & (cell <= size - 1 + reach)).all(axis=-1)
     )
     return PseudoLabels(jnp.where(selected[..., None], position, 0.0), jnp.where(selected, score, 0.0))
@@ -79,7 +79,7 @@ def _draw(labels: PseudoLabels, heatmap_size: tuple[int, int], sigma: float) -> 
 
 
 def label_pseudo_pixels(
-    pseudo: PseudoLabels, heatmap_size: tuple[int, int], layout: SkeletonLayout, config: PrototypeConfig
+    pseudo: PseudoLabels, heatmap_size: tuple[int, int], keypoint_index: KeypointIndex, config: PrototypeConfig
 ) -> Labels:
     """Samples of each skeleton: the keypoint with the largest weight x Gaussian. One slot a dataset.
 
@@ -87,13 +87,15 @@ def label_pseudo_pixels(
     taken are never stored.
     """
     positions, weights = (jnp.pad(x, [(0, 0), (0, 1)] + [(0, 0)] * (x.ndim - 2)) for x in pseudo)
-    ids = layout.padded_ids
+    ids = keypoint_index.padded_ids
     flat = PseudoLabels(positions[:, ids.reshape(-1)], weights[:, ids.reshape(-1)])
     values = _draw(flat, heatmap_size, config.cross_type_sigma) * flat.weight[:, None, None, :]
     values = values.reshape(*values.shape[:3], *ids.shape)
     confidence = values.max(axis=-1)
-    keypoint = jnp.argmax(values, axis=-1) + layout.starts
-    dataset = jnp.broadcast_to(jnp.arange(layout.num_datasets), (confidence.shape[0], layout.num_datasets))
+    keypoint = jnp.argmax(values, axis=-1) + keypoint_index.starts
+    dataset = jnp.broadcast_to(
+        jnp.arange(keypoint_index.num_datasets), (confidence.shape[0], keypoint_index.num_datasets)
+    )
     return Labels(jnp.where(confidence > config.label_threshold, keypoint, -1), confidence, dataset)
 
 
@@ -104,7 +106,7 @@ def cross_type_terms(
     dataset: jax.Array,
     prototypes: jax.Array,
     *,
-    layout: SkeletonLayout,
+    keypoint_index: KeypointIndex,
     config: PrototypeConfig,
     axis_name: str | None = None,
 ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
@@ -118,21 +120,21 @@ def cross_type_terms(
       prototypes: [T, M, D] unit vectors; they do not move here.
 
     Returns:
-      The weighted share {"cross_type"}, and global values: per dataset [n] the unweighted terms `head`,
+      The weighted per-device loss {"cross_type"}, and global values: per dataset [n] the unweighted terms `head`,
       `prototype_heatmap`, and `selected` pseudo keypoints; summed over datasets `cross_entropy` and
       `distance`.
     """
     head_maps, proto_maps = head_maps.astype(jnp.float32), prototype_heatmaps(best)
     heatmap_size = head_maps.shape[2], head_maps.shape[1]
-    pseudo = pseudo_labels(head_maps, proto_maps, dataset, layout, config)
+    pseudo = pseudo_labels(head_maps, proto_maps, dataset, keypoint_index, config)
     targets = _draw(pseudo, heatmap_size, config.cross_type_sigma)
-    chosen = layout.sum_by_dataset((pseudo.weight > 0).astype(jnp.float32))
+    chosen = keypoint_index.sum_by_dataset((pseudo.weight > 0).astype(jnp.float32))
     images = global_sum((chosen > 0).sum(axis=0), axis_name)
-    head = heatmap_mse(head_maps, targets, pseudo.weight, images, layout)
-    proto = heatmap_mse(proto_maps, targets, pseudo.weight, images, layout)
+    head = heatmap_mse(head_maps, targets, pseudo.weight, images, keypoint_index)
+    proto = heatmap_mse(proto_maps, targets, pseudo.weight, images, keypoint_index)
 
-    labels = label_pseudo_pixels(pseudo, heatmap_size, layout, config)
-    terms = contrast(embedding, prototypes, labels, layout=layout, config=config, axis_name=axis_name)
+    labels = label_pseudo_pixels(pseudo, heatmap_size, keypoint_index, config)
+    terms = contrast(embedding, prototypes, labels, keypoint_index=keypoint_index, config=config, axis_name=axis_name)
     total = head.sum() + config.heatmap_weight * proto.sum() + terms.loss
     head, proto, selected = global_sum(jax.lax.stop_gradient((head, proto, chosen.sum(axis=0))), axis_name)
     aux = {

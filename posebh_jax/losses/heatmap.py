@@ -8,11 +8,11 @@ import numpy as np
 
 from pose_common.collectives import global_batch_size, global_sum
 from pose_common.heatmaps import decode_argmax
-from posebh_jax.keypoint_index import SkeletonLayout
+from posebh_jax.keypoint_index import KeypointIndex
 
 
 def heatmap_mse(
-    maps: jax.Array, targets: jax.Array, weights: jax.Array, images: jax.Array | int, layout: SkeletonLayout
+    maps: jax.Array, targets: jax.Array, weights: jax.Array, images: jax.Array | int, keypoint_index: KeypointIndex
 ) -> jax.Array:
     """Squared error: mean over images and pixels of (weight x difference)^2, then over a dataset's keypoints.
 
@@ -24,10 +24,12 @@ def heatmap_mse(
         cross-type term.
 
     Returns:
-      [n] shares; 0 for a dataset without images.
+      [n] per-device losses; 0 for a dataset without images.
     """
     error = jnp.square(weights[:, None, None, :] * (maps - targets))
-    per_keypoint = layout.sum_by_dataset(error.sum(axis=(0, 1, 2))) / np.asarray(layout.counts, np.float32)
+    per_keypoint = keypoint_index.sum_by_dataset(error.sum(axis=(0, 1, 2))) / np.asarray(
+        keypoint_index.counts, np.float32
+    )
     return per_keypoint / (jnp.maximum(images, 1) * maps.shape[1] * maps.shape[2])
 
 
@@ -36,16 +38,16 @@ def head_terms(
     targets: jax.Array,
     weights: jax.Array,
     *,
-    layout: SkeletonLayout,
+    keypoint_index: KeypointIndex,
     axis_name: str | None = None,
 ) -> jax.Array:
     """Losses [n] of the heatmap heads, over the whole batch: images of other datasets count as zero error."""
-    return heatmap_mse(maps, targets, weights, global_batch_size(maps.shape[0], axis_name), layout)
+    return heatmap_mse(maps, targets, weights, global_batch_size(maps.shape[0], axis_name), keypoint_index)
 
 
-def count_images(dataset: jax.Array, layout: SkeletonLayout, axis_name: str | None = None) -> jax.Array:
+def count_images(dataset: jax.Array, keypoint_index: KeypointIndex, axis_name: str | None = None) -> jax.Array:
     """float32 [n]: images of each dataset in the global batch."""
-    one_hot = jax.nn.one_hot(dataset, layout.num_datasets)
+    one_hot = jax.nn.one_hot(dataset, keypoint_index.num_datasets)
     return global_sum(one_hot.sum(axis=0), axis_name)
 
 
@@ -54,7 +56,7 @@ def keypoint_accuracy(
     targets: jax.Array,
     weights: jax.Array,
     *,
-    layout: SkeletonLayout,
+    keypoint_index: KeypointIndex,
     threshold: float = 0.05,
     axis_name: str | None = None,
 ) -> tuple[jax.Array, jax.Array]:
@@ -75,5 +77,5 @@ def keypoint_accuracy(
     distance = jnp.linalg.norm((decode_argmax(maps)[0] - decode_argmax(targets)[0]) / size, axis=-1)
     labelled = weights > 0
     hits, seen = global_sum(((labelled & (distance < threshold)).sum(0), labelled.sum(0)), axis_name)
-    counted = layout.sum_by_dataset((seen > 0).astype(jnp.float32))
-    return layout.sum_by_dataset(hits / jnp.maximum(seen, 1)) / jnp.maximum(counted, 1), counted
+    counted = keypoint_index.sum_by_dataset((seen > 0).astype(jnp.float32))
+    return keypoint_index.sum_by_dataset(hits / jnp.maximum(seen, 1)) / jnp.maximum(counted, 1), counted

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from pose_common.collectives import global_sum
 from posebh_jax import prototypes as protos
-from posebh_jax.keypoint_index import SkeletonLayout
+from posebh_jax.keypoint_index import KeypointIndex
 from posebh_jax.losses.heatmap import count_images, heatmap_mse
 from posebh_jax.prototypes import PRECISE, Labels, Observed, PrototypeConfig
 
@@ -18,7 +18,7 @@ class Contrast(NamedTuple):
     """What the samples' embeddings say.
 
     Attributes:
-      loss: weighted share.
+      loss: weighted per-device loss.
       cross_entropy, distance: unweighted, global, summed over datasets; for logging.
       assignment: [B, h, w, M, G], see `prototypes.assign`.
       samples: float32 [n], samples of each dataset in the global batch.
@@ -53,7 +53,7 @@ def contrastive_means(
     target: jax.Array,
     labels: Labels,
     *,
-    layout: SkeletonLayout,
+    keypoint_index: KeypointIndex,
     axis_name: str | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Cross entropy to the target prototype and squared distance (1 - S)^2 from it.
@@ -73,23 +73,23 @@ def contrastive_means(
     entropy = jnp.where(valid, partition - hit, 0.0)
     distance = jnp.where(valid, jnp.square(1 - hit), 0.0)
     per_slot = jnp.stack([entropy, distance, valid.astype(jnp.float32)]).sum(axis=(2, 3))
-    slots = jax.nn.one_hot(labels.dataset, layout.num_datasets)
+    slots = jax.nn.one_hot(labels.dataset, keypoint_index.num_datasets)
     entropy, distance, count = jnp.einsum("xbg,bgn->xn", per_slot, slots, precision=PRECISE)
     count = global_sum(jax.lax.stop_gradient(count), axis_name)
     return entropy / jnp.maximum(count, 1), distance / jnp.maximum(count, 1), count
 
 
-def _compare(embedding: jax.Array, bank: jax.Array, labels: Labels, layout: SkeletonLayout):
+def _compare(embedding: jax.Array, bank: jax.Array, labels: Labels, keypoint_index: KeypointIndex):
     """`log_partition` [B, h, w, G], and [B, h, w, M, G]: samples against their own keypoint's prototypes."""
-    members = protos.slot_members(labels, layout)
+    members = protos.slot_members(labels, keypoint_index)
 
     def band(embedding, keypoint):
         similarity = protos.similarities(embedding, bank)
-        samples = protos.sample_matrix(keypoint, layout.total)[..., None, :]
+        samples = protos.sample_matrix(keypoint, keypoint_index.total)[..., None, :]
         own = jnp.einsum("bhwmt,btg->bhwmg", similarity * samples, members, precision=PRECISE)
         return log_partition(similarity, members), own
 
-    return protos.by_bands(band, embedding, labels.keypoint)
+    return protos.chunked_map(band, embedding, labels.keypoint)
 
 
 def contrast(
@@ -97,7 +97,7 @@ def contrast(
     bank: jax.Array,
     labels: Labels,
     *,
-    layout: SkeletonLayout,
+    keypoint_index: KeypointIndex,
     config: PrototypeConfig,
     axis_name: str | None = None,
 ) -> Contrast:
@@ -108,12 +108,17 @@ def contrast(
       bank: prototypes [T, M, D].
       labels: the samples.
     """
-    partition, similarity = _compare(embedding, bank, labels, layout)
+    partition, similarity = _compare(embedding, bank, labels, keypoint_index)
     assignment = protos.assign(
-        jax.lax.stop_gradient(similarity), labels, layout=layout, config=config, axis_name=axis_name
+        jax.lax.stop_gradient(similarity), labels, keypoint_index=keypoint_index, config=config, axis_name=axis_name
     )
     entropy, distance, count = contrastive_means(
-        partition, similarity, jnp.argmax(assignment, axis=-2), labels, layout=layout, axis_name=axis_name
+        partition,
+        similarity,
+        jnp.argmax(assignment, axis=-2),
+        labels,
+        keypoint_index=keypoint_index,
+        axis_name=axis_name,
     )
     entropy, distance = entropy.sum(), distance.sum()
     weighted = config.cross_entropy_weight * entropy + config.distance_weight * distance
@@ -129,7 +134,7 @@ def prototype_terms(
     dataset: jax.Array,
     prototypes: jax.Array,
     *,
-    layout: SkeletonLayout,
+    keypoint_index: KeypointIndex,
     config: PrototypeConfig,
     axis_name: str | None = None,
 ) -> tuple[dict[str, jax.Array], dict[str, jax.Array], Observed]:
@@ -143,16 +148,17 @@ def prototype_terms(
       prototypes: [T, M, D] unit vectors.
 
     Returns:
-      Weighted shares {"prototype", "prototype_heatmap"}; global values: the unweighted `cross_entropy` and `distance`,
-      `samples` [n], and the share of samples that are `correct`; and what `prototypes.update_prototypes` needs.
+      Weighted per-device losses {"prototype", "prototype_heatmap"}; global values: the unweighted `cross_entropy` and
+      `distance`, `samples` [n], and the share of samples that are `correct`; and what `prototypes.update_prototypes`
+      needs.
     """
     labels = protos.label_pixels(targets, dataset, config.label_threshold)
-    terms = contrast(embedding, prototypes, labels, layout=layout, config=config, axis_name=axis_name)
-    images = count_images(dataset, layout, axis_name)
-    maps_loss = heatmap_mse(protos.prototype_heatmaps(best), targets, weights, images, layout).sum()
+    terms = contrast(embedding, prototypes, labels, keypoint_index=keypoint_index, config=config, axis_name=axis_name)
+    images = count_images(dataset, keypoint_index, axis_name)
+    maps_loss = heatmap_mse(protos.prototype_heatmaps(best), targets, weights, images, keypoint_index).sum()
     losses = {"prototype": terms.loss, "prototype_heatmap": config.heatmap_weight * maps_loss}
 
-    correct = protos.is_correct(labels, best, layout).astype(jnp.float32)
+    correct = protos.is_correct(labels, best, keypoint_index).astype(jnp.float32)
     aux = {
         "cross_entropy": terms.cross_entropy,
         "distance": terms.distance,

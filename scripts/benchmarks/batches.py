@@ -45,9 +45,9 @@ def random_crops(method: PoseBHMethod, size: int) -> dict[str, np.ndarray]:
     """People spread over the crop, datasets in turn."""
     rng = np.random.default_rng(0)
     width, height = method.input_size
-    longest = method.layout.longest
+    longest = method.keypoint_index.longest
     dataset = np.arange(size, dtype=np.int32) % len(method.datasets)
-    counts = np.array(method.layout.counts)[dataset]
+    counts = np.array(method.keypoint_index.counts)[dataset]
     return {
         "image": rng.integers(0, 256, (size, height, width, 3), dtype=np.uint8),
         "keypoints": (rng.random((size, longest, 2)) * (width, height)).astype(np.float32),

@@ -31,7 +31,7 @@ _OUT = flags.DEFINE_string("out", "", "Also write the table to this path (.json,
 
 
 def make_predict(config: ConfigDict) -> Callable:
-    """(images [B, H, W, 3], inverse warps [B, 2, 3]) -> people or keypoints, with fresh weights."""
+    """(images [B, H, W, 3], inverse warps [B, 2, 3]) -> people or keypoints, with newly initialised weights."""
     build = build_of(config)
     method = build.make_method(config, steps_per_epoch=1)
     weights = jax.jit(method.init)(jax.random.PRNGKey(0)).weights

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from pose_common.heatmaps import encode
 from pose_common.training import configuration
 from posebh_jax.clusters import ClusterBank
-from posebh_jax.keypoint_index import SkeletonLayout
+from posebh_jax.keypoint_index import KeypointIndex
 from posebh_jax.losses.cluster import cluster_terms
 from posebh_jax.losses.cross_type import cross_type_terms
 from posebh_jax.losses.heatmap import head_terms
@@ -30,11 +30,11 @@ RELEASED = configuration.read("mdt")
 PAPER_COUNTS = (17, 14, 16, 17, 17, 133)
 
 
-def example_inputs(layout: SkeletonLayout, batch: int, heatmap_size: tuple[int, int], dim: int = 64) -> dict:
+def example_inputs(keypoint_index: KeypointIndex, batch: int, heatmap_size: tuple[int, int], dim: int = 64) -> dict:
     """Random embeddings; heads that resemble Gaussians at random keypoints of every skeleton."""
     keys = jax.random.split(jax.random.key(0), 6)
     width, height = heatmap_size
-    at = jax.random.uniform(keys[0], (batch, layout.total, 2)) * jnp.array([width - 1, height - 1])
+    at = jax.random.uniform(keys[0], (batch, keypoint_index.total, 2)) * jnp.array([width - 1, height - 1])
     maps, _ = encode(
         at,
         jnp.ones(at.shape[:2]),
@@ -43,29 +43,31 @@ def example_inputs(layout: SkeletonLayout, batch: int, heatmap_size: tuple[int, 
         heatmap_size=heatmap_size,
         sigma=RELEASED.heatmap_sigma,
     )
-    dataset = jax.random.randint(keys[1], (batch,), 0, layout.num_datasets)
-    weights = layout.own(dataset).astype(jnp.float32)
+    dataset = jax.random.randint(keys[1], (batch,), 0, keypoint_index.num_datasets)
+    weights = keypoint_index.own(dataset).astype(jnp.float32)
     return {
         "embedding": jax.random.normal(keys[2], (batch, height, width, dim)),
         "heads": 0.8 * maps,
         "targets": maps * weights[:, None, None, :],
         "weights": weights,
         "dataset": dataset,
-        "prototypes": init_prototypes(keys[3], layout.total, 3, dim),
+        "prototypes": init_prototypes(keys[3], keypoint_index.total, 3, dim),
         "noise": gumbel_noise(jax.random.split(keys[4], batch), height, width, 3),
     }
 
 
-def terms_by_name(layout: SkeletonLayout, config: PrototypeConfig, clusters: int) -> dict[str, Callable]:
+def terms_by_name(keypoint_index: KeypointIndex, config: PrototypeConfig, clusters: int) -> dict[str, Callable]:
     """Name -> function of (embedding, heads, inputs) that returns losses and auxiliary values."""
 
     def heads(embedding, maps, x):
-        return {"heads": head_terms(maps, x["targets"], x["weights"], layout=layout).sum()}, {}
+        return {"heads": head_terms(maps, x["targets"], x["weights"], keypoint_index=keypoint_index).sum()}, {}
 
     def prototype(embedding, maps, x, noise=None):
         best = best_similarities(embedding, x["prototypes"])
         own = x["targets"], x["weights"], x["dataset"]
-        losses, aux, observed = prototype_terms(embedding, best, *own, x["prototypes"], layout=layout, config=config)
+        losses, aux, observed = prototype_terms(
+            embedding, best, *own, x["prototypes"], keypoint_index=keypoint_index, config=config
+        )
         if noise is not None:
             aux["prototypes"], _ = update_prototypes(x["prototypes"], observed, noise, momentum=config.momentum)
         return losses, aux
@@ -76,7 +78,9 @@ def terms_by_name(layout: SkeletonLayout, config: PrototypeConfig, clusters: int
 
     def cross_type(embedding, maps, x):
         best = best_similarities(embedding, x["prototypes"])
-        return cross_type_terms(embedding, maps, best, x["dataset"], x["prototypes"], layout=layout, config=config)
+        return cross_type_terms(
+            embedding, maps, best, x["dataset"], x["prototypes"], keypoint_index=keypoint_index, config=config
+        )
 
     def together(*parts):
         def terms(*args):
@@ -132,13 +136,13 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=10)
     args = parser.parse_args()
 
-    layout = SkeletonLayout(tuple(args.counts))
-    inputs = example_inputs(layout, args.batch, tuple(args.heatmap_size))
+    keypoint_index = KeypointIndex(tuple(args.counts))
+    inputs = example_inputs(keypoint_index, args.batch, tuple(args.heatmap_size))
     width, height = args.heatmap_size
-    largest = args.batch * width * height * layout.total * 3 * 4 / 2**20
+    largest = args.batch * width * height * keypoint_index.total * 3 * 4 / 2**20
     print(f"{jax.devices()[0].device_kind}, batch {args.batch}; all similarities are {largest:.0f} MiB")
     for name, terms in terms_by_name(
-        layout, PrototypeConfig(**RELEASED.losses), min(args.clusters, layout.total)
+        keypoint_index, PrototypeConfig(**RELEASED.losses), min(args.clusters, keypoint_index.total)
     ).items():
         seconds, memory = measure(terms, inputs, args.repeats)
         print(f"{name:48s} {1e3 * seconds:9.2f} ms  {memory:8.0f} MiB temporary")

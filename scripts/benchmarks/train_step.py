@@ -38,13 +38,13 @@ LADDER = {
 }
 
 
-def time_stage(method: Method, plan: parallel.Plan, stage: Stage, batch, steps: int) -> dict[str, float]:
+def time_stage(method: Method, strategy: parallel.Strategy, stage: Stage, batch, steps: int) -> dict[str, float]:
     """Seconds to compile and the median milliseconds of a step."""
-    state = plan.create(method.init, jax.random.PRNGKey(0))
-    change, _ = method.enter_stage(plan.to_global(state), stage)
-    state = plan.transform(change, state)
+    state = strategy.create(method.init, jax.random.PRNGKey(0))
+    change, _ = method.enter_stage(strategy.to_global(state), stage)
+    state = strategy.transform(change, state)
     step = functools.partial(train_step, method=method, stage=stage)
-    step = plan.compile(step, state)
+    step = strategy.compile(step, state)
     began = time.perf_counter()
     state, metrics = jax.block_until_ready(step(state, batch))
     compiled = time.perf_counter() - began
@@ -61,14 +61,14 @@ def time_stage(method: Method, plan: parallel.Plan, stage: Stage, batch, steps: 
 def run(config: ConfigDict, steps: int) -> list[dict]:
     """Rows of the table."""
     method = build_of(config).make_method(config, steps_per_epoch=1)
-    plan = parallel.make_plan(config.parallel, config.fsdp, config.fsdp_min_size)
-    batch = plan.put(random_batch(config, method))
+    strategy = parallel.make_strategy(config.parallel, config.fsdp, config.fsdp_min_size)
+    batch = strategy.put(random_batch(config, method))
     ladder = [Stage(name, 1, GROUPS, losses) for name, losses in LADDER.items()] if config.method == "posebh" else []
     rows = []
     for stage in (*method.stages, *ladder):
         # A PoseBH that starts in the stage; BoIR has but one.
         one = dataclasses.replace(method, stages=(stage,)) if ladder else method
-        times = time_stage(one, plan, stage, batch, steps)
+        times = time_stage(one, strategy, stage, batch, steps)
         rows.append(
             {
                 "stage": stage.name,

@@ -104,7 +104,7 @@ def test_a_run_starts_from_another(tiny_run, caplog):
         filled = build.make_start(config, make_mesh())(state)
         left = {name.split("/")[0] for name, value in flatten(filled.params).items() if not np.any(value)}
         assert left == fresh, "everything else is of the run"
-    assert "initialised afresh: instance_head/output, keypoint_head/output" in caplog.text
+    assert "newly initialised: instance_head/output, keypoint_head/output" in caplog.text
 
 
 def test_a_run_can_be_written_for_the_original_code(tiny_run, tmp_path):

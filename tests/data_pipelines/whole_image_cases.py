@@ -8,7 +8,7 @@ import numpy as np
 import pycocotools.mask
 
 from data_pipelines.datasets import find_dataset
-from data_pipelines.whole_image.pictures import Draws, Train, rules_of
+from data_pipelines.whole_image.pictures import RandomParameters, Train, rules_of
 from tests.golden_files import golden, golden_config
 
 RECORD = golden("boir/data_train.npz")
@@ -33,7 +33,7 @@ def replay(case: str, instances: int | None = None):
         "masks": [json.dumps({**run_lengths, "counts": run_lengths["counts"].decode()})],
     }
     low, high = config["min_scale"], config["max_scale"]
-    draws = Draws(
+    draws = RandomParameters(
         scale=low + (high - low) * float(record["draw_u_scale"]),
         rotation=config["max_rotation"] * (2 * float(record["draw_u_rot"]) - 1),
         shift=tuple(record["draw_dxdy"].tolist()),

@@ -10,13 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from posebh_jax.keypoint_index import SkeletonLayout
+from posebh_jax.keypoint_index import KeypointIndex
 from posebh_jax.prototypes import PrototypeConfig, init_prototypes
 from tests.golden_files import golden, golden_config
 from tests.settings import PROTOTYPES
 
 # Of the random batches.
-LAYOUT = SkeletonLayout((5, 4, 6))
+KEYPOINT_INDEX = KeypointIndex((5, 4, 6))
 # What an archive does not say is the paper's.
 PAPER = PROTOTYPES
 FIELDS = {
@@ -55,32 +55,32 @@ def nhwc(maps: np.ndarray) -> jax.Array:
     return jnp.asarray(np.moveaxis(maps, 1, -1))
 
 
-def golden_batch(name: str) -> tuple[Batch, SkeletonLayout]:
+def golden_batch(name: str) -> tuple[Batch, KeypointIndex]:
     """The inputs of a whole-batch archive, targets and weights moved to global keypoints."""
-    arrays, layout = golden(name), SkeletonLayout(tuple(golden_config(name)["K"]))
+    arrays, keypoint_index = golden(name), KeypointIndex(tuple(golden_config(name)["K"]))
     dataset = jnp.asarray(arrays["dataset_idx"], jnp.int32)
-    targets = layout.to_global(nhwc(arrays["target"]), dataset)
-    weights = layout.to_global(jnp.asarray(arrays["target_weight"][..., 0]), dataset)
-    return Batch(nhwc(arrays["embedding"]), targets, weights, dataset), layout
+    targets = keypoint_index.to_global(nhwc(arrays["target"]), dataset)
+    weights = keypoint_index.to_global(jnp.asarray(arrays["target_weight"][..., 0]), dataset)
+    return Batch(nhwc(arrays["embedding"]), targets, weights, dataset), keypoint_index
 
 
 def random_batch(seed: int = 0, size: int = 8, height: int = 8, width: int = 6, dim: int = 16) -> Batch:
     """Random embeddings and blobs; the last image has no labelled keypoint."""
     rng = np.random.default_rng(seed)
-    dataset = jnp.asarray(rng.integers(0, LAYOUT.num_datasets, size), jnp.int32)
-    at = rng.uniform(0, 1, (size, LAYOUT.longest, 2)) * (width, height)
+    dataset = jnp.asarray(rng.integers(0, KEYPOINT_INDEX.num_datasets, size), jnp.int32)
+    at = rng.uniform(0, 1, (size, KEYPOINT_INDEX.longest, 2)) * (width, height)
     ys, xs = np.mgrid[:height, :width][..., None]
     away = (xs - at[:, None, None, :, 0]) ** 2 + (ys - at[:, None, None, :, 1]) ** 2
     blobs = np.where(away < 4, np.exp(-away / 2), 0).astype(np.float32)
-    weights = rng.choice([0.0, 1.0, 2.0], (size, LAYOUT.longest)).astype(np.float32)
+    weights = rng.choice([0.0, 1.0, 2.0], (size, KEYPOINT_INDEX.longest)).astype(np.float32)
     blobs[-1], weights[-1] = 0, 0
     embedding = jnp.asarray(rng.normal(size=(size, height, width, dim)), jnp.float32)
-    targets, weights = (LAYOUT.to_global(jnp.asarray(x), dataset) for x in (blobs, weights))
+    targets, weights = (KEYPOINT_INDEX.to_global(jnp.asarray(x), dataset) for x in (blobs, weights))
     return Batch(embedding, targets, weights, dataset)
 
 
 def random_prototypes(seed: int = 0, dim: int = 16) -> jax.Array:
-    return init_prototypes(jax.random.key(seed), LAYOUT.total, 3, dim)
+    return init_prototypes(jax.random.key(seed), KEYPOINT_INDEX.total, 3, dim)
 
 
 def close(actual, expected, *, atol: float = 0.0, rel: float = 0.0, name: str = "") -> None:

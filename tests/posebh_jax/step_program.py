@@ -62,7 +62,7 @@ def global_batch(index: int = 0) -> dict[str, np.ndarray]:
 
 
 def spread_embeddings(state):
-    """Gives a fresh state embeddings of unlike directions.
+    """Gives a newly initialised state embeddings of unlike directions.
 
     They start out nearly equal, so that which prototype is nearest, an arg-max, is up to rounding.
     """

@@ -12,7 +12,7 @@ import pytest
 
 from posebh_jax import clusters
 from posebh_jax.clusters import ClusterBank
-from posebh_jax.keypoint_index import SkeletonLayout
+from posebh_jax.keypoint_index import KeypointIndex
 from posebh_jax.losses import prototype as losses
 from posebh_jax.losses.cluster import cluster_terms
 from posebh_jax.prototypes import label_pixels
@@ -60,13 +60,13 @@ def chosen_bank() -> ClusterBank:
 
 
 def test_choice_of_the_number_of_clusters():
-    case, layout = golden(FILE), SkeletonLayout(tuple(RECORDED["K"]))
+    case, keypoint_index = golden(FILE), KeypointIndex(tuple(RECORDED["K"]))
     choice = clusters.choose_clusters(case["prototypes"], RECORDED["opts"], **KMEANS)
     assert len(choice.bank.keypoint) == case["loss/fixed/n_cluster"]
     close(choice.bank.prototypes, case["loss/fixed/cluster_prototypes"], atol=1e-6)
     keypoint = np.asarray(choice.bank.keypoint)
-    dataset = layout.dataset_of[keypoint]
-    pairs = np.stack([dataset, keypoint - layout.starts[dataset]], axis=-1)
+    dataset = keypoint_index.dataset_of[keypoint]
+    pairs = np.stack([dataset, keypoint - keypoint_index.starts[dataset]], axis=-1)
     np.testing.assert_array_equal(pairs, case["loss/fixed/cluster_to_dataset_keypoint"])
     for count in OPTIONS:
         close(choice.weighted[count], case[f"common/iter{KMEANS['rounds']}/n{count}/weighted_error"], rel=1e-5)
@@ -133,13 +133,13 @@ def test_cluster_labels():
     case = golden(FILE)
     batch, _ = golden_batch(FILE)
     bank = chosen_bank()
-    layout = SkeletonLayout((len(bank.keypoint),))
+    keypoint_index = KeypointIndex((len(bank.keypoint),))
     targets = batch.targets[..., bank.keypoint]
     close(jnp.moveaxis(targets, -1, 1), case["loss/fixed/cluster_targets"], atol=1e-7)
     close(batch.weights[:, bank.keypoint], case["loss/fixed/cluster_target_weights"][..., 0], atol=1e-7)
     labels = label_pixels(targets, jnp.zeros(len(targets), jnp.int32), CONFIG.label_threshold)
     np.testing.assert_array_equal(labels.keypoint[..., 0], case["loss/fixed/sample_class"])
-    contrast = jax.jit(functools.partial(losses.contrast, layout=layout, config=CONFIG))
+    contrast = jax.jit(functools.partial(losses.contrast, keypoint_index=keypoint_index, config=CONFIG))
     q = contrast(batch.embedding, bank.prototypes, labels).assignment[..., 0]
     sampled = case["loss/fixed/sample_class"] >= 0
     target = np.where(sampled, q.argmax(-1) + PER_KEYPOINT * labels.keypoint[..., 0], -1)

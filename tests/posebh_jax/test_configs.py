@@ -14,7 +14,7 @@ from posebh_jax import build
 def test_paper_settings(size, drop_path, decay):
     method = build.make_method(mdt.get_config(size), steps_per_epoch=100)
     assert method.model.size.drop_path == drop_path
-    assert method.layout.counts == (17, 14, 16, 17, 17, 133)
+    assert method.keypoint_index.counts == (17, 14, 16, 17, 17, 133)
     # Layer-wise rates: the last block learns at `decay` times the rate of norm and heads.
     blocks = method.optimizer.factors["backbone"]["blocks"]["attn"]["qkv"]["kernel"].ravel()
     assert blocks[-1] == pytest.approx(decay) and blocks[0] == pytest.approx(decay ** len(blocks), rel=1e-5)

@@ -112,18 +112,18 @@ def recorded_step(name: str, method: PoseBHMethod):
 def run(name, method, state):
     arrays = golden(FILE)
     dataset = jnp.asarray(arrays["dataset_idx"], jnp.int32)
-    longest = method.layout.longest
+    longest = method.keypoint_index.longest
     inputs = Inputs(
         image=maps(arrays["image"]),
         dataset=dataset,
-        targets=method.layout.to_global(maps(arrays["target"])[..., :longest], dataset),
-        weights=method.layout.to_global(jnp.asarray(arrays["target_weight"][:, :longest, 0]), dataset),
+        targets=method.keypoint_index.to_global(maps(arrays["target"])[..., :longest], dataset),
+        weights=method.keypoint_index.to_global(jnp.asarray(arrays["target_weight"][:, :longest, 0]), dataset),
         drop_path=None,
         noise=jnp.asarray(arrays[f"{name}/prt/gumbel_noise"]) if name == "stage1" else None,
     )
     if name == "stage2":
         of_dataset, local = arrays["stage2/cluster_to_dataset_keypoint"].T
-        keypoint = jnp.asarray(method.layout.starts[of_dataset] + local, jnp.int32)
+        keypoint = jnp.asarray(method.keypoint_index.starts[of_dataset] + local, jnp.int32)
         clusters = {"prototypes": jnp.asarray(arrays["stage2/cluster_prototypes"]), "keypoint": keypoint}
         state = state.replace(method_state={**state.method_state, "clusters": clusters})
     return recorded_step(name, method)(state.params, state, inputs)

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow  # compiles whole models
 def predictor_and_weights():
     method = tiny_method()
     state = jax.jit(method.init)(jax.random.PRNGKey(0))
-    # Fresh heads draw nearly flat maps.
+    # Newly initialised heads draw nearly flat maps.
     params = jax.tree_util.tree_map_with_path(
         lambda path, x: 50 * x if "final" in jax.tree_util.keystr(path) else x, state.params
     )

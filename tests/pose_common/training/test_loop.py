@@ -25,18 +25,18 @@ pytestmark = pytest.mark.slow  # compiles a training step for every layout
 
 SETTINGS = LoopSettings(steps_per_epoch=3, log_every=1, checkpoint_every=2, evaluate_every=0, keep=20)
 PLANS = {
-    "one device": lambda: parallel.ShardedPlan(
+    "one device": lambda: parallel.ShardedStrategy(
         jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("data", "fsdp"))
     ),
-    "eight sharded": lambda: parallel.make_plan("sharded"),
-    "fsdp": lambda: parallel.make_plan("sharded", fsdp=4, fsdp_min_size=1),
-    "pmap": lambda: parallel.make_plan("pmap"),
+    "eight sharded": lambda: parallel.make_strategy("sharded"),
+    "fsdp": lambda: parallel.make_strategy("sharded", fsdp=4, fsdp_min_size=1),
+    "pmap": lambda: parallel.make_strategy("pmap"),
 }
 
 
-def run(workdir, plan="eight sharded", settings=SETTINGS, data=None, **kwargs):
+def run(workdir, strategy="eight sharded", settings=SETTINGS, data=None, **kwargs):
     data = data or ToyData()
-    return loop.train(ToyMethod(), data, PLANS[plan](), settings, workdir, key=jax.random.PRNGKey(0), **kwargs)
+    return loop.train(ToyMethod(), data, PLANS[strategy](), settings, workdir, key=jax.random.PRNGKey(0), **kwargs)
 
 
 def losses(workdir):
@@ -51,9 +51,9 @@ def reference(tmp_path_factory):
     return losses(workdir), jax.device_get(state)
 
 
-@pytest.mark.parametrize("plan", ["eight sharded", "fsdp", "pmap"])
-def test_same_numbers_on_any_layout(plan, reference, tmp_path):
-    state, _ = run(tmp_path, plan)
+@pytest.mark.parametrize("strategy", ["eight sharded", "fsdp", "pmap"])
+def test_same_numbers_on_any_layout(strategy, reference, tmp_path):
+    state, _ = run(tmp_path, strategy)
     # float32 sums in another order, through twelve Adam steps.
     np.testing.assert_allclose(losses(tmp_path), reference[0], rtol=2e-5)
     jax.tree.map(
@@ -62,17 +62,17 @@ def test_same_numbers_on_any_layout(plan, reference, tmp_path):
 
 
 def test_fsdp_splits_parameters_and_moments():
-    plan = PLANS["fsdp"]()
-    state = plan.create(ToyMethod().init, jax.random.PRNGKey(0))
+    strategy = PLANS["fsdp"]()
+    state = strategy.create(ToyMethod().init, jax.random.PRNGKey(0))
     weight, moment = state.params["head"]["w"], state.opt_state["head"].mu["w"]
     assert weight.addressable_shards[0].data.size == moment.addressable_shards[0].data.size == weight.size // 4
     assert state.method_state["bank"].is_fully_replicated
 
 
-@pytest.mark.parametrize("plan", ["eight sharded", "pmap"])
+@pytest.mark.parametrize("strategy", ["eight sharded", "pmap"])
 @pytest.mark.parametrize("stop_after", [5, 6, 7])
-def test_resume_is_exact(plan, stop_after, tmp_path):
-    run(tmp_path / "whole", plan)
+def test_resume_is_exact(strategy, stop_after, tmp_path):
+    run(tmp_path / "whole", strategy)
 
     class Interrupted(ToyData):
         def __next__(self):
@@ -80,10 +80,10 @@ def test_resume_is_exact(plan, stop_after, tmp_path):
                 os.kill(os.getpid(), signal.SIGTERM)
             return super().__next__()
 
-    _, complete = run(tmp_path / "cut", plan, data=Interrupted())
+    _, complete = run(tmp_path / "cut", strategy, data=Interrupted())
     assert not complete
     assert Checkpoints(tmp_path / "cut" / "checkpoints").latest_step == stop_after
-    _, complete = run(tmp_path / "cut", plan)
+    _, complete = run(tmp_path / "cut", strategy)
     assert complete
     assert losses(tmp_path / "cut") == losses(tmp_path / "whole")  # to the last bit
 
@@ -93,7 +93,7 @@ def test_restore_on_another_layout(tmp_path):
     method, checkpoints = ToyMethod(), Checkpoints(tmp_path / "checkpoints")
     shapes = method.shapes(method.stages[-1], {})
     mesh = make_mesh()
-    one = checkpoints.restore(4, shapes, parallel.ShardedPlan(mesh).shardings(shapes))
+    one = checkpoints.restore(4, shapes, parallel.ShardedStrategy(mesh).shardings(shapes))
     assert int(one.step) == 4 and set(one.opt_state) == {"body", "head"}
     # The second group thawed at step 2: its bias correction counts from there.
     assert int(one.opt_state["head"].count) == 4 and int(one.opt_state["body"].count) == 2
@@ -105,7 +105,7 @@ def test_a_misfit_checkpoint_is_refused(tmp_path):
     shapes = method.shapes(method.stages[-1], {})
     shapes = shapes.replace(params={**shapes.params, "head": {"w": jax.ShapeDtypeStruct((16, 5), np.float32)}})
     with pytest.raises(ValueError, match="does not fit"):
-        checkpoints.restore(4, shapes, parallel.make_plan("sharded").shardings(shapes))
+        checkpoints.restore(4, shapes, parallel.make_strategy("sharded").shardings(shapes))
 
 
 def test_non_finite_loss_stops_and_names_the_last_good_checkpoint(tmp_path):
@@ -116,12 +116,12 @@ def test_non_finite_loss_stops_and_names_the_last_good_checkpoint(tmp_path):
 
 
 def test_frozen_group_does_not_move():
-    plan, method = PLANS["eight sharded"](), ToyMethod()
-    state = plan.create(method.init, jax.random.PRNGKey(0))
+    strategy, method = PLANS["eight sharded"](), ToyMethod()
+    state = strategy.create(method.init, jax.random.PRNGKey(0))
     before = np.asarray(state.params["body"]["w"])
     step = functools.partial(train_step, method=method, stage=method.stages[0])
-    step = plan.compile(step, state)
-    state, _ = step(state, plan.put(next(ToyData())))
+    step = strategy.compile(step, state)
+    state, _ = step(state, strategy.put(next(ToyData())))
     np.testing.assert_array_equal(before, state.params["body"]["w"])
     assert set(state.opt_state) == {"head"}
 

@@ -63,9 +63,9 @@ def test_posebh_adamw_with_a_thaw():
     for step, training in enumerate((["rest"], ["rest"], ["rest", "heads"])):
         state = optimizer.init(params, training, old=state)
         grads = {g: {n: jnp.asarray(recorded[f"grad{step + 1}:{n}"]) for n in groups[g]} for g in training}
-        new, state, figures = optimizer.update(grads, state, params, jnp.asarray(step))
+        new, state, metrics = optimizer.update(grads, state, params, jnp.asarray(step))
         params = {**params, **new}
-        np.testing.assert_allclose(figures["grad_norm"], recorded[f"grad_norm_before_clip{step + 1}"], rtol=1e-5)
+        np.testing.assert_allclose(metrics["grad_norm"], recorded[f"grad_norm_before_clip{step + 1}"], rtol=1e-5)
         for name, value in {**params["heads"], **params["rest"]}.items():
             if f"param{step + 1}:{name}" in recorded:
                 np.testing.assert_allclose(value, recorded[f"param{step + 1}:{name}"], atol=2e-6, err_msg=name)
@@ -85,8 +85,8 @@ def test_boir_adamw_and_clip():
     state = optimizer.init(params, ["all"])
     for step in range(config["steps"]):
         grads = {"all": {n: jnp.asarray(recorded[f"{n}:grad{step}"]) for n in names}}
-        params, state, figures = optimizer.update(grads, state, params, jnp.asarray(step))
-        np.testing.assert_allclose(figures["grad_norm"], recorded["norms"][step], rtol=1e-6)
+        params, state, metrics = optimizer.update(grads, state, params, jnp.asarray(step))
+        np.testing.assert_allclose(metrics["grad_norm"], recorded["norms"][step], rtol=1e-6)
         for name, value in params["all"].items():
             # float32 rounding of moments whose scale changed by 1e5 within four steps
             np.testing.assert_allclose(value, recorded[f"{name}:after{step}"], rtol=1e-6, atol=1e-6, err_msg=name)

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 from posebh_jax import prototypes as protos
-from posebh_jax.keypoint_index import SkeletonLayout
+from posebh_jax.keypoint_index import KeypointIndex
 from posebh_jax.losses import cross_type
 from posebh_jax.losses.prototype import contrast
 from tests.golden_files import golden
 from tests.posebh_jax.method_cases import (
-    LAYOUT,
+    KEYPOINT_INDEX,
     PAPER,
     close,
     golden_batch,
@@ -40,31 +40,31 @@ CONFIG = dataclasses.replace(
 
 def recorded():
     case = golden(FILE)
-    batch, layout = golden_batch(FILE)
-    heads = jnp.concatenate([nhwc(case[f"head_heatmaps_d{d}"]) for d in range(layout.num_datasets)], axis=-1)
-    return case, batch, layout, heads, jnp.asarray(case["prototypes"])
+    batch, keypoint_index = golden_batch(FILE)
+    heads = jnp.concatenate([nhwc(case[f"head_heatmaps_d{d}"]) for d in range(keypoint_index.num_datasets)], axis=-1)
+    return case, batch, keypoint_index, heads, jnp.asarray(case["prototypes"])
 
 
-def each_dataset(case, name, layout, absent):
+def each_dataset(case, name, keypoint_index, absent):
     """The arrays `name_dN`; `absent` for a dataset without a selected keypoint, which has most of them not."""
-    return [case.get(f"{name}_d{d}", absent) for d in range(layout.num_datasets)]
+    return [case.get(f"{name}_d{d}", absent) for d in range(keypoint_index.num_datasets)]
 
 
-def by_dataset(case, name, layout):
+def by_dataset(case, name, keypoint_index):
     """The arrays `name_dN` side by side: [B, T, ...]; zero for a dataset without a selected keypoint."""
-    found = each_dataset(case, name, layout, None)
+    found = each_dataset(case, name, keypoint_index, None)
     batch, _, *rest = next(array.shape for array in found if array is not None)
-    zeros = [np.zeros((batch, count, *rest), np.float32) for count in layout.counts]
+    zeros = [np.zeros((batch, count, *rest), np.float32) for count in keypoint_index.counts]
     return np.concatenate([z if a is None else a for a, z in zip(found, zeros, strict=True)], axis=1)
 
 
-@functools.partial(jax.jit, static_argnames=("layout", "config"))
-def loss_and_gradients(maps, dataset, prototypes, layout, config=CONFIG):
+@functools.partial(jax.jit, static_argnames=("keypoint_index", "config"))
+def loss_and_gradients(maps, dataset, prototypes, keypoint_index, config=CONFIG):
     """((loss, aux), gradients) with respect to embedding, heads and best similarities."""
 
     def loss(embedding, heads, best):
         losses, aux = cross_type.cross_type_terms(
-            embedding, heads, best, dataset, prototypes, layout=layout, config=config
+            embedding, heads, best, dataset, prototypes, keypoint_index=keypoint_index, config=config
         )
         return losses["cross_type"], aux
 
@@ -74,9 +74,9 @@ def loss_and_gradients(maps, dataset, prototypes, layout, config=CONFIG):
 best_of = jax.jit(protos.best_similarities)
 
 
-@functools.partial(jax.jit, static_argnames=("layout", "config"))
-def pseudo_of(heads, best, dataset, layout, config=CONFIG):
-    return cross_type.pseudo_labels(heads, protos.prototype_heatmaps(best), dataset, layout, config)
+@functools.partial(jax.jit, static_argnames=("keypoint_index", "config"))
+def pseudo_of(heads, best, dataset, keypoint_index, config=CONFIG):
+    return cross_type.pseudo_labels(heads, protos.prototype_heatmaps(best), dataset, keypoint_index, config)
 
 
 @functools.partial(jax.jit, static_argnames="heatmap_size")
@@ -84,82 +84,84 @@ def draw(position, heatmap_size):
     return cross_type._draw(cross_type.PseudoLabels(position, jnp.ones(position.shape[:2])), heatmap_size, SIGMA)
 
 
-@functools.partial(jax.jit, static_argnames=("heatmap_size", "layout"))
-def labels_and_assignment(embedding, pseudo, prototypes, heatmap_size, layout):
-    labels = cross_type.label_pseudo_pixels(pseudo, heatmap_size, layout, RECORDED)
-    return labels, contrast(embedding, prototypes, labels, layout=layout, config=RECORDED).assignment
+@functools.partial(jax.jit, static_argnames=("heatmap_size", "keypoint_index"))
+def labels_and_assignment(embedding, pseudo, prototypes, heatmap_size, keypoint_index):
+    labels = cross_type.label_pseudo_pixels(pseudo, heatmap_size, keypoint_index, RECORDED)
+    return labels, contrast(embedding, prototypes, labels, keypoint_index=keypoint_index, config=RECORDED).assignment
 
 
 def test_pseudo_labels():
-    case, batch, layout, heads, prototypes = recorded()
-    pseudo = pseudo_of(heads, best_of(batch.embedding, prototypes), batch.dataset, layout, RECORDED)
+    case, batch, keypoint_index, heads, prototypes = recorded()
+    pseudo = pseudo_of(heads, best_of(batch.embedding, prototypes), batch.dataset, keypoint_index, RECORDED)
     heatmap_size = heads.shape[2], heads.shape[1]
-    selected = by_dataset(case, "fixed/selected", layout)
+    selected = by_dataset(case, "fixed/selected", keypoint_index)
     np.testing.assert_array_equal(pseudo.weight > 0, selected)
-    close(pseudo.weight, by_dataset(case, "fixed/pseudo_weight", layout)[..., 0], atol=1e-6)
-    close(pseudo.position, by_dataset(case, "fixed/pseudo_kpts", layout), atol=1e-3)
+    close(pseudo.weight, by_dataset(case, "fixed/pseudo_weight", keypoint_index)[..., 0], atol=1e-6)
+    close(pseudo.position, by_dataset(case, "fixed/pseudo_kpts", keypoint_index), atol=1e-3)
     drawn = draw(pseudo.position, heatmap_size) * selected[:, None, None]
-    close(jnp.moveaxis(drawn, -1, 1), by_dataset(case, "fixed/pseudo_heatmap", layout), atol=1e-4)
+    close(jnp.moveaxis(drawn, -1, 1), by_dataset(case, "fixed/pseudo_heatmap", keypoint_index), atol=1e-4)
 
-    labels, q = labels_and_assignment(batch.embedding, pseudo, prototypes, heatmap_size, layout)
-    local = np.where(labels.keypoint >= 0, labels.keypoint - layout.starts, -1)
+    labels, q = labels_and_assignment(batch.embedding, pseudo, prototypes, heatmap_size, keypoint_index)
+    local = np.where(labels.keypoint >= 0, labels.keypoint - keypoint_index.starts, -1)
     nowhere = np.full(heads.shape[:3], -1)
-    classes = np.stack(each_dataset(case, "fixed/sample_class", layout, nowhere), axis=-1)
+    classes = np.stack(each_dataset(case, "fixed/sample_class", keypoint_index, nowhere), axis=-1)
     np.testing.assert_array_equal(local, classes)
     targets = np.where(classes >= 0, q.argmax(-2) + prototypes.shape[1] * classes, -1)
-    expected = np.stack(each_dataset(case, "fixed/proto_target", layout, nowhere), axis=-1)
+    expected = np.stack(each_dataset(case, "fixed/proto_target", keypoint_index, nowhere), axis=-1)
     np.testing.assert_array_equal(targets, expected)
 
 
 def test_losses_and_gradients():
-    case, batch, layout, heads, prototypes = recorded()
+    case, batch, keypoint_index, heads, prototypes = recorded()
     best, through_best = jax.vjp(lambda e: best_of(e, prototypes), batch.embedding)
     maps = batch.embedding, heads, best
-    (loss, aux), gradients = loss_and_gradients(maps, batch.dataset, prototypes, layout, RECORDED)
+    (loss, aux), gradients = loss_and_gradients(maps, batch.dataset, prototypes, keypoint_index, RECORDED)
     close(loss, case["fixed/css_loss"], rel=1e-5)
     for name, key, weight in [("head", "hm_loss", 1), ("prototype_heatmap", "phm_loss", RECORDED.heatmap_weight)]:
-        close(weight * aux[name], np.stack(each_dataset(case, f"fixed/{key}", layout, 0.0)), rel=1e-5, name=name)
+        close(
+            weight * aux[name], np.stack(each_dataset(case, f"fixed/{key}", keypoint_index, 0.0)), rel=1e-5, name=name
+        )
     contrastive = RECORDED.cross_entropy_weight * aux["cross_entropy"] + RECORDED.distance_weight * aux["distance"]
-    recorded_loss = np.sum(each_dataset(case, "fixed/proto_loss", layout, 0.0))
+    recorded_loss = np.sum(each_dataset(case, "fixed/proto_loss", keypoint_index, 0.0))
     close(RECORDED.contrast_weight * contrastive, recorded_loss, rel=1e-5)
-    selected = [found.sum() for found in each_dataset(case, "fixed/selected", layout, np.zeros(1))]
+    selected = [found.sum() for found in each_dataset(case, "fixed/selected", keypoint_index, np.zeros(1))]
     np.testing.assert_array_equal(aux["selected"], selected)
     embedding = gradients[0] + through_best(gradients[2])[0]
     close(jnp.moveaxis(embedding, -1, 1), case["fixed/grad_embedding"], rel=1e-4)
-    close(jnp.moveaxis(gradients[1], -1, 1), by_dataset(case, "fixed/grad_head_heatmaps", layout), rel=1e-4)
+    close(jnp.moveaxis(gradients[1], -1, 1), by_dataset(case, "fixed/grad_head_heatmaps", keypoint_index), rel=1e-4)
 
 
 def test_both_coordinates_count_in_distance_and_position():
     """Departures: the release mixes axes in the distance, and averages a position with a confidence."""
-    case, batch, layout, heads, prototypes = recorded()
-    ours = pseudo_of(heads, best_of(batch.embedding, prototypes), batch.dataset, layout, RECORDED).weight > 0
-    assert (np.asarray(ours) != by_dataset(case, "released/selected", layout)).any()
+    case, batch, keypoint_index, heads, prototypes = recorded()
+    ours = pseudo_of(heads, best_of(batch.embedding, prototypes), batch.dataset, keypoint_index, RECORDED).weight > 0
+    assert (np.asarray(ours) != by_dataset(case, "released/selected", keypoint_index)).any()
 
-    layout, size, image = SkeletonLayout((1, 1)), (32, 40), jnp.array([0])
+    keypoint_index, size, image = KeypointIndex((1, 1)), (32, 40), jnp.array([0])
     at = np.full((1, 2, 2), (13.0, 25.0), np.float32)  # far from borders, where DARK is biased
     near, far = (draw(at + np.float32(shift), size) for shift in [(0, 1), (2, 1)])
-    pseudo = pseudo_of(draw(at, size), near, image, layout)
+    pseudo = pseudo_of(draw(at, size), near, image, keypoint_index)
     np.testing.assert_array_equal(pseudo.weight[0] > 0, [False, True])  # the other skeleton only
     close(pseudo.position[0, 1], np.array([13.0, 25.5]), atol=1e-3)
-    assert not pseudo_of(draw(at, size), far, image, layout).weight.any()  # sqrt(5) > 2.1
+    assert not pseudo_of(draw(at, size), far, image, keypoint_index).weight.any()  # sqrt(5) > 2.1
 
 
 def test_a_position_outside_the_map_is_dropped(monkeypatch):
     """Departure: the release keeps the weight of a label whose Gaussian misses the map, asking for an empty
     map."""
-    maps, layout = jnp.full((1, 16, 16, 2), 0.9), SkeletonLayout((1, 1))
+    maps, keypoint_index = jnp.full((1, 16, 16, 2), 0.9), KeypointIndex((1, 1))
     for x in (-0.6, -6.4, 15.0, 21.4, -7.6, 22.6, 40.0, np.inf, np.nan):
         kept = -7 < x < 22
         at, score = jnp.full((1, 2, 2), 5.0).at[..., 0].set(x), jnp.full((1, 2), 0.9)
         monkeypatch.setattr(cross_type, "decode_dark_udp", lambda *_, found=(at, score): found)
-        pseudo = cross_type.pseudo_labels(maps, maps, jnp.array([0]), layout, CONFIG)
+        pseudo = cross_type.pseudo_labels(maps, maps, jnp.array([0]), keypoint_index, CONFIG)
         assert bool(pseudo.weight[0, 1] > 0) == kept, x
         assert np.isfinite(pseudo.position).all()
 
 
 def test_nothing_selected_gives_zero():
     (embedding, heads, best), dataset, prototypes = agreeing_maps()
-    (loss, aux), gradients = loss_and_gradients((embedding, 0 * heads, best), dataset, prototypes, LAYOUT)
+    (loss, aux), gradients = loss_and_gradients((embedding, 0 * heads, best), dataset, prototypes, KEYPOINT_INDEX)
     assert float(loss) == 0 and not aux["selected"].any()
     assert not any(gradient.any() for gradient in gradients)
 
@@ -173,7 +175,7 @@ def agreeing_maps(seed=0, size=8):
     """
     rng = np.random.default_rng(seed)
     batch = random_batch(size=size)
-    at = rng.uniform(1, (4, 6), (size, LAYOUT.total, 2)).astype(np.float32)
+    at = rng.uniform(1, (4, 6), (size, KEYPOINT_INDEX.total, 2)).astype(np.float32)
     moved = at + rng.uniform(-0.5, 0.5, (2, *at.shape)).astype(np.float32)
     heads, best = 0.9 * draw(moved[0], (6, 8)), 0.8 * draw(moved[1], (6, 8))
     return (batch.embedding, heads, best), batch.dataset, random_prototypes()
@@ -182,10 +184,10 @@ def agreeing_maps(seed=0, size=8):
 def test_permuting_images_permutes_gradients_only():
     maps, dataset, prototypes = agreeing_maps()
     order = np.random.default_rng(0).permutation(8)
-    (loss, aux), gradients = loss_and_gradients(maps, dataset, prototypes, LAYOUT)
+    (loss, aux), gradients = loss_and_gradients(maps, dataset, prototypes, KEYPOINT_INDEX)
     assert aux["selected"].sum() > 20
     shuffled = [x[order] for x in maps]
-    (other, _), permuted = loss_and_gradients(shuffled, dataset[order], prototypes, LAYOUT)
+    (other, _), permuted = loss_and_gradients(shuffled, dataset[order], prototypes, KEYPOINT_INDEX)
     close(other, loss, rel=1e-6)
     for gradient, expected in zip(permuted, gradients, strict=True):
         close(gradient, expected[order], rel=1e-5)
@@ -194,14 +196,14 @@ def test_permuting_images_permutes_gradients_only():
 def test_no_gradient_through_the_pseudo_label():
     """The head's gradient is that of the squared error with the target held fixed."""
     (_, heads, best), dataset, prototypes = maps = agreeing_maps()
-    pseudo = pseudo_of(heads, best, dataset, LAYOUT)
+    pseudo = pseudo_of(heads, best, dataset, KEYPOINT_INDEX)
     chosen = np.asarray(pseudo.weight > 0)
-    images = np.array([chosen[:, LAYOUT.dataset_of == d].any(1).sum() for d in range(3)])
-    per_pixel = np.asarray(LAYOUT.counts) * images * heads.shape[1] * heads.shape[2]
+    images = np.array([chosen[:, KEYPOINT_INDEX.dataset_of == d].any(1).sum() for d in range(3)])
+    per_pixel = np.asarray(KEYPOINT_INDEX.counts) * images * heads.shape[1] * heads.shape[2]
     difference = heads - draw(pseudo.position, (6, 8))
-    share = 1 / np.maximum(per_pixel, 1)[LAYOUT.dataset_of]
+    share = 1 / np.maximum(per_pixel, 1)[KEYPOINT_INDEX.dataset_of]
     expected = 2 * pseudo.weight[:, None, None] ** 2 * difference * share
-    _, gradients = loss_and_gradients(*maps, LAYOUT)
+    _, gradients = loss_and_gradients(*maps, KEYPOINT_INDEX)
     close(gradients[1], expected, rel=1e-5)
 
 
@@ -211,7 +213,14 @@ def test_one_device_equals_eight():
     def terms(rows, prototypes, axis_name=None):
         (embedding, heads, best), dataset = rows
         return cross_type.cross_type_terms(
-            embedding, heads, best, dataset, prototypes, layout=LAYOUT, config=CONFIG, axis_name=axis_name
+            embedding,
+            heads,
+            best,
+            dataset,
+            prototypes,
+            keypoint_index=KEYPOINT_INDEX,
+            config=CONFIG,
+            axis_name=axis_name,
         )
 
     results = on_every_wrapper(terms, (maps, dataset), prototypes)

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 from posebh_jax import prototypes as protos
-from posebh_jax.keypoint_index import SkeletonLayout
+from posebh_jax.keypoint_index import KeypointIndex
 from posebh_jax.losses import heatmap
 from posebh_jax.losses import prototype as losses
 from posebh_jax.prototypes import Labels
 from tests.golden_files import golden, golden_config
 from tests.posebh_jax.method_cases import (
-    LAYOUT,
+    KEYPOINT_INDEX,
     PAPER,
     close,
     golden_batch,
@@ -32,10 +32,12 @@ MSE, MIXED = "posebh/joints_mse.npz", "posebh/prt_loss.npz"
 CONFIG = dataclasses.replace(PAPER, momentum=0.9, contrast_weight=1.0, heatmap_weight=1.0)
 
 
-def terms_of(batch, prototypes, noise, layout, config=CONFIG):
+def terms_of(batch, prototypes, noise, keypoint_index, config=CONFIG):
     best = protos.best_similarities(batch.embedding, prototypes)
     embedding, *own = batch
-    terms, aux, observed = losses.prototype_terms(embedding, best, *own, prototypes, layout=layout, config=config)
+    terms, aux, observed = losses.prototype_terms(
+        embedding, best, *own, prototypes, keypoint_index=keypoint_index, config=config
+    )
     return terms, aux | moved(prototypes, observed, noise, config)
 
 
@@ -45,15 +47,15 @@ def moved(prototypes, observed, noise, config=CONFIG, axis_name=None):
     return {"prototypes": after, "mass": mass}
 
 
-values_of = jax.jit(terms_of, static_argnames=("layout", "config"))
+values_of = jax.jit(terms_of, static_argnames=("keypoint_index", "config"))
 
 
-@functools.partial(jax.jit, static_argnames=("layout", "config"))
-def with_gradients(batch, prototypes, noise, layout, config=CONFIG):
+@functools.partial(jax.jit, static_argnames=("keypoint_index", "config"))
+def with_gradients(batch, prototypes, noise, keypoint_index, config=CONFIG):
     """Losses, auxiliary values, and each loss's gradient with respect to the embedding."""
 
     def terms_at(embedding):
-        return terms_of(batch._replace(embedding=embedding), prototypes, noise, layout, config)
+        return terms_of(batch._replace(embedding=embedding), prototypes, noise, keypoint_index, config)
 
     terms, pull, aux = jax.vjp(terms_at, batch.embedding, has_aux=True)
     one_hot = {name: {other: jnp.float32(name == other) for other in terms} for name in terms}
@@ -66,11 +68,11 @@ def test_joints_mse(variant):
     case = golden(MSE)
     weights = jnp.asarray(case["target_weight"][..., 0])
     weights = jnp.ones_like(weights) if "unweighted" in variant else weights
-    layout, scale = SkeletonLayout(weights.shape[1:]), float(variant.partition("_lw")[2] or 1)
+    keypoint_index, scale = KeypointIndex(weights.shape[1:]), float(variant.partition("_lw")[2] or 1)
 
     @jax.jit
     def loss(output):
-        return scale * heatmap.head_terms(output, nhwc(case["target"]), weights, layout=layout)[0]
+        return scale * heatmap.head_terms(output, nhwc(case["target"]), weights, keypoint_index=keypoint_index)[0]
 
     value, gradient = jax.value_and_grad(loss)(nhwc(case["output"]))
     close(value, case[f"{variant}/loss"], rel=1e-6)
@@ -79,16 +81,16 @@ def test_joints_mse(variant):
 
 def test_the_three_averages_of_heatmap_errors():
     """The same error over the whole batch, over own images, and over chosen images; absent datasets are 0."""
-    layout = SkeletonLayout((1, 1, 1))
+    keypoint_index = KeypointIndex((1, 1, 1))
     dataset = jnp.array([0, 0, 1, 1])
-    targets, weights = jnp.zeros((4, 2, 2, 3)), layout.own(dataset).astype(jnp.float32)
+    targets, weights = jnp.zeros((4, 2, 2, 3)), keypoint_index.own(dataset).astype(jnp.float32)
     maps = jnp.ones((4, 2, 2, 3))
-    close(heatmap.head_terms(maps, targets, weights, layout=layout), np.array([0.5, 0.5, 0]), atol=1e-7)
-    own = heatmap.count_images(dataset, layout)
-    close(heatmap.heatmap_mse(maps, targets, weights, own, layout), np.array([1.0, 1, 0]), atol=1e-7)
+    close(heatmap.head_terms(maps, targets, weights, keypoint_index=keypoint_index), np.array([0.5, 0.5, 0]), atol=1e-7)
+    own = heatmap.count_images(dataset, keypoint_index)
+    close(heatmap.heatmap_mse(maps, targets, weights, own, keypoint_index), np.array([1.0, 1, 0]), atol=1e-7)
     chosen = jnp.array([1, 0, 0])
     only = weights.at[1:].set(0)
-    close(heatmap.heatmap_mse(maps, targets, only, chosen, layout), np.array([1.0, 0, 0]), atol=1e-7)
+    close(heatmap.heatmap_mse(maps, targets, only, chosen, keypoint_index), np.array([1.0, 0, 0]), atol=1e-7)
 
 
 @pytest.mark.parametrize(
@@ -99,7 +101,7 @@ def test_contrastive_loss_of_given_logits(variant, target):
     name = "posebh/ppc_ppd.npz"
     case, config, sizes = golden(name), recorded_settings(name), golden_config(name)
     count, keypoints, per_keypoint = len(case["logits"]), sizes["K"], sizes["M"]
-    layout, wanted = SkeletonLayout((keypoints,)), jnp.asarray(case[target])
+    keypoint_index, wanted = KeypointIndex((keypoints,)), jnp.asarray(case[target])
     keypoint = jnp.where(wanted >= 0, wanted // per_keypoint, -1)
     labels = Labels(keypoint[None, None, :, None], jnp.ones((1, 1, count, 1)), jnp.zeros((1, 1), jnp.int32))
     weight = PAPER.contrast_weight if variant == "paper" else 1.0
@@ -107,10 +109,10 @@ def test_contrastive_loss_of_given_logits(variant, target):
     @jax.jit
     def parts(logits):
         similarity = logits.reshape(1, 1, count, keypoints, per_keypoint).swapaxes(-1, -2)
-        members = protos.slot_members(labels, layout)
+        members = protos.slot_members(labels, keypoint_index)
         own = jnp.where(jnp.arange(keypoints) == keypoint[:, None, None], similarity, 0).sum(-1)[..., None]
         partition, chosen = losses.log_partition(similarity, members), (wanted % per_keypoint)[None, None, :, None]
-        entropy, distance, _ = losses.contrastive_means(partition, own, chosen, labels, layout=layout)
+        entropy, distance, _ = losses.contrastive_means(partition, own, chosen, labels, keypoint_index=keypoint_index)
         return config.cross_entropy_weight * entropy[0], config.distance_weight * distance[0]
 
     entropy, distance = parts(jnp.asarray(case["logits"]))
@@ -123,9 +125,9 @@ def test_contrastive_loss_of_given_logits(variant, target):
 
 def test_prototype_terms_of_a_mixed_batch():
     case, config = golden(MIXED), recorded_settings(MIXED, heatmap_weight=1.0)
-    batch, layout = golden_batch(MIXED)
+    batch, keypoint_index = golden_batch(MIXED)
     prototypes, noise = jnp.asarray(case["prototypes"]), jnp.asarray(case["gumbel_noise"])
-    terms, aux, gradients = with_gradients(batch, prototypes, noise, layout, config)
+    terms, aux, gradients = with_gradients(batch, prototypes, noise, keypoint_index, config)
     close(terms["prototype"], case["fixed/proto_loss"], rel=1e-6)
     close(terms["prototype_heatmap"], case["fixed/phm_loss_unweighted"], rel=1e-6)
     close(aux["prototypes"], case["fixed/prototypes_after"], atol=5e-7)
@@ -136,13 +138,13 @@ def test_prototype_terms_of_a_mixed_batch():
     close(jnp.moveaxis(protos.prototype_heatmaps(best), -1, 1), case["kpt_class_map"], atol=1e-6)
     labels = protos.label_pixels(batch.targets, batch.dataset, config.label_threshold)
     np.testing.assert_array_equal(labels.keypoint[..., 0] >= 0, case["sample_mask"])
-    starts = layout.starts[case["dataset_idx"]][:, None, None]
+    starts = keypoint_index.starts[case["dataset_idx"]][:, None, None]
     local = np.where(case["sample_mask"], labels.keypoint[..., 0] - starts, -1)
     np.testing.assert_array_equal(local, case["sample_class"])
     close(labels.confidence[..., 0], case["confidence"], atol=1e-7)
-    correct = np.where(case["sample_mask"], protos.is_correct(labels, best, layout), -1)
+    correct = np.where(case["sample_mask"], protos.is_correct(labels, best, keypoint_index), -1)
     np.testing.assert_array_equal(correct, case["fixed/correct"])
-    contrast = jax.jit(functools.partial(losses.contrast, layout=layout, config=config))
+    contrast = jax.jit(functools.partial(losses.contrast, keypoint_index=keypoint_index, config=config))
     q = contrast(batch.embedding, prototypes, labels).assignment[..., 0]
     target = np.where(case["sample_mask"], q.argmax(-1) + prototypes.shape[1] * local, -1)
     np.testing.assert_array_equal(target, case["fixed/proto_target"])
@@ -155,18 +157,18 @@ def test_release_reads_other_datasets_prototypes():
     """Departure: in the release logits and targets of later datasets come from earlier prototypes; the loss
     differs."""
     case, config = golden(MIXED), recorded_settings(MIXED, heatmap_weight=1.0)
-    batch, layout = golden_batch(MIXED)
+    batch, keypoint_index = golden_batch(MIXED)
     noise = jnp.asarray(case["gumbel_noise"])
-    value = with_gradients(batch, jnp.asarray(case["prototypes"]), noise, layout, config)[0]["prototype"]
+    value = with_gradients(batch, jnp.asarray(case["prototypes"]), noise, keypoint_index, config)[0]["prototype"]
     assert abs(float(value) - case["released/proto_loss"]) > 1e-3 * abs(case["released/proto_loss"])
 
 
 def test_losses_leave_the_prototypes_alone():
     """The update is a call of its own: the losses depend on the prototypes before it."""
     batch, prototypes = random_batch(), random_prototypes()
-    terms, aux = values_of(batch, prototypes, jnp.zeros((8, 8, 6, 3)), LAYOUT)
+    terms, aux = values_of(batch, prototypes, jnp.zeros((8, 8, 6, 3)), KEYPOINT_INDEX)
     assert jnp.any(aux["prototypes"] != prototypes)
-    again, _ = values_of(batch, prototypes, jnp.ones((8, 8, 6, 3)), LAYOUT)
+    again, _ = values_of(batch, prototypes, jnp.ones((8, 8, 6, 3)), KEYPOINT_INDEX)
     for name in terms:
         close(terms[name], again[name], rel=1e-6)
 
@@ -176,9 +178,9 @@ def test_samples_can_weigh_by_correctness():
     batch, prototypes, noise = random_batch(), random_prototypes(), jnp.zeros((8, 8, 6, 3))
     config = dataclasses.replace(CONFIG, weigh_by_correctness=True, label_threshold=0.2)
     scaled = batch._replace(targets=jnp.where(batch.targets > 0.2, 0.5 * batch.targets + 0.2, 0))
-    updates = [values_of(b, prototypes, noise, LAYOUT, config)[1]["prototypes"] for b in (batch, scaled)]
+    updates = [values_of(b, prototypes, noise, KEYPOINT_INDEX, config)[1]["prototypes"] for b in (batch, scaled)]
     close(updates[0], updates[1], atol=1e-7)
-    confident = with_gradients(batch, prototypes, noise, LAYOUT)[1]["prototypes"]
+    confident = with_gradients(batch, prototypes, noise, KEYPOINT_INDEX)[1]["prototypes"]
     assert jnp.abs(confident - updates[0]).max() > 1e-4
 
 
@@ -186,7 +188,7 @@ def test_an_unlabelled_batch_gives_zero_losses():
     batch = random_batch()
     empty = batch._replace(targets=0 * batch.targets, weights=0 * batch.weights)
     prototypes = random_prototypes()
-    terms, aux, gradients = with_gradients(empty, prototypes, jnp.zeros((8, 8, 6, 3)), LAYOUT)
+    terms, aux, gradients = with_gradients(empty, prototypes, jnp.zeros((8, 8, 6, 3)), KEYPOINT_INDEX)
     assert all(float(value) == 0 for value in terms.values())
     np.testing.assert_array_equal(aux["prototypes"], prototypes)
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(aux))
@@ -198,8 +200,8 @@ def test_permuting_images_permutes_gradients_only():
     noise = jax.random.gumbel(jax.random.key(3), (8, 8, 6, 3))
     order = np.random.default_rng(0).permutation(8)
     shuffled = jax.tree.map(lambda x: x[order], batch)
-    terms, aux, gradients = with_gradients(batch, prototypes, noise, LAYOUT)
-    other, moved, permuted = with_gradients(shuffled, prototypes, noise[order], LAYOUT)
+    terms, aux, gradients = with_gradients(batch, prototypes, noise, KEYPOINT_INDEX)
+    other, moved, permuted = with_gradients(shuffled, prototypes, noise[order], KEYPOINT_INDEX)
     for name in terms:
         close(other[name], terms[name], rel=1e-6)
         close(permuted[name], gradients[name][order], rel=1e-5)
@@ -209,8 +211,8 @@ def test_permuting_images_permutes_gradients_only():
 def test_gradient_against_finite_differences():
     """Float64, one random direction: the quotient's own error is about 1e-9."""
     with jax.enable_x64(True):
-        layout, rng = SkeletonLayout((2, 3)), np.random.default_rng(0)
-        members = jnp.ones((1, 5, 1)) * layout.own(jnp.array([1]))[..., None]
+        keypoint_index, rng = KeypointIndex((2, 3)), np.random.default_rng(0)
+        members = jnp.ones((1, 5, 1)) * keypoint_index.own(jnp.array([1]))[..., None]
         keypoint = jnp.asarray(rng.integers(-1, 3, (1, 2, 3, 1)))
         labels = Labels(jnp.where(keypoint >= 0, keypoint + 2, -1), jnp.ones((1, 2, 3, 1)), jnp.array([[1]]))
         target, own = jnp.asarray(rng.integers(0, 3, (1, 2, 3, 1))), keypoint[..., None, :] + 2
@@ -219,9 +221,11 @@ def test_gradient_against_finite_differences():
         def loss(similarity):
             chosen = jnp.where(jnp.arange(5) == own, similarity, 0).sum(-1, keepdims=True)
             partition = losses.log_partition(similarity, members)
-            entropy, distance, _ = losses.contrastive_means(partition, chosen, target, labels, layout=layout)
+            entropy, distance, _ = losses.contrastive_means(
+                partition, chosen, target, labels, keypoint_index=keypoint_index
+            )
             maps, targets = similarity.max(-2), jnp.ones((1, 2, 3, 5)) / 2
-            error = heatmap.heatmap_mse(maps, targets, members[..., 0], 1, layout)
+            error = heatmap.heatmap_mse(maps, targets, members[..., 0], 1, keypoint_index)
             return entropy.sum() + distance.sum() + error.sum()
 
         at, direction = rng.uniform(0, 1, (1, 2, 3, 3, 5)), rng.normal(size=(1, 2, 3, 3, 5))
@@ -241,10 +245,18 @@ def test_one_device_equals_eight():
         (embedding, heads), targets, weights, dataset, noise = rows
         best = protos.best_similarities(embedding, prototypes)
         values, aux, observed = losses.prototype_terms(
-            embedding, best, targets, weights, dataset, prototypes, layout=LAYOUT, config=CONFIG, axis_name=axis_name
+            embedding,
+            best,
+            targets,
+            weights,
+            dataset,
+            prototypes,
+            keypoint_index=KEYPOINT_INDEX,
+            config=CONFIG,
+            axis_name=axis_name,
         )
         aux |= moved(prototypes, observed, noise, axis_name=axis_name)
-        common = {"layout": LAYOUT, "axis_name": axis_name}
+        common = {"keypoint_index": KEYPOINT_INDEX, "axis_name": axis_name}
         per_head = heatmap.head_terms(heads, targets, weights, **common)
         aux["accuracy"] = heatmap.keypoint_accuracy(heads, targets, weights, **common)
         return values | {f"head{d}": value for d, value in enumerate(per_head)}, aux
@@ -262,9 +274,9 @@ def test_one_device_equals_eight():
 
 def test_accuracy_for_logging():
     case = golden("posebh/decode.npz")
-    layout = SkeletonLayout((golden_config("posebh/decode.npz")["K"],))
+    keypoint_index = KeypointIndex((golden_config("posebh/decode.npz")["K"],))
     weights = jnp.asarray(case["pck_mask"], jnp.float32)
     maps, targets = nhwc(case["pck_output"]), nhwc(case["pck_target"])
-    accuracy, counted = heatmap.keypoint_accuracy(maps, targets, weights, layout=layout)
+    accuracy, counted = heatmap.keypoint_accuracy(maps, targets, weights, keypoint_index=keypoint_index)
     close(accuracy[0], case["pck_avg"], atol=1e-6)
     assert counted[0] == case["pck_count"]

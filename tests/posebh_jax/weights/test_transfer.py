@@ -128,7 +128,7 @@ def test_the_cubic_kernel_reproduces_what_it_must():
 
 
 def initial_of(model: PoseBH, input_size: tuple[int, int] = recorded_options().input_size) -> dict:
-    """Arrays like a fresh model's, all -1."""
+    """Arrays like a newly initialised model's, all -1."""
     shapes = dict(model_targets(model, input_size))
     if model.embedding_dim:
         shapes["prototypes/bank"] = jax.ShapeDtypeStruct(
