@@ -32,7 +32,6 @@ class ViTSize:
       num_heads: attention heads.
       part_features: features of a token that the dataset's expert yields, out of dim.
       drop_path: drop probability of the last block's branches; linear from 0 at the first block.
-      layer_decay: factor between the learning rates of neighbouring layers.
       mlp_ratio: hidden width of the MLP over dim.
     """
 
@@ -41,7 +40,6 @@ class ViTSize:
     num_heads: int
     part_features: int
     drop_path: float = 0.0
-    layer_decay: float = 1.0
     mlp_ratio: float = 4
 
 

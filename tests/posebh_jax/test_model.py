@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs.mdt import REGULARISATION
 from pose_common.weights.keys import expected_sources, flatten
 from posebh_jax.model import PoseBH, layer_ids, weight_decay_mask
 from posebh_jax.vit import SIZES, ViTSize
@@ -54,7 +55,8 @@ def torch_values(params, tree, datasets) -> dict:
 def test_layers_and_decay_are_the_originals():
     recorded = golden("posebh/optimizer_groups.json")
     depth = 1 + max(int(name.split(".")[2]) for name in recorded["params"] if name.startswith("backbone.blocks."))
-    size, rate = next((name, s.layer_decay) for name, s in SIZES.items() if s.depth == depth and name != "small")
+    size = next(name for name, s in SIZES.items() if s.depth == depth and name != "small")
+    _, rate = REGULARISATION[size]
     params = published_shapes(size, 64)["params"]
     names = [name for name, _ in MIXTURE]
     layers = torch_values(params, layer_ids(params), names)
