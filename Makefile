@@ -38,7 +38,7 @@ test-rounding: $(VENV)/.ready
 test-torch: $(TORCH_VENV)/.ready
 	$(TORCH_VENV)/bin/python -m pytest -n $(TEST_PROCESSES) --dist loadfile -m torch
 
-$(VENV)/.ready: pyproject.toml constraints.txt
+$(VENV)/.ready: pyproject.toml setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --upgrade pip
 	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable .[test]
@@ -48,7 +48,7 @@ $(VENV)/.ready-lint: $(VENV)/.ready
 	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable .[lint]
 	touch $@
 
-$(TORCH_VENV)/.ready: pyproject.toml constraints.txt
+$(TORCH_VENV)/.ready: pyproject.toml setup.py constraints.txt
 	$(PYTHON) -m venv $(TORCH_VENV)
 	$(TORCH_VENV)/bin/python -m pip install --quiet --upgrade pip
 	$(TORCH_VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable .[test,test-torch]

@@ -144,7 +144,7 @@ class Evaluator:
             "split": task.split,
             "metric": " / ".join(names),
             "ours": shown(names, values),
-            "published": " / ".join(shown_figure(name, known.get(name)) for name in names) if known else "",
+            "published": " / ".join(shown_figure(name, known.figures.get(name)) for name in names) if known else "",
             "images": loader.annotations.num_images,
             "seconds": round(seconds, 1),
             "notes": notes,

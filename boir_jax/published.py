@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pose_common.evaluation.published import Published
+
 _CROWD = ("AP", "AP .5", "AP .75", "AP(E)", "AP(M)", "AP(H)")
 _COCO = ("AP", "AP .5", "AP .75", "AP (M)", "AP (L)")
 _OCHUMAN = ("AP", "AP .5", "AP .75", "AR")
@@ -21,7 +23,8 @@ _TABLE = {
 }
 
 
-def published(model: str, dataset: str, split: str) -> dict[str, float]:
-    """{metric: figure} of a model such as 'W32' or 'W48 finetuned'; {} where none was stated."""
-    names, figures = _TABLE.get((model, dataset, split), ((), ()))
-    return dict(zip(names, figures, strict=True))
+def published(model: str, dataset: str, split: str) -> Published | None:
+    """The row of a model such as 'W32' or 'W48 finetuned' on a split."""
+    if (model, dataset, split) not in _TABLE:
+        return None
+    return Published(split, "", dict(zip(*_TABLE[model, dataset, split], strict=True)))

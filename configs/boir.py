@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from configs import common
+from . import common
 
 ARGUMENTS = (
     "coco_w32",
@@ -69,18 +69,7 @@ def _full(size: str) -> ConfigDict:
     config.norm_group = 0
 
     # Losses. Of every `instance_group` images of the batch at most `instance_cap` people go through the instance head.
-    config.losses = ConfigDict(
-        {
-            "heatmap": 1.0,
-            "instance": 4.0,
-            "embedding": 0.25,
-            "box": 0.25,
-            "background": "image",
-            "pull": False,
-            "beta": 10.0,  # sharpness of the embeddings' similarities
-            "images_per_device": 20,  # the release divides every term by it once more
-        }
-    )
+    config.losses = losses()
     config.instance_group, config.instance_cap = 5, 50
 
     # Schedule: a linear warm-up, then half a cosine.
@@ -105,6 +94,22 @@ def _full(size: str) -> ConfigDict:
     config.oks_nms = ConfigDict({"default": 0.8, "ochuman": 0.7})
     config.published_as = size.upper()  # whose figures stand beside ours
     return config
+
+
+def losses() -> ConfigDict:
+    """Weights and choices of the four terms; see `boir_jax.losses.LossConfig`."""
+    return ConfigDict(
+        {
+            "heatmap": 1.0,
+            "instance": 4.0,
+            "embedding": 0.25,
+            "box": 0.25,
+            "background": "image",
+            "pull": False,
+            "beta": 10.0,  # sharpness of the embeddings' similarities
+            "images_per_device": 20,  # the release divides every term by it once more
+        }
+    )
 
 
 def _crowdpose(config: ConfigDict) -> ConfigDict:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from configs import common
+from . import common
 
 ARGUMENTS = ("base", "huge", "large", "small", "demo")
 DATASETS = ("coco", "aic", "mpii", "ap10k", "apt36k", "coco_wholebody")

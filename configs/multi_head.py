@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from configs import mdt
+from . import mdt
 
 ARGUMENTS = mdt.ARGUMENTS
 

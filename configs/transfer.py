@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from configs import mdt
+from . import mdt
 
 LOSSES = ("heatmap", *mdt.PROTOTYPE_LOSSES)
 DEVICES = 4

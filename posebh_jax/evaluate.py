@@ -14,10 +14,12 @@ from jax.sharding import Mesh
 from data_pipelines.datasets import PoseDataset
 from data_pipelines.top_down.loader import EvalLoader, Reading, eval_loader
 from pose_common.evaluation.predictions import predict_split
+from pose_common.evaluation.published import GROUND_TRUTH
 from pose_common.evaluation.tasks import Score, evaluate_tasks, shown, shown_figure
 from pose_common.metrics import columns, evaluate
-from posebh_jax import published, visualise
+from posebh_jax import visualise
 from posebh_jax.predict import HEADS, Predictor
+from posebh_jax.published import published
 
 PARTS = ("body", "foot", "face", "lefthand", "righthand")
 """Of a whole body; their APs stand beside its own."""
@@ -144,8 +146,8 @@ class Evaluator:
         self, task: Task, loader: EvalLoader, kind: str, values: Mapping[str, float], seconds: float
     ) -> dict[str, Any]:
         names = evaluate.protocol_of(task.protocol).headline
-        boxes = published.GROUND_TRUTH if loader.boxes == "ground_truth" else pathlib.Path(loader.boxes).name
-        known = published.published(self.published_as, task.dataset, task.split) if kind == HEADS else None
+        boxes = GROUND_TRUTH if loader.boxes == "ground_truth" else pathlib.Path(loader.boxes).name
+        known = published(self.published_as, task.dataset, task.split) if kind == HEADS else None
         notes = [f"{name}: {note}" for name, note in loader.annotations.metadata.items()]
         if not values:
             notes.append(f"no annotations: {task.name}_{kind}.json is for submission")
@@ -161,7 +163,7 @@ class Evaluator:
             "maps": kind,
             "metric": " / ".join(names),
             "ours": shown(names, values),
-            "published": " / ".join(map(shown_figure, names, known.figures)) if known else "",
+            "published": " / ".join(shown_figure(name, known.figures.get(name)) for name in names) if known else "",
             "boxes": boxes,
             "images": loader.annotations.num_images,
             "instances": len(loader.source),

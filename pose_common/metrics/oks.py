@@ -77,12 +77,8 @@ def match(
     """
     image, category = _locate(truth, poses)
     area = truth.area if size == "annotated" else BOX_AREA * truth.box[:, 2] * truth.box[:, 3]
-    labelled = truth.keypoints[:, part, 2] > 0
-    empty = ~labelled.any(1)
-    if ignore_by_count:
-        empty = np.where(truth.num_keypoints >= 0, truth.num_keypoints == 0, empty)
     lower, upper = np.array(list(AREA_RANGES.values())).T[:, :, None]
-    truth_ignored = truth.crowd | empty | (area < lower) | (area > upper)
+    truth_ignored = truth.crowd | _unlabelled(truth, part, ignore_by_count) | (area < lower) | (area > upper)
 
     # Both sides in the order of (image, category), which are then contiguous groups.
     truth_category = category_index(truth, truth.category)
@@ -219,6 +215,12 @@ def _index(known: np.ndarray, wanted: np.ndarray, what: str) -> np.ndarray:
     if len(missing):
         raise ValueError(f"{what} {missing[0]} is not among the ground truth's")
     return index
+
+
+def _unlabelled(truth: GroundTruth, part: slice, by_count: bool) -> np.ndarray:
+    """bool [N]: annotations without a labelled keypoint of the part, or by their own count where they have one."""
+    empty = ~(truth.keypoints[:, part, 2] > 0).any(1)
+    return np.where(truth.num_keypoints >= 0, truth.num_keypoints == 0, empty) if by_count else empty
 
 
 def _rank_in_run(sorted_keys: np.ndarray) -> np.ndarray:

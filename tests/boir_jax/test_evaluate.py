@@ -116,8 +116,8 @@ def test_splits_without_annotations_give_a_file_for_submission(tmp_path, capsys)
 
 
 def test_published_lookup():
-    assert published("W48 finetuned", "crowdpose", "test")["AP(H)"] == 69.8
-    assert published("W32", "ochuman", "test")["AR"] == 80.3
+    assert published("W48 finetuned", "crowdpose", "test").figures["AP(H)"] == 69.8
+    assert published("W32", "ochuman", "test").figures["AR"] == 80.3
     assert not published("W32", "synthetic_crowd", "val") and not published("", "coco", "val")
 
 

@@ -150,10 +150,10 @@ def test_published_figures_stand_beside_ours(coco, tmp_path):
 
 def test_published_lookup():
     assert model_name("multi_head", "huge") == "ViTPose++-H"
-    assert published("PoseBH-H", "ochuman", "test").figures == (87.0, 88.4)
+    assert published("PoseBH-H", "ochuman", "test").figures == {"AP": 87.0, "AR": 88.4}
     assert published("PoseBH-B", "ochuman", "val").compare("val", "ground truth") == "published on test"
-    assert published("PoseBH-B", "coco", "test-dev").figures == (76.6, 81.7)
-    assert published("ViTPose++-B", "ap10k", "val-split1").figures == (74.5, None)
+    assert published("PoseBH-B", "coco", "test-dev").figures == {"AP": 76.6, "AR": 81.7}
+    assert published("ViTPose++-B", "ap10k", "val-split1").figures == {"AP": 74.5}
     assert published("PoseBH-H", "interhand2d", "test") is None
     assert published("PoseBH-T", "coco", "val") is None and published("PoseBH-B", "synthetic_coco", "val") is None
 
