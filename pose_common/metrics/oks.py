@@ -82,9 +82,10 @@ def match(
 
     # Both sides in the order of (image, category), which are then contiguous groups.
     truth_category = category_index(truth, truth.category)
-    truth_group = truth.image * len(truth.category_id) + truth_category
+    categories = len(truth.category_id)
+    truth_group = truth.image * categories + truth_category
     truth_order = np.argsort(truth_group, kind="stable")
-    group = image * len(truth.category_id) + category
+    group = image * categories + category
     exists = np.flatnonzero((poses.keypoints[:, part, 2] > 0).any(1))
     order = exists[np.lexsort((-poses.score[exists].astype(np.float64), group[exists]))]
     order = order[_rank_in_run(group[order]) < MAX_DETECTIONS]
@@ -100,17 +101,8 @@ def match(
     extents = extent_area(poses.keypoints[order][:, extent])
     outside = (extents < lower) | (extents > upper)
     ignored |= ~matched & outside[:, None]
-    return Matches(
-        image[order],
-        category[order],
-        poses.score[order].astype(np.float64),
-        matched,
-        ignored,
-        truth.image,
-        truth_category,
-        truth_ignored,
-        len(truth.category_id),
-    )
+    found = image[order], category[order], poses.score[order].astype(np.float64)
+    return Matches(*found, matched, ignored, truth.image, truth_category, truth_ignored, categories)
 
 
 def similarity(
