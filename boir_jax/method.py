@@ -14,7 +14,7 @@ from boir_jax.losses import LossConfig, loss_terms
 from boir_jax.model import BoIR
 from boir_jax.targets import choose_instances, make_targets
 from pose_common.collectives import global_sum, sample_keys
-from pose_common.images import normalise
+from pose_common.images import normalise_pixels
 from pose_common.training.optimizers import GroupedAdamW
 from pose_common.training.stages import Stage
 from pose_common.training.state import METHOD_STATE, TrainState
@@ -102,7 +102,7 @@ class BoIRMethod:
         model = self.model.clone(norm=functools.partial(self.model.norm, axis_name=axis_name))
         variables = {"params": params, "batch_stats": state.batch_stats}
         (dense, maps), updated = model.apply(
-            variables, normalise(batch["image"]), method=forward, mutable=["batch_stats"]
+            variables, normalise_pixels(batch["image"]), method=forward, mutable=["batch_stats"]
         )
         values = loss_terms(dense, maps, targets, self.losses, axis_name)
         counts = {"people": batch["instance_valid"].sum(), "people/in_instance_head": chosen.sum()}

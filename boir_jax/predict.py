@@ -15,7 +15,7 @@ from boir_jax.model import BoIR
 from boir_jax.proposals import ProposalConfig
 from data_pipelines.skeletons import KeypointSet
 from pose_common import heatmaps
-from pose_common.images import normalise
+from pose_common.images import normalise_pixels
 
 TRAINING_HEADS = ("keypoint_head", "embedding_head", "box_head")
 
@@ -51,7 +51,7 @@ class Predictor:
     @functools.partial(jax.jit, static_argnums=0)
     def _people(self, variables, image, inverse_warp):
         bound = self.model.clone(training_heads=False).bind(variables)
-        poses = proposals.predict(bound, normalise(image), jnp.asarray(self.skeleton.flip_index), self.proposals)
+        poses = proposals.predict(bound, normalise_pixels(image), jnp.asarray(self.skeleton.flip_index), self.proposals)
         batch, people, keypoints = poses.keypoints.shape[:3]
         pixels = poses.keypoints[..., :2].reshape(batch, people * keypoints, 2)
         pixels = heatmaps.to_image(pixels, inverse_warp).reshape(batch, people, keypoints, 2)

@@ -76,7 +76,7 @@ def make_method(config: ConfigDict, steps_per_epoch: int) -> PoseBHMethod:
         input_size=tuple(config.input_size),
         stages=make_stages(config.stages),
         optimizer=optimizer,
-        weights=PrototypeConfig(**config.losses),
+        losses=PrototypeConfig(**config.losses),
         clusters=ClusterConfig(**config.clusters),
         heatmap_sigma=config.heatmap_sigma,
         num_clusters=config.num_clusters,

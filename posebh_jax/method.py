@@ -15,7 +15,7 @@ import numpy as np
 from data_pipelines.datasets import PoseDataset
 from pose_common import heatmaps
 from pose_common.collectives import global_sum, sample_keys
-from pose_common.images import normalise
+from pose_common.images import normalise_pixels
 from pose_common.training.optimizers import GroupedAdamW
 from pose_common.training.stages import Stage
 from pose_common.training.state import METHOD_STATE, TrainState
@@ -42,7 +42,7 @@ class Inputs(NamedTuple):
     Attributes:
       image: float32 [B, H, W, 3], normalised.
       dataset: int32 [B].
-      targets, weights: [B, h, w, T] and [B, T] of each image's own keypoints; zero for other skeletons.
+      targets, keypoint_weights: [B, h, w, T] and [B, T] of each image's own keypoints; zero for other skeletons.
       drop_path: factors [depth, 2, B] of the backbone's branches, or None where it is frozen.
       noise: Gumbel(0, 1) [B, h, w, M] for the prototypes' update, or None where they are frozen.
     """
@@ -50,7 +50,7 @@ class Inputs(NamedTuple):
     image: jax.Array
     dataset: jax.Array
     targets: jax.Array
-    weights: jax.Array
+    keypoint_weights: jax.Array
     drop_path: jax.Array | None
     noise: jax.Array | None
 
@@ -64,7 +64,7 @@ class PoseBHMethod:
       datasets: protocols of the mixture, in the order of the model's heads and experts.
       input_size: (width, height) of a crop.
       stages, optimizer: see the loop.
-      weights: of the loss terms.
+      losses: settings of the prototype losses.
       clusters: how the cluster bank is made.
       heatmap_sigma: of the targets' Gaussians, in cells.
       num_clusters: size of the cluster bank, 0 for the choice among `clusters.options`.
@@ -76,7 +76,7 @@ class PoseBHMethod:
     input_size: tuple[int, int]
     stages: tuple[Stage, ...]
     optimizer: GroupedAdamW
-    weights: PrototypeConfig
+    losses: PrototypeConfig
     clusters: ClusterConfig
     heatmap_sigma: float
     num_clusters: int = 0
@@ -150,14 +150,14 @@ class PoseBHMethod:
         targets, weights = heatmaps.encode(keypoints, visible, udp, **size, sigma=self.heatmap_sigma)
         drop_path = self._drop_path(keys) if "backbone" in stage.train and self.model.size.drop_path else None
         noise = self._gumbel(keys) if stage.prototypes else None
-        return Inputs(normalise(batch["image"]), dataset, targets, weights, drop_path, noise)
+        return Inputs(normalise_pixels(batch["image"]), dataset, targets, weights, drop_path, noise)
 
     def terms(self, params, state: TrainState, inputs: Inputs, stage: Stage, axis_name: str | None):
         """`loss` from finished inputs: every random number is an argument."""
         run = functools.partial(_run, self.model.clone(axis_name=axis_name), params, state.batch_stats, stage.train)
-        labels = (inputs.targets, inputs.weights)
+        labels = (inputs.targets, inputs.keypoint_weights)
         bank, asked = state.method_state, set(stage.losses)
-        shared: dict[str, Any] = {"keypoint_index": self.keypoint_index, "config": self.weights, "axis_name": axis_name}
+        shared: dict[str, Any] = {"keypoint_index": self.keypoint_index, "config": self.losses, "axis_name": axis_name}
         values, metrics, stats, observed = {}, {}, {}, None
 
         features = self.model.apply(
@@ -179,7 +179,7 @@ class PoseBHMethod:
             observed = (samples, inputs.noise) if stage.prototypes else None
         if "cluster" in asked:
             clusters = ClusterBank(**bank[CLUSTERS])
-            found, seen = cluster_terms(embedding, *labels, clusters, config=self.weights, axis_name=axis_name)
+            found, seen = cluster_terms(embedding, *labels, clusters, config=self.losses, axis_name=axis_name)
             values |= found
             metrics |= _named("cluster", seen, ("cross_entropy", "distance"))
         if "cross_type" in asked:
@@ -196,7 +196,7 @@ class PoseBHMethod:
             return method_state, {}
         samples, noise = observed
         bank, mass = prototypes.update_prototypes(
-            method_state[BANK], samples, noise, momentum=self.weights.momentum, axis_name=axis_name
+            method_state[BANK], samples, noise, momentum=self.losses.momentum, axis_name=axis_name
         )
         return {**method_state, BANK: bank}, {"prototype/moved": (mass > 0).mean()}
 

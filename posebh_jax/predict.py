@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from data_pipelines.datasets import PoseDataset
 from pose_common import heatmaps
-from pose_common.images import normalise
+from pose_common.images import normalise_pixels
 from posebh_jax import prototypes
 from posebh_jax.keypoint_index import KeypointIndex
 from posebh_jax.model import PoseBH
@@ -73,7 +73,7 @@ class Predictor:
         if self.flip_test:
             image = jnp.concatenate([image, image[:, :, ::-1]])
         dataset = jnp.full(image.shape[0], head)
-        return self.model.apply(_variables(weights), normalise(image), dataset, method="features")
+        return self.model.apply(_variables(weights), normalise_pixels(image), dataset, method="features")
 
     @functools.partial(jax.jit, static_argnums=(0, 3, 4))
     def _maps(self, weights, features, head, udp):

@@ -109,10 +109,10 @@ def init_prototypes(key: jax.Array, num_keypoints: int, per_keypoint: int, dim: 
     The reference draws N(0, 0.02) cut at +-2, a hundred deviations, and normalises: a plain normal draw is
     the same.
     """
-    return normalise(jax.random.normal(key, (num_keypoints, per_keypoint, dim)))
+    return unit_length(jax.random.normal(key, (num_keypoints, per_keypoint, dim)))
 
 
-def normalise(x: jax.Array) -> jax.Array:
+def unit_length(x: jax.Array) -> jax.Array:
     """Unit length along the last axis; a zero vector stays zero."""
     return x / jnp.sqrt(jnp.maximum(jnp.sum(jnp.square(x), axis=-1, keepdims=True), 1e-24))
 
@@ -122,8 +122,8 @@ def similarities(embedding: jax.Array, prototypes: jax.Array) -> jax.Array:
 
     The largest array of the method; keypoints are its last axis because reductions over them are products.
     """
-    unit = normalise(embedding.astype(jnp.float32))
-    bank = normalise(jax.lax.stop_gradient(prototypes)).swapaxes(0, 1)
+    unit = unit_length(embedding.astype(jnp.float32))
+    bank = unit_length(jax.lax.stop_gradient(prototypes)).swapaxes(0, 1)
     return jnp.abs(jnp.einsum("...d,mtd->...mt", unit, bank, precision=PRECISE))
 
 
@@ -253,10 +253,10 @@ def update_prototypes(
     embedding, labels, assignment, weight = observed
     per_keypoint = prototypes.shape[1]
     drawn = jax.nn.one_hot(jnp.argmax(assignment + noise, axis=-1), per_keypoint) * weight[..., None]
-    features = normalise(embedding.astype(jnp.float32)) * weight[..., None]
+    features = unit_length(embedding.astype(jnp.float32)) * weight[..., None]
     pulls = drawn[..., None] * features[..., None, :]
     samples = sample_matrix(labels.keypoint, prototypes.shape[0])
     mass = global_sum(jnp.einsum("bhwt,bhwm->tm", samples, drawn, precision=PRECISE), axis_name)
     pull = global_sum(jnp.einsum("bhwt,bhwmd->tmd", samples, pulls, precision=PRECISE), axis_name)
-    moved = normalise(momentum * prototypes + (1 - momentum) * normalise(pull))
+    moved = unit_length(momentum * prototypes + (1 - momentum) * unit_length(pull))
     return jnp.where(mass[..., None] > 0, moved, prototypes), mass

@@ -16,7 +16,7 @@ from posebh_jax.prototypes import PRECISE, PrototypeConfig, best_similarities, l
 def cluster_terms(
     embedding: jax.Array,
     targets: jax.Array,
-    weights: jax.Array,
+    keypoint_weights: jax.Array,
     bank: ClusterBank,
     *,
     config: PrototypeConfig,
@@ -30,7 +30,7 @@ def cluster_terms(
 
     Args:
       embedding: [B, h, w, D].
-      targets, weights: [B, h, w, T], [B, T].
+      targets, keypoint_weights: [B, h, w, T], [B, T].
       bank: from `choose_clusters`.
 
     Returns:
@@ -40,7 +40,7 @@ def cluster_terms(
     # A product with a 0/1 matrix copies exactly; gathers along the last axis are slow on matrix hardware.
     moves = jax.nn.one_hot(bank.keypoint, targets.shape[-1], axis=0)
     targets = jnp.matmul(targets, moves, precision=PRECISE)
-    weights = jnp.matmul(weights, moves, precision=PRECISE)
+    keypoint_weights = jnp.matmul(keypoint_weights, moves, precision=PRECISE)
 
     labels = label_pixels(targets, jnp.zeros(targets.shape[0], jnp.int32), config.label_threshold)
     terms = contrast(
@@ -48,7 +48,7 @@ def cluster_terms(
     )
     maps = prototype_heatmaps(best_similarities(embedding, bank.prototypes))
     images = global_batch_size(maps.shape[0], axis_name)
-    error = heatmap_mse(maps, targets, weights, images, keypoint_index).sum()
+    error = heatmap_mse(maps, targets, keypoint_weights, images, keypoint_index).sum()
     loss = config.cluster_weight * (terms.loss + config.heatmap_weight * error)
     aux = {"cross_entropy": terms.cross_entropy, "distance": terms.distance, "samples": terms.samples.sum()}
     return {"cluster": loss}, aux

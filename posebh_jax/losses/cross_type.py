@@ -86,9 +86,9 @@ def label_pseudo_pixels(
     The datasets' positions are laid side by side, padded to the longest: the maps over which the maximum is
     taken are never stored.
     """
-    positions, weights = (jnp.pad(x, [(0, 0), (0, 1)] + [(0, 0)] * (x.ndim - 2)) for x in pseudo)
+    positions, keypoint_weights = (jnp.pad(x, [(0, 0), (0, 1)] + [(0, 0)] * (x.ndim - 2)) for x in pseudo)
     ids = keypoint_index.padded_ids
-    flat = PseudoLabels(positions[:, ids.reshape(-1)], weights[:, ids.reshape(-1)])
+    flat = PseudoLabels(positions[:, ids.reshape(-1)], keypoint_weights[:, ids.reshape(-1)])
     values = _draw(flat, heatmap_size, config.cross_type_sigma) * flat.weight[:, None, None, :]
     values = values.reshape(*values.shape[:3], *ids.shape)
     confidence = values.max(axis=-1)

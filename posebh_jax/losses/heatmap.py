@@ -12,13 +12,17 @@ from posebh_jax.keypoint_index import KeypointIndex
 
 
 def heatmap_mse(
-    maps: jax.Array, targets: jax.Array, weights: jax.Array, images: jax.Array | int, keypoint_index: KeypointIndex
+    maps: jax.Array,
+    targets: jax.Array,
+    keypoint_weights: jax.Array,
+    images: jax.Array | int,
+    keypoint_index: KeypointIndex,
 ) -> jax.Array:
     """Squared error: mean over images and pixels of (weight x difference)^2, then over a dataset's keypoints.
 
     Args:
       maps, targets: [B, h, w, T].
-      weights: [B, T]; 0 for what does not count. It multiplies prediction and target, so it enters squared.
+      keypoint_weights: [B, T]; 0 for what does not count. It multiplies prediction and target, so it enters squared.
       images: how many images of the global batch the mean is over, one number or [n] per dataset: the whole
         batch for heads, a dataset's own images for prototype maps, those with a pseudo label for the
         cross-type term.
@@ -26,7 +30,7 @@ def heatmap_mse(
     Returns:
       [n] per-device losses; 0 for a dataset without images.
     """
-    error = jnp.square(weights[:, None, None, :] * (maps - targets))
+    error = jnp.square(keypoint_weights[:, None, None, :] * (maps - targets))
     per_keypoint = keypoint_index.sum_by_dataset(error.sum(axis=(0, 1, 2))) / np.asarray(
         keypoint_index.counts, np.float32
     )
@@ -36,13 +40,13 @@ def heatmap_mse(
 def head_terms(
     maps: jax.Array,
     targets: jax.Array,
-    weights: jax.Array,
+    keypoint_weights: jax.Array,
     *,
     keypoint_index: KeypointIndex,
     axis_name: str | None = None,
 ) -> jax.Array:
     """Losses [n] of the heatmap heads, over the whole batch: images of other datasets count as zero error."""
-    return heatmap_mse(maps, targets, weights, global_batch_size(maps.shape[0], axis_name), keypoint_index)
+    return heatmap_mse(maps, targets, keypoint_weights, global_batch_size(maps.shape[0], axis_name), keypoint_index)
 
 
 def count_images(dataset: jax.Array, keypoint_index: KeypointIndex, axis_name: str | None = None) -> jax.Array:
@@ -54,7 +58,7 @@ def count_images(dataset: jax.Array, keypoint_index: KeypointIndex, axis_name: s
 def keypoint_accuracy(
     maps: jax.Array,
     targets: jax.Array,
-    weights: jax.Array,
+    keypoint_weights: jax.Array,
     *,
     keypoint_index: KeypointIndex,
     threshold: float = 0.05,
@@ -67,7 +71,7 @@ def keypoint_accuracy(
 
     Args:
       maps, targets: [B, h, w, T].
-      weights: [B, T]; keypoints with 0 are left out.
+      keypoint_weights: [B, T]; keypoints with 0 are left out.
 
     Returns:
       accuracy [n], mean over a dataset's keypoints of their share (0 where none is labelled), and how many of
@@ -75,7 +79,7 @@ def keypoint_accuracy(
     """
     size = jnp.asarray(maps.shape[1:3], jnp.float32)
     distance = jnp.linalg.norm((decode_argmax(maps)[0] - decode_argmax(targets)[0]) / size, axis=-1)
-    labelled = weights > 0
+    labelled = keypoint_weights > 0
     hits, seen = global_sum(((labelled & (distance < threshold)).sum(0), labelled.sum(0)), axis_name)
     counted = keypoint_index.sum_by_dataset((seen > 0).astype(jnp.float32))
     return keypoint_index.sum_by_dataset(hits / jnp.maximum(seen, 1)) / jnp.maximum(counted, 1), counted

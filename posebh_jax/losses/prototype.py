@@ -130,7 +130,7 @@ def prototype_terms(
     embedding: jax.Array,
     best: jax.Array,
     targets: jax.Array,
-    weights: jax.Array,
+    keypoint_weights: jax.Array,
     dataset: jax.Array,
     prototypes: jax.Array,
     *,
@@ -143,7 +143,7 @@ def prototype_terms(
     Args:
       embedding: [B, h, w, D], any length.
       best: [B, h, w, T], `best_similarities(embedding, prototypes)`.
-      targets, weights: [B, h, w, T], [B, T].
+      targets, keypoint_weights: [B, h, w, T], [B, T].
       dataset: int32 [B].
       prototypes: [T, M, D] unit vectors.
 
@@ -155,7 +155,7 @@ def prototype_terms(
     labels = protos.label_pixels(targets, dataset, config.label_threshold)
     terms = contrast(embedding, prototypes, labels, keypoint_index=keypoint_index, config=config, axis_name=axis_name)
     images = count_images(dataset, keypoint_index, axis_name)
-    maps_loss = heatmap_mse(protos.prototype_heatmaps(best), targets, weights, images, keypoint_index).sum()
+    maps_loss = heatmap_mse(protos.prototype_heatmaps(best), targets, keypoint_weights, images, keypoint_index).sum()
     losses = {"prototype": terms.loss, "prototype_heatmap": config.heatmap_weight * maps_loss}
 
     correct = protos.is_correct(labels, best, keypoint_index).astype(jnp.float32)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from boir_jax.proposals import find_people, predict, smooth
-from pose_common.images import normalise
+from pose_common.images import normalise_pixels
 from tests.boir_jax.golden_weights import recorded_settings, tiny, weights
 from tests.golden_files import golden, golden_config
 
@@ -64,7 +64,7 @@ def predictor(kernel: int, flip: bool):
     variables = weights(model)
     config = recorded_settings(CONFIG, smoothing=kernel, flip=flip, maximum=CONFIG["MAX_PROPOSALS"])
     flip_index = np.array(CONFIG["FLIP_INDEX"])
-    return jax.jit(lambda images: predict(model.bind(variables), normalise(images), flip_index, config))
+    return jax.jit(lambda images: predict(model.bind(variables), normalise_pixels(images), flip_index, config))
 
 
 @pytest.mark.parametrize("case", covering(CONFIG["cases"]))

@@ -11,7 +11,7 @@ import pytest
 
 from boir_jax.losses import LossConfig, Targets, loss_terms
 from boir_jax.targets import choose_instances
-from pose_common.images import normalise
+from pose_common.images import normalise_pixels
 from pose_common.weights.keys import flatten
 from tests.boir_jax.golden_weights import slots, tiny, weights
 from tests.golden_files import golden, golden_config
@@ -101,7 +101,7 @@ def dense_forward(params, images):
     network, variables = model()
 
     def run(module, images):
-        features = module.features(normalise(images), True)
+        features = module.features(normalise_pixels(images), True)
         return features, module.dense(features, True)
 
     variables = {**variables, "params": params}

@@ -18,7 +18,7 @@ def test_paper_settings(size, drop_path, decay):
     # Layer-wise rates: the last block learns at `decay` times the rate of norm and heads.
     blocks = method.optimizer.factors["backbone"]["blocks"]["attn"]["qkv"]["kernel"].ravel()
     assert blocks[-1] == pytest.approx(decay) and blocks[0] == pytest.approx(decay ** len(blocks), rel=1e-5)
-    assert method.weights.contrast_weight == 1.25e-5 and method.weights.heatmap_weight == 3.33e-6
+    assert method.losses.contrast_weight == 1.25e-5 and method.losses.heatmap_weight == 3.33e-6
 
 
 def test_schedule_of_the_release():

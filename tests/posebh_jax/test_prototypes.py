@@ -53,7 +53,7 @@ def test_similarity_and_its_gradient():
     close(heatmaps(case["feats_zero"]), case["kpt_class_zero"], atol=1e-6)
     gradient = jax.grad(lambda e: (heatmaps(e) * case["cotangent"]).sum())(case["feats"])
     close(gradient, case["grad_feats"], rel=1e-5)
-    close(protos.normalise(jnp.asarray(case["prototypes_in"])), case["prototypes_after"], atol=5e-7)
+    close(protos.unit_length(jnp.asarray(case["prototypes_in"])), case["prototypes_after"], atol=5e-7)
 
 
 def test_prototypes_are_constants_for_the_gradient():
@@ -131,7 +131,7 @@ def recorded_update(name, dataset, momentum):
     """Runs one dataset of an update archive, from its prototypes brought to unit length as the reference
     does."""
     case, config = golden(name), golden_config(name)
-    before = protos.normalise(jnp.asarray(case["prototypes_in"]))
+    before = protos.unit_length(jnp.asarray(case["prototypes_in"]))
     keypoint_index = KeypointIndex(tuple(config["K"]))
     rows = {k.split("/", 1)[1]: v for k, v in case.items() if k.startswith(f"d{dataset}/")}
     keypoint = keypoint_index.starts[dataset] + rows["gt"]

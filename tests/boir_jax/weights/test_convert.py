@@ -16,7 +16,7 @@ from boir_jax.model import VARIANTS, BoIR
 from boir_jax.proposals import predict
 from boir_jax.weights.convert import SKELETONS, convert, manifest_of, model_of, read_weights, targets, to_torch
 from data_pipelines.datasets import DATASETS
-from pose_common.images import normalise
+from pose_common.images import normalise_pixels
 from pose_common.weights.folder import load_weights
 from pose_common.weights.keys import COUNTER, VARIANCE, PortError, flatten, unflatten
 from posebh_jax.weights import convert as posebh
@@ -138,7 +138,7 @@ def poses_of(kernel: int, flip: bool):
     model = tiny(training_heads=False)
 
     def run(variables, image):
-        return predict(model.bind(variables), normalise(image), flip_index, config)
+        return predict(model.bind(variables), normalise_pixels(image), flip_index, config)
 
     return jax.jit(run)
 
