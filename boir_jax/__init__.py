@@ -1,0 +1,15 @@
+"""BoIR (BMVC 2023): box-supervised instance representation for multi-person pose estimation."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from boir_jax.predict import PoseModel
+
+
+def load(source: Any, **options: Any) -> PoseModel:
+    """A model with its weights: `load("workdir/boir")("street.jpg")`; see `boir_jax.predict.load`."""
+    from boir_jax.predict import load  # what prediction needs is imported where it is used
+
+    return load(source, **options)

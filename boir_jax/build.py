@@ -17,7 +17,7 @@ from boir_jax.evaluate import Evaluator, Task
 from boir_jax.losses import LossConfig
 from boir_jax.method import BoIRMethod, weight_shapes
 from boir_jax.model import VARIANTS, BoIR
-from boir_jax.predict import TRAINING_HEADS, Predictor, without_training_heads
+from boir_jax.predictor import TRAINING_HEADS, Predictor, without_training_heads
 from boir_jax.proposals import ProposalConfig
 from boir_jax.weights.convert import manifest_of, read_weights
 from boir_jax.weights.transfer import start_from

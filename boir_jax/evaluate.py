@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from boir_jax import visualise
-from boir_jax.predict import Predictor
+from boir_jax.predictor import Predictor
 from boir_jax.published import published
 from data_pipelines.datasets import PoseDataset
 from data_pipelines.top_down.loader import Reading

@@ -1,64 +1,147 @@
-"""From whole images to people in image pixels."""
+"""People in pictures: `boir_jax.load(weights)("street.jpg")`, and the command. No boxes are needed.
+
+    python -m boir_jax.predict street.jpg --checkpoint=workdir/boir_coco_w32 --out=poses
+
+Resizing, proposals and suppression are those of evaluation (`boir_jax/predictor.py`, `data_pipelines/whole_image`).
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Mapping
+import pathlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 
-from boir_jax import proposals
-from boir_jax.model import BoIR
+from boir_jax import build, configuration
+from boir_jax.hrnet import branch_widths
+from boir_jax.predictor import Predictor
 from boir_jax.proposals import ProposalConfig
-from data_pipelines.skeletons import KeypointSet
-from pose_common import heatmaps
-from pose_common.images import normalise_pixels
+from boir_jax.weights.convert import model_of, read_weights
+from data_pipelines import geometry
+from data_pipelines.skeletons import KEYPOINT_SETS, KeypointSet
+from data_pipelines.whole_image.loader import resize
+from pose_common.metrics import nms
+from pose_common.prediction import command
+from pose_common.prediction.batches import Job, in_batches
+from pose_common.prediction.pictures import Picture, ahead, is_single, pictures_of
+from pose_common.prediction.result import Result, extent_boxes
+from pose_common.training.mesh import make_mesh
 
-TRAINING_HEADS = ("keypoint_head", "embedding_head", "box_head")
+INPUT_SIZES = {32: 512, 48: 640}
+"""Width of the network -> short side of the released evaluation, where no run says it."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Predictor:
-    """Compiled prediction with one model: once for every size of pictures, and then kept.
+class PoseModel:
+    """A BoIR model with its weights, ready for pictures.
 
     Attributes:
-      model: the network; its training heads are left out.
-      skeleton: the keypoints that it draws.
-      proposals: how people are found.
+      title: what the weights are.
+      predictor: the compiled prediction.
+      weights: on the device.
+      skeleton: what it draws.
+      dataset: name of it.
+      input_size: short side of the resized picture.
+      oks_nms: similarity beyond which the weaker of two poses is dropped.
     """
 
-    model: BoIR
+    title: str
+    predictor: Predictor
+    weights: Mapping[str, Any]
     skeleton: KeypointSet
-    proposals: ProposalConfig
+    dataset: str
+    input_size: int
+    oks_nms: float
 
-    def __call__(self, weights: Mapping[str, Any], image: jax.Array, inverse_warp: jax.Array) -> dict[str, jax.Array]:
-        """People in pictures of one size.
+    def __call__(self, source: Any, *, batch_size: int = 1, threshold: float = 0.0) -> Any:
+        """People in one or many pictures, best first.
 
         Args:
-          weights: `params` and `batch_stats`, those of training heads included or not.
-          image: uint8 [B, H, W, 3]; see `data_pipelines.whole_image.pictures.inference_size`.
-          inverse_warp: float32 [B, 2, 3], input pixels -> image pixels.
+          source: see `pictures.pictures_of`.
+          batch_size: pictures of one size that go through the network together.
+          threshold: smallest score of a pose.
 
         Returns:
-          `keypoints` [B, P, K, 3] in image pixels, `score` [B, P] and `found` [B, P]; see `proposals.Poses`.
+          A `Result` for one picture; for several an iterator of them, which reads pictures as it goes.
+
+        Raises:
+          ValueError: no picture.
         """
-        needed = {name: without_training_heads(weights[name]) for name in ("params", "batch_stats")}
-        return self._people(needed, image, inverse_warp)
+        results = self.results(pictures_of(source), batch_size, threshold)
+        return next(iter(results)) if is_single(source) else results
 
-    @functools.partial(jax.jit, static_argnums=0)
-    def _people(self, variables, image, inverse_warp):
-        bound = self.model.clone(training_heads=False).bind(variables)
-        poses = proposals.predict(bound, normalise_pixels(image), jnp.asarray(self.skeleton.flip_index), self.proposals)
-        batch, people, keypoints = poses.keypoints.shape[:3]
-        pixels = poses.keypoints[..., :2].reshape(batch, people * keypoints, 2)
-        pixels = heatmaps.to_image(pixels, inverse_warp).reshape(batch, people, keypoints, 2)
-        keypoints = jnp.concatenate([pixels, poses.keypoints[..., 2:]], axis=-1)
-        return {"keypoints": keypoints, "score": poses.scores, "found": poses.found}
+    def results(self, pictures: Iterable[Picture], batch_size: int, threshold: float) -> Iterator[Result]:
+        """The result of every picture, in order."""
+
+        def jobs() -> Iterator[Job]:
+            for picture in pictures:
+                image, matrix = resize(np.ascontiguousarray(picture.image[..., ::-1]), self.input_size)
+                rows = [{"image": image, "inverse_warp": np.float32(geometry.invert(matrix))}]
+                yield Job(picture, image.shape, rows)
+
+        def run(kind, rows):
+            return self.predictor(self.weights, rows["image"], rows["inverse_warp"])
+
+        for picture, (row,) in in_batches(ahead(jobs()), run, batch_size):
+            yield self._result(picture, row, threshold)
+
+    def _result(self, picture: Picture, row: Mapping[str, np.ndarray], threshold: float) -> Result:
+        rank = np.flatnonzero(row["found"] & (row["score"] >= threshold))
+        keypoints, scores = row["keypoints"][rank], row["score"][rank]
+        sigmas = np.array(self.skeleton.sigmas)
+        kept = nms.oks_nms(keypoints, nms.extent_area(keypoints), scores, sigmas, self.oks_nms)
+        keypoints, scores = keypoints[kept], scores[kept]
+        return Result(picture, self.dataset, self.skeleton, keypoints, extent_boxes(keypoints), scores)
 
 
-def without_training_heads(groups: Mapping[str, Any]) -> dict[str, Any]:
-    """{group: variables} of what inference needs."""
-    return {name: group for name, group in groups.items() if name not in TRAINING_HEADS}
+def load(source: str | pathlib.Path, *, input_size: int | None = None) -> PoseModel:
+    """A model with its weights.
+
+    Args:
+      source: a run's working directory, one of its checkpoints, a folder of weights, or a `.pth` (PyTorch needed) or
+        `.safetensors` file of the original repository.
+      input_size: short side of the resized picture; that of the run or of the release by default.
+
+    Raises:
+      ValueError: there are no weights, or none of this method.
+    """
+    path = command.local_path(source)
+    conversion = build.read_run(path, make_mesh()) or read_weights(path)
+    run = command.saved_configuration(path, configuration.METHODS)
+    config = configuration.of_run(run) if run else None
+    released = config or configuration.read("boir")
+    name = config.dataset if config is not None else conversion.manifest["keypoint_set"]
+    skeleton = configuration.dataset(config).keypoints if config is not None else KEYPOINT_SETS.get(name)
+    if skeleton is None:
+        raise ValueError(
+            f"{source} ({conversion.title}) finds no people: it has no heads, or those of an unknown skeleton"
+        )
+    model = model_of(conversion.manifest, num_keypoints=skeleton.num_keypoints)
+    smoothing, oks_nms = (table.get(name, table.default) for table in (released.smoothing, released.oks_nms))
+    predictor = Predictor(model, skeleton, ProposalConfig(smoothing=smoothing, **released.proposals))
+    size = input_size or (
+        config.input_size if config is not None else INPUT_SIZES.get(branch_widths(model.width)[0], 512)
+    )
+    weights = jax.device_put({key: conversion.weights[key] for key in ("params", "batch_stats")})
+    return PoseModel(conversion.title, predictor, weights, skeleton, name, size, oks_nms)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns the exit status."""
+    parser = command.parser(__doc__, batch_size=1)
+    parser.add_argument("--input_size", type=int, help="short side of the resized picture")
+    parser.add_argument("--threshold", type=float, default=0.0, help="smallest score of a pose")
+    return command.run(parser.parse_args(argv), _predict)
+
+
+def _predict(args: Any) -> tuple[str, Iterator[list[Result]]]:
+    model = load(args.checkpoint, input_size=args.input_size)
+    results = model.results(pictures_of(args.source), args.batch_size, args.threshold)
+    return model.title, ([result] for result in results)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

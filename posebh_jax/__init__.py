@@ -1,0 +1,15 @@
+"""PoseBH (CVPR 2025): multi-dataset pose estimation with keypoint prototypes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from posebh_jax.predict import PoseModel
+
+
+def load(source: Any, **options: Any) -> PoseModel:
+    """A model with its weights: `load("workdir/base")("photo.jpg")`; see `posebh_jax.predict.load`."""
+    from posebh_jax.predict import load  # what prediction needs is imported where it is used
+
+    return load(source, **options)

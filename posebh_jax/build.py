@@ -25,7 +25,7 @@ from posebh_jax.clusters import ClusterConfig
 from posebh_jax.evaluate import Evaluator, Task
 from posebh_jax.method import PoseBHMethod, weight_shapes
 from posebh_jax.model import PoseBH, layer_ids, weight_decay_mask
-from posebh_jax.predict import Predictor
+from posebh_jax.predictor import Predictor
 from posebh_jax.prototypes import PrototypeConfig
 from posebh_jax.published import model_name
 from posebh_jax.vit import SIZES

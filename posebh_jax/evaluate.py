@@ -18,7 +18,7 @@ from pose_common.evaluation.published import GROUND_TRUTH
 from pose_common.evaluation.tasks import Score, evaluate_tasks, shown, shown_figure
 from pose_common.metrics import columns, evaluate
 from posebh_jax import visualise
-from posebh_jax.predict import HEADS, Predictor
+from posebh_jax.predictor import HEADS, Predictor
 from posebh_jax.published import published
 
 PARTS = ("body", "foot", "face", "lefthand", "righthand")

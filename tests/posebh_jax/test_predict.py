@@ -1,76 +1,176 @@
-"""Prediction: mirrored crops give mirrored keypoints, prototypes included; codecs; what a head cannot draw."""
+"""Prediction on pictures equals evaluation, from Python and by command."""
 
 from __future__ import annotations
 
-import jax
+import csv
+import json
+
+import cv2
 import numpy as np
 import pytest
 
+import boir_jax
+import posebh_jax
+from boir_jax.weights.convert import manifest_of as boir_manifest
+from data_pipelines.builders.synthetic import prepare_synthetic
 from data_pipelines.datasets import find_dataset
-from posebh_jax.predict import HEADS, PROTOTYPES, Predictor
-from tests.posebh_jax.step_program import global_batch, tiny_method
+from data_pipelines.records import open_records
+from data_pipelines.top_down.loader import Reading, eval_loader
+from data_pipelines.whole_image import loader as whole_image
+from pose_common.prediction.pictures import Picture
+from pose_common.weights.folder import save_weights
+from posebh_jax import predict
+from posebh_jax.predictor import Predictor
+from posebh_jax.weights.convert import manifest_of
+from tests.boir_jax import step_program as boir_program
+from tests.posebh_jax.step_program import global_batch, spread_embeddings, tiny_method
 from tests.settings import DARK_KERNEL
 
 pytestmark = pytest.mark.slow  # compiles whole models
 
+import jax  # noqa: E402
+
 
 @pytest.fixture(scope="module")
-def predictor_and_weights():
+def weights(tmp_path_factory):
+    """Folders of random weights: PoseBH (coco, aic, ap10k) and BoIR (crowdpose)."""
+    root = tmp_path_factory.mktemp("weights")
     method = tiny_method()
-    state = jax.jit(method.init)(jax.random.PRNGKey(0))
+    state = spread_embeddings(jax.jit(method.init)(jax.random.PRNGKey(0)))
     # Newly initialised heads draw nearly flat maps.
     params = jax.tree_util.tree_map_with_path(
         lambda path, x: 50 * x if "final" in jax.tree_util.keystr(path) else x, state.params
     )
-    return Predictor(method.model, method.datasets, method.input_size, True, DARK_KERNEL), {
-        **state.weights,
-        "params": params,
-    }
+    own = {**jax.device_get(state.weights), "params": jax.device_get(params)}
+    save_weights(root / "posebh", own, manifest_of(method.model, method.input_size, "tiny"))
+    finder = boir_program.tiny_method()
+    model = finder.model.clone(num_keypoints=14)
+    variables = jax.device_get(
+        boir_program.TinyMethod(model, 1, finder.optimizer, finder.losses, 2, 5).init_variables(jax.random.PRNGKey(0))
+    )
+    save_weights(root / "boir", variables, boir_manifest(model, "crowdpose", "tiny"))
+    return root
 
 
-def test_mirrored_crops_give_mirrored_maps(predictor_and_weights):
-    """With the flip test this holds whatever the network draws, for UDP, whose maps have the crop's mirror axis."""
-    predictor, weights = predictor_and_weights
-    protocol, image = find_dataset("coco"), global_batch()["image"]
-    plain = predictor.maps(weights, image, head=0, protocol=protocol)
-    mirrored = predictor.maps(weights, image[:, :, ::-1], head=0, protocol=protocol)
-    assert plain.keys() == {HEADS, PROTOTYPES}
-    for kind, maps in plain.items():
-        back = np.asarray(mirrored[kind])[:, :, ::-1][..., protocol.keypoints.flip_index]
-        # The same two maps, averaged in the other order.
-        np.testing.assert_allclose(back, maps, rtol=1e-5, atol=1e-6, err_msg=kind)
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """(data folder, its first pictures as files)."""
+    root = tmp_path_factory.mktemp("data")
+    prepare_synthetic(root, ["synthetic_coco"], num_train=1, num_val=3)
+    records = open_records("synthetic_coco", "val", root)
+    files = []
+    for row in range(3):
+        files.append(root / f"scene_{row}.jpg")
+        files[-1].write_bytes(records.image(row))
+    return root, files
 
 
-def test_flip_test_of_the_msra_codec_moves_the_mirrored_maps_by_one_cell(predictor_and_weights):
-    predictor, weights = predictor_and_weights
-    image, protocol = global_batch()["image"], find_dataset("ap10k")
-    plain = Predictor(predictor.model, predictor.datasets, predictor.input_size, False, DARK_KERNEL)
-    for kind, merged in predictor.maps(weights, image, head=2, protocol=protocol).items():
-        one = np.asarray(plain.maps(weights, image, head=2, protocol=protocol)[kind])
-        other = np.asarray(plain.maps(weights, image[:, :, ::-1], head=2, protocol=protocol)[kind])
-        other = other[:, :, ::-1][..., protocol.keypoints.flip_index]
-        expected = 0.5 * (one[:, :, 1:] + other[:, :, :-1])
-        # The same float32 arithmetic in another batch size.
-        np.testing.assert_allclose(merged[:, :, 1:], expected, rtol=1e-4, atol=1e-5, err_msg=kind)
+def test_given_boxes_equal_evaluation(weights, prepared):
+    root, files = prepared
+    protocol = find_dataset("coco")
+    loader = eval_loader("synthetic_coco", "val", data_dir=root, batch_size=4, input_size=(48, 64), reading=Reading(0))
+    instances = loader.source.instances
+    boxes = [instances.box[instances.image_index == row] for row in range(3)]
+    pose = posebh_jax.load(weights / "posebh")
+    found = list(pose(files, boxes=boxes, dataset="coco", batch_size=4))
+    assert [len(result) for result in found] == [len(rows) for rows in boxes]
+    predictor = Predictor(pose.predictors[True].model, pose.predictors[True].datasets, (48, 64), True, DARK_KERNEL)
+    expected = []
+    for batch in loader:
+        out = predictor(pose.weights, batch["image"], batch["inverse_warp"], head=0, protocol=protocol)
+        expected.append(np.asarray(out["heads"])[batch["valid"]])
+    # The same program on the same crops, in the same order: to the last digit.
+    np.testing.assert_array_equal(np.concatenate([result.keypoints for result in found]), np.concatenate(expected))
+    one = pose(files[0], boxes=boxes[0], batch_size=4)
+    np.testing.assert_array_equal(one.keypoints, found[0].keypoints)
 
 
-def test_the_warp_places_keypoints_in_the_image(predictor_and_weights):
-    predictor, weights = predictor_and_weights
-    image, protocol = global_batch()["image"][:4], find_dataset("coco")
-    identity = np.tile(np.array([[1, 0, 0], [0, 1, 0]], np.float32), (4, 1, 1))
-    moved = np.tile(np.array([[2, 0, 30], [0, 3, -7]], np.float32), (4, 1, 1))
-    crop = predictor(weights, image, identity, head=0, protocol=protocol)[HEADS]
-    placed = predictor(weights, image, moved, head=0, protocol=protocol)[HEADS]
-    np.testing.assert_allclose(placed[..., :2], np.asarray(crop)[..., :2] * (2, 3) + (30, -7), rtol=1e-5, atol=1e-3)
+def test_several_skeletons_and_forms_of_boxes(weights, prepared, tmp_path):
+    _, files = prepared
+    pose = posebh_jax.load(str(weights / "posebh"))
+    both = pose(files[0], dataset=("coco", "aic"), flip=False)
+    assert {name: result.keypoints.shape for name, result in both.items()} == {"coco": (1, 17, 3), "aic": (1, 14, 3)}
+    height, width = both["coco"].picture.image.shape[:2]
+    whole = pose(files[0], boxes=np.array([[0, 0, width, height]]), flip=False)
+    np.testing.assert_array_equal(whole.keypoints, both["coco"].keypoints)
+    document = [{"image": files[0].name, "category_id": 7, "bbox": [0, 0, width, height], "score": 0.5}]
+    (tmp_path / "boxes.json").write_text(json.dumps(document))
+    listed = list(pose(files[:2], boxes=tmp_path / "boxes.json", flip=False))
+    np.testing.assert_array_equal(listed[0].keypoints, whole.keypoints)
+    np.testing.assert_allclose(listed[0].scores, 0.5 * whole.scores, rtol=1e-6)
+    assert len(listed[1]) == 0 and listed[1].draw().shape == listed[1].picture.image.shape
+    prototypes = pose(files[0], maps="prototypes", flip=False)
+    assert not np.array_equal(prototypes.keypoints, whole.keypoints)
 
 
-def test_a_head_of_another_skeleton_is_refused(predictor_and_weights):
-    predictor, weights = predictor_and_weights
-    with pytest.raises(ValueError, match="'aic'.*needs 'coco'"):
-        predictor(
-            weights,
-            np.zeros((1, 64, 48, 3), np.uint8),
-            np.zeros((1, 2, 3), np.float32),
-            head=1,
-            protocol=find_dataset("coco"),
-        )
+def test_a_result_can_be_drawn_saved_and_converted(weights, prepared, tmp_path):
+    _, files = prepared
+    result = posebh_jax.load(weights / "posebh")(files[0], flip=False)
+    assert result.names == find_dataset("coco").keypoints.keypoints and len(result) == 1
+    assert result.draw(threshold=-1).shape == result.picture.image.shape
+    assert (result.draw(threshold=-1) != result.picture.image).any()
+    (entry,) = result.to_coco(image_id=9)
+    assert entry["image_id"] == 9 and len(entry["keypoints"]) == 51
+    np.testing.assert_allclose(np.reshape(entry["keypoints"], (17, 3)), result.keypoints[0], atol=6e-4)  # 3 decimals
+    rows = result.to_rows()
+    assert [row["keypoint"] for row in rows] == list(result.names) and rows[3]["x"] == result.keypoints[0, 3, 0]
+    assert cv2.imread(str(result.save(tmp_path / "drawn.png"))).shape == result.picture.image.shape
+    assert json.loads(result.save(tmp_path / "poses.json").read_text()) == result.to_coco()
+
+
+def test_mistakes_are_named(weights, prepared):
+    _, files = prepared
+    pose = posebh_jax.load(weights / "posebh")
+    with pytest.raises(ValueError, match="dataset 'cocoo': .* draws coco, aic, ap10k; did you mean 'coco'"):
+        pose(files[0], dataset="cocoo")
+    with pytest.raises(ValueError, match="positive sides"):
+        pose(files[0], boxes=np.array([[0, 0, -4, 5]]))
+    with pytest.raises(ValueError, match="boxes of 1 pictures were given, none for picture 1"):
+        list(pose(files[:2], boxes=[np.array([[0, 0, 4, 5]])]))
+    with pytest.raises((ValueError, OSError), match="nowhere"):
+        posebh_jax.load(weights / "nowhere")
+
+
+def test_boir_finds_the_people_for_posebh(weights, prepared, tmp_path):
+    root, files = prepared
+    find = boir_jax.load(weights / "boir", input_size=64)
+    people = find(files[0])
+    assert people.keypoints.shape[1:] == (14, 3) and list(people.scores) == sorted(people.scores, reverse=True)
+    loader = whole_image.eval_loader(
+        "synthetic_coco", "val", data_dir=root, batch_size=1, input_size=64, reading=Reading(0)
+    )
+    batch = next(batch for batch in loader if batch["image_id"][0] == loader.annotations.image_id[0])
+    out = find.predictor(find.weights, batch["image"], batch["inverse_warp"])
+    found = {tuple(pose.ravel()) for pose in np.asarray(out["keypoints"])[0][np.asarray(out["found"])[0]]}
+    assert {tuple(pose.ravel()) for pose in people.keypoints} <= found, "of evaluation's, those that are not suppressed"
+    poses = posebh_jax.load(weights / "posebh")(files[0], boxes=find, flip=False)
+    np.testing.assert_allclose(poses.boxes, people.boxes)
+
+
+def test_the_commands(weights, prepared, tmp_path, capsys):
+    root, files = prepared
+    out = tmp_path / "out"
+    arguments = [f"--checkpoint={weights / 'posebh'}", f"--out={out}", "--save=images,json,csv", "--batch_size=2"]
+    assert predict.main([str(root / "scene_*.jpg"), *arguments, "--dataset=coco,aic", "--no_flip"]) == 0
+    assert "3 pictures, 6 poses" in capsys.readouterr().out.splitlines()[-1]
+    assert {path.name for path in out.iterdir()} == {
+        *(f"scene_{row}_{name}.png" for row in range(3) for name in ("coco", "aic")),
+        "poses_coco.json", "poses_aic.json", "poses.csv",
+    }  # fmt: skip
+    with (out / "poses.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == 3 * (17 + 14)
+    assert predict.main([str(files[0]), *arguments, "--dataset=horse"]) == 1
+    assert predict.main([str(root / "absent.jpg"), *arguments]) == 1
+    assert predict.main([str(files[0]), *arguments, "--save=film"]) == 1
+    errors = capsys.readouterr().err
+    assert "error: dataset 'horse'" in errors and "absent.jpg: there is no such file" in errors and "film" in errors
+
+
+def test_rows_of_pictures_do_not_depend_on_the_batch(weights):
+    """Padding a batch, or other pictures in it, changes no pose."""
+    pose = posebh_jax.load(weights / "posebh")
+    pictures = [Picture(str(n), image) for n, image in enumerate(global_batch()["image"][:5])]
+    small, large = (list(pose(pictures, batch_size=size)) for size in (2, 5))
+    for one, other in zip(small, large, strict=True):
+        # Peaks of maps of two batch sizes: float32 sums in another order, times some 10 pixels a cell.
+        np.testing.assert_allclose(one.keypoints, other.keypoints, atol=0.01)

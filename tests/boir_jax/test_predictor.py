@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from boir_jax.predict import TRAINING_HEADS, Predictor
+from boir_jax.predictor import TRAINING_HEADS, Predictor
 from data_pipelines.skeletons import KeypointSet
 from tests.boir_jax.step_program import tiny_method
 from tests.settings import PROPOSALS

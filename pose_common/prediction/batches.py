@@ -1,0 +1,68 @@
+"""Rows of many pictures in batches of one size, handed back picture by picture."""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+Rows = dict[str, np.ndarray]
+
+
+class Job(NamedTuple):
+    """What one picture asks of the device.
+
+    Attributes:
+      tag: given back with the outputs.
+      kind: rows of one kind can share a batch (same shapes, same program).
+      rows: what goes through the device, an array of inputs each; may be empty.
+    """
+
+    tag: Any
+    kind: Hashable
+    rows: Sequence[Rows]
+
+
+def in_batches(
+    jobs: Iterable[Job], run: Callable[[Hashable, Rows], Rows], batch_size: int, patience: int = 64
+) -> Iterator[tuple[Any, list[Rows]]]:
+    """(tag, outputs of each row) of every job, in order.
+
+    A batch always has `batch_size` rows, so that each kind is compiled once; what is missing at the end is filled with
+    copies of the last row.
+
+    Args:
+      run: (kind, inputs with a leading batch axis) -> outputs with one.
+      patience: how many pictures may wait for their batch to fill; bounds memory.
+    """
+    waiting: collections.deque[tuple[Any, list[Rows | None]]] = collections.deque()
+    pending: dict[Hashable, list[tuple[list[Rows | None], int, Rows]]] = collections.defaultdict(list)
+
+    def flush(kind: Hashable) -> None:
+        entries = pending.pop(kind)
+        padded = [entry[2] for entry in entries] + [entries[-1][2]] * (batch_size - len(entries))
+        outputs = run(kind, {name: np.stack([row[name] for row in padded]) for name in padded[0]})
+        for number, (results, place, _) in enumerate(entries):
+            results[place] = {name: np.asarray(value)[number] for name, value in outputs.items()}
+
+    def finished() -> Iterator[tuple[Any, list[Rows]]]:
+        while waiting and all(result is not None for result in waiting[0][1]):
+            tag, results = waiting.popleft()
+            yield tag, [result for result in results if result is not None]
+
+    for job in jobs:
+        results: list[Rows | None] = [None] * len(job.rows)
+        waiting.append((job.tag, results))
+        for place, row in enumerate(job.rows):
+            pending[job.kind].append((results, place, row))
+            if len(pending[job.kind]) == batch_size:
+                flush(job.kind)
+        if len(waiting) > patience:
+            for kind in list(pending):
+                flush(kind)
+        yield from finished()
+    for kind in list(pending):
+        flush(kind)
+    yield from finished()

@@ -1,0 +1,190 @@
+"""Pictures to predict on, whatever they come as, one after the other.
+
+A picture is what a person sees: the orientation that a camera notes in the file (EXIF) is applied, and results are in
+the coordinates of the picture so turned. (Evaluation reads the files of a dataset as its annotations were made, see
+`data_pipelines.top_down.crops.decode`.)
+"""
+
+from __future__ import annotations
+
+import glob
+import pathlib
+import queue
+import threading
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple, TypeVar
+
+import cv2
+import numpy as np
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".gif")
+T = TypeVar("T")
+
+
+class Picture(NamedTuple):
+    """One picture.
+
+    Attributes:
+      name: its file's name, or `picture_<number>`.
+      image: uint8 [H, W, 3] RGB.
+      time: of a video's frame, in seconds; None for a still.
+    """
+
+    name: str
+    image: np.ndarray
+    time: float | None = None
+
+
+class PictureError(ValueError):
+    """Something that is no picture; names it."""
+
+
+def is_single(source: Any) -> bool:
+    """Whether `source` stands for exactly one picture."""
+    if isinstance(source, (str, pathlib.Path)):
+        path = pathlib.Path(source)
+        return path.suffix.lower() not in VIDEO_SUFFIXES and not path.is_dir() and not glob.has_magic(str(source))
+    return isinstance(source, (np.ndarray, Picture)) or _is_pillow(source)
+
+
+def pictures_of(source: Any) -> Iterator[Picture]:
+    """The pictures that `source` stands for.
+
+    Args:
+      source: a file, a folder (its pictures by name, not those of subfolders), a glob, a video, an RGB or grey array, a
+        Pillow image, or any iterable of these.
+
+    Raises:
+      PictureError: nothing there, or not a picture.
+    """
+    if isinstance(source, Picture):
+        yield source
+    elif isinstance(source, (str, pathlib.Path)):
+        yield from _from_path(str(source))
+    elif isinstance(source, np.ndarray) or _is_pillow(source):
+        yield Picture("picture_0", _from_array(source))
+    elif isinstance(source, Iterable):
+        for number, item in enumerate(source):
+            for picture in pictures_of(item):
+                named = picture.name != "picture_0"
+                yield picture if named else picture._replace(name=f"picture_{number}")
+    else:
+        raise PictureError(f"{type(source).__name__} is no picture: give a path, an array, a Pillow image or several")
+
+
+def count_of(source: Any) -> int | None:
+    """How many pictures there will be, where that is known beforehand."""
+    if is_single(source):
+        return 1
+    if isinstance(source, (str, pathlib.Path)):
+        path = pathlib.Path(source)
+        return None if path.suffix.lower() in VIDEO_SUFFIXES else len(_files(str(source)))
+    return len(source) if hasattr(source, "__len__") else None
+
+
+def _from_path(source: str) -> Iterator[Picture]:
+    for path in _files(source):
+        if path.suffix.lower() in VIDEO_SUFFIXES:
+            yield from _frames(path)
+        else:
+            yield Picture(path.name, read_picture(path))
+
+
+def _files(source: str) -> list[pathlib.Path]:
+    path = pathlib.Path(source)
+    if path.is_dir():
+        found = sorted(child for child in path.iterdir() if child.suffix.lower() in SUFFIXES)
+        if not found:
+            raise PictureError(f"{source}: the folder has no pictures ({', '.join(SUFFIXES)})")
+    elif path.exists():
+        found = [path]
+    else:
+        found = sorted(map(pathlib.Path, glob.glob(source, recursive=True)))
+        if not found:
+            raise PictureError(f"{source}: there is no such file or folder, and no file fits it as a pattern")
+    return found
+
+
+def read_picture(path: str | pathlib.Path) -> np.ndarray:
+    """A file as uint8 [H, W, 3] RGB, turned upright.
+
+    Raises:
+      PictureError: it cannot be decoded.
+    """
+    data = np.fromfile(path, np.uint8)
+    image = cv2.imdecode(data, cv2.IMREAD_COLOR) if len(data) else None
+    if image is None:
+        raise PictureError(f"{path}: cannot be decoded as a picture ({len(data)} bytes)")
+    return np.ascontiguousarray(image[..., ::-1])
+
+
+def _from_array(source: Any) -> np.ndarray:
+    if _is_pillow(source):
+        from PIL import ImageOps
+
+        source = np.asarray(ImageOps.exif_transpose(source).convert("RGB"))
+    if source.ndim == 2:
+        source = np.repeat(source[..., None], 3, axis=2)
+    if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3 or 0 in source.shape:
+        raise PictureError(
+            f"an array {source.dtype} {list(source.shape)} is no picture: give uint8 [height, width, 3], RGB"
+        )
+    return np.ascontiguousarray(source)
+
+
+def _is_pillow(source: Any) -> bool:
+    return hasattr(source, "getexif") and hasattr(source, "convert")
+
+
+def _frames(path: pathlib.Path) -> Iterator[Picture]:
+    """One frame at a time; needs PyAV."""
+    try:
+        import av
+    except ImportError as error:
+        raise PictureError(f"{path}: reading videos needs PyAV: pip install av") from error
+    try:
+        with av.open(str(path)) as container:
+            stream = container.streams.video[0]
+            stream.thread_type = "AUTO"
+            for number, frame in enumerate(container.decode(stream)):
+                image = frame.to_ndarray(format="rgb24")
+                turned = np.ascontiguousarray(np.rot90(image, (getattr(frame, "rotation", 0) // 90) % 4))
+                yield Picture(f"{path.stem}_{number:06d}", turned, float(frame.time or 0.0))
+    except (av.error.FFmpegError, IndexError) as error:
+        raise PictureError(f"{path}: cannot be read as a video: {error}") from error
+
+
+def ahead(items: Iterable[T], size: int = 8) -> Iterator[T]:
+    """The items, made by a thread up to `size` ahead, so that decoding does not wait for the device."""
+    ready: queue.Queue = queue.Queue(size)
+    stop, end = threading.Event(), object()
+
+    def put(item) -> None:
+        while not stop.is_set():
+            try:
+                return ready.put(item, timeout=0.1)
+            except queue.Full:
+                continue
+
+    def fill() -> None:
+        try:
+            for item in items:
+                put((item, None))
+                if stop.is_set():
+                    return
+            put((end, None))
+        except BaseException as error:  # handed to the reader, whatever it is
+            put((end, error))
+
+    threading.Thread(target=fill, daemon=True).start()
+    try:
+        while True:
+            item, error = ready.get()
+            if error is not None:
+                raise error
+            if item is end:
+                return
+            yield item
+    finally:
+        stop.set()

@@ -1,0 +1,131 @@
+"""Pictures as people have them, in batches of one size."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from pose_common.prediction.batches import Job, in_batches
+from pose_common.prediction.pictures import Picture, PictureError, ahead, count_of, is_single, pictures_of, read_picture
+
+
+def image(height=6, width=9, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for number in range(3):
+        cv2.imwrite(str(tmp_path / f"{number}.png"), image(seed=number)[..., ::-1])
+    (tmp_path / "notes.txt").write_text("no picture")
+    return tmp_path
+
+
+def test_every_form_gives_the_same_picture(folder):
+    expected = image()
+    forms = [folder / "0.png", str(folder / "0.png"), expected, Image.fromarray(expected), Picture("a", expected)]
+    for form in forms:
+        assert is_single(form) and count_of(form) == 1
+        (picture,) = pictures_of(form)
+        np.testing.assert_array_equal(picture.image, expected)
+    grey = expected[..., 0]
+    (picture,) = pictures_of(grey)
+    np.testing.assert_array_equal(picture.image, np.stack([grey] * 3, axis=-1))
+
+
+def test_folders_patterns_and_lists(folder):
+    for source in (
+        folder,
+        str(folder / "*.png"),
+        [folder / f"{n}.png" for n in range(3)],
+        [image(seed=n) for n in range(3)],
+    ):
+        assert not is_single(source) and count_of(source) == 3
+        pictures = list(pictures_of(source))
+        for number, picture in enumerate(pictures):
+            np.testing.assert_array_equal(picture.image, image(seed=number))
+        assert len({picture.name for picture in pictures}) == 3
+
+
+@pytest.mark.parametrize(
+    "orientation, turns, mirrored", [(1, 0, False), (2, 0, True), (3, 2, False), (6, 3, False), (8, 1, False)]
+)
+def test_what_a_camera_notes_of_its_orientation_is_applied(tmp_path, orientation, turns, mirrored):
+    stored = np.zeros((40, 64, 3), np.uint8)
+    stored[:20, :32] = 255  # a bright corner that tells all turns apart
+    upright = np.rot90(stored[:, ::-1] if mirrored else stored, turns)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(stored).save(tmp_path / "photo.jpg", exif=exif, quality=95)
+    found = read_picture(tmp_path / "photo.jpg")
+    assert found.shape == upright.shape
+    assert np.abs(found.astype(int) - upright).mean() < 3  # JPEG
+    (pillow,) = pictures_of(Image.open(tmp_path / "photo.jpg"))
+    assert np.abs(found.astype(int) - pillow.image).mean() < 3
+
+
+def test_what_is_no_picture_is_named(tmp_path):
+    (tmp_path / "broken.jpg").write_bytes(b"no picture")
+    for source, message in (
+        (tmp_path / "absent.jpg", "absent.jpg: there is no such file"),
+        (tmp_path / "*.bmp", "bmp: there is no such file"),
+        (tmp_path / "broken.jpg", "broken.jpg: cannot be decoded"),
+        (np.zeros((4, 4, 4), np.uint8), "give uint8"),
+        (np.zeros((4, 4, 3)), "float64"),
+        (7, "int is no picture"),
+    ):
+        with pytest.raises(PictureError, match=message):
+            list(pictures_of(source))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(PictureError, match="has no pictures"):
+        list(pictures_of(tmp_path / "empty"))
+
+
+def test_a_video_is_read_frame_by_frame(tmp_path):
+    av = pytest.importorskip("av", reason="PyAV is not installed")
+    path = tmp_path / "clip.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for number in range(5):
+            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 50 * number, np.uint8), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    pictures = list(pictures_of(path))
+    assert [round(picture.time, 3) for picture in pictures] == [0.0, 0.1, 0.2, 0.3, 0.4]
+    assert [round(picture.image.mean() / 50) for picture in pictures] == [0, 1, 2, 3, 4]
+
+
+def test_batches_have_one_size_and_results_come_back_in_order():
+    rng = np.random.default_rng(0)
+    sizes = []
+
+    def run(kind, rows):
+        sizes.append((kind, len(rows["x"])))
+        return {"y": rows["x"] + (100 if kind == "b" else 0)}
+
+    counts = rng.integers(0, 5, 40)
+    jobs = [
+        Job(tag, "ab"[tag % 2], [{"x": np.float32(10 * tag + row)} for row in range(count)])
+        for tag, count in enumerate(counts)
+    ]
+    found = list(in_batches(iter(jobs), run, batch_size=4, patience=3))
+    assert [tag for tag, _ in found] == list(range(40))
+    for tag, rows in found:
+        assert [float(row["y"]) for row in rows] == [10 * tag + row + 100 * (tag % 2) for row in range(counts[tag])]
+    assert {size for _, size in sizes} == {4}
+
+
+def test_reading_ahead_keeps_order_and_hands_errors_on():
+    assert list(ahead(range(100), size=3)) == list(range(100))
+
+    def broken():
+        yield 1
+        raise PictureError("the second is none")
+
+    reader = ahead(broken())
+    assert next(reader) == 1
+    with pytest.raises(PictureError, match="the second is none"):
+        next(reader)
