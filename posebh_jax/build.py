@@ -210,6 +210,7 @@ def read_run(path: str | pathlib.Path, mesh: Mesh) -> Conversion | None:
 
 def _options(config: ConfigDict) -> Options:
     return Options(
+        expected=tuple((dataset.name, dataset.num_keypoints) for dataset in configuration.datasets(config)),
         num_heads=SIZES[config.size].num_heads,
         input_size=tuple(config.input_size),
         activation=config.embedding_activation,

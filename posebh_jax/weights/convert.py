@@ -60,6 +60,7 @@ class Options:
 
     Attributes:
       datasets: names of the heads, in order.
+      expected: (name, keypoints) of the caller's datasets, which name the heads of a file where the counts are these.
       num_heads: attention heads.
       input_size: (width, height) of the crops.
       num_experts: experts to make where the weights have none.
@@ -68,6 +69,7 @@ class Options:
     """
 
     datasets: tuple[str, ...] | None = None
+    expected: tuple[tuple[str, int], ...] = ()
     num_heads: int | None = None
     input_size: tuple[int, int] | None = None
     num_experts: int | None = None
@@ -143,6 +145,8 @@ def describe(contents: Contents, options: Options, source: pathlib.Path | None) 
     size = backbone_size(contents, num_heads, contents.part_features)
     notes = []
     names = options.datasets or dataset_names(contents.keypoints, stem)
+    if options.datasets is None and contents.keypoints == tuple(count for _, count in options.expected):
+        names = tuple(name for name, _ in options.expected)
     if not contents.keypoints:
         names = ()
     elif names is None:

@@ -41,7 +41,9 @@ def start_from(conversion: Conversion, initial: Mapping[str, Any], model: PoseBH
         loaded = _as_head_of(model.datasets[0][0], fold, loaded)
     loaded, new = _for_datasets(model, manifest["datasets"], loaded, start)
     taken = take_parts(loaded, start, _part, conversion.title)
-    return dataclasses.replace(taken, fresh=tuple(sorted([*taken.fresh, *new])))
+    # A collection without arrays, such as the baseline's prototypes, is there all the same.
+    tree = {**dict.fromkeys(initial, {}), **taken.tree}
+    return dataclasses.replace(taken, tree=tree, fresh=tuple(sorted([*taken.fresh, *new])))
 
 
 def _as_head_of(new: str, old: str, tree: Mapping[str, Any]) -> dict[str, Any]:

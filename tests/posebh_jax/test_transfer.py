@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from configs import mdt, transfer
+from configs import mdt, multi_head, transfer
 from data_pipelines.builders.interhand2d import InterHand2d
 from data_pipelines.builders.synthetic import prepare_synthetic
 from pose_common.training.mesh import make_mesh
@@ -17,6 +17,8 @@ from pose_common.training.stages import make_stages, stage_index
 from pose_common.weights.folder import load_weights, save_weights
 from pose_common.weights.keys import flatten
 from posebh_jax import build, configuration, main
+from posebh_jax.weights.convert import manifest_of
+from scripts import convert_weights
 from tests.golden_files import shared_path
 
 pytestmark = pytest.mark.slow  # trains through two configurations
@@ -178,3 +180,25 @@ def test_evaluation_needs_weights_for_every_part(mixture, tmp_path):
     config.checkpoint = str(tmp_path / "heads")
     with pytest.raises(ValueError, match="nothing for embedding, prototypes/bank"):
         build.load_weights(config, make_mesh())
+
+
+@pytest.mark.parametrize("datasets", [("synthetic_coco", "synthetic_mpii"), ("synthetic_coco",)])
+def test_the_baseline_is_evaluated_from_a_file_of_the_original_names(datasets, tmp_path):
+    """A file that does not name its heads, with as many keypoints as the configuration's datasets have."""
+    prepare_synthetic(tmp_path, ["synthetic_coco"], num_train=1, num_val=2)
+    config = small(multi_head.get_config("demo"), "synthetic_coco", tmp_path)
+    config.datasets = datasets
+    method = build.make_method(config, 1)
+    weights = jax.device_get(jax.jit(method.init)(jax.random.key(5)).weights)
+    manifest = manifest_of(method.model, (48, 64), "baseline")
+    save_weights(tmp_path / "folder", weights, manifest)
+    assert convert_weights.main([str(tmp_path / "folder"), f"--to={tmp_path / 'file.safetensors'}"]) == 0
+    for checkpoint in ("folder", "file.safetensors"):
+        config.checkpoint = str(tmp_path / checkpoint)
+        metrics = main.evaluate(config, tmp_path / "out")
+        assert set(metrics) == {"synthetic_coco/heads"}
+    config.init_from, config.checkpoint = config.checkpoint, ""
+    loaded = build.make_start(config, method.model, make_mesh())(jax.jit(method.init)(jax.random.key(6)))
+    expected = flatten(weights)
+    for name, value in flatten(jax.device_get(loaded.weights)).items():
+        np.testing.assert_array_equal(value, expected[name], err_msg=name)
