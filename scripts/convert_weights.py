@@ -5,10 +5,11 @@
     python -m scripts.convert_weights workdir/mdt --to=mdt.pth
 
 The first form recognises PoseBH, ViTPose++, single-dataset and plain ViTPose, MAE backbones, Hugging Face's
-VitPose, BoIR, and HRNet's ImageNet weights; it prints what it recognised and what became of each entry. The
-others write the original code's names, as `.pth`, `.pth.tar` or `.safetensors`, of a folder of weights or of a model
-trained here (a working directory: its newest checkpoint; or one checkpoint's folder); with a folder as `--to` they
-write a folder of weights. `.pth` files need PyTorch (the `torch` extra), and no code from a file is ever run.
+VitPose, BoIR, and HRNet's ImageNet weights, in files or in folders as the Hugging Face hub has them; it prints what it
+recognised and what became of each entry. The others write the original code's names, as `.pth`, `.pth.tar` or
+`.safetensors`, of a folder of weights or of a model trained here (a working directory: its newest checkpoint; or one
+checkpoint's folder); with a folder as `--to` they write a folder of weights. `.pth` files need
+PyTorch (the `torch` extra), and no code from a file is ever run.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from boir_jax import build as boir_build
 from boir_jax.weights import convert as boir
 from pose_common.training.mesh import make_mesh
 from pose_common.weights.folder import is_weights, load_weights, save_weights
-from pose_common.weights.keys import COUNTER, Conversion, flatten
+from pose_common.weights.keys import COUNTER, Conversion, flatten, unrecognised
 from pose_common.weights.torch_files import SUFFIXES, TorchMissing, read_state, write_state
 from posebh_jax import build as posebh_build
 from posebh_jax.weights import convert as posebh
@@ -81,7 +82,7 @@ def _convert(args: argparse.Namespace) -> None:
     state = read_state(args.source)
     conversion = posebh.convert(state, options, args.source) or boir.convert(state, args.datasets)
     if conversion is None:
-        raise ValueError(f"{args.source} holds no weights that are recognised")
+        raise ValueError(f"{args.source} holds no weights that are recognised but {unrecognised(state)}")
     weights, manifest = _fold(args, conversion.weights, conversion.manifest)
     save_weights(args.to, weights, manifest)
     _report(args, conversion, manifest)

@@ -16,11 +16,21 @@ import numpy as np
 from boir_jax.aspp import DILATIONS
 from boir_jax.hrnet import branch_widths
 from boir_jax.model import BoIR
-from boir_jax.weights.keys import CLASSIFIER, COUNTERS, backbone_rules, boir_rules
+from boir_jax.weights.keys import CLASSIFIER, backbone_rules, boir_rules
 from data_pipelines.datasets import DATASETS
 from pose_common.weights import keys as port
 from pose_common.weights.folder import is_weights, load_weights
-from pose_common.weights.keys import COUNTER, VARIANCE, Conversion, PortError, flatten, own_weights, unflatten
+from pose_common.weights.keys import (
+    COUNTER,
+    EXTRAS,
+    VARIANCE,
+    Conversion,
+    PortError,
+    flatten,
+    own_weights,
+    unflatten,
+    unrecognised,
+)
 from pose_common.weights.torch_files import read_state
 
 METHOD = "boir"
@@ -62,9 +72,10 @@ def read_weights(
             problem = f"{path} holds weights of another method: {manifest.get('family')}"
             raise PortError("not recognised", [problem])
         return own_weights(weights, manifest)
-    conversion = convert(read_state(path), dataset, dilations)
+    state = read_state(path)
+    conversion = convert(state, dataset, dilations)
     if conversion is None:
-        raise PortError("not recognised", [f"{path} holds no weights of BoIR or HRNet"])
+        raise PortError("not recognised", [f"{path} holds no weights of BoIR or HRNet but {unrecognised(state)}"])
     return conversion
 
 
@@ -89,7 +100,7 @@ def convert(
         network = network_sizes(prefixed, BACKBONE_WIDTHS)
         keypoint_set, family = None, f"HRNet-W{branch_widths(network['width'])[0]}, ImageNet"
         rules = backbone_rules()
-        dropped: tuple[str, ...] = (COUNTERS, CLASSIFIER)
+        dropped: tuple[str, ...] = (*EXTRAS, CLASSIFIER)
     elif any(name.startswith("backbone.stage2.") for name in shapes) and any(
         name.startswith(("kpt_head.", "multihead.")) for name in shapes
     ):
@@ -101,7 +112,7 @@ def convert(
         family = f"BoIR-W{branch_widths(network['width'])[0]}, {network['num_keypoints']} keypoints"
         family += f" of {keypoint_set}" if keypoint_set else ""
         family += "" if training else ", for inference"
-        rules, dropped = boir_rules(dilations), (COUNTERS,)
+        rules, dropped = boir_rules(dilations), EXTRAS
     else:
         return None
     manifest = {

@@ -61,14 +61,22 @@ class Checkpoints:
         )
 
     def read_info(self, step: int) -> dict[str, Any]:
-        """The `info` that was saved with a step."""
-        return self._manager.restore(step, args=ocp.args.Composite(**{INFO: ocp.args.JsonRestore()}))[INFO]
+        """The `info` that was saved with a step.
+
+        Raises:
+          ValueError: it is not there, or damaged.
+        """
+        try:
+            return self._manager.restore(step, args=ocp.args.Composite(**{INFO: ocp.args.JsonRestore()}))[INFO]
+        except (ValueError, KeyError, OSError) as error:
+            raise ValueError(f"{self._title(step)} is damaged: {error}.{self._way_out(step)}") from error
 
     def restore(self, step: int, shapes: TrainState, shardings: TrainState) -> TrainState:
         """The state saved at `step`, laid out by `shardings`, whatever number of devices wrote it.
 
         Raises:
-          ValueError: the saved arrays' names or shapes are not those of `shapes`; nothing is restored then.
+          ValueError: files are missing or damaged, or the saved arrays' names or shapes are not those of `shapes`;
+            nothing is restored then.
         """
         abstract = _abstract(shapes, shardings)
         training = {"step": abstract.step, "opt_state": abstract.opt_state, "rng": abstract.rng}
@@ -84,15 +92,54 @@ class Checkpoints:
         arguments = {name: ocp.args.StandardRestore(item) for name, item in items.items()}
         try:
             return self._manager.restore(step, args=ocp.args.Composite(**arguments))
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"the checkpoint {self.directory / str(step)} does not fit this configuration: {error}"
-            ) from error
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            misfits = self._misfits(step, items)
+            if misfits:
+                problem = f"does not fit this configuration: {'; '.join(misfits)}."
+            else:
+                problem = f"is damaged: {error}.{self._way_out(step)}"
+            raise ValueError(f"{self._title(step)} {problem}") from error
+
+    def _misfits(self, step: int, items: dict[str, Any]) -> list[str]:
+        """The first arrays that a checkpoint has otherwise than they are asked for; none where it cannot be told."""
+        try:
+            handler, folder = ocp.StandardCheckpointHandler(), self._manager.directory / str(step)
+            stored = {name: _named_shapes(handler.metadata(folder / name).tree) for name in items}
+        except Exception:  # what a damaged file makes Orbax do
+            return []
+        lines = []
+        for item, tree in items.items():
+            wanted = _named_shapes(tree)
+            for name in sorted(wanted.keys() | stored[item].keys()):
+                here, there = wanted.get(name, "nothing"), stored[item].get(name, "nothing")
+                if here != there:
+                    lines.append(f"{name} is {there} in the checkpoint, {here} here")
+        return lines[:5] + ["..."] * (len(lines) > 5)
+
+    def _title(self, step: int) -> str:
+        return f"the checkpoint {self.directory / str(step)}"
+
+    def _way_out(self, step: int) -> str:
+        """What else there is to go on from."""
+        before = [other for other in self._manager.all_steps() if other < step]
+        return (
+            f" Before it there is {max(before)}, from which a run resumes once {step} is moved away." if before else ""
+        )
 
     def close(self) -> None:
         """Waits until everything is on disk."""
         self._manager.wait_until_finished()
         self._manager.close()
+
+
+def _named_shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    """{"params/head/kernel": shape} of a tree whose leaves have shapes."""
+
+    def part(key: Any) -> str:
+        return str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key))))
+
+    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda leaf: hasattr(leaf, "shape"))
+    return {"/".join(map(part, path)): tuple(leaf.shape) for path, leaf in leaves}
 
 
 def _abstract(shapes: Any, shardings: Any) -> Any:

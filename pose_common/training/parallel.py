@@ -90,8 +90,13 @@ class PmapStrategy:
         return run
 
     def put(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """This process's rows, split over its devices: [B, ...] -> [devices, B / devices, ...]."""
+        """This process's rows, split over its devices: [B, ...] -> [devices, B / devices, ...].
+
+        Raises:
+          ValueError: they do not divide over the devices.
+        """
         count = jax.local_device_count()
+        _check_rows(batch, count)
         return {name: rows.reshape(count, -1, *rows.shape[1:]) for name, rows in batch.items()}
 
     def to_global(self, state: Any) -> Any:
@@ -139,6 +144,20 @@ def make_strategy(parallel: str, fsdp: int = 1, fsdp_min_size: int = 2**16) -> S
 
 
 def put_rows(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """This process's rows of a batch -> arrays of the global batch, rows split over all devices."""
+    """This process's rows of a batch -> arrays of the global batch, rows split over all devices.
+
+    Raises:
+      ValueError: they do not divide over this process's devices.
+    """
+    _check_rows(batch, len(mesh.local_devices))
     sharding = meshes.batch_sharding(mesh)
     return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
+
+
+def _check_rows(batch: dict[str, np.ndarray], devices: int) -> None:
+    for name, rows in batch.items():
+        if len(rows) % devices:
+            raise ValueError(
+                f"{len(rows)} rows of {name!r} do not divide over {devices} devices; config.batch_size and "
+                "config.eval_batch_size must be multiples of the number of devices"
+            )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import pathlib
 import re
 from collections.abc import Mapping
@@ -25,6 +26,7 @@ class MetricWriter:
         if enabled:
             self.path = pathlib.Path(workdir) / "metrics.jsonl"
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            _end_line(self.path)
             self._lines = self.path.open("a", encoding="utf8")
             self._board = tensorboardX.SummaryWriter(str(self.path.parent / "tensorboard"))
 
@@ -49,12 +51,33 @@ class MetricWriter:
             self._board.close()
 
 
+def _end_line(path: pathlib.Path) -> None:
+    """Takes away half a last line, which a process that was killed may leave: the next row would be glued to it."""
+    if not path.exists():
+        return
+    content = path.read_bytes()
+    whole = content.rfind(b"\n") + 1
+    if whole < len(content):
+        logging.warning("%s: its last line was cut, and is taken away", path)
+        os.truncate(path, whole)
+
+
 def read_metrics(path: str | pathlib.Path) -> list[dict]:
-    """The rows of a `metrics.jsonl`; later rows win where a resumed run wrote a step again."""
+    """The rows of a `metrics.jsonl`; later rows win where a resumed run wrote a step again.
+
+    A cut last line is left out: the run may be writing it.
+
+    Raises:
+      ValueError: another line is damaged; names it.
+    """
     rows: dict[tuple, dict] = {}
-    for line in pathlib.Path(path).read_text(encoding="utf8").splitlines():
-        row = json.loads(line)
-        rows[row["split"], row["step"]] = row
+    lines = pathlib.Path(path).read_text(encoding="utf8", errors="replace").split("\n")
+    for number, line in enumerate(lines[:-1], start=1):  # what is behind the last newline is no line yet
+        try:
+            row = json.loads(line)
+            rows[row["split"], row["step"]] = row
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path}, line {number} is damaged: {line[:80]!r}") from error
     return sorted(rows.values(), key=lambda row: (row["split"], row["step"]))
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from pose_common.weights.keys import flatten, unflatten
+from pose_common.weights.keys import flatten, not_finite, unflatten
 
 ARRAYS, MANIFEST = "arrays", "manifest.json"
 FORMAT = "posebh-boir-jax weights 1"
@@ -63,18 +63,12 @@ def load_weights(path: str | pathlib.Path) -> tuple[dict[str, Any], dict[str, An
     """(nested tree of numpy arrays, manifest) of a folder; the caller lays the arrays out on its devices.
 
     Raises:
-      WeightsError: no weights there, or arrays that are missing or not those of the manifest.
+      WeightsError: no weights there, or arrays that are missing, not those of the manifest, or not finite.
     """
     root = epath.Path(path).absolute()
     if not is_weights(root):
         raise WeightsError(f"{root} holds no finished weights: it has no {MANIFEST}")
-    try:
-        content = json.loads((root / MANIFEST).read_text())
-        known, model, described = content["format"] == FORMAT, content["model"], content["arrays"]
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise WeightsError(f"{root / MANIFEST} is damaged: {error!r}") from error
-    if not known:
-        raise WeightsError(f"{root / MANIFEST}: unknown format {content['format']!r}, this program reads {FORMAT!r}")
+    model, described = _read_manifest(root / MANIFEST)
     target = unflatten({name: jax.ShapeDtypeStruct(e["shape"], e["dtype"]) for name, e in described.items()})
     try:
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
@@ -88,11 +82,29 @@ def load_weights(path: str | pathlib.Path) -> tuple[dict[str, Any], dict[str, An
     return weights, model
 
 
+def _read_manifest(path: epath.Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(the caller's description, {name: {"shape", "dtype"}}), of the form that `save_weights` writes."""
+    try:
+        content = json.loads(path.read_text())
+        known, model, described = content["format"] == FORMAT, dict(content["model"]), dict(content["arrays"])
+        for entry in described.values() if known else ():
+            if not all(type(length) is int and length >= 0 for length in entry["shape"]):
+                raise ValueError(f"a shape of {entry['shape']}")
+            np.dtype(entry["dtype"])
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise WeightsError(f"{path} is damaged: {error!r}") from error
+    if not known:
+        raise WeightsError(f"{path}: unknown format {content['format']!r}, this program reads {FORMAT!r}")
+    return model, described
+
+
 def _compare(root: epath.Path, described: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
     problems = [
         f"{name} is {value.dtype} {list(value.shape)}, the manifest says {described[name]}"
         for name, value in arrays.items()
         if [list(value.shape), str(value.dtype)] != [described[name]["shape"], described[name]["dtype"]]
     ]
+    for name, value in arrays.items():
+        problems += not_finite(name, value)
     if problems:
         raise WeightsError(f"{root} is damaged:\n  " + "\n  ".join(problems))

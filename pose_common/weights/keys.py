@@ -27,6 +27,27 @@ DECONV = (2, 3, 0, 1)  # [in, out, kh, kw] -> [kh, kw, in, out]
 
 VARIANCE, COUNTER = ".running_var", ".num_batches_tracked"
 
+EXTRAS = (
+    rf".*\{COUNTER}",  # of torch's batch norms
+    r"data_preprocessor\..*",  # MMPose 1.x's mean and deviation of pixels
+    r"ema_.*|n_averaged|steps",  # running means of the weights that a trainer keeps beside them, and their numbers
+)
+"""Regular expressions of entries that carry no weights of a model; they are left out wherever they are."""
+
+METHODS = (
+    "PoseBH, ViTPose and ViTPose++ (names of the original codes, MMPose 1.x or Hugging Face), vision transformers "
+    "of MAE or alike, BoIR, HRNet's ImageNet weights"
+)
+# What names tell of weights that no method here has.
+LOOKS = {
+    r"backbone\.stage2\.0\.branches\..*": "an HRNet with a head that is not BoIR's",
+    r"(backbone\.)?layer1\.0\.conv1\.weight": "a ResNet or alike",
+    r".*\.relative_position_bias_table": "a Swin transformer",
+    r"(\w+\.)?(embeddings\.cls_token|encoder\.layer\.\d+\..*)": "a Hugging Face transformer other than VitPose",
+    r"(vision_model|text_model|visual)\..*": "CLIP",
+    r"params/.*": "arrays of this project's own names outside their folder",
+}
+
 _PLACEHOLDER = re.compile(r"\{(\w+)(?:\+(\d+))?\}")
 
 
@@ -111,6 +132,17 @@ class Conversion:
 def own_weights(weights: dict[str, Any], manifest: dict[str, Any]) -> Conversion:
     """Weights that have this project's names already, as what a conversion yields."""
     return Conversion(manifest["family"], weights, manifest, Ported({}, tuple(flatten(weights)), (), ()))
+
+
+def unrecognised(names: Iterable[str]) -> str:
+    """What weights of no known method look like, and what is accepted."""
+    names = list(names)
+    looks = [look for pattern, look in LOOKS.items() if any(re.fullmatch(pattern, name) for name in names)]
+    examples = ", ".join(map(repr, names[:3]))
+    return (
+        f"{len(names)} entries such as {examples}, which look like {looks[0] if looks else 'nothing that is known'}; "
+        f"accepted are {METHODS}"
+    )
 
 
 def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
@@ -260,7 +292,7 @@ def _fill(
         if path not in tree:
             tree[path] = np.empty(targets[path].shape, np.float32)
         source = state.pop(name)
-        problems += _not_finite(name, source)
+        problems += not_finite(name, source)
         slot.view(tree[path])[...] = source
     if problems:
         raise PortError("weights that are not finite", problems)
@@ -272,7 +304,8 @@ def is_float(dtype: Any) -> bool:
     return np.issubdtype(dtype, np.floating) or dtype == ml_dtypes.bfloat16
 
 
-def _not_finite(name: str, values: np.ndarray) -> list[str]:
+def not_finite(name: str, values: np.ndarray) -> list[str]:
+    """What to say of an array with NaN or infinite entries."""
     bad = values.size - int(np.count_nonzero(np.isfinite(values)))
     return [f"{name} has {bad} of {values.size} entries that are NaN or infinite"] if bad else []
 

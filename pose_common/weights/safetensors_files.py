@@ -1,117 +1,121 @@
-"""The safetensors format: an 8-byte header length, a JSON header, then the arrays' bytes, little-endian.
+"""Files of the safetensors format, through the `safetensors` package: no code in them, every size checked.
 
-Small enough to read here, strictly and memory-mapped; so such files need neither PyTorch nor a package.
+The package checks the header (its length, JSON, types, that the arrays fill the file without holes) before it
+touches an array, and maps the file into memory. What is added here: errors that name the entry.
 """
 
 from __future__ import annotations
 
+import collections
+import itertools
 import json
 import math
 import pathlib
+import reprlib
 from collections.abc import Mapping
 from typing import Any
 
 import ml_dtypes
 import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 DTYPES = {
-    "F64": np.dtype("<f8"),
-    "F32": np.dtype("<f4"),
-    "F16": np.dtype("<f2"),
+    "F64": np.dtype("f8"),
+    "F32": np.dtype("f4"),
+    "F16": np.dtype("f2"),
     "BF16": np.dtype(ml_dtypes.bfloat16),
-    "I64": np.dtype("<i8"),
-    "I32": np.dtype("<i4"),
-    "I16": np.dtype("<i2"),
+    "I64": np.dtype("i8"),
+    "I32": np.dtype("i4"),
+    "I16": np.dtype("i2"),
     "I8": np.dtype("i1"),
     "U8": np.dtype("u1"),
     "BOOL": np.dtype("?"),
 }
-METADATA = "__metadata__"
+"""Types that files of weights have. The format knows more, such as eight-bit floats, which are refused by name."""
+
+NO_WEIGHTS = "which weights never have"
 MAX_HEADER = 100_000_000
+"""Bytes; the package reads no longer ones."""
 
 
 def read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """Name -> read-only array, mapped from the file.
+    """Name -> array.
 
     Raises:
-      ValueError: the header is damaged, or the arrays do not fill the file exactly.
+      ValueError: the header is damaged, the arrays do not fill the file exactly, or one is of a type that weights
+        never have.
+    """
+    try:
+        with safe_open(path, framework="np") as file:
+            _header(path)  # of two entries with one name the package would take the last
+            types = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
+            odd = [f"{name!r} has type {code}, {NO_WEIGHTS}" for name, code in types.items() if code not in DTYPES]
+            if odd:
+                raise ValueError("; ".join(odd))
+            arrays = {name: file.get_tensor(name) for name in types}
+    except SafetensorError as error:
+        raise ValueError("; ".join([f"cut or damaged: {error}", *_misfits(path)])) from error
+    if not arrays:
+        raise ValueError("it holds no arrays")
+    return arrays
+
+
+def write_safetensors(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes float, integer or bool arrays.
+
+    Raises:
+      ValueError: an array of another type.
+    """
+    for name, array in arrays.items():
+        if array.dtype not in DTYPES.values():
+            raise ValueError(f"{name!r} has type {array.dtype}, {NO_WEIGHTS}")
+    # `asarray` with an order keeps the shape [] of numbers, which `ascontiguousarray` makes [1].
+    whole = {name: np.asarray(array, order="C") for name, array in arrays.items()}
+    save_file(whole, path, metadata={"format": "pt"})
+
+
+def _header(path: pathlib.Path) -> tuple[Any, int]:
+    """(the header's JSON, bytes behind it).
+
+    Raises:
+      ValueError: it is longer than the file or than any header, no JSON, or names an array twice.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if length > min(size - 8, MAX_HEADER):
-            raise ValueError(f"cut or damaged: a header of {length} bytes in a file of {size}")
-        try:
-            header = json.loads(file.read(length), object_pairs_hook=_without_duplicates)
-        except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-            raise ValueError(f"the header is no JSON ({error})") from error
-    if not isinstance(header, dict):
-        raise ValueError("the header is no JSON object")
-    _check_metadata(header.pop(METADATA, {}))
-    if not header:
-        raise ValueError("it holds no arrays")
-
-    data = np.memmap(path, np.uint8, mode="r", offset=8 + length) if size > 8 + length else np.zeros(0, np.uint8)
-    arrays, spans = {}, []
-    for name, entry in header.items():
-        dtype, shape, (start, end) = _parse(name, entry)
-        if end - start != dtype.itemsize * math.prod(shape):
-            raise ValueError(f"{name!r}: {end - start} bytes for shape {list(shape)} of {dtype}")
-        spans.append((start, end, name))
-        if end <= len(data):
-            arrays[name] = data[start:end].view(dtype).reshape(shape)
-    position = 0
-    for start, end, name in sorted(spans):
-        if start != position:
-            raise ValueError(f"{name!r} starts at byte {start} of the data, expected {position}")
-        position = end
-    if position != len(data):
-        raise ValueError(f"cut or damaged: {len(data)} bytes of data, the header speaks of {position}")
-    return arrays
+            raise ValueError(f"a header of {length} bytes in a file of {size}")
+        return json.loads(file.read(length), object_pairs_hook=_without_repeats), size - 8 - length
 
 
-def write_safetensors(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Writes float, integer or bool arrays."""
-    codes = {dtype: code for code, dtype in DTYPES.items()}
-    header: dict[str, Any] = {METADATA: {"format": "pt"}}
-    position = 0
-    for name, array in arrays.items():
-        end = position + array.nbytes
-        header[name] = {
-            "dtype": codes[array.dtype],
-            "shape": list(array.shape),
-            "data_offsets": [position, end],
-        }
-        position = end
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for array in arrays.values():
-            file.write(np.ascontiguousarray(array).tobytes())
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    entries = dict(pairs)
+    if len(entries) < len(pairs):
+        [(name, _)] = collections.Counter(name for name, _ in pairs).most_common(1)
+        raise ValueError(f"the header names {name!r} twice")
+    return entries
 
 
-def _parse(name: str, entry: Any) -> tuple[np.dtype, tuple[int, ...], tuple[int, int]]:
-    """(dtype, shape, (start, end)) of a header's entry."""
-    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
-        raise ValueError(f"{name!r}: the header's entry is damaged: {entry}")
-    if not isinstance(entry["dtype"], str) or entry["dtype"] not in DTYPES:
-        raise ValueError(f"{name!r}: unknown type {entry['dtype']!r}")
-    numbers = (entry["shape"], entry["data_offsets"])
-    whole = all(isinstance(n, list) and all(type(i) is int and i >= 0 for i in n) for n in numbers)
-    if not whole or len(entry["data_offsets"]) != 2 or entry["data_offsets"][0] > entry["data_offsets"][1]:
-        raise ValueError(f"{name!r}: the header's entry is damaged: {entry}")
-    start, end = entry["data_offsets"]
-    return DTYPES[entry["dtype"]], tuple(entry["shape"]), (start, end)
+def _misfits(path: pathlib.Path) -> list[str]:
+    """What the package leaves out of its message: sizes, and the first entries that are damaged or of other bytes."""
+    try:
+        header, size = _header(path)
+    except (ValueError, RecursionError) as error:
+        return [str(error)]
+    entries = header if isinstance(header, dict) else {}
+    found = (_misfit(name, entry, size) for name, entry in entries.items() if name != "__metadata__")
+    return list(itertools.islice(filter(None, found), 5))
 
 
-def _check_metadata(metadata: Any) -> None:
-    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise ValueError(f"the header's metadata is damaged: {metadata}")
-
-
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    names = [name for name, _ in pairs]
-    if len(set(names)) < len(names):
-        raise ValueError(f"the header names {next(n for n in names if names.count(n) > 1)!r} twice")
-    return dict(pairs)
+def _misfit(name: str, entry: Any, size: int) -> str | None:
+    """What is wrong with an entry of a header that has so many bytes behind it."""
+    try:
+        start, end = entry["data_offsets"]
+        if end - start != math.prod(entry["shape"]) * DTYPES[entry["dtype"]].itemsize:
+            return f"{name!r}: {end - start} bytes for shape {reprlib.repr(entry['shape'])} of {entry['dtype']}"
+        if end > size:
+            return f"{name!r} ends at byte {end} of {size}"
+    except (ValueError, TypeError, LookupError):
+        return f"{name!r}: the header's entry {reprlib.repr(entry)} is damaged"
+    return None

@@ -1,28 +1,48 @@
 """Reads and writes files of torch weights: `.pth` (PyTorch's own, which needs PyTorch) and `.safetensors`.
 
 No code from a file is ever run: pickles go through PyTorch's weights-only unpickler, and a file that needs more is
-refused. Before anything is believed, the archive's checksums and headers are verified, which PyTorch does not do.
+refused. Before anything is believed, the archive's checksums are verified, which PyTorch does not do.
 """
 
 from __future__ import annotations
 
 import pathlib
 import pickle
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
+from pose_common.weights.hub_folders import INDEX, find_weights, read_index, refuse_lone_shard
 from pose_common.weights.safetensors_files import read_safetensors, write_safetensors
 from pose_common.weights.zip_integrity import verify_zip
 
 SUFFIXES = (".pth", ".pth.tar", ".safetensors")
 """Of the files that are written."""
 
-# Where the training codes put the weights inside what they save.
-WRAPPERS = ("state_dict", "model", "module")
-WRAPPED_NAME = "module."
+# Where the training codes put the weights inside what they save; running means of them are taken if they are alone.
+WRAPPERS = ("state_dict", "model", "module", "ema_state_dict", "state_dict_ema", "model_ema", "ema")
+# What is before every name where the model was inside another object: of parallel training, Lightning, torch.compile.
+WRAPPED_NAMES = ("module.", "model.", "_orig_mod.")
+# Numbers that those objects keep beside the model.
+WRAPPER_NUMBERS = r"(n_averaged|steps)"
+
+ACCEPTED = (
+    "accepted are PyTorch's files (.pth, .pth.tar, .pt, .bin), .safetensors files, and folders of either as the "
+    "Hugging Face hub has them"
+)
+# How files begin that are taken for weights by mistake.
+LOOKS = {
+    b"version https://git-lfs": "the pointer that Git LFS leaves in place of a file; `git lfs pull` fetches the file",
+    b"<": "a web page, so the download went wrong",
+    b"\x89HDF": "an HDF5 file (Keras)",
+    b"\x1f\x8b": "a gzip archive; unpack it",
+    b"7z\xbc\xaf": "a 7z archive; unpack it",
+    b"\x93NUMPY": "a NumPy array",
+    b"{": "JSON; of those only an index of shards, whose name ends in .index.json, means weights",
+}
 
 NEEDS_TORCH = (
     ".pth files need PyTorch, which is not installed: pip install 'posebh-boir-jax[torch]' "
@@ -39,34 +59,27 @@ class TorchMissing(ImportError):
 
 
 def read_state(path: str | pathlib.Path) -> dict[str, np.ndarray]:
-    """The state dict in a file, told by its content: torch name -> array (memory-mapped where it can be).
+    """The state dict in a file, told by its content, or in a folder or index of the Hugging Face hub.
 
-    The training codes' wrapping ({"state_dict": ...}, names that start with "module.") is taken off.
+    Torch name -> array. The training codes' wrapping ({"state_dict": ...}, "module." before every name) is taken off.
 
     Raises:
       StateFileError: the file is missing, empty, cut, damaged, of another kind, or needs more than weights.
       TorchMissing: a `.pth` file without PyTorch.
     """
     path = pathlib.Path(path)
-    if not path.is_file():
-        raise StateFileError(f"{path}: no such file")
     try:
-        with path.open("rb") as file:
-            head = file.read(9)
-        if not head:
-            raise ValueError("the file is empty")
-        if head.startswith(b"PK\x03\x04"):
-            verify_zip(path)
-            state = _read_torch(path, mmap=True)
-        elif head[4:] == bytes(4) + b"{":  # a header's length, far under 4 GB, and its start
-            state = read_safetensors(path)
-        elif head.startswith(b"\x80"):  # a bare pickle, as PyTorch wrote before 1.6
-            state = _read_torch(path, mmap=False)
+        file = find_weights(path)
+        if file.name.endswith(INDEX) and file.is_file():
+            state = _read_shards(file)
         else:
-            raise ValueError(f"neither a PyTorch nor a safetensors file: it starts with {head!r}")
+            refuse_lone_shard(file)
+            state = _read_file(file)
+        return _bare_names(state)
+    except StateFileError:
+        raise
     except (ValueError, OSError) as error:
         raise StateFileError(f"{path}: {error}") from error
-    return state
 
 
 def write_state(path: str | pathlib.Path, state: Mapping[str, np.ndarray]) -> None:
@@ -89,6 +102,46 @@ def write_state(path: str | pathlib.Path, state: Mapping[str, np.ndarray]) -> No
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _read_shards(index: pathlib.Path) -> dict[str, np.ndarray]:
+    """The state dict whose parts are in several files."""
+    state: dict[str, np.ndarray] = {}
+    for shard, names in read_index(index).items():
+        part = _read_file(shard)
+        differing = sorted(set(names) ^ set(part))
+        if differing:
+            problem = f"{len(differing)} names differ, among them {differing[0]!r}"
+            raise StateFileError(f"{shard}: not what {index.name} says of it: {problem}")
+        state |= part
+    return state
+
+
+def _read_file(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """The state dict of one file, under the names that it has there.
+
+    Raises:
+      StateFileError, TorchMissing: see `read_state`.
+    """
+    if not path.is_file():
+        raise StateFileError(f"{path}: no such file")
+    try:
+        with path.open("rb") as file:
+            head = file.read(32)
+        if not head:
+            raise ValueError("the file is empty")
+        if head.startswith(b"PK\x03\x04"):
+            verify_zip(path)
+            return _read_torch(path, mmap=True)
+        # The length of a header, far under 4 GB, and its start. Under its own suffix it may also claim to be longer.
+        if head[8:9] == b"{" and (head[4:8] == bytes(4) or path.suffix == ".safetensors"):
+            return read_safetensors(path)
+        if head.startswith(b"\x80"):  # a bare pickle, as PyTorch wrote before 1.6
+            return _read_torch(path, mmap=False)
+        look = next((look for start, look in LOOKS.items() if head.startswith(start)), f"it starts with {head[:9]!r}")
+        raise ValueError(f"neither a PyTorch nor a safetensors file: {look}; {ACCEPTED}")
+    except (ValueError, OSError) as error:
+        raise StateFileError(f"{path}: {error}") from error
 
 
 def _import_torch():
@@ -123,9 +176,23 @@ def _unwrap(content: Any) -> Mapping[str, Any]:
         raise ValueError(f"holds no state dict but a {type(content).__name__}")
     if not all(isinstance(name, str) for name in content):
         raise ValueError("holds a dictionary whose keys are not names")
-    if all(name.startswith(WRAPPED_NAME) for name in content):
-        content = {name.removeprefix(WRAPPED_NAME): value for name, value in content.items()}
+    nested = [name for name, value in content.items() if isinstance(value, Mapping)]
+    if nested:
+        raise ValueError(
+            f"holds no state dict but a dictionary of {', '.join(map(repr, list(content)[:6]))}; weights are looked "
+            f"for under {', '.join(WRAPPERS)}"
+        )
     return content
+
+
+def _bare_names(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The entries without what is before every name."""
+    while True:
+        own = [name for name in state if not re.fullmatch(WRAPPER_NUMBERS, name)]
+        prefix = next((p for p in WRAPPED_NAMES if own and all(name.startswith(p) for name in own)), None)
+        if prefix is None:
+            return state
+        state = {name.removeprefix(prefix): value for name, value in state.items()}
 
 
 def _to_numpy(name: str, value: Any, torch: Any) -> np.ndarray:
@@ -135,6 +202,10 @@ def _to_numpy(name: str, value: Any, torch: Any) -> np.ndarray:
     if value.layout != torch.strided or value.is_quantized:
         raise ValueError(f"entry {name!r} is a sparse or quantised tensor")
     value = value.detach()
+    stored = value.untyped_storage().nbytes()
+    if value.numel() * value.element_size() > stored:
+        # A few bytes repeated; copied out they could be larger than memory.
+        raise ValueError(f"entry {name!r} of shape {list(value.shape)} has only {stored} bytes")
     if value.dtype == torch.bfloat16:
         return value.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
     try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import pathlib
 import re
 from collections.abc import Mapping, MutableMapping
@@ -17,7 +16,18 @@ import numpy as np
 from data_pipelines.datasets import DATASETS
 from pose_common.weights import keys as port
 from pose_common.weights.folder import is_weights, load_weights
-from pose_common.weights.keys import COUNTER, VARIANCE, Conversion, PortError, flatten, own_weights, unflatten
+from pose_common.weights.hub_folders import find_weights, read_json
+from pose_common.weights.keys import (
+    COUNTER,
+    EXTRAS,
+    VARIANCE,
+    Conversion,
+    PortError,
+    flatten,
+    own_weights,
+    unflatten,
+    unrecognised,
+)
 from pose_common.weights.torch_files import read_state
 from posebh_jax.heads import ACTIVATIONS
 from posebh_jax.model import PoseBH
@@ -25,14 +35,16 @@ from posebh_jax.vit import ViTSize
 from posebh_jax.weights.detect import (
     BACKBONE,
     HUGGING_FACE,
+    MMPOSE,
     Contents,
     Embedding,
     backbone_size,
     dataset_names,
+    grid_3_by_4,
     recognise,
 )
-from posebh_jax.weights.keys import BLOCKS, backbone_rules, hugging_face_rules, posebh_rules
-from posebh_jax.weights.mae import adapt_backbone
+from posebh_jax.weights.keys import BLOCKS, backbone_rules, hugging_face_rules, mmpose_rules, posebh_rules
+from posebh_jax.weights.mae import adapt_backbone, without_class_token
 
 BANK, CLUSTERS, CLUSTER_KEYPOINTS = (
     f"prototypes/{name}" for name in ("bank", "clusters/prototypes", "clusters/keypoint")
@@ -92,9 +104,11 @@ def read_weights(path: str | pathlib.Path, options: Options = Options()) -> Conv
         weights = COLLECTIONS | loaded
         return own_weights(weights, manifest)
     path = pathlib.Path(path)
-    conversion = convert(read_state(path), options, path)
+    state = read_state(path)
+    conversion = convert(state, options, path)
     if conversion is None:
-        raise PortError("not recognised", [f"{path} holds no weights of PoseBH, ViTPose or a vision transformer"])
+        problem = f"{path} holds no weights of PoseBH, ViTPose or a vision transformer but {unrecognised(state)}"
+        raise PortError("not recognised", [problem])
     return conversion
 
 
@@ -106,7 +120,7 @@ def convert(
     Args:
       state: torch name -> array. It is emptied on the way, so that memory holds the weights about once.
       options: what the state dict does not say.
-      source: its file; its name, and Hugging Face's config.json beside it, may say more.
+      source: its file or folder; its name, and Hugging Face's config.json in the folder, may say more.
 
     Raises:
       PortError: it is recognised, but something does not fit; everything that does not is listed.
@@ -117,12 +131,16 @@ def convert(
     manifest, notes = describe(contents, options, source)
     names = [name for name, _ in manifest["datasets"]]
     targets = model_targets(model_of(manifest), tuple(manifest["input_size"]))
-    dropped, fresh = [rf".*\{COUNTER}"], []
+    dropped, fresh = list(EXTRAS), []
+    width, height = (side // PATCH for side in manifest["input_size"])
     if contents.family == HUGGING_FACE:
         rules = hugging_face_rules(names[0])
+    elif contents.family == MMPOSE:
+        rules, position = mmpose_rules(names[0]), "backbone.pos_embed"
+        state[position] = without_class_token(state[position], height * width)
+        dropped.append(r"backbone\.cls_token")
     elif contents.family == BACKBONE:
-        width, height = manifest["input_size"]
-        adapt_backbone(state, (height // PATCH, width // PATCH), PATCH)
+        adapt_backbone(state, (height, width), PATCH)
         rules, fresh = backbone_rules(), [r"params/backbone/last_norm/.*"]
         dropped += BEYOND_BACKBONE
     else:
@@ -141,7 +159,9 @@ def convert(
 def describe(contents: Contents, options: Options, source: pathlib.Path | None) -> tuple[dict[str, Any], list[str]]:
     """(manifest, what was guessed): everything that the model is built from."""
     stem = source.stem if source is not None else ""
-    num_heads = options.num_heads if options.num_heads is not None else _heads_beside(source)
+    num_heads = options.num_heads
+    if num_heads is None and contents.family == HUGGING_FACE and source is not None:
+        num_heads = _heads_beside(source)
     size = backbone_size(contents, num_heads, contents.part_features)
     notes = []
     names = options.datasets or dataset_names(contents.keypoints, stem)
@@ -318,17 +338,21 @@ def _input_size(contents: Contents, options: Options) -> tuple[int, int]:
         return options.input_size
     if contents.family == BACKBONE:
         return (192, 256)
-    unit = int(round((contents.tokens / 12) ** 0.5))
-    if 12 * unit**2 != contents.tokens:
+    grid = grid_3_by_4(contents.tokens)
+    if grid is None:
         raise PortError("more must be known", [f"{contents.tokens} positions make no 3:4 grid: say the input size"])
-    return 3 * unit * PATCH, 4 * unit * PATCH
+    return grid[0] * PATCH, grid[1] * PATCH
 
 
-def _heads_beside(source: pathlib.Path | None) -> int | None:
-    """Attention heads from the config.json that Hugging Face puts beside its weights."""
-    if source is None or source.suffix != ".safetensors":
-        return None
-    config = source.with_name("config.json")
+def _heads_beside(source: pathlib.Path) -> int | None:
+    """Attention heads from the config.json that Hugging Face puts beside its weights; None without one."""
+    config = find_weights(source).with_name("config.json")
     if not config.is_file():
         return None
-    return json.loads(config.read_text()).get("backbone_config", {}).get("num_attention_heads")
+    try:
+        heads = read_json(config).get("backbone_config", {}).get("num_attention_heads")
+        if heads is not None and (type(heads) is not int or heads < 1):
+            raise ValueError(f"{heads!r} attention heads")
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{config}: {error}") from error
+    return heads

@@ -16,11 +16,13 @@ from data_pipelines.datasets import DATASETS
 from pose_common.weights.keys import PortError
 from posebh_jax.vit import SIZES, ViTSize
 
-ORIGINAL, BACKBONE, HUGGING_FACE = "original", "backbone", "hugging face"
+ORIGINAL, BACKBONE, HUGGING_FACE, MMPOSE = "original", "backbone", "hugging face", "mmpose"
 
 _WHOLE = ("coco", "aic", "mpii", "ap10k", "apt36k", "coco_wholebody")
 MIXTURES = (_WHOLE, ("coco", "aic", "mpii", "coco_wholebody"), (*_WHOLE, "interhand2d", "pw3d"))
 """Orders of heads in published multi-dataset checkpoints."""
+
+SIMPLE_DECODER = "its decoder is the simple one (no deconvolutions), which this model does not have"
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -39,8 +41,8 @@ class Contents:
     """Sizes of what a state dict holds.
 
     Attributes:
-      family: ORIGINAL (names of the PoseBH and ViTPose code), BACKBONE (a bare vision transformer) or
-        HUGGING_FACE.
+      family: ORIGINAL (names of the PoseBH and ViTPose code), BACKBONE (a bare vision transformer),
+        HUGGING_FACE or MMPOSE (names of its versions from 1.0 on).
       dim, depth: of the backbone.
       tokens: positions without the extra one.
       mlp_ratio: hidden width of the MLP over dim.
@@ -78,6 +80,8 @@ class Contents:
             return f"vision transformer backbone (MAE or alike), {size}"
         if self.family == HUGGING_FACE:
             return f"Hugging Face VitPose{'-plus' if self.num_experts else ''}, {size}"
+        if self.family == MMPOSE:
+            return f"ViTPose of MMPose 1.x, {size}"
         if not self.keypoints:
             return f"backbone of {'ViTPose++' if self.num_experts else 'ViTPose'}, {size}"
         if self.num_experts or len(self.keypoints) > 1:
@@ -96,6 +100,8 @@ def recognise(shapes: Shapes) -> Contents | None:
     """
     if _any(shapes, r"backbone\.(embeddings|encoder\.layer)\..*"):
         return _hugging_face(shapes)
+    if _any(shapes, r"backbone\.layers\.\d+\.(attn|ffn|ln\d)\..*"):
+        return _mmpose(shapes)
     if _any(shapes, r"backbone\.blocks\.\d+\..*"):
         return _original(shapes, "backbone.", ORIGINAL)
     if _any(shapes, r"blocks\.\d+\.(attn|mlp|norm\d)\..*"):
@@ -137,6 +143,8 @@ def backbone_size(contents: Contents, num_heads: int | None, part_features: int)
             [f"width {contents.dim}, depth {contents.depth} is no published size: say the attention heads"],
         )
     heads = published.num_heads if num_heads is None and published is not None else num_heads or 0
+    if heads < 1 or contents.dim % heads:
+        raise PortError("the backbone does not fit", [f"{heads} attention heads do not divide width {contents.dim}"])
     size = published or ViTSize(contents.dim, contents.depth, heads, part_features)
     part_features = part_features or size.part_features
     return dataclasses.replace(size, num_heads=heads, part_features=part_features, mlp_ratio=contents.mlp_ratio)
@@ -150,6 +158,8 @@ def _original(shapes: Shapes, prefix: str, family: str) -> Contents:
     heads = 1 if _any(shapes, r"keypoint_head\..*") else 0
     if heads and not folded:
         heads += _count(shapes, r"associate_keypoint_heads\.(\d+)\..*")
+    if heads and not _any(shapes, r"keypoint_head\.deconv_layers\.\d\..*"):
+        raise PortError("recognised as ViTPose", [SIMPLE_DECODER])
     embedding = _embedding(shapes) if _any(shapes, r"proto_head\..*") else None
     first, second = (rf"\w+(\.\d+)?\.deconv_layers\.{layer}\.\w+" for layer in (1, 4))
     prototypes = shapes.get("proto_head.kpt_prototype.prototypes", (0,))
@@ -172,10 +182,7 @@ def _original(shapes: Shapes, prefix: str, family: str) -> Contents:
 def _hugging_face(shapes: Shapes) -> Contents:
     layer = r"backbone\.encoder\.layer\.\d+\."
     if not _any(shapes, r"head\.deconv\d\.weight"):
-        raise PortError(
-            "recognised as Hugging Face VitPose",
-            ["its decoder is the simple one (no deconvolutions), which this model does not have"],
-        )
+        raise PortError("recognised as Hugging Face VitPose", [SIMPLE_DECODER])
     dim = _size(shapes, layer + r"layernorm_\w+\.weight", 0)
     num_experts = _count(shapes, layer + r"mlp\.experts\.(\d+)\..*")
     return Contents(
@@ -189,6 +196,37 @@ def _hugging_face(shapes: Shapes) -> Contents:
         folded=False,
         keypoints=(_size(shapes, r"head\.conv\.(bias|weight)", 0),),
         filters=(_size(shapes, r"head\.batchnorm1\.\w+", 0), _size(shapes, r"head\.batchnorm2\.\w+", 0)),
+        embedding=None,
+        prototypes=0,
+    )
+
+
+def _mmpose(shapes: Shapes) -> Contents:
+    layer, recognised = r"backbone\.layers\.\d+\.", "recognised as a vision transformer of MMPose 1.x"
+    if not _any(shapes, r"head\..*"):
+        raise PortError(
+            recognised,
+            ["it has no head (head.final_layer); a start from a backbone takes the file of MAE's authors"],
+        )
+    if not _any(shapes, r"head\.deconv_layers\.\d\..*"):
+        raise PortError(recognised, [SIMPLE_DECODER])
+    dim = _size(shapes, layer + r"ln\d\.weight", 0)
+    rows = _tokens(shapes, "backbone.pos_embed", dim) + 1
+    return Contents(
+        family=MMPOSE,
+        dim=dim,
+        depth=_count(shapes, r"backbone\.layers\.(\d+)\..*"),
+        # With or without a row for the class token, which these models do not have.
+        tokens=rows if grid_3_by_4(rows) else rows - 1,
+        mlp_ratio=_ratio(_size(shapes, layer + r"ffn\.layers\.0\.0\.(weight|bias)", 0), dim),
+        num_experts=0,
+        part_features=0,
+        folded=False,
+        keypoints=(_size(shapes, r"head\.final_layer\.(bias|weight)", 0),),
+        filters=(
+            _size(shapes, r"head\.deconv_layers\.1\.\w+", 0),
+            _size(shapes, r"head\.deconv_layers\.4\.\w+", 0),
+        ),
         embedding=None,
         prototypes=0,
     )
@@ -224,6 +262,12 @@ def _tokens(shapes: Shapes, name: str, dim: int) -> int:
     for length in shapes[name]:
         entries *= length
     return entries // dim - 1
+
+
+def grid_3_by_4(tokens: int) -> tuple[int, int] | None:
+    """(width, height) in patches of a 3:4 grid with so many of them, or None."""
+    unit = int(round((tokens / 12) ** 0.5))
+    return (3 * unit, 4 * unit) if unit and 12 * unit**2 == tokens else None
 
 
 def _any(shapes: Shapes, pattern: str) -> bool:

@@ -101,6 +101,23 @@ def hugging_face_rules(dataset: str) -> list[Rule]:
     return rules
 
 
+def mmpose_rules(dataset: str) -> list[Rule]:
+    """ViTPose of MMPose 1.x with the classic decoder; its backbone is MMPretrain's `VisionTransformer`."""
+    prefix = "backbone.layers.{layer}."
+    return [
+        Rule("backbone.pos_embed", "params/backbone/pos_embed"),
+        *_affine("backbone.patch_embed.projection", "params/backbone/patch_embed", CONV),
+        *_norm(f"{prefix}ln1", f"{BLOCKS}/norm1", LAYER),
+        *_affine(f"{prefix}attn.qkv", f"{BLOCKS}/attn/qkv", LINEAR, LAYER),
+        *_affine(f"{prefix}attn.proj", f"{BLOCKS}/attn/proj", LINEAR, LAYER),
+        *_norm(f"{prefix}ln2", f"{BLOCKS}/norm2", LAYER),
+        *_affine(f"{prefix}ffn.layers.0.0", f"{BLOCKS}/mlp/fc1", LINEAR, LAYER),
+        *_affine(f"{prefix}ffn.layers.1", f"{BLOCKS}/mlp/fc2", LINEAR, LAYER),
+        *_norm("backbone.ln1", "params/backbone/last_norm"),
+        *head_rules("head.", f"heads/{dataset}"),
+    ]
+
+
 def _affine(source: str, target: str, axes: tuple[int, ...], stack: tuple[str, ...] = (), part=None) -> list[Rule]:
     return [
         Rule(f"{source}.weight", f"{target}/kernel", axes, stack, part),

@@ -65,6 +65,16 @@ def resize_position(position: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
     return np.concatenate([position[:, :1], new.reshape(1, height * width, -1)], axis=1).astype(np.float32)
 
 
+def without_class_token(position: np.ndarray, tokens: int) -> np.ndarray:
+    """[1, n, C] or [1, 1 + n, C] -> [1, 1 + n, C] whose first row is 0; other shapes are left alone.
+
+    MMPose 1.x adds nothing to every patch: where its files have a row for a class token, it takes it off on loading.
+    """
+    if position.ndim != 3 or position.shape[0] != 1 or position.shape[1] not in (tokens, tokens + 1):
+        return position
+    return np.concatenate([np.zeros_like(position[:, :1]), position[:, -tokens:]], axis=1)
+
+
 def cubic_matrix(length: int, new_length: int) -> np.ndarray:
     """Weights [new_length, length] of cubic interpolation along one axis."""
     centres = (np.arange(new_length) + 0.5) * length / new_length - 0.5

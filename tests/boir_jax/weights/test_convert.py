@@ -216,6 +216,20 @@ def test_the_training_codes_own_checkpoint_is_read(tmp_path):
     assert_same(to_torch(conversion.weights, conversion.manifest), tiny_boir())
 
 
+def test_extras_of_training_codes_are_left_out():
+    names = ("data_preprocessor.std", "ema_backbone_bn1_weight", "n_averaged")
+    extras = {name: np.ones(3, np.float32) for name in names}
+    conversion = convert(tiny_boir() | extras)
+    assert {name for name in conversion.ported.dropped if not name.endswith(COUNTER)} == set(extras)
+    assert_same(to_torch(conversion.weights, conversion.manifest), tiny_boir())
+
+
+def test_other_weights_are_described(tmp_path):
+    path = as_file(tmp_path, {"backbone.stage2.0.branches.0.0.conv1.weight": np.ones((2, 2), np.float32)})
+    with pytest.raises(PortError, match="which look like an HRNet with a head that is not BoIR's"):
+        read_weights(path)
+
+
 def test_which_keypoints_can_be_said():
     count = tiny().num_keypoints
     for name, dataset in DATASETS.items():

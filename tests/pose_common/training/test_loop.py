@@ -18,7 +18,7 @@ from pose_common.training.loop import LoopSettings
 from pose_common.training.mesh import make_mesh
 from pose_common.training.report import NonFiniteLossError
 from pose_common.training.step import train_step
-from pose_common.training.writers import draw_curves, read_metrics
+from pose_common.training.writers import read_metrics
 from tests.pose_common.training.toy import ToyData, ToyMethod
 
 pytestmark = pytest.mark.slow  # compiles a training step for every layout
@@ -61,14 +61,6 @@ def test_same_numbers_on_any_layout(strategy, reference, tmp_path):
     )
 
 
-def test_fsdp_splits_parameters_and_moments():
-    strategy = PLANS["fsdp"]()
-    state = strategy.create(ToyMethod().init, jax.random.PRNGKey(0))
-    weight, moment = state.params["head"]["w"], state.opt_state["head"].mu["w"]
-    assert weight.addressable_shards[0].data.size == moment.addressable_shards[0].data.size == weight.size // 4
-    assert state.method_state["bank"].is_fully_replicated
-
-
 @pytest.mark.parametrize("strategy", ["eight sharded", "pmap"])
 @pytest.mark.parametrize("stop_after", [5, 6, 7])
 def test_resume_is_exact(strategy, stop_after, tmp_path):
@@ -88,24 +80,14 @@ def test_resume_is_exact(strategy, stop_after, tmp_path):
     assert losses(tmp_path / "cut") == losses(tmp_path / "whole")  # to the last bit
 
 
-def test_restore_on_another_layout(tmp_path):
+def test_a_group_that_thaws_counts_its_own_steps(tmp_path):
+    """Its bias correction starts there; so it is in checkpoints too, on any layout."""
     run(tmp_path, "fsdp", dataclasses.replace(SETTINGS, steps_per_epoch=1))
     method, checkpoints = ToyMethod(), Checkpoints(tmp_path / "checkpoints")
     shapes = method.shapes(method.stages[-1], {})
-    mesh = make_mesh()
-    one = checkpoints.restore(4, shapes, parallel.ShardedStrategy(mesh).shardings(shapes))
+    one = checkpoints.restore(4, shapes, parallel.ShardedStrategy(make_mesh()).shardings(shapes))
     assert int(one.step) == 4 and set(one.opt_state) == {"body", "head"}
-    # The second group thawed at step 2: its bias correction counts from there.
     assert int(one.opt_state["head"].count) == 4 and int(one.opt_state["body"].count) == 2
-
-
-def test_a_misfit_checkpoint_is_refused(tmp_path):
-    run(tmp_path, settings=dataclasses.replace(SETTINGS, steps_per_epoch=1))
-    method, checkpoints = ToyMethod(), Checkpoints(tmp_path / "checkpoints")
-    shapes = method.shapes(method.stages[-1], {})
-    shapes = shapes.replace(params={**shapes.params, "head": {"w": jax.ShapeDtypeStruct((16, 5), np.float32)}})
-    with pytest.raises(ValueError, match="does not fit"):
-        checkpoints.restore(4, shapes, parallel.make_strategy("sharded").shardings(shapes))
 
 
 def test_non_finite_loss_stops_and_names_the_last_good_checkpoint(tmp_path):
@@ -126,7 +108,7 @@ def test_frozen_group_does_not_move():
     assert set(state.opt_state) == {"head"}
 
 
-def test_evaluation_figures_and_curves(tmp_path):
+def test_evaluation_figures(tmp_path):
     def evaluate(weights, step):
         return {"toy": {"AP": float(step) / 12, "norm": float(np.abs(weights["params"]["head"]["w"]).sum())}}
 
@@ -137,7 +119,5 @@ def test_evaluation_figures_and_curves(tmp_path):
     assert {"loss", "mse", "grad_norm", "learning_rate", "images_per_second_per_device", "data_wait_share"} <= set(
         train[0]
     )
-    draw_curves(tmp_path / "metrics.jsonl", tmp_path / "curves.png")
-    assert (tmp_path / "curves.png").stat().st_size > 1000
     assert "all" in (tmp_path / "parameters.txt").read_text()
     json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])

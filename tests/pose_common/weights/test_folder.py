@@ -99,3 +99,11 @@ def test_a_manifest_that_is_not_of_these_arrays_is_refused(folder, tmp_path):
     (folder / "manifest.json").write_text('{"format"')
     with pytest.raises(WeightsError, match="is damaged"):
         load_weights(folder)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_not_finite_are_named(tmp_path, value):
+    tree = {"params": {"a": np.ones(3, np.float32), "b": np.asarray([1, value], np.float32)}}
+    save_weights(tmp_path, tree, MANIFEST)
+    with pytest.raises(WeightsError, match="params/b has 1 of 2 entries that are NaN or infinite"):
+        load_weights(tmp_path)

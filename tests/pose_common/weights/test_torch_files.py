@@ -1,8 +1,7 @@
+"""Files of weights told by their content, and what the training codes put around weights."""
+
 from __future__ import annotations
 
-import json
-import os
-import pickle
 import sys
 import zipfile
 from collections import OrderedDict
@@ -12,7 +11,6 @@ import numpy as np
 import pytest
 
 from pose_common.weights.torch_files import StateFileError, TorchMissing, read_state, write_state
-from pose_common.weights.zip_integrity import verify_zip
 
 STATE = {
     "blocks.0.weight": np.arange(12, dtype=np.float32).reshape(3, 4),
@@ -36,16 +34,6 @@ def safetensors_file(tmp_path):
     return path
 
 
-def with_header(path, change) -> None:
-    """Rewrites a file with `change` applied to its header."""
-    raw = path.read_bytes()
-    length = int.from_bytes(raw[:8], "little")
-    header = json.loads(raw[8 : 8 + length])
-    change(header)
-    text = json.dumps(header).encode()
-    path.write_bytes(len(text).to_bytes(8, "little") + text + raw[8 + length :])
-
-
 def test_safetensors_there_and_back(safetensors_file):
     assert_same(read_state(safetensors_file))
     assert not list(safetensors_file.parent.glob("*.partial"))
@@ -62,49 +50,52 @@ def test_a_header_whose_length_looks_like_a_pickle(tmp_path):
     assert list(read_state(path)) == [name]
 
 
-def test_every_cut_of_a_safetensors_file_is_noticed(safetensors_file):
-    raw = safetensors_file.read_bytes()
-    for length in range(len(raw)):
-        safetensors_file.write_bytes(raw[:length])
-        with pytest.raises(StateFileError, match=r"weights\.safetensors: "):
-            read_state(safetensors_file)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda h: h["half"].update(shape=[3]), "'half': 4 bytes for shape"),
-        (lambda h: h["half"].update(dtype="F31"), "'half': unknown type 'F31'"),
-        (lambda h: h["half"].update(shape=[-2]), "'half': the header's entry is damaged"),
-        (lambda h: h["half"].update(data_offsets=[0, 4]), "starts at byte"),
-        (lambda h: h["half"].pop("dtype"), "'half': the header's entry is damaged"),
-        (lambda h: h.pop("half"), "cut or damaged"),
-        (lambda h: h.update(half=3), "'half': the header's entry is damaged"),
-        (lambda h: h.update(__metadata__=[1]), "metadata is damaged"),
-        (lambda h: h.clear(), "holds no arrays"),
-    ],
-)
-def test_damaged_safetensors_headers_are_explained(safetensors_file, change, message):
-    with_header(safetensors_file, change)
-    with pytest.raises(StateFileError, match=message):
-        read_state(safetensors_file)
-
-
-def test_a_name_given_twice_is_refused(tmp_path):
-    entry = '{"dtype": "F32", "shape": [], "data_offsets": [0, 4]}'
-    text = f'{{"a": {entry}, "a": {entry}}}'.encode()
-    path = tmp_path / "twice.safetensors"
-    path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(4))
-    with pytest.raises(StateFileError, match="names 'a' twice"):
-        read_state(path)
-
-
 @pytest.mark.parametrize("content", [b"", b"\xff\xd8\xff\xe0 a picture", b"<html>404</html>", b"PK", b"{}"])
 def test_foreign_files_are_refused(tmp_path, content):
     path = tmp_path / "weights.pth"
     path.write_bytes(content)
     with pytest.raises(StateFileError, match="the file is empty|neither a PyTorch nor a safetensors file"):
         read_state(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "look"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 3\n", "git lfs pull"),
+        (b"<!DOCTYPE html><html>", "a web page"),
+        (b"\x89HDF\r\n\x1a\n" + bytes(20), "an HDF5 file"),
+        (b"\x1f\x8b\x08" + bytes(20), "a gzip archive"),
+        (b'{"weight_map": {}}', "only an index of shards"),
+        (bytes(40), "it starts with"),
+    ],
+)
+@pytest.mark.parametrize("name", ["weights.pth", "model.safetensors"])
+def test_what_a_foreign_file_looks_like_is_said(tmp_path, name, content, look):
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(StateFileError, match=f"{name}: .*{look}.*accepted are"):
+        read_state(path)
+
+
+def test_an_archive_that_is_not_pytorchs(tmp_path):
+    np.savez(tmp_path / "weights.npz", a=np.ones(3))
+    with pytest.raises(StateFileError, match=r"weights\.npz: .*PyTorch did not write it.*a\.npy"):
+        read_state(tmp_path / "weights.npz")
+
+
+@pytest.mark.parametrize("prefix", ["module.", "model.", "_orig_mod.", "module.model."])
+def test_what_is_before_every_name_is_taken_off(tmp_path, prefix):
+    path = tmp_path / "w.safetensors"
+    write_state(path, {prefix + name: value for name, value in STATE.items()})
+    assert_same(read_state(path))
+    write_state(path, {prefix + name: value for name, value in STATE.items()} | {"n_averaged": np.asarray(4)})
+    assert set(read_state(path)) == {*STATE, "n_averaged"}
+
+
+def test_what_is_before_some_names_stays(tmp_path):
+    state = {"model.a": np.ones(2, np.float32), "b": np.ones(2, np.float32)}
+    write_state(tmp_path / "w.safetensors", state)
+    assert set(read_state(tmp_path / "w.safetensors")) == set(state)
 
 
 def test_a_file_that_is_not_there(tmp_path):
@@ -130,41 +121,6 @@ def test_without_torch_the_message_says_what_to_install(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def archive(tmp_path):
-    path = tmp_path / "archive.zip"
-    with zipfile.ZipFile(path, "w") as file:
-        for name in ("one", "two"):
-            info = zipfile.ZipInfo(name, (2024, 5, 17, 12, 30, 2))
-            file.writestr(info, name.encode() * 50)
-    return path
-
-
-def test_a_whole_archive_passes(archive):
-    verify_zip(archive)
-
-
-def test_every_damaged_byte_of_an_archive_is_noticed(archive):
-    raw = archive.read_bytes()
-    verify_zip(archive)
-    for position in range(len(raw)):
-        damaged = bytearray(raw)
-        damaged[position] ^= 0x15
-        archive.write_bytes(damaged)
-        with pytest.raises(ValueError, match="archive"):
-            verify_zip(archive)
-
-
-class Malicious:
-    """An object whose unpickling creates a file."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.system, (f"touch {self.path}",)
-
-
-@pytest.fixture
 def torch():
     return pytest.importorskip("torch", reason="PyTorch is not installed (the `torch` extra)")
 
@@ -181,11 +137,19 @@ def tensors(torch, state=STATE):
 
 @pytest.mark.torch
 @pytest.mark.parametrize("legacy", [False, True])
-@pytest.mark.parametrize("wrapper", [None, "state_dict", "model"])
+@pytest.mark.parametrize("wrapper", [None, "state_dict", "model", "ema"])
 def test_files_of_torch_are_read(torch, tmp_path, wrapper, legacy):
     content = {"module." + name: value for name, value in tensors(torch).items()}
     content = {wrapper: content, "meta": {"epoch": 3, "classes": None}, "optimizer": {}} if wrapper else content
     torch.save(content, tmp_path / "w.pth", _use_new_zipfile_serialization=not legacy)
+    assert_same(read_state(tmp_path / "w.pth"))
+
+
+@pytest.mark.torch
+def test_weights_go_before_their_running_means(torch, tmp_path):
+    means = {name: tensor * 0 for name, tensor in tensors(torch).items()}
+    saved = {"ema": means, "ema_state_dict": means, "optimizer": {"state": {}}, "state_dict": tensors(torch)}
+    torch.save(saved, tmp_path / "w.pth")
     assert_same(read_state(tmp_path / "w.pth"))
 
 
@@ -210,23 +174,6 @@ def test_the_safetensors_package_agrees(torch, tmp_path):
 
 
 @pytest.mark.torch
-@pytest.mark.parametrize("legacy", [False, True])
-def test_a_malicious_file_does_nothing(torch, tmp_path, legacy):
-    trap, path = tmp_path / "trap", tmp_path / "w.pth"
-    torch.save(
-        {"state_dict": tensors(torch), "meta": Malicious(trap)},
-        path,
-        _use_new_zipfile_serialization=not legacy,
-    )
-    with pytest.raises(StateFileError, match="refused: .* could run code"):
-        read_state(path)
-    path.write_bytes(pickle.dumps(Malicious(trap)))
-    with pytest.raises(StateFileError):
-        read_state(path)
-    assert not trap.exists()
-
-
-@pytest.mark.torch
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -234,6 +181,7 @@ def test_a_malicious_file_does_nothing(torch, tmp_path, legacy):
         ({}, "holds no state dict but a dict"),
         ({"a": "text"}, "entry 'a' is no tensor but a str"),
         ({1: 2}, "keys are not names"),
+        ({"optimizer": {}, "epoch": 3}, "a dictionary of 'optimizer', 'epoch'; .* looked for under state_dict"),
     ],
 )
 def test_files_of_torch_without_weights_are_refused(torch, tmp_path, content, message):
@@ -243,17 +191,7 @@ def test_files_of_torch_without_weights_are_refused(torch, tmp_path, content, me
 
 
 @pytest.mark.torch
-def test_every_damaged_byte_of_a_torch_file_is_noticed(torch, tmp_path):
-    """Each byte once, in steps through the file: headers, padding, pickle, data, directory."""
-    path = tmp_path / "w.pth"
-    torch.save({"state_dict": tensors(torch)}, path)
-    raw = path.read_bytes()
-    for position in range(0, len(raw), 3):
-        damaged = bytearray(raw)
-        damaged[position] ^= 0x15
-        path.write_bytes(damaged)
-        with pytest.raises(StateFileError, match=r"w\.pth: "):
-            read_state(path)
-        path.write_bytes(raw[:position])
-        with pytest.raises(StateFileError, match=r"w\.pth: "):
-            read_state(path)
+def test_a_few_bytes_repeated_are_no_weights(torch, tmp_path):
+    torch.save({"a": torch.zeros(1).expand(2**40)}, tmp_path / "w.pth")
+    with pytest.raises(StateFileError, match=r"w\.pth: entry 'a' of shape \[1099511627776\] has only 4 bytes"):
+        read_state(tmp_path / "w.pth")
