@@ -117,7 +117,7 @@ def run(name, method, state):
         image=maps(arrays["image"]),
         dataset=dataset,
         targets=method.keypoint_index.to_global(maps(arrays["target"])[..., :longest], dataset),
-        weights=method.keypoint_index.to_global(jnp.asarray(arrays["target_weight"][:, :longest, 0]), dataset),
+        keypoint_weights=method.keypoint_index.to_global(jnp.asarray(arrays["target_weight"][:, :longest, 0]), dataset),
         drop_path=None,
         noise=jnp.asarray(arrays[f"{name}/prt/gumbel_noise"]) if name == "stage1" else None,
     )
