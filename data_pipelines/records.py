@@ -6,7 +6,8 @@ columns) and `summary.json` (what was kept, what was dropped and why). It is mad
 renamed when complete, so a folder of that name is a finished split. `scripts/prepare_data.py` makes it;
 nothing here needs TensorFlow.
 
-Conventions: coordinates are (x, y) in pixels of the stored picture, the centre of the top-left pixel is
+Conventions: coordinates are (x, y) in pixels of the stored picture (of the upright one where the metadata's
+`orientation` says so: `Annotations.upright`), the centre of the top-left pixel is
 (0, 0); boxes are (x, y, width, height) as annotated. The fields of an image, and of an instance with K
 keypoints:
 
@@ -33,6 +34,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
+from data_pipelines import orientation
 from data_pipelines.datasets import PoseDataset, find_dataset
 
 VERSION = "1.0.0"
@@ -187,6 +189,11 @@ class Annotations:
         return self.protocol.name
 
     @property
+    def upright(self) -> bool:
+        """Whether pictures are turned by their EXIF orientation first; sizes and coordinates are meant so."""
+        return self.metadata.get("orientation", "").startswith(orientation.UPRIGHT)
+
+    @property
     def num_images(self) -> int:
         return len(self.image_id)
 
@@ -281,12 +288,25 @@ class AnnotationTableWriter:
         self._num_images += len(examples)
 
     def save(self, path: pathlib.Path, categories: Iterable[tuple[int, str]], metadata: Mapping[str, str]) -> None:
-        columns = {name: np.concatenate([block[name] for block in self._blocks]) for name in self._blocks[0]}
+        columns = self._columns()
         for name in ("file_name", "mask"):
             columns[f"{name}_text"], columns[f"{name}_end"] = _pack_strings(columns.pop(name))
         header = json.dumps({"categories": list(categories), "metadata": dict(metadata)})
         with path.open("wb") as file:
             np.savez(file, header=np.frombuffer(header.encode(), np.uint8), **columns)
+
+    def annotations(
+        self,
+        protocol: PoseDataset,
+        split: str,
+        categories: Iterable[tuple[int, str]],
+        metadata: Mapping[str, str],
+    ) -> Annotations:
+        """The table as `load_annotations` will read it."""
+        return Annotations(protocol, split, tuple(categories), dict(metadata), **self._columns())
+
+    def _columns(self) -> dict[str, np.ndarray]:
+        return {name: np.concatenate([block[name] for block in self._blocks]) for name in self._blocks[0]}
 
     def _block(self, examples: Sequence[Mapping[str, Any]], first_image: int) -> dict[str, np.ndarray]:
         instances = [instance for example in examples for instance in example["instances"]]

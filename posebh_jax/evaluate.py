@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from data_pipelines.datasets import PoseDataset
@@ -122,8 +123,11 @@ class Evaluator:
         ids = ("image_id", "instance_id", "box_score", "area")
         found = predict_split(predict, loader, self.mesh, inputs=("image", "inverse_warp"), keep=ids)
         kept = {name: found.pop(name) for name in ids}
+        category = _detected_categories(loader, kept["instance_id"])
         return {
-            kind: columns.Poses(kept["image_id"], kept["instance_id"], keypoints, kept["box_score"], kept["area"])
+            kind: columns.Poses(
+                kept["image_id"], kept["instance_id"], keypoints, kept["box_score"], kept["area"], category
+            )
             for kind, keypoints in found.items()
         }
 
@@ -149,6 +153,8 @@ class Evaluator:
         boxes = GROUND_TRUTH if loader.boxes == "ground_truth" else pathlib.Path(loader.boxes).name
         known = published(self.published_as, task.dataset, task.split) if kind == HEADS else None
         notes = [f"{name}: {note}" for name, note in loader.annotations.metadata.items()]
+        if loader.boxes != "ground_truth":
+            notes.append(loader.source.instances.account)
         if not values:
             notes.append(f"no annotations: {task.name}_{kind}.json is for submission")
         if parts := [f"{part} {shown([f'AP ({part})'], values)}" for part in PARTS if f"AP ({part})" in values]:
@@ -171,3 +177,12 @@ class Evaluator:
             "notes": notes,
             "metrics": dict(values),
         }
+
+
+def _detected_categories(loader: EvalLoader, instance_id: np.ndarray) -> np.ndarray | None:
+    """[N] the detector's category of each instance; None where boxes are annotated, as the annotation has it."""
+    instances = loader.source.instances
+    if instances.category is None or loader.boxes == "ground_truth":
+        return None
+    order = np.argsort(instances.instance_id)
+    return instances.category[order][np.searchsorted(instances.instance_id, instance_id, sorter=order)]

@@ -24,7 +24,8 @@ from pycocotools import mask
 
 from data_pipelines import geometry, records
 from data_pipelines.top_down import instances
-from data_pipelines.top_down.crops import TopDownSource, Train
+from data_pipelines.top_down.crops import TopDownSource, Train, decode
+from data_pipelines.whole_image.pictures import WholeImageSource
 from pose_common import heatmaps
 from pose_common.evaluation import draw
 from posebh_jax import configuration
@@ -95,6 +96,7 @@ class _Opened:
         self.protocol, self.input_size = configuration.dataset(self.settings, dataset), tuple(input_size)
         self.annotations = records.load_annotations(dataset, split, data_dir)
         self.records = records.open_records(dataset, split, data_dir)
+        self.pictures = WholeImageSource(self.records, self.annotations, self.protocol)
         chosen = instances.ground_truth(self.annotations, self.protocol, self.input_size)
         self.source = None
         if len(chosen):
@@ -104,8 +106,7 @@ class _Opened:
     def raw(self, row: int) -> np.ndarray:
         """A stored picture with everything that is annotated on it."""
         columns = self.annotations
-        flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
-        image = cv2.imdecode(np.frombuffer(self.records.image(row), np.uint8), flags)[..., ::-1]
+        image = decode(self.records.image(row), self.pictures.describe(row))[..., ::-1]
         factor = RAW_SIDE / max(image.shape[:2])
         people = np.flatnonzero(columns.image_index == row)
         for person in people:

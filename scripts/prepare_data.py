@@ -9,12 +9,16 @@
 `--raw_dir` is the folder of all downloads or the dataset's own; docs/datasets.md has every layout. Broken
 entries are left out and reported with file and id, in the output and in `summary.json` beside the records;
 `--strict` stops at the first instead. Finished splits are kept as they are (`--overwrite` makes them again),
-so the command can be repeated after an interruption. The exit status is 1 if a split could not be prepared.
+so the command can be repeated after an interruption.
+
+The exit status is 1 if a split could not be prepared, also because nobody in it can be learned from or judged, and 3 if
+under half of its people can; `--allow_loss` takes both as they are.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -24,7 +28,7 @@ import rich.console
 import rich.markup
 import rich.table
 
-from data_pipelines import records
+from data_pipelines import orientation, records
 from data_pipelines.builders import BUILDERS
 from data_pipelines.builders.base import read_summary
 from data_pipelines.builders.coco_format import CocoFormatBuilder
@@ -32,6 +36,8 @@ from data_pipelines.builders.custom import METRICS, Custom, SkeletonOptions
 from data_pipelines.builders.report import NoAnnotations, RawDataError
 
 _SHOWN_CASES = 3
+HEAVY_LOSS = 3
+"""The exit status where all was prepared, but under half of the people of a split are usable."""
 _CUSTOM_OPTIONS = ("name", "sigmas", "mirror", "upper_body", "metric")
 _COLUMNS = {  # heading -> entry of the summary
     "images": "images",
@@ -58,6 +64,15 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     _add_custom_options(parser)
     parser.add_argument("--strict", action="store_true", help="stop at the first broken entry")
     parser.add_argument("--decode", action="store_true", help="also decode every picture (slower)")
+    parser.add_argument(
+        "--orientation",
+        choices=orientation.CHOICES,
+        help="how pictures are read: as stored, or turned upright by their EXIF orientation\n"
+        "(default: as stored; of one's own as the annotated sizes tell)",
+    )
+    parser.add_argument(
+        "--allow_loss", action="store_true", help="no error where under half of the people, or nobody, is usable"
+    )
     parser.add_argument("--overwrite", action="store_true", help="make finished splits again")
     args = parser.parse_args(argv)
     if args.dataset == Custom.dataset:
@@ -119,13 +134,14 @@ def print_summaries(dataset: str, summaries: dict[str, dict[str, Any]]) -> None:
     """One table for all splits; below it what was dropped or is unusual, by reason, with the first cases."""
     console = rich.console.Console(soft_wrap=True, highlight=False)
     table = rich.table.Table(title=dataset, box=rich.box.SIMPLE, caption="dropped: images / instances")
-    for name in ("split", *_COLUMNS, "dropped", "MB"):
+    for name in ("split", *_COLUMNS, "usable", "dropped", "MB"):
         table.add_column(name, justify="left" if name == "split" else "right", no_wrap=True)
     for split, summary in summaries.items():
         dropped = [str(sum(tally["count"] for tally in tallies.values())) for tallies in summary["dropped"].values()]
         table.add_row(
             split,
             *(str(summary[key]) for key in _COLUMNS.values()),
+            str(summary.get("usable", {}).get("training", "-")),
             " / ".join(dropped),
             f"{summary['bytes'] / 1e6:.1f}",
         )
@@ -139,20 +155,44 @@ def print_summaries(dataset: str, summaries: dict[str, dict[str, Any]]) -> None:
                     *map(_case, tally["examples"][:_SHOWN_CASES]),
                 ]
                 console.print(rich.markup.escape("\n".join(lines)))
-        for key, value in summary["metadata"].items():
-            console.print(rich.markup.escape(f"{split}: {key}: {value}"))
+        for line in _findings(summary):
+            console.print(rich.markup.escape(f"{split}: {line}"))
     console.print("All cases are in summary.json beside the records.")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
     args = parse_args(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files in any script, on any terminal
     summaries, errors = prepare_splits(args)
     if summaries:
         print_summaries(_name(args), summaries)
     for split, error in errors.items():
         print(f"{_name(args)} ({split}) was not prepared: {error}", file=sys.stderr)
-    return 1 if errors else 0
+    lossy = [split for split, summary in summaries.items() if summary.get("usable", {}).get("heavy_loss")]
+    for split in () if args.allow_loss else lossy:
+        print(
+            f"{_name(args)} ({split}): under half of the people are usable (--allow_loss accepts it)", file=sys.stderr
+        )
+    return 1 if errors else HEAVY_LOSS if lossy and not args.allow_loss else 0
+
+
+def _findings(summary: dict[str, Any]) -> list[str]:
+    """Lines on the whole split: who is usable, sides without counterpart, and the metadata."""
+    lines = []
+    usable = summary.get("usable")
+    if usable == {}:
+        lines.append("pictures without annotations: nothing to learn from or to judge by")
+    if usable:
+        why = ", ".join(f"{reason} {count}" for reason, count in usable["left_out"].items())
+        lines.append(
+            f"of {usable['annotated']} people, {usable['training']} can be learned from and "
+            f"{usable['evaluation']} judged" + (f"; kept but left out: {why}" if why else "")
+        )
+    if unpaired := summary.get("unpaired_sides"):
+        lines.append(f"no counterpart in the mirror: {', '.join(unpaired)}")
+    return [*lines, *(f"{key}: {value}" for key, value in summary["metadata"].items())]
 
 
 def _case(example: dict[str, Any]) -> str:
@@ -163,14 +203,26 @@ def _prepare_split(args: argparse.Namespace, split: str) -> dict[str, Any]:
     if records.is_prepared(_name(args), split, args.data_dir) and not args.overwrite:
         directory = records.split_dir(_name(args), split, args.data_dir)
         print(f"{_name(args)} ({split}) is finished already: {directory} (--overwrite makes it again)")
-        return read_summary(directory)
+        summary = read_summary(directory)
+        read_as = summary.get("orientation", orientation.STORED)
+        if args.orientation not in (None, read_as):
+            raise RawDataError(f"{directory} is prepared with --orientation={read_as}; --overwrite makes it again")
+        return summary
     files = {"annotations": args.annotations, "images": args.images}
     if args.dataset == Custom.dataset:
         options = SkeletonOptions(args.sigmas, args.mirror, args.upper_body, args.metric)
         special = files | {"dataset": args.name, "options": options}
     else:
         special = files | {"raw_dir": args.raw_dir} if _reads_files(args) else {}
-    builder = BUILDERS[args.dataset](split, data_dir=args.data_dir, strict=args.strict, decode=args.decode, **special)
+    builder = BUILDERS[args.dataset](
+        split,
+        data_dir=args.data_dir,
+        strict=args.strict,
+        decode=args.decode,
+        orientation=args.orientation,
+        allow_loss=args.allow_loss,
+        **special,
+    )
     return builder.prepare(overwrite=args.overwrite)
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import pathlib
 from typing import Any
 
+from data_pipelines import fields
 from data_pipelines.builders import raw_files
 from data_pipelines.builders.coco_format import CocoFormatBuilder
 from data_pipelines.builders.raw_files import Layout
@@ -86,28 +87,35 @@ def split_release(document: dict[str, Any], whole_videos: bool = False) -> dict[
     categories are sorted by id. With `whole_videos` a video counts once, not once a frame: what the ratio was
     meant to be. Images without a video or with another kind of name are left out.
     """
-    images = [image for image in document["images"] if _video_of(image) is not None]
+    videos = {place: _video_of(image) for place, image in enumerate(document["images"])}
+    images = [
+        image | {"video_id": videos[place]}
+        for place, image in enumerate(document["images"])
+        if videos[place] is not None
+    ]
     split_of = _split_of_videos(images, whole_videos)
     parts = {
         split: document
         | {
             "images": [],
             "annotations": [],
-            "categories": sorted(document.get("categories", []), key=_category_order),
+            "categories": sorted(document.get("categories") or [], key=_category_order),
         }
         for split in SPLITS
     }
-    video_of_image = {repr(image.get("id")): image["video_id"] for image in images}
+    video_of_image = {fields.id_key(image.get("id")): image["video_id"] for image in images}
     for image in images:
         parts[split_of[image["video_id"]]]["images"].append(image | {"file_name": _file_name(image)})
     for annotation in document["annotations"]:
         if isinstance(annotation, dict):
             annotation = {"iscrowd" if key == "is_crowd" else key: value for key, value in annotation.items()}
-            video = annotation.get("video_id", video_of_image.get(repr(annotation.get("image_id"))))
+            video = fields.whole(annotation.get("video_id"))
+            if video is None:
+                video = video_of_image.get(fields.id_key(annotation.get("image_id")))
         else:
             video = None
         # One of no video goes where the released script puts it; the builder reports what is wrong with it.
-        split = split_of.get(video, "test") if isinstance(video, int) else "test"
+        split = "test" if video is None else split_of.get(video, "test")
         parts[split]["annotations"].append(annotation)
     return parts
 
@@ -130,16 +138,16 @@ def _split_of_videos(images: list[dict[str, Any]], whole_videos: bool) -> dict[i
 
 def _category_order(category: Any) -> float:
     """The category's id; entries without one come last, and are reported when they are read."""
-    number = category.get("id") if isinstance(category, dict) else None
-    return number if isinstance(number, int) else float("inf")
+    number = fields.whole(category.get("id")) if isinstance(category, dict) else None
+    return float("inf") if number is None else number
 
 
 def _video_of(image: Any) -> int | None:
     """The image's video, or None where the entry cannot be assigned to one."""
-    if not isinstance(image, dict) or not isinstance(image.get("video_id"), int):
+    if not isinstance(image, dict):
         return None
     name = image.get("file_name")
-    return image["video_id"] if isinstance(name, str) and name.count("\\") >= 2 else None
+    return fields.whole(image.get("video_id")) if isinstance(name, str) and name.count("\\") >= 2 else None
 
 
 def _file_name(image: dict[str, Any]) -> str:

@@ -33,22 +33,23 @@ import os
 import pathlib
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ClassVar
 
 import tensorflow_datasets as tfds
 import tqdm
 from array_record.python import array_record_module
 
-from data_pipelines import records
+from data_pipelines import orientation, records
 from data_pipelines.builders import checks
+from data_pipelines.builders import summary as summaries
+from data_pipelines.builders.checker import Checker, Picture, told_by_sizes, vote
 from data_pipelines.builders.report import Fault, RawDataError, Report
+from data_pipelines.builders.summary import read_summary
 from data_pipelines.datasets import PoseDataset, find_dataset
 
 SHARD_BYTES = 512 << 20
 _CHUNK = 64  # images between two additions to the annotation table
-
-Picture = pathlib.Path | bytes
 
 
 class PoseBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
@@ -63,6 +64,12 @@ class PoseBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
     categories: tuple[tuple[int, str], ...] = ((1, "person"),)
     num_images: int | None = None  # for the progress bar
 
+    # How pictures are read where nothing else is asked for; None: as the annotated sizes tell. Published protocols say.
+    default_orientation: ClassVar[str | None] = orientation.STORED
+    annotated: bool = True  # False: a test set, of which nobody expects people to learn from
+    # Whether people without labelled keypoints belong to the dataset, and are no loss.
+    unlabelled_belong: ClassVar[bool] = True
+
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(skip_registration=True, **kwargs)
         cls.BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=split, version=cls.VERSION) for split in cls.splits]
@@ -76,6 +83,8 @@ class PoseBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
         decode: bool = False,
         progress: bool = True,
         dataset: str | PoseDataset | None = None,
+        orientation: str | None = None,
+        allow_loss: bool = False,
     ):
         """
         Args:
@@ -85,6 +94,8 @@ class PoseBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
           decode: decode every picture as a check; without it headers and end marker are checked.
           progress: show a progress bar.
           dataset: another dataset that is written by this class, by name or as its protocol; None for the class's own.
+          orientation: 'stored' or 'upright', how pictures are read; None for the dataset's own way.
+          allow_loss: prepare a split of which nobody can be learned from or judged.
         """
         own = dataset or self.dataset
         self.pose_dataset = own if isinstance(own, PoseDataset) else find_dataset(own)
@@ -93,6 +104,8 @@ class PoseBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
         self.report = Report(strict)
         self.metadata: dict[str, str] = {}
         self._decode, self._progress = decode, progress
+        self._orientation, self._allow_loss = orientation or self.default_orientation, allow_loss
+        self.read_as = self._orientation
         super().__init__(
             data_dir=os.fspath(data_dir),
             file_format="array_record",
@@ -108,6 +121,10 @@ class PoseBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
 
     def describe_source(self) -> dict[str, str]:
         """What the split was made from, for its summary."""
+        return {}
+
+    def findings(self) -> dict[str, Any]:
+        """Further entries of the summary."""
         return {}
 
     def prepare(self, overwrite: bool = False) -> dict[str, Any]:
@@ -141,8 +158,20 @@ class PoseBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
         return {self.split.replace("-", "_"): self._generate_examples()}
 
     def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        check = _Checker(self.pose_dataset.num_keypoints, self.report, self.describe_source().get("annotations", ""))
-        images = _read_ahead(lambda item: _read(item, self._decode), self.images())
+        items: Iterable[tuple[Picture, dict[str, Any]]] = self.images()
+        choice, why = self._orientation, ""
+        if choice is None:
+            items = everything = list(items)
+            choice, why = self._told(everything)
+        upright = choice == orientation.UPRIGHT
+        check = Checker(
+            self.pose_dataset.num_keypoints,
+            self.report,
+            self.describe_source().get("annotations", ""),
+            upright,
+        )
+        images = _read_ahead(lambda item: _read(item, self._decode), iter(items))
+        number = itertools.count()
         with tqdm.tqdm(
             images,
             total=self.num_images,
@@ -150,7 +179,6 @@ class PoseBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
             unit=" images",
             disable=not self._progress,
         ) as bar:
-            number = itertools.count()
             for picture, record, read in bar:
                 bar.total = self.num_images  # known once the annotation file is read
                 example = check(picture, record, read, frozenset(number for number, _ in self.categories))
@@ -158,6 +186,22 @@ class PoseBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
                     yield next(number), example
                 elif self.report.num_dropped:
                     bar.set_postfix(dropped=self.report.num_dropped)
+        self.read_as = choice
+        if upright or check.tagged:
+            self.metadata["orientation"] = summaries.orientation_note(choice, why, check.tagged, next(number))
+
+    def _told(self, items: list[tuple[Picture, dict[str, Any]]]) -> tuple[str, str]:
+        """('stored' or 'upright', why): as the annotated sizes tell, else as the dataset's other splits are read."""
+        told = told_by_sizes(_read_ahead(lambda item: vote(*item), iter(items)))
+        others = summaries.orientation_of_others(self._data_dir_root, self.name, self.split)
+        upright = [split for split, choice in others.items() if choice == orientation.UPRIGHT]
+        if told is None:
+            return (orientation.UPRIGHT, f"as {upright[0]}") if upright else (orientation.STORED, "")
+        for split, choice in others.items():
+            if choice != told:
+                what = f"pictures are read otherwise than those of another split ({told} here, {choice} there)"
+                self.report.remark(what, self.describe_source().get("annotations", ""), None, split)
+        return told, "as the annotated sizes tell"
 
     def _download_and_prepare(self, dl_manager, download_config) -> None:
         """TFDS's hook: `self.data_path` is a temporary folder here, renamed by TFDS when this returns."""
@@ -181,11 +225,17 @@ class PoseBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
                 for example in chunk:
                     shards.write(example)
                 table.add(chunk)
-                _count(counts, chunk)
+                summaries.count(counts, chunk)
         finally:
             shards.close()
         if not counts["images"]:
-            raise RawDataError(f"{self.name} ({self.split}): not one usable image; {_first_faults(self.report)}")
+            raise RawDataError(
+                f"{self.name} ({self.split}): not one usable image; {summaries.first_faults(self.report)}"
+            )
+        columns = table.annotations(self.pose_dataset, self.split, self.categories, self.metadata)
+        usable = (
+            summaries.usable(columns, self.report, self.unlabelled_belong, self._allow_loss) if self.annotated else {}
+        )
         table.save(pathlib.Path(self.data_path) / records.ANNOTATIONS_FILE, self.categories, self.metadata)
         self.info.set_splits(tfds.core.SplitDict([shards.split_info(name)]))
         summary = {
@@ -194,6 +244,9 @@ class PoseBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
             "source": self.describe_source(),
             "metadata": self.metadata,
             **counts,
+            "orientation": self.read_as,
+            "usable": usable,
+            **self.findings(),
             "bytes": sum(shards.bytes),
             "seconds": round(time.monotonic() - start, 1),
             "dropped": {kind: tallies for kind, tallies in self.report.as_dict().items() if kind != "remarks"},
@@ -235,61 +288,6 @@ class _ShardWriter:
         )
 
 
-class _Checker:
-    """Turns what a builder yields into examples, or into entries of the report."""
-
-    def __init__(self, num_keypoints: int, report: Report, annotation_file: str):
-        self._num_keypoints, self._report, self._file = num_keypoints, report, annotation_file
-        self._image_ids: set[int] = set()
-        self._instance_ids: set[int] = set()
-
-    def __call__(
-        self,
-        picture: Picture,
-        record: dict[str, Any],
-        read: tuple[bytes, int, int] | Fault,
-        categories: frozenset[int],
-    ) -> dict[str, Any] | None:
-        file = picture if isinstance(picture, pathlib.Path) else str(record.get("file_name"))
-        try:
-            if isinstance(read, Fault):
-                raise read
-            data, width, height = read
-            example = checks.check_image_entry(record, width, height)
-            if example["image_id"] in self._image_ids:
-                raise Fault("duplicate image id")
-        except Fault as fault:
-            self._report.drop_image(fault, file, record.get("image_id"))
-            for instance in record["instances"]:
-                self._report.remark("instance lost with its image", self._file or file, instance.get("id"))
-            return None
-        self._image_ids.add(example["image_id"])
-        instances = [self._instance(instance, file, width, height, categories) for instance in record["instances"]]
-        return example | {
-            "image": data,
-            "instances": [instance for instance in instances if instance is not None],
-        }
-
-    def _instance(self, instance, file, width, height, categories) -> dict[str, Any] | None:
-        file = self._file or file
-        try:
-            checked, remarks = checks.check_instance(instance, self._num_keypoints, width, height, categories)
-            if checked["id"] in self._instance_ids:
-                raise Fault("duplicate annotation id")
-        except Fault as fault:
-            self._report.drop_instance(fault, file, instance.get("id"))
-            return None
-        self._instance_ids.add(checked["id"])
-        for remark in remarks:
-            self._report.remark(remark, file, checked["id"])
-        return checked
-
-
-def read_summary(directory: pathlib.Path) -> dict[str, Any]:
-    """The summary of a finished split."""
-    return json.loads((directory / records.SUMMARY_FILE).read_text())
-
-
 def _read(item: tuple[Picture, dict[str, Any]], decode: bool):
     picture, record = item
     try:
@@ -312,26 +310,6 @@ def _read_ahead(function: Callable, items: Iterator, window: int = 64) -> Iterat
         finally:
             for future in pending:
                 future.cancel()
-
-
-def _count(counts: collections.Counter, examples: list[dict[str, Any]]) -> None:
-    instances = [instance for example in examples for instance in example["instances"]]
-    counts["images"] += len(examples)
-    counts["images_without_instances"] += sum(not example["instances"] for example in examples)
-    counts["instances"] += len(instances)
-    counts["crowds"] += sum(instance["crowd"] for instance in instances)
-    counts["without_keypoints"] += sum(
-        not instance["crowd"] and (instance["num_keypoints"] == 0 or not (instance["keypoints"][:, 2] > 0).any())
-        for instance in instances
-    )
-
-
-def _first_faults(report: Report) -> str:
-    found = [
-        f"{reason} ({tally['count']}, first {tally['examples'][0]['file']})"
-        for reason, tally in report.as_dict()["images"].items()
-    ]
-    return "dropped: " + "; ".join(found) if found else "the annotation file lists none"
 
 
 @contextlib.contextmanager

@@ -6,11 +6,15 @@ import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
-from data_pipelines.builders import checks, raw_files
+import numpy as np
+
+from data_pipelines import fields
+from data_pipelines.builders import raw_files
 from data_pipelines.builders.base import PoseBuilder
 from data_pipelines.builders.raw_files import Layout
 from data_pipelines.builders.report import Fault
 
+BOXES_ONLY = "of a category without keypoints (left out)"
 _INSTANCE_KEYS = {  # field of a record -> key of COCO's format
     "id": "id",
     "box": "bbox",
@@ -54,6 +58,7 @@ class CocoFormatBuilder(PoseBuilder):
         super().__init__(split, **kwargs)
         # A split of the user's own (with --annotations and --images) has no layout to look for.
         self.layout = self.layouts.get(split, Layout((), ()))
+        self.annotated = self.layout.annotated
         self.files = raw_files.locate(self.folders, self.layout, raw_dir, annotations, images)
 
     def describe_source(self) -> dict[str, str]:
@@ -68,8 +73,8 @@ class CocoFormatBuilder(PoseBuilder):
         return {field: annotation[key] for field, key in _INSTANCE_KEYS.items() if key in annotation}
 
     def picture(self, file_name: str) -> pathlib.Path:
-        """Where the picture of that name lies."""
-        return self.files.images / file_name
+        """Where the picture of that name lies; see `raw_files.find_picture`."""
+        return raw_files.find_picture(self.files.images, file_name)
 
     def images(self) -> Iterator[tuple[pathlib.Path, dict[str, Any]]]:
         path = self.files.annotations
@@ -78,60 +83,89 @@ class CocoFormatBuilder(PoseBuilder):
         annotations: list = []
         if self.layout.annotated or "annotations" in document:
             (annotations,) = raw_files.document_lists(path, document, "annotations")
-        self.categories = self._categories(document)
+        self.annotated = self.annotated and bool(annotations)
+        self.categories, boxes_only = self._categories(document)
         self.num_images = len(images)
-        by_image = self._group(images, annotations)
+        by_image = self._group(images, self._with_skeleton(annotations, boxes_only))
         del document, annotations
         for image in images:
             if not isinstance(image, dict) or not isinstance(image.get("file_name"), str):
                 number = image.get("id") if isinstance(image, dict) else None
                 self.report.drop_image(Fault("bad image entry", f"{image!r:.200}"), path, number)
                 continue
-            number = image.get("id")
+            # Popped: a second image of the same id gets none, and is dropped.
+            entries = by_image.pop(fields.id_key(image.get("id")), ())
             yield (
                 self.picture(image["file_name"]),
                 {
-                    "image_id": number,
+                    "image_id": image.get("id"),
                     "file_name": image["file_name"],
                     "width": image.get("width"),
                     "height": image.get("height"),
-                    "crowd_index": image.get("crowdIndex", -1.0),
-                    # Popped: a second image of the same id gets none, and is dropped.
-                    "instances": [self.instance(entry) for entry in by_image.pop(checks.hashable(number), ())],
+                    "crowd_index": image.get("crowdIndex"),
+                    "instances": [self.instance(entry) for entry in entries],
                 },
             )
 
-    def _categories(self, document: dict[str, Any]) -> tuple[tuple[int, str], ...]:
+    def _categories(self, document: dict[str, Any]) -> tuple[tuple[tuple[int, str], ...], frozenset[int]]:
+        """(id and name of the categories with keypoints, ids of the others); where none has any, all count as with."""
         if not document.get("categories"):
-            return self.categories
-        (entries,) = raw_files.document_lists(self.files.annotations, document, "categories")
-        categories: dict[int, str] = {}
+            return self.categories, frozenset()
+        path = self.files.annotations
+        (entries,) = raw_files.document_lists(path, document, "categories")
+        names: dict[int, str] = {}
+        with_keypoints: set[int] = set()
         for entry in entries:
             try:
                 if not isinstance(entry, dict):
                     raise Fault("not an object", f"{entry!r:.80}")
-                number = checks.integer(entry, "id", bits=32)
-                categories.setdefault(number, str(entry.get("name", number)))
+                number = fields.integer(entry, "id", bits=32)
+                if number in names:
+                    raise Fault("duplicate id", f"{number}, of {entry.get('name')!r:.80} and {names[number]!r:.80}")
+                names[number] = fields.printable(str(number if entry.get("name") is None else entry["name"]))
+                if isinstance(entry.get("keypoints"), (list, np.ndarray)) and len(entry["keypoints"]):
+                    with_keypoints.add(number)
             except Fault as fault:
                 # No fault in itself: if annotations use it they are dropped, for their unknown category.
-                self.report.remark("unusable category", self.files.annotations, None, str(fault))
-        return tuple(categories.items())
+                self.report.remark("unusable category", path, None, str(fault))
+        kept = with_keypoints or set(names)
+        categories = tuple((number, name) for number, name in names.items() if number in kept)
+        return categories, frozenset(names) - kept
+
+    def _with_skeleton(self, annotations: list, boxes_only: frozenset[int]) -> list:
+        """Without the boxes of categories that have no keypoints, which label tools list beside the one that has."""
+        if not boxes_only:
+            return annotations
+        kept = []
+        for annotation in annotations:
+            own = annotation if isinstance(annotation, dict) else {}
+            category = fields.whole(own.get("category_id"))
+            if category in boxes_only:
+                self.report.remark(
+                    BOXES_ONLY,
+                    self.files.annotations,
+                    own.get("id"),
+                    f"category {category}",
+                )
+            else:
+                kept.append(annotation)
+        return kept
 
     def _group(self, images: list, annotations: list) -> dict[Any, list[dict]]:
         """Annotations by image id; those that are no objects or belong to no image are reported."""
-        by_image = {checks.hashable(image.get("id")): [] for image in images if isinstance(image, dict)}
+        by_image = {fields.id_key(image.get("id")): [] for image in images if isinstance(image, dict)}
         path = self.files.annotations
         for annotation in annotations:
             if not isinstance(annotation, dict):
                 self.report.drop_instance(Fault("not an object", f"{annotation!r:.80}"), path, None)
             elif annotation.get("image_id") is None:
                 self.report.drop_instance(Fault("missing field", "image_id"), path, annotation.get("id"))
-            elif checks.hashable(annotation["image_id"]) not in by_image:
+            elif (key := fields.id_key(annotation["image_id"])) not in by_image:
                 self.report.drop_instance(
                     Fault("annotation without image", f"image_id {annotation['image_id']!r:.80}"),
                     path,
                     annotation.get("id"),
                 )
             else:
-                by_image[checks.hashable(annotation["image_id"])].append(annotation)
+                by_image[key].append(annotation)
         return by_image

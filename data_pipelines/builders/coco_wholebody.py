@@ -23,8 +23,14 @@ class CocoWholeBody(CocoFormatBuilder):
     def instance(self, annotation: dict[str, Any]) -> dict[str, Any]:
         """Joins the five keypoint lists; where one has another length, the sum shows it to the check."""
         instance = super().instance(annotation)
-        if all(isinstance(annotation.get(part), np.ndarray) for part in _PARTS):
-            instance["keypoints"] = np.concatenate([annotation[part].reshape(-1) for part in _PARTS])
-        else:
+        parts: list[Any] = [annotation.get(part) for part in _PARTS]
+        if any(part is None for part in parts):
             instance.pop("keypoints", None)
+        elif all(isinstance(part, np.ndarray) for part in parts):
+            instance["keypoints"] = np.concatenate([part.reshape(-1) for part in parts])
+        else:  # numbers as text, or damage: as it is, for the check
+            lists = [part.tolist() if isinstance(part, np.ndarray) else part for part in parts]
+            instance["keypoints"] = (
+                [value for part in lists for value in part] if all(isinstance(p, list) for p in lists) else lists
+            )
         return instance

@@ -13,19 +13,19 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from data_pipelines import datasets as definitions
-from data_pipelines.builders import raw_files
+from data_pipelines.builders import raw_files, sides
 from data_pipelines.builders.coco_format import CocoFormatBuilder
 from data_pipelines.builders.report import RawDataError
 from data_pipelines.datasets import DATASETS, PoseDataset
+from data_pipelines.fields import Fault, integer, printable
 from data_pipelines.skeletons import KeypointSet
 
 DEFAULT_SIGMA = 0.05
 METRICS = ("coco", "hand")
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
-# A side is the start of a word (left_eye, LeftEye, eye-left); its letter is a word of its own (L_Eye).
-_SIDE = re.compile(r"(?<![a-z])(left|right|[lr](?![a-z]))", re.IGNORECASE)
-_OTHER_SIDE = {"left": "right", "right": "left", "l": "r", "r": "l"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +48,8 @@ class SkeletonOptions:
 class Custom(CocoFormatBuilder):
     dataset = "custom"
     layouts = {}
+    default_orientation = None
+    unlabelled_belong = False
 
     def __init__(
         self,
@@ -73,9 +75,24 @@ class Custom(CocoFormatBuilder):
         self._document = raw_files.read_json(path)
         found, remarks = define(dataset, self._document, path, data_dir, options)
         super().__init__(split, dataset=found, data_dir=data_dir, annotations=annotations, images=images, **kwargs)
+        self._definition = definitions.definition_path(dataset, data_dir)
+        self._is_new = not self._definition.is_file()
         definitions.save_definition(found, data_dir)
         for remark in remarks:
             self.report.remark(remark, path, None)
+
+    def prepare(self, overwrite: bool = False) -> dict[str, Any]:
+        """As `PoseBuilder.prepare`; a split that fails defines no dataset."""
+        try:
+            return super().prepare(overwrite)
+        except BaseException:
+            if self._is_new:
+                self._definition.unlink(missing_ok=True)
+            raise
+
+    def findings(self) -> dict[str, Any]:
+        skeleton = self.pose_dataset.keypoints
+        return {"unpaired_sides": sides.unpaired(skeleton.keypoints, skeleton.flip_pairs)}
 
     def load(self) -> dict[str, Any]:
         document, self._document = self._document, None  # let go: it may be large
@@ -106,9 +123,10 @@ def define(
                 )
             skeleton, remarks = dataset.keypoints, []
         else:
-            pairs, remarks = mirror_pairs(keypoints)
-            if options.mirror is not None:
-                remarks = []
+            pairs, _ = sides.mirror_pairs(keypoints)  # names without counterpart: see `findings`
+            remarks = []
+            if not pairs and options.mirror is None:
+                remarks.append("no mirror pairs in the names: keypoints keep their names in mirrored pictures")
             if options.sigmas is None and options.metric != "hand":
                 remarks.append(f"no sigmas given: {DEFAULT_SIGMA} for every keypoint; AP and AR are by these")
             skeleton = KeypointSet(name, keypoints, pairs, limbs, sigmas=(DEFAULT_SIGMA,) * len(keypoints))
@@ -122,20 +140,11 @@ def define(
 
 def mirror_pairs(names: Sequence[str]) -> tuple[tuple[tuple[int, int], ...], list[str]]:
     """Pairs of keypoints whose names differ in the side alone, and remarks on those without counterpart."""
-    index = {name.lower(): number for number, name in enumerate(names)}
-    pairs, alone = [], []
-    for number, name in enumerate(names):
-        other = _SIDE.sub(lambda match: _OTHER_SIDE[match.group().lower()], name).lower()
-        if other == name.lower():
-            continue
-        if other not in index:
-            alone.append(name)
-        elif number < index[other]:
-            pairs.append((number, index[other]))
+    pairs, alone = sides.mirror_pairs(names)
     remarks = [f"no counterpart in the mirror: {', '.join(alone)}"] if alone else []
     if not pairs:
         remarks.append("no mirror pairs in the names: keypoints keep their names in mirrored pictures")
-    return tuple(pairs), remarks
+    return pairs, remarks
 
 
 def _with_options(dataset: PoseDataset, skeleton: KeypointSet, options: SkeletonOptions) -> PoseDataset:
@@ -164,16 +173,22 @@ def _index(skeleton: KeypointSet, name: str) -> int:
 def _category_skeleton(path: pathlib.Path, document: Any) -> tuple[tuple[str, ...], tuple[tuple[int, int], ...]]:
     """(names, limbs from 0) of the categories, which must agree."""
     (categories,) = raw_files.document_lists(path, document, "categories")
-    found = [entry for entry in categories if isinstance(entry, dict) and len(entry.get("keypoints", ()))]
+    found = [
+        entry
+        for entry in categories
+        if isinstance(entry, dict)
+        and isinstance(entry.get("keypoints"), (list, np.ndarray))
+        and len(entry["keypoints"])
+    ]
     if not found:
         raise RawDataError(f"{path}: no category lists 'keypoints', their names in the annotations' order")
     skeletons = set()
     for category in found:
         try:
-            # Names that are digits have been read as numbers.
-            names = tuple(name if isinstance(name, str) else f"{name:g}" for name in category["keypoints"])
-            limbs = tuple((int(a), int(b)) for a, b in category.get("skeleton") or ())
-        except (TypeError, ValueError) as error:
+            # Names that are digits may have been written as numbers.
+            names = tuple(printable(name) if isinstance(name, str) else f"{name:g}" for name in category["keypoints"])
+            limbs = tuple((_limb(a), _limb(b)) for a, b in category.get("skeleton") or ())
+        except (TypeError, ValueError, Fault) as error:
             number = category.get("id")
             raise RawDataError(f"{path}: category {number!r}: bad keypoints or skeleton: {error}") from None
         skeletons.add((names, limbs))
@@ -183,3 +198,8 @@ def _category_skeleton(path: pathlib.Path, document: Any) -> tuple[tuple[str, ..
     # COCO counts limbs from 1; a 0 shows a file that counts from 0.
     first = 0 if any(0 in limb for limb in limbs) else 1
     return names, tuple((a - first, b - first) for a, b in limbs)
+
+
+def _limb(value: Any) -> int:
+    """The number of a keypoint."""
+    return integer({"skeleton": value}, "skeleton")

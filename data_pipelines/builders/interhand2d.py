@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.builders import checks, raw_files
+from data_pipelines import fields
+from data_pipelines.builders import raw_files
 from data_pipelines.builders.coco_format import CocoFormatBuilder
 from data_pipelines.builders.raw_files import Layout
 from data_pipelines.builders.report import Fault, RawDataError
@@ -54,7 +55,7 @@ class InterHand2d(CocoFormatBuilder):
             number = image.get("id") if isinstance(image, dict) else None
             try:
                 record = _image_record(image)
-                found = by_image.pop(checks.hashable(number), [])
+                found = by_image.pop(fields.id_key(number), [])
                 if not found:
                     raise Fault("image without annotation")
                 for other in found[1:]:
@@ -100,21 +101,22 @@ def _image_record(image: Any) -> dict[str, Any]:
 def _hands(image: dict, annotation: dict, cameras: dict, joints: dict) -> list[dict[str, Any]]:
     """The right and the left hand as instances without id, whatever their number of valid joints."""
     try:
-        capture, camera, frame = str(image["capture"]), str(image["camera"]), str(image["frame_idx"])
+        # Numbers in the data file, texts of them as keys of the others.
+        capture, camera, frame = (_text(image[key]) for key in ("capture", "camera", "frame_idx"))
         views, world = cameras[capture], joints[capture][frame]
         view = {key: views[key][camera] for key in ("campos", "camrot", "focal", "princpt")}
     except (KeyError, TypeError) as error:
         raise Fault("no camera or no joints", f"{image.get('file_name')}: {error}") from None
+    valid = fields.flags(annotation, "joint_valid", 2 * NUM_JOINTS)
     points = _project(
-        checks.numbers(world, "world_coord", 6 * NUM_JOINTS).reshape(-1, 3),
-        checks.numbers(view, "campos", 3),
-        checks.numbers(view, "camrot", 9).reshape(3, 3),
-        checks.numbers(view, "focal", 2),
-        checks.numbers(view, "princpt", 2),
+        fields.points(world, "world_coord", valid, size=3),
+        fields.numbers(view, "campos", 3),
+        fields.numbers(view, "camrot", 3, 3).reshape(3, 3),
+        fields.numbers(view, "focal", 2),
+        fields.numbers(view, "princpt", 2),
     ).reshape(2, NUM_JOINTS, 2)
-    valid = checks.numbers(annotation, "joint_valid", 2 * NUM_JOINTS).reshape(2, NUM_JOINTS) > 0
-    valid &= valid[:, WRIST:]
-    size = np.array([checks.numbers(image, key, 1)[0] for key in ("width", "height")])
+    valid = valid.reshape(2, NUM_JOINTS) & valid.reshape(2, NUM_JOINTS)[:, WRIST:]
+    size = np.array([fields.number(image, key) for key in ("width", "height")])
     return [
         {
             "category": category,
@@ -124,6 +126,13 @@ def _hands(image: dict, annotation: dict, cameras: dict, joints: dict) -> list[d
         }
         for hand, (category, _) in enumerate(HANDS)
     ]
+
+
+def _text(value: Any) -> str:
+    """A number or its text as a key of the companion files; text with leading zeros stays as it is."""
+    if isinstance(value, str) and (value.strip().isdigit() or fields.whole(value) is None):
+        return value.strip()
+    return str(fields.whole(value))
 
 
 def _project(world: np.ndarray, position: np.ndarray, rotation: np.ndarray, focal: np.ndarray, centre: np.ndarray):

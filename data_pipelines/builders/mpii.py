@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import scipy.io
 
+from data_pipelines import fields
 from data_pipelines.builders import checks, raw_files
 from data_pipelines.builders.coco_format import CocoFormatBuilder
 from data_pipelines.builders.raw_files import Layout
@@ -33,7 +34,7 @@ class Mpii(CocoFormatBuilder):
     dataset = "mpii"
     folders = ("mpii",)
     layouts = {
-        split: Layout((f"annotations/mpii_{split}.json",), ("images",))
+        split: Layout((f"annotations/mpii_{split}.json",), ("images",), annotated=split != "test")
         for split in ("train", "val", "trainval", "test")
     }
 
@@ -81,16 +82,17 @@ class Mpii(CocoFormatBuilder):
 
 def _person(entry: dict[str, Any], head_box: np.ndarray | None) -> dict[str, Any]:
     """An instance, without its id, of one MPII entry. Test entries have no joints."""
-    centre, scale = checks.numbers(entry, "center", 2), float(checks.numbers(entry, "scale", 1)[0])
+    centre, scale = fields.numbers(entry, "center", 2), fields.number(entry, "scale")
     if not 0 < scale < checks.MAX_COORDINATE:
         raise Fault("number out of range", f"scale is {scale:g}")
     if centre[0] != -1:  # every protocol moves the centre down and widens the square so that limbs are not cut off
         centre, scale = centre + [0, 15 * scale], 1.25 * scale
     centre = centre - 1
     keypoints = np.zeros((NUM_JOINTS, 3))
-    if "joints" in entry:
-        keypoints[:, :2] = checks.numbers(entry, "joints", 2 * NUM_JOINTS).reshape(NUM_JOINTS, 2) - 1
-        keypoints[:, 2] = checks.numbers(entry, "joints_vis", NUM_JOINTS) > 0
+    if entry.get("joints") is not None:
+        visible = fields.flags(entry, "joints_vis", NUM_JOINTS)
+        keypoints[:, :2] = fields.points(entry, "joints", visible) - 1
+        keypoints[:, 2] = visible
     side = 200 * scale
     return {
         "box": [*(centre - side / 2), side, side],

@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.builders import checks, raw_files
+from data_pipelines import fields
+from data_pipelines.builders import raw_files
 from data_pipelines.builders.coco_format import CocoFormatBuilder
 from data_pipelines.builders.raw_files import Layout
-from data_pipelines.builders.report import Fault
+from data_pipelines.fields import Fault
 
 NUM_JOINTS = 24
 _UNUSED = {"fitted_3d_pose", "smpl_param", "h36m_joints", "smpl_joint_img", "smpl_joint_cam", "joint_2d"}
@@ -41,16 +42,18 @@ def prepare_release(document: dict[str, Any]) -> dict[str, Any]:
     0.0; coordinates are kept. Pictures get the name `<sequence>/<file>`.
     """
     entries = document["annotations"]
-    if not any(isinstance(entry, dict) and "smpl_joint_img" in entry for entry in entries):
+    if not any(isinstance(entry, dict) and entry.get("smpl_joint_img") is not None for entry in entries):
         return document
     images = [
         image | {"file_name": f"{image['sequence']}/{image.get('file_name')}"}
-        if isinstance(image, dict) and "sequence" in image
+        if isinstance(image, dict) and image.get("sequence") is not None
         else image
         for image in document["images"]
     ]
     sizes = {
-        repr(image.get("id")): (image.get("width"), image.get("height")) for image in images if isinstance(image, dict)
+        fields.id_key(image.get("id")): (image.get("width"), image.get("height"))
+        for image in images
+        if isinstance(image, dict)
     }
     return document | {
         "images": images,
@@ -63,11 +66,13 @@ def _with_keypoints(annotation: dict[str, Any], sizes: dict[str, tuple]) -> dict
     kept = {key: value for key, value in annotation.items() if key not in _UNUSED}
     kept |= {"iscrowd": 0, "category_id": 1}
     try:
-        joints = checks.numbers(annotation, "smpl_joint_img", 3 * NUM_JOINTS).reshape(NUM_JOINTS, 3)
-        size = checks.numbers({"size": sizes.get(repr(annotation.get("image_id")))}, "size", 2)
+        joints = fields.unchecked(annotation, "smpl_joint_img", NUM_JOINTS, 3)
+        size = fields.numbers({"size": sizes.get(fields.id_key(annotation.get("image_id")))}, "size", 2)
     except Fault:
         return kept
-    inside = (joints >= 0).all(axis=1) & (joints[:, :2] < size).all(axis=1)
+    known = np.isfinite(joints).all(axis=1)  # NaN: the joint is not there
+    joints = np.where(known[:, None], joints, 0)
+    inside = known & (joints >= 0).all(axis=1) & (joints[:, :2] < size).all(axis=1)
     return kept | {
         "keypoints": np.column_stack([joints[:, :2], inside]).reshape(-1),
         "num_keypoints": int(inside.sum()),

@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import os
 import pathlib
+import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from data_pipelines import fields
 from data_pipelines.builders.report import NoAnnotations, RawDataError
 
 # Long lists of numbers that are worth an array at once: as Python floats they take four times the memory.
@@ -85,18 +88,36 @@ def _candidates(
     return [pathlib.Path(given)] if given else [root / name for root in roots for name in names]
 
 
+def find_picture(folder: pathlib.Path, file_name: str) -> pathlib.Path:
+    """Where the picture of that name lies.
+
+    A name that is not there is looked for as other systems write it: with slashes for a Windows path's backslashes, and
+    with its accents joined to their letters or apart.
+    """
+    path = folder / file_name
+    if os.path.exists(path):  # unlike Path.exists, whatever the name
+        return path
+    slashed = file_name.replace("\\", "/")
+    names = [slashed, *(unicodedata.normalize(form, slashed) for form in ("NFC", "NFD"))]
+    return next((folder / name for name in names if os.path.exists(folder / name)), path)
+
+
 def read_json(path: pathlib.Path) -> Any:
     """A JSON document whose long number lists (keypoints and the like) are float64 arrays already.
+
+    UTF-8, UTF-16 or UTF-32, with a byte order mark or without.
 
     Raises:
       RawDataError: the file is missing or is not JSON; with line and column.
     """
     try:
-        with path.open(encoding="utf-8") as file:
+        with path.open("rb") as file:
+            encoding = json.detect_encoding(file.read(4))
+        with path.open(encoding=encoding) as file:
             return json.load(file, object_hook=_compact)
     except OSError as error:
         raise RawDataError(f"{path} cannot be read: {error.strerror}") from error
-    except ValueError as error:  # not JSON, not UTF-8, or a number of thousands of digits
+    except (ValueError, RecursionError) as error:  # not JSON, not text, or a number of thousands of digits
         raise RawDataError(f"{path} is not valid JSON: {error}") from error
 
 
@@ -112,11 +133,18 @@ def document_lists(path: pathlib.Path, document: Any, *required: str) -> list[li
 
 def _compact(entry: dict[str, Any]) -> dict[str, Any]:
     for key in _NUMBER_LISTS.intersection(entry):
-        # What is no number stays as it is, for the check of the instance to report.
-        with contextlib.suppress(TypeError, ValueError, OverflowError):
-            entry[key] = np.asarray(entry[key], np.float64)
+        if fields.is_numeric(entry[key]):  # anything else stays as it is, for the check of the instance
+            with contextlib.suppress(ValueError, OverflowError):
+                entry[key] = np.asarray(entry[key], np.float64)
     # Polygons are half of COCO's file, and only those of crowds and unlabelled people become part of a
     # record.
-    if "segmentation" in entry and entry.get("num_keypoints") and not entry.get("iscrowd"):
+    if "segmentation" in entry and fields.whole(entry.get("num_keypoints")) and not _may_be_crowd(entry):
         del entry["segmentation"]
     return entry
+
+
+def _may_be_crowd(entry: dict[str, Any]) -> bool:
+    try:
+        return fields.flag(entry, "iscrowd")
+    except fields.Fault:
+        return True

@@ -8,6 +8,10 @@ import os
 import pathlib
 from typing import Any
 
+from data_pipelines.fields import Fault, printable
+
+__all__ = ["Fault", "NoAnnotations", "RawDataError", "Report"]
+
 EXAMPLES_PER_REASON = 1000
 
 
@@ -19,14 +23,6 @@ class NoAnnotations(RawDataError):
     """The split's annotation file is not among the downloads."""
 
 
-class Fault(Exception):
-    """One entry is broken: `reason` is the kind that is counted, `detail` what is wrong with this one."""
-
-    def __init__(self, reason: str, detail: str = ""):
-        super().__init__(f"{reason}: {detail}" if detail else reason)
-        self.reason, self.detail = reason, detail
-
-
 @dataclasses.dataclass
 class _Tally:
     count: int = 0
@@ -35,7 +31,7 @@ class _Tally:
     def add(self, file: str, number: Any, detail: str) -> None:
         self.count += 1
         if len(self.examples) < EXAMPLES_PER_REASON:
-            self.examples.append({"file": file, "id": number, "detail": detail})
+            self.examples.append({"file": printable(file), "id": number, "detail": printable(detail)})
 
 
 class Report:
@@ -59,7 +55,7 @@ class Report:
         self._drop("instances", fault, file, number)
 
     def remark(self, what: str, file: str | pathlib.Path, number: Any, detail: str = "") -> None:
-        self._tallies["remarks"][what].add(os.fspath(file), _plain(number), detail)
+        self._tallies["remarks"][printable(what)].add(os.fspath(file), _plain(number), detail)
 
     @property
     def num_dropped(self) -> int:
@@ -74,7 +70,9 @@ class Report:
     def _drop(self, kind: str, fault: Fault, file: str | pathlib.Path, number: Any) -> None:
         file = os.fspath(file)
         if self._strict:
-            raise RawDataError(f"{file}: {'image' if kind == 'images' else 'annotation'} {number!r}: {fault}")
+            raise RawDataError(
+                f"{printable(file)}: {'image' if kind == 'images' else 'annotation'} {number!r}: {fault}"
+            )
         self._tallies[kind][fault.reason].add(file, _plain(number), fault.detail)
 
 

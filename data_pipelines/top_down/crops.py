@@ -20,7 +20,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from data_pipelines import geometry
+from data_pipelines import geometry, orientation
 from data_pipelines.datasets import PoseDataset
 from data_pipelines.records import Annotations
 from data_pipelines.top_down.augmentation import Augmentation, steps_of
@@ -80,6 +80,7 @@ class TopDownSource:
             "instance_id": int(instances.instance_id[index]),
             "box_score": float(instances.box_score[index]),
             "origin": (self.dataset.name, columns.split, str(columns.file_name[image])),
+            "upright": columns.upright,
         }
 
     def read(self, image_index: int) -> bytes:
@@ -88,7 +89,7 @@ class TopDownSource:
 
 
 def decode(encoded: bytes, sample: Sample) -> np.ndarray:
-    """The picture as stored (no EXIF rotation), uint8 [height, width, 3] in OpenCV's BGR order.
+    """The picture as stored (of an `upright` sample: turned by its EXIF orientation), uint8 [height, width, 3], BGR.
 
     Raises a ValueError that names the file if it cannot be decoded or has another size than annotated.
     """
@@ -96,6 +97,8 @@ def decode(encoded: bytes, sample: Sample) -> np.ndarray:
     image = cv2.imdecode(np.frombuffer(encoded, np.uint8), flags) if encoded else None
     if image is None:
         raise ValueError(f"{_origin(sample)}: cannot be decoded ({len(encoded)} bytes)")
+    if sample.get("upright"):
+        image = orientation.upright(image, orientation.tag_of(encoded))
     if image.shape[1::-1] != sample["size"]:
         raise ValueError(
             f"{_origin(sample)}: is {image.shape[1]}x{image.shape[0]}, "

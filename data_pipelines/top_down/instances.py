@@ -1,24 +1,29 @@
 """Which crops an evaluation or an epoch consists of: annotated people, or the boxes of a detector.
 
-Both give the same columns, `Instances`, in image order; nothing here touches pixels.
+Both give the same columns, `Instances`, in image order; nothing here touches pixels. Preparation counts by the same
+rules (`census`).
 """
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import json
 import logging
 import os
 import pathlib
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
-from data_pipelines import geometry
+from data_pipelines import fields, geometry
 from data_pipelines.datasets import PoseDataset
+from data_pipelines.fields import Fault
 from data_pipelines.records import Annotations
 
 GROUND_TRUTH = "ground_truth"
-PERSON_CATEGORY = 1
+PERSON = "person"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +39,9 @@ class Instances:
       centre, scale: float64 [N, 2].
       box_score: float32 [N]; 1 for annotated people.
       origin: 'ground_truth' or the path of the detection file.
+      category: int64 [N], the annotation's or the detection's.
+      left_out: how many annotations or detections were not used, by reason.
+      images_without: images of the split that have no crop.
     """
 
     image_index: np.ndarray
@@ -44,42 +52,34 @@ class Instances:
     scale: np.ndarray
     box_score: np.ndarray
     origin: str
+    category: np.ndarray | None = None
+    left_out: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    images_without: int = 0
 
     def __len__(self) -> int:
         return len(self.image_index)
+
+    @property
+    def account(self) -> str:
+        """One sentence: what was used, what was not and why."""
+        kind = "annotations" if self.origin == GROUND_TRUTH else "detected boxes"
+        left_out = ", ".join(f"{reason} {count}" for reason, count in self.left_out.items()) or "none"
+        return f"{len(self)} {kind} used, {self.images_without} images have none; left out: {left_out}"
 
 
 def ground_truth(annotations: Annotations, dataset: PoseDataset, input_size: tuple[int, int]) -> Instances:
     """The annotated people that can be learned or judged, with the rules of the dataset's own loader.
 
-    Left out (and logged, by reason): crowds, people without labelled keypoints, boxes outside the image,
-    areas of zero. Order: that of the annotation table.
+    Left out (and logged, by reason): see `reasons`. Order: that of the annotation table.
     """
     columns = annotations
     image = columns.image_index
-    if columns.keypoints.shape[1:] != (dataset.num_keypoints, 3):
-        raise ValueError(
-            f"dataset {dataset.name!r}: annotations hold keypoints of shape "
-            f"{columns.keypoints.shape[1:]}, its keypoint set {dataset.keypoint_set!r} needs "
-            f"{(dataset.num_keypoints, 3)}"
-        )
-    box = columns.box.astype(np.float64)
-    if dataset.clean_box:
-        box = geometry.clean_box(box, columns.width[image], columns.height[image])
-    own = columns.scale > 0  # a finished centre and scale instead of a box (mpii)
-    reasons = {
-        "crowd": columns.crowd,
-        "without keypoints": _unlabelled(columns, dataset),
-        "box outside the image": ~own & ~((box[:, 2:] > 0).all(axis=1)),
-        "area of zero": (columns.area <= 0) & (columns.area != -1),
-    }
-    keep = np.ones(len(image), bool)
-    for reason, dropped in reasons.items():
-        if count := int((keep & dropped).sum()):
-            logging.info("%s: %d of %d annotations left out: %s", dataset.name, count, len(image), reason)
-        keep &= ~dropped
+    left_out, keep = _sort_out(reasons(annotations, dataset))
+    for reason, count in left_out.items():
+        logging.info("%s: %d of %d annotations left out: %s", dataset.name, count, len(image), reason)
     rows = np.flatnonzero(keep)
-    centre, scale = _crops(columns, dataset, box, own, _aspect(dataset, input_size))
+    box = _boxes(annotations, dataset)
+    centre, scale = _crops(columns, dataset, box, columns.scale > 0, _aspect(dataset, input_size))
     return Instances(
         image[rows].astype(np.int64),
         rows,
@@ -89,7 +89,77 @@ def ground_truth(annotations: Annotations, dataset: PoseDataset, input_size: tup
         scale[rows],
         np.ones(len(rows), np.float32),
         GROUND_TRUTH,
+        columns.category[rows].astype(np.int64),
+        left_out,
+        columns.num_images - len(np.unique(image[rows])),
     )
+
+
+def reasons(annotations: Annotations, dataset: PoseDataset) -> dict[str, np.ndarray]:
+    """Why an annotation gives no crop: {reason: bool [N]}, all False for those that give one.
+
+    Crowds, people without labelled keypoints, boxes outside the image or without extent, areas of zero.
+    """
+    columns = annotations
+    if columns.keypoints.shape[1:] != (dataset.num_keypoints, 3):
+        raise ValueError(
+            f"dataset {dataset.name!r}: annotations hold keypoints of shape "
+            f"{columns.keypoints.shape[1:]}, its keypoint set {dataset.keypoint_set!r} needs "
+            f"{(dataset.num_keypoints, 3)}"
+        )
+    own = columns.scale > 0  # a finished centre and scale instead of a box (mpii)
+    return {
+        "crowd": columns.crowd,
+        "without keypoints": _unlabelled(columns, dataset),
+        "box without extent": ~own & (columns.box[:, 2:] <= 0).any(axis=1),
+        "box outside the image": ~own & (_boxes(columns, dataset)[:, 2:] <= 0).any(axis=1),
+        "area of zero": (columns.area <= 0) & (columns.area != -1),
+    }
+
+
+def census(annotations: Annotations, dataset: PoseDataset) -> dict[str, Any]:
+    """How many people can be learned from and judged: `training`, `evaluation`, and `left_out`, {reason: people}.
+
+    Learned from are the crops of `ground_truth` with at least one labelled point. They are judged as well, by PCKh only
+    with a known head size.
+    """
+    labelled = _labelled(annotations)
+    why = reasons(annotations, dataset)
+    why["without keypoints"] = why["without keypoints"] | ~labelled
+    left_out, usable = _sort_out(why)
+    judged = usable & (annotations.head_size > 0) if dataset.metric == "mpii" else usable
+    if unmeasured := int((usable & ~judged).sum()):
+        left_out["without head size (evaluation)"] = unmeasured
+    return {"training": int(usable.sum()), "evaluation": int(judged.sum()), "left_out": left_out}
+
+
+def unlabelled(annotations: Annotations) -> np.ndarray:
+    """bool [N]: annotations without a single labelled point."""
+    return ~_labelled(annotations)
+
+
+def _labelled(annotations: Annotations) -> np.ndarray:
+    return (annotations.keypoints[..., 2] > 0).any(axis=1)
+
+
+def _sort_out(why: Mapping[str, np.ndarray]) -> tuple[dict[str, int], np.ndarray]:
+    """({reason: count}, bool [N] of the others); whoever has several reasons counts for the first."""
+    keep = ~np.zeros_like(next(iter(why.values())))
+    counts = {}
+    for reason, dropped in why.items():
+        if count := int((keep & dropped).sum()):
+            counts[reason] = count
+        keep = keep & ~dropped
+    return counts, keep
+
+
+def _boxes(columns: Annotations, dataset: PoseDataset) -> np.ndarray:
+    """float64 [N, 4]: the annotated boxes, clipped to their images where the protocol does so."""
+    box = columns.box.astype(np.float64)
+    if not dataset.clean_box:
+        return box
+    image = columns.image_index
+    return geometry.clean_box(box, columns.width[image], columns.height[image])
 
 
 def _aspect(dataset: PoseDataset, input_size: tuple[int, int]) -> float | None:
@@ -123,60 +193,114 @@ def detections(
 ) -> Instances:
     """The boxes of a COCO detection file, [{image_id, category_id, bbox, score}, ...].
 
-    People (category 1) with a score of at least `score_threshold`; every one is kept, and boxes are taken as
-    they are, not clipped to the image. A file that does not fit the dataset is an error, which names the
-    entry.
+    Those of the annotation file's own categories (see `_categories`) with a score of at least `score_threshold`; boxes
+    are taken as they are, not clipped to the image. What is not used is counted, by reason: `Instances.left_out`.
+
+    Raises:
+      ValueError: an entry that is no detection, or no box left; with file and entry. Or a metric that judges annotated
+        people one by one (PCKh, PCK), whom a detector's boxes cannot stand for.
     """
     path = os.fspath(path)
-    entries = _read_detections(path)
+    if dataset.metric in ("mpii", "hand") and annotations.num_instances:
+        raise ValueError(
+            f"{path}: the metric of dataset {dataset.name!r} judges annotated people one by one; it takes "
+            f"their boxes ({GROUND_TRUTH!r}), not a detector's"
+        )
+    entries, categories = _read_detections(path), _categories(annotations)
     row_of_image = {int(image_id): row for row, image_id in enumerate(annotations.image_id)}
-    image_index, boxes, scores = [], [], []
+    kept, left_out, first = [], collections.Counter(), {}
     for number, entry in enumerate(entries):
-        try:
-            if entry["category_id"] != PERSON_CATEGORY or entry["score"] < score_threshold:
-                continue
-            image_id, score = int(entry["image_id"]), float(entry["score"])
-            box = np.asarray(entry["bbox"], np.float64)
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path}: entry {number} is no COCO detection: {error!r}") from error
-        if box.shape != (4,) or not np.isfinite(box).all() or (box[2:] <= 0).any():
-            raise ValueError(
-                f"{path}: entry {number} (image {image_id}): bbox {entry['bbox']} is not x, y, "
-                "width, height with positive sides"
-            )
-        if image_id not in row_of_image:
-            raise ValueError(
-                f"{path}: entry {number} names image {image_id}, which the records of dataset "
-                f"{dataset.name!r} do not have"
-            )
-        image_index.append(row_of_image[image_id])
-        boxes.append(box)
-        scores.append(score)
-    if not boxes:
-        raise ValueError(f"{path}: no person detection with a score of at least {score_threshold}")
-    image = np.asarray(image_index, np.int64)
-    box = np.stack(boxes)
+        image_id, category, box, score = _detection(path, number, entry)
+        reason, detail = _why_not(image_id, category, box, score, categories, score_threshold, row_of_image)
+        if reason:
+            left_out[reason] += 1
+            first.setdefault(reason, f"{path}: entry {number} {detail} of dataset {dataset.name!r}")
+        else:
+            kept.append((row_of_image[image_id], category, box, score))
+    for reason, count in left_out.items():
+        logging.warning("%d of %d detections left out: %s; first: %s", count, len(entries), reason, first[reason])
+    if not kept:
+        listed = ", ".join(f"{number} ({name})" for number, name in categories.items())
+        cases = "".join(f"; {reason}: {count}, first: {first[reason]}" for reason, count in left_out.items())
+        raise ValueError(
+            f"{path}: no person detection with a score of at least {score_threshold} of the category ids "
+            f"{listed} of dataset {dataset.name!r} among {len(entries)} entries{cases}"
+        )
+    columns = (np.asarray(values) for values in zip(*kept, strict=True))
+    image, category, box, score = columns
     centre, scale = geometry.box_to_crop(box, _aspect(dataset, input_size), dataset.padding)
     # Image order lets a reader decode each picture once; the ids keep the file's order.
     order = np.argsort(image, kind="stable")
     return Instances(
-        image[order],
+        image[order].astype(np.int64),
         np.full(len(order), -1),
         order.astype(np.int64),
         box[order],
         centre[order],
         scale[order],
-        np.asarray(scores, np.float32)[order],
+        score[order].astype(np.float32),
         path,
+        category[order].astype(np.int64),
+        dict(left_out),
+        annotations.num_images - len(np.unique(image)),
     )
 
 
+def _categories(annotations: Annotations) -> dict[int, str]:
+    """Id and name of the categories whose boxes are taken: all of the annotation file's.
+
+    A test set without annotations may list the categories of a whole benchmark; of these only the person.
+    """
+    categories = dict(annotations.categories)
+    if annotations.num_instances == 0 and PERSON in categories.values():
+        return {number: name for number, name in categories.items() if name == PERSON}
+    return categories
+
+
+def _detection(path: str, number: int, entry: Any) -> tuple[int, int, np.ndarray, float]:
+    """(image id, category, box, score) of an entry, the box and the score as they are. Raises ValueError."""
+    try:
+        if not isinstance(entry, dict):
+            raise Fault("not an object", f"{entry!r:.80}")
+        image_id, category = (fields.integer(entry, key) for key in ("image_id", "category_id"))
+        score = float(fields.unchecked(entry, "score", 1)[0])
+    except Fault as fault:
+        raise ValueError(f"{path}: entry {number} is no COCO detection: {fault}") from fault
+    try:
+        return image_id, category, fields.unchecked(entry, "bbox", 4), score
+    except Fault as fault:
+        raise ValueError(
+            f"{path}: entry {number} (image {image_id}): bbox {entry.get('bbox')!r:.80} is not x, y, width, height"
+        ) from fault
+
+
+def _why_not(
+    image_id: int,
+    category: int,
+    box: np.ndarray,
+    score: float,
+    categories: Mapping[int, str],
+    threshold: float,
+    known_images: Mapping[int, int],
+) -> tuple[str, str]:
+    """(reason, detail) why a detection is not used; ("", "") if it is."""
+    if category not in categories:
+        return f"category {category}", f"is of category {category}"
+    if not score >= threshold:
+        return f"score under {threshold:g}", f"has the score {score:g}"
+    if not np.isfinite(box).all() or (box[2:] <= 0).any():
+        return "bad box", f"(image {image_id}): bbox {box.tolist()} is not x, y, width, height with positive sides"
+    if image_id not in known_images:
+        return "unknown image", f"names image {image_id}, which is none of the prepared images"
+    return "", ""
+
+
 def _read_detections(path: str) -> list:
-    with open(path, encoding="utf-8") as file:
-        try:
-            entries = json.load(file)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}: not valid JSON: {error}") from error
+    try:
+        with open(path, "rb") as file:
+            entries = json.loads(file.read())  # UTF-8, -16 or -32, with a byte order mark or without
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not valid JSON: {error}") from error
     if not isinstance(entries, list):
         raise ValueError(f"{path}: a detection file is a list of boxes, not a {type(entries).__name__}")
     return entries

@@ -95,6 +95,7 @@ class WholeImageSource:
             "image_index": image,
             "image_id": int(columns.image_id[image]),
             "origin": (self.dataset.name, columns.split, str(columns.file_name[image])),
+            "upright": columns.upright,
         }
 
 

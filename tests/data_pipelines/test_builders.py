@@ -237,7 +237,7 @@ def test_unusable_category_costs_its_own_annotations_only(tmp_path):
 
 def test_masks_are_kept_for_crowds_and_unlabelled_people_only(tmp_path):
     content = tiny_sets.document()
-    polygon, runs = [[1, 2, 9.5, 2, 9, 8]], {"counts": [3, 4, 5], "size": [32, 48]}
+    polygon, runs = [[1, 2, 9.5, 2, 9, 8]], {"size": [32, 48], "counts": [3, 4, 32 * 48 - 7]}
     _edit(10, segmentation=polygon)(content)
     _edit(11, segmentation=runs, iscrowd=1, keypoints=None)(content)
     _edit(20, segmentation=polygon, num_keypoints=0)(content)

@@ -1,0 +1,128 @@
+"""What a builder yields becomes examples, or entries of the report; and which way up a dataset's pictures are."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from data_pipelines import orientation
+from data_pipelines.builders import checks
+from data_pipelines.builders.report import Report
+from data_pipelines.fields import Fault, whole
+
+Picture = pathlib.Path | bytes
+LOST = "instance lost with its image"
+_HEAD_BYTES = 256 << 10  # enough for the headers of most pictures
+
+
+class Checker:
+    """Turns what a builder yields into examples, or into entries of the report.
+
+    Attributes:
+      upright: whether the pictures are read as their EXIF orientation says.
+      tagged: how many of the pictures that were kept have an orientation tag other than 1.
+    """
+
+    def __init__(self, num_keypoints: int, report: Report, annotation_file: str, upright: bool):
+        self._num_keypoints, self._report, self._file = num_keypoints, report, annotation_file
+        self._image_ids: set[int] = set()
+        self._instance_ids: set[int] = set()
+        self.upright, self.tagged = upright, 0
+
+    def __call__(
+        self,
+        picture: Picture,
+        record: Mapping[str, Any],
+        read: tuple[bytes, int, int] | Fault,
+        categories: frozenset[int],
+    ) -> dict[str, Any] | None:
+        file = picture if isinstance(picture, pathlib.Path) else str(record.get("file_name"))
+        try:
+            if isinstance(read, Fault):
+                raise read
+            data, example, tag = self._image(record, read)
+        except Fault as fault:
+            self._report.drop_image(fault, file, record.get("image_id"))
+            for instance in record["instances"]:
+                self._report.remark(LOST, self._file or file, instance.get("id"))
+            return None
+        self._image_ids.add(example["image_id"])
+        self.tagged += tag != 1
+        width, height = example["width"], example["height"]
+        instances = [self._instance(instance, file, width, height, categories) for instance in record["instances"]]
+        return example | {
+            "image": data,
+            "instances": [instance for instance in instances if instance is not None],
+        }
+
+    def _image(self, record: Mapping[str, Any], read: tuple[bytes, int, int]) -> tuple[bytes, dict[str, Any], int]:
+        """(picture, image fields, orientation tag). Raises Fault."""
+        data, width, height = read
+        tag = orientation.tag_of(data)
+        size = orientation.turned(width, height, tag) if self.upright else (width, height)
+        try:
+            example = checks.check_image_entry(record, *size)
+        except Fault as fault:
+            if fault.reason != "image size differs" or tag < 5:
+                raise
+            how = "is applied" if self.upright else "is not applied (see --orientation)"
+            raise Fault(fault.reason, f"{fault.detail}; its EXIF orientation {tag} {how}") from fault
+        if example["image_id"] in self._image_ids:
+            raise Fault("duplicate image id")
+        return data, example, tag
+
+    def _instance(self, instance, file, width, height, categories) -> dict[str, Any] | None:
+        file = self._file or file
+        try:
+            checked, remarks = checks.check_instance(instance, self._num_keypoints, width, height, categories)
+            if checked["id"] in self._instance_ids:
+                raise Fault("duplicate annotation id")
+        except Fault as fault:
+            self._report.drop_instance(fault, file, instance.get("id"))
+            return None
+        self._instance_ids.add(checked["id"])
+        for what, detail in remarks:
+            self._report.remark(what, file, checked["id"], detail)
+        return checked
+
+
+def told_by_sizes(votes: Iterable[str | None]) -> str | None:
+    """'stored' or 'upright' by the majority of `vote`; None where no picture tells."""
+    found = list(votes)
+    upright, stored = found.count(orientation.UPRIGHT), found.count(orientation.STORED)
+    if not upright and not stored:
+        return None
+    return orientation.UPRIGHT if upright > stored else orientation.STORED
+
+
+def vote(picture: Picture, record: Mapping[str, Any]) -> str | None:
+    """Which way up a picture was when it was annotated; None unless its annotated size tells.
+
+    It tells where the EXIF orientation exchanges width and height: the annotated size is that of the stored or of the
+    upright picture.
+    """
+    annotated = whole(record.get("width")), whole(record.get("height"))
+    try:
+        tag, width, height = _headers(picture)
+    except (OSError, ValueError, Fault):
+        return None
+    if tag < 5 or width == height:
+        return None
+    told: dict[Any, str] = {(height, width): orientation.UPRIGHT, (width, height): orientation.STORED}
+    return told.get(annotated)
+
+
+def _headers(picture: Picture) -> tuple[int, int, int]:
+    """(orientation, width, height). Raises OSError, ValueError or Fault."""
+    if isinstance(picture, bytes):
+        return orientation.tag_of(picture), *checks.jpeg_size(picture)
+    with picture.open("rb") as file:
+        head = file.read(_HEAD_BYTES)
+        tag = orientation.tag_of(head)
+        if tag < 5:
+            return tag, 0, 0
+        try:
+            return tag, *checks.jpeg_size(head)
+        except Fault:
+            return tag, *checks.jpeg_size(head + file.read())

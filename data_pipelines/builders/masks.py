@@ -1,0 +1,80 @@
+"""COCO segmentations as they are stored: checked, so that no reader finds a mask of another size than its picture's."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from data_pipelines.fields import Fault, numbers, whole
+
+MAX_COORDINATE = 1e6
+UNUSABLE = "unusable segmentation (instance kept without)"
+
+
+def text_of(segmentation: Any, width: int, height: int, remarks: list[tuple[str, str]]) -> str:
+    """The segmentation of a `width` x `height` picture as JSON text: polygons, or run lengths with a size.
+
+    "" where there is none, or none that can be used; the latter is added to `remarks`.
+    """
+    if segmentation is None or segmentation in ("", [], {}):
+        return ""
+    try:
+        if isinstance(segmentation, dict):
+            return json.dumps(_run_lengths(segmentation, width, height))
+        if not isinstance(segmentation, list):
+            raise Fault("", f"{segmentation!r:.80} is neither polygons nor run lengths")
+        return json.dumps([_polygon(polygon) for polygon in segmentation])
+    except Fault as fault:
+        remarks.append((UNUSABLE, fault.detail))
+        return ""
+
+
+def _polygon(values: Any) -> list[float]:
+    """x, y of the corners, at least three."""
+    if not isinstance(values, list) or len(values) < 6 or len(values) % 2:
+        raise Fault("", f"polygon {values!r:.80} is not x, y of three corners or more")
+    corners = numbers({"polygon": values}, "polygon", len(values))
+    if abs(corners).max() > MAX_COORDINATE:
+        raise Fault("", f"polygon {values!r:.80} reaches too far")
+    return corners.tolist()
+
+
+def _run_lengths(segmentation: dict[str, Any], width: int, height: int) -> dict[str, Any]:
+    """Run lengths whose size is the picture's and whose lengths add up to it."""
+    size = segmentation.get("size")
+    if not isinstance(size, list) or [whole(side) for side in size] != [height, width]:
+        raise Fault("", f"its size [height, width] is {size!r:.80}, the picture's [{height}, {width}]")
+    counts = segmentation.get("counts")
+    lengths = _decompress(counts) if isinstance(counts, str) else _lengths(counts)
+    if min(lengths, default=0) < 0 or sum(lengths) != width * height:
+        raise Fault("", f"its run lengths add up to {sum(lengths)} pixels, the picture has {width * height}")
+    return {"size": [height, width], "counts": counts if isinstance(counts, str) else lengths}
+
+
+def _lengths(counts: Any) -> list[int]:
+    found = [whole(value) for value in counts] if isinstance(counts, list) else [None]
+    lengths = [value for value in found if value is not None]
+    if len(lengths) != len(found):
+        raise Fault("", f"its counts are {counts!r:.80}")
+    return lengths
+
+
+def _decompress(text: str) -> list[int]:
+    """The run lengths of COCO's compressed form: six bits a character, from the third on less the one before last."""
+    lengths: list[int] = []
+    value = shift = 0
+    for letter in text:
+        bits = ord(letter) - 48
+        if not 0 <= bits < 64:
+            raise Fault("", f"its counts hold the character {letter!r}")
+        value |= (bits & 31) << shift
+        shift += 5
+        if bits & 32:
+            continue
+        if bits & 16:
+            value -= 1 << shift
+        lengths.append(value + (lengths[-2] if len(lengths) > 2 else 0))
+        value = shift = 0
+    if shift:
+        raise Fault("", "its counts end within a number")
+    return lengths

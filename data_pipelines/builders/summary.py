@@ -1,0 +1,86 @@
+"""What a preparation's summary says on the whole split: how many of what, who is usable, which way up pictures are."""
+
+from __future__ import annotations
+
+import collections
+import json
+import pathlib
+from typing import Any
+
+from data_pipelines import orientation, records
+from data_pipelines.builders.checker import LOST
+from data_pipelines.builders.report import RawDataError, Report
+from data_pipelines.top_down import instances
+
+
+def read_summary(directory: pathlib.Path) -> dict[str, Any]:
+    """The summary of a finished split."""
+    return json.loads((directory / records.SUMMARY_FILE).read_text())
+
+
+def count(counts: collections.Counter, examples: list[dict[str, Any]]) -> None:
+    """Adds examples to the counts of images and instances."""
+    found = [instance for example in examples for instance in example["instances"]]
+    counts["images"] += len(examples)
+    counts["images_without_instances"] += sum(not example["instances"] for example in examples)
+    counts["instances"] += len(found)
+    counts["crowds"] += sum(instance["crowd"] for instance in found)
+    counts["without_keypoints"] += sum(
+        not instance["crowd"] and (instance["num_keypoints"] == 0 or not (instance["keypoints"][:, 2] > 0).any())
+        for instance in found
+    )
+
+
+def usable(columns: records.Annotations, report: Report, unlabelled_belong: bool, allow_none: bool) -> dict[str, Any]:
+    """Who can be learned from and judged, and why the others cannot: see `instances.census`.
+
+    Beside that `annotated`, the people that there should be, and `heavy_loss`, whether under half of them are usable.
+    Crowds without labelled points are no people; nor, where they belong to the dataset, are others without.
+
+    Raises:
+      RawDataError: nobody is usable, unless that is allowed.
+    """
+    found = instances.census(columns, columns.protocol)
+    dropped, remarks = report.as_dict()["instances"], report.as_dict()["remarks"]
+    lost = {reason: tally["count"] for reason, tally in (dropped | {LOST: remarks.get(LOST)}).items() if tally}
+    unlabelled = instances.unlabelled(columns) & (unlabelled_belong | columns.crowd)
+    found["annotated"] = columns.num_instances - int(unlabelled.sum()) + sum(lost.values())
+    least = min(found["training"], found["evaluation"])
+    found["heavy_loss"] = 2 * least < found["annotated"]
+    if not least and not allow_none:
+        lost |= {reason: tally["count"] for reason, tally in remarks.items() if "(left out" in reason}
+        why = ", ".join(f"{reason} {number}" for reason, number in (found["left_out"] | lost).items())
+        raise RawDataError(
+            f"{columns.dataset} ({columns.split}): no usable person: {found['training']} can be learned from and"
+            f" {found['evaluation']} judged ({why}); --allow_loss prepares it all the same"
+        )
+    return found
+
+
+def orientation_note(choice: str, why: str, tagged: int, total: int) -> str:
+    """For the metadata: begins with 'stored' or 'upright'."""
+    how = f"{choice}, {why}" if why else choice
+    tags = f"{tagged} of {total} pictures have an EXIF orientation"
+    if choice == orientation.UPRIGHT:
+        return f"{how}; {tags}, which is applied"
+    hint = "" if why else "; --orientation=upright if they were annotated as viewers show them"
+    return f"{how}; {tags}, which is not applied{hint}"
+
+
+def orientation_of_others(data_dir: str | pathlib.Path, dataset: str, split: str) -> dict[str, str]:
+    """{split: 'stored' or 'upright'} of the dataset's other finished splits, where some picture has an orientation."""
+    found = {}
+    for path in sorted((pathlib.Path(data_dir) / dataset).glob(f"*/{records.VERSION}/{records.SUMMARY_FILE}")):
+        note = json.loads(path.read_text()).get("metadata", {}).get("orientation", "")
+        if path.parts[-3] != split and note:
+            found[path.parts[-3]] = orientation.UPRIGHT if note.startswith(orientation.UPRIGHT) else orientation.STORED
+    return found
+
+
+def first_faults(report: Report) -> str:
+    """Why there is no image."""
+    found = [
+        f"{reason} ({tally['count']}, first {tally['examples'][0]['file']})"
+        for reason, tally in report.as_dict()["images"].items()
+    ]
+    return "dropped: " + "; ".join(found) if found else "the annotation file lists none"

@@ -1,0 +1,126 @@
+"""A detector's boxes: of any category ids, counted, and with a clear word on what cannot be."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from data_pipelines.datasets import DATASETS
+from data_pipelines.top_down import instances
+from tests.data_pipelines import fakes
+
+SIZE = (192, 256)
+BOX = {"image_id": 1, "category_id": 3, "bbox": [1, 2, 10, 20], "score": 0.5}
+
+
+def table(categories=((3, "kite"),), dataset="coco", people=()):
+    images = [{"id": number, "file_name": f"{number}.jpg", "height": 50, "width": 60} for number in (1, 2, 3)]
+    found = fakes.annotation_table(DATASETS[dataset], images, list(people))
+    return dataclasses.replace(found, categories=tuple(categories))
+
+
+def detect(tmp_path, content, columns=None, dataset="coco", **options):
+    path = tmp_path / "boxes.json"
+    path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
+    return instances.detections(path, columns or table(), DATASETS[dataset], SIZE, **options)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_every_entry_is_used_or_counted(tmp_path, seed):
+    """Of any categories, in any writing; the account adds up to the file."""
+    rng = np.random.default_rng(seed)
+    ids = [int(number) for number in rng.choice(2**20, 4, replace=False)]
+    kinds = [(number, f"kind {number}") for number in ids[:3]]
+    entries = [
+        {
+            "image_id": int(rng.choice([1, 2, 3, 77], p=[0.4, 0.4, 0.1, 0.1])),
+            "category_id": int(rng.choice(ids)),
+            "bbox": [
+                *rng.uniform(0, 9, 2).tolist(),
+                *rng.choice([0.0, 5.0, -1.0, np.nan], 2, p=[0.1, 0.8, 0.05, 0.05]).tolist(),
+            ],
+            "score": float(rng.random()),
+        }
+        for _ in range(60)
+    ]
+    good = [
+        entry
+        for entry in entries
+        if entry["category_id"] in ids[:3]
+        and entry["score"] >= 0.3
+        and all(side > 0 for side in entry["bbox"][2:])
+        and entry["image_id"] != 77
+    ]
+    text = [
+        {key: str(value) if key != "bbox" else [str(v) for v in value] for key, value in entry.items()}
+        for entry in entries
+    ]
+    for content in (entries, text):
+        chosen = detect(tmp_path, content, table(kinds), score_threshold=0.3)
+        assert len(chosen) + sum(chosen.left_out.values()) == len(entries) and len(chosen) == len(good)
+        order = np.argsort(chosen.instance_id)
+        assert chosen.category[order].tolist() == [entry["category_id"] for entry in good]
+        assert (chosen.image_index[order] + 1).tolist() == [entry["image_id"] for entry in good]
+        np.testing.assert_allclose(chosen.box[order], [entry["bbox"] for entry in good])
+        other = sum(entry["category_id"] == ids[3] for entry in entries)
+        assert chosen.left_out.get(f"category {ids[3]}", 0) == other
+        assert chosen.images_without == 3 - len({entry["image_id"] for entry in good})
+        assert f"{len(good)} detected boxes used" in chosen.account and f"category {ids[3]} {other}" in chosen.account
+
+
+def test_people_of_a_test_set_that_lists_a_whole_benchmark(tmp_path):
+    """COCO's test-dev lists 80 categories and has no annotations: the boxes of people count, whatever the id."""
+    columns = table([(1, "person"), (18, "dog")])
+    entries = [BOX | {"category_id": number} for number in (1, 18, 1)]
+    chosen = detect(tmp_path, entries, columns)
+    assert len(chosen) == 2 and chosen.left_out == {"category 18": 1} and set(chosen.category) == {1}
+    kinds = table([(1, "cat"), (18, "dog")])
+    assert len(detect(tmp_path, entries, kinds)) == 3
+
+
+def test_byte_order_marks(tmp_path):
+    for encoding in ("utf-8-sig", "utf-16", "utf-32"):
+        assert len(detect(tmp_path, json.dumps([BOX]).encode(encoding))) == 1
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"category_id": 1}, r"category ids 3 \(kite\).*category 1: 1, first: .*boxes.json: entry 0 is of category 1"),
+        ({"score": -2}, "score under 0: 1, first: .*entry 0 has the score -2"),
+        ({"bbox": [1, 2, float("nan"), 4]}, r"bad box: 1.*\(image 1\): bbox \[1.0, 2.0, nan, 4.0\]"),
+        ({"image_id": 8}, "unknown image: 1.*names image 8"),
+        ({"category_id": None}, "entry 0 is no COCO detection: missing field: category_id"),
+        ({"category_id": "kite"}, "entry 0 is no COCO detection: bad id: category_id is 'kite'"),
+        ({"image_id": 1.5}, "bad id: image_id is 1.5"),
+        ({"score": "high"}, "not a number: score is 'high'"),
+        ({"bbox": [[1, 2], [3, 4]]}, r"entry 0 \(image 1\): bbox \[\[1, 2\], \[3, 4\]\]"),
+        ({"bbox": {"x": 1}}, r"entry 0 \(image 1\): bbox"),
+    ],
+)
+def test_what_cannot_be_names_file_and_entry(tmp_path, change, said):
+    with pytest.raises(ValueError, match=said) as error:
+        detect(tmp_path, [BOX | change])
+    assert "boxes.json" in str(error.value)
+
+
+def test_metrics_of_annotated_people_take_no_detections(tmp_path):
+    """PCKh looks a prediction up by its annotation's id; a detection's count would be another person."""
+    people = [{"id": 0, "image_id": 1, "centre": [20, 30], "scale": 1.5, "keypoints": np.ones((16, 3))}]
+    columns = table([(3, "person")], "mpii", people)
+    with pytest.raises(ValueError, match="boxes.json: the metric of dataset 'mpii' judges annotated people"):
+        detect(tmp_path, [BOX], columns, "mpii")
+    assert len(detect(tmp_path, [BOX], table([(3, "person")], "mpii"), "mpii")) == 1  # a test set, for submission
+
+
+def test_annotated_people_have_their_account_too():
+    people = [
+        {"id": 7, "image_id": 1, "bbox": [10, 10, 20, 20], "area": 50, "keypoints": np.full((17, 3), 2.0)} | change
+        for change in ({}, {"iscrowd": 1}, {"area": 0}, {"bbox": [1, 1, 0, 5]}, {"bbox": [70, 1, 5, 5]})
+    ]
+    chosen = instances.ground_truth(table(people=people), DATASETS["coco"], SIZE)
+    assert len(chosen) == 1 and chosen.images_without == 2 and chosen.category.tolist() == [1]
+    assert chosen.left_out == {"crowd": 1, "box without extent": 1, "box outside the image": 1, "area of zero": 1}
