@@ -126,7 +126,7 @@ def load_weights(config: ConfigDict, mesh: Mesh) -> tuple[dict[str, Any], int]:
 
     def convert(shapes: restore.Weights) -> restore.Weights:
         start = start_from(read_weights(config.checkpoint), shapes, configuration.dataset(config).keypoint_set)
-        if missing := set(start.fresh) - set(TRAINING_HEADS):
+        if missing := set(start.initialised) - set(TRAINING_HEADS):
             raise ValueError(f"{config.checkpoint} ({start.title}) has nothing for {', '.join(sorted(missing))}")
         return {name: without_training_heads(start.tree[name]) for name in ("params", "batch_stats")}
 

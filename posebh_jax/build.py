@@ -174,9 +174,9 @@ def load_weights(config: ConfigDict, mesh: Mesh) -> tuple[dict[str, Any], int]:
 
     def convert(shapes: restore.Weights) -> restore.Weights:
         start = start_from(read_weights(config.checkpoint, _options(config)), shapes, model)
-        if start.fresh:
+        if start.initialised:
             raise ValueError(
-                f"{config.checkpoint} ({start.title}) has nothing for {', '.join(start.fresh)}; the multi-head "
+                f"{config.checkpoint} ({start.title}) has nothing for {', '.join(start.initialised)}; the multi-head "
                 "baseline is evaluated by configs/multi_head.py"
             )
         return start.tree

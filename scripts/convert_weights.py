@@ -89,20 +89,20 @@ def _convert(args: argparse.Namespace) -> None:
 
 
 def _report(args: argparse.Namespace, conversion: Conversion, manifest: Mapping[str, Any]) -> None:
-    ported = conversion.ported
+    converted = conversion.converted
     print(f"{args.source}: {conversion.title}")
     if manifest["method"] == posebh.METHOD:
         heads = ", ".join(f"{name} {count}" for name, count in manifest["datasets"])
         print(f"  heads: {heads or 'none'}; experts: {manifest['num_experts']}")
-    used, dropped, fresh = len(ported.used), len(ported.dropped), len(ported.fresh)
-    print(f"  {used} entries used, {dropped} left out, {fresh} arrays left to fill")
-    counters = [name for name in ported.dropped if name.endswith(COUNTER)]
+    used, dropped, initialised = len(converted.used), len(converted.dropped), len(converted.initialised)
+    print(f"  {used} entries used, {dropped} left out, {initialised} arrays left to fill")
+    counters = [name for name in converted.dropped if name.endswith(COUNTER)]
     if counters:
         print(f"    left out: {len(counters)} counters of batches")
-    for name in ported.dropped:
+    for name in converted.dropped:
         if name not in counters:
             print(f"    left out: {name}")
-    for name in ported.fresh:
+    for name in converted.initialised:
         print(f"    to be initialised: {name}")
     print(f"  written to {args.to}")
 

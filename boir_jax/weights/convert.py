@@ -18,14 +18,14 @@ from boir_jax.hrnet import branch_widths
 from boir_jax.model import BoIR
 from boir_jax.weights.keys import CLASSIFIER, backbone_rules, boir_rules
 from data_pipelines.datasets import DATASETS
-from pose_common.weights import keys as port
+from pose_common.weights import keys
 from pose_common.weights.folder import is_weights, load_weights
 from pose_common.weights.keys import (
     COUNTER,
     EXTRAS,
     VARIANCE,
     Conversion,
-    PortError,
+    ConversionError,
     flatten,
     own_weights,
     unflatten,
@@ -70,12 +70,12 @@ def read_weights(
         weights, manifest = load_weights(path)
         if manifest.get("method") != METHOD:
             problem = f"{path} holds weights of another method: {manifest.get('family')}"
-            raise PortError("not recognised", [problem])
+            raise ConversionError("not recognised", [problem])
         return own_weights(weights, manifest)
     state = read_state(path)
     conversion = convert(state, dataset, dilations)
     if conversion is None:
-        raise PortError("not recognised", [f"{path} holds no weights of BoIR or HRNet but {unrecognised(state)}"])
+        raise ConversionError("not recognised", [f"{path} holds no weights of BoIR or HRNet but {unrecognised(state)}"])
     return conversion
 
 
@@ -92,7 +92,7 @@ def convert(
       dilations: of the neck's convolutions, which nothing in a state dict tells.
 
     Raises:
-      PortError: it is recognised, but something does not fit; everything that does not is listed.
+      ConversionError: it is recognised, but something does not fit; everything that does not is listed.
     """
     shapes = {name: tuple(value.shape) for name, value in state.items()}
     if any(name.startswith("stage2.0.branches.0.") for name in shapes):
@@ -121,8 +121,8 @@ def convert(
         "keypoint_set": keypoint_set,
         "network": network,
     }
-    ported = port.to_flax(state, rules, targets(manifest), dropped=dropped)
-    return Conversion(family, unflatten(ported.tree), manifest, ported)
+    converted = keys.to_flax(state, rules, targets(manifest), dropped=dropped)
+    return Conversion(family, unflatten(converted.tree), manifest, converted)
 
 
 def network_sizes(shapes: Shapes, widths: Mapping[str, str]) -> dict[str, Any]:
@@ -133,7 +133,7 @@ def network_sizes(shapes: Shapes, widths: Mapping[str, str]) -> dict[str, Any]:
       widths: field -> regular expression of the entries whose first axis is as long.
 
     Raises:
-      PortError: nothing tells one of the sizes.
+      ConversionError: nothing tells one of the sizes.
     """
     blocks = [_count(shapes, rf"backbone\.stage{stage}\.0\.branches\.0\.(\d+)\..*") for stage in (2, 3, 4)]
     branches = [_length(shapes, pattern) for pattern in BRANCHES]
@@ -146,7 +146,7 @@ def network_sizes(shapes: Shapes, widths: Mapping[str, str]) -> dict[str, Any]:
     sizes |= {field: _length(shapes, pattern) for field, pattern in widths.items()}
     unknown = [field for field, size in sizes.items() if not np.all(size)]
     if unknown:
-        raise PortError("the weights do not fit", [f"no entries that tell {field}" for field in unknown])
+        raise ConversionError("the weights do not fit", [f"no entries that tell {field}" for field in unknown])
     return sizes
 
 
@@ -176,7 +176,7 @@ def to_torch(weights: Mapping[str, Any], manifest: Mapping[str, Any]) -> dict[st
     """The original code's state dict of weights (HRNet's of a backbone alone); the inverse of `convert`."""
     tree = {path: np.asarray(value) for path, value in flatten(weights).items()}
     dilations = manifest["network"].get("dilations", DILATIONS)
-    state = port.to_torch(tree, boir_rules(dilations) if _is_whole(manifest) else backbone_rules())
+    state = keys.to_torch(tree, boir_rules(dilations) if _is_whole(manifest) else backbone_rules())
     counters = [name.replace(VARIANCE, COUNTER) for name in state if name.endswith(VARIANCE)]
     return state | {name: np.zeros((), np.int64) for name in counters}
 
@@ -214,5 +214,5 @@ def _keypoint_set(count: int, dataset: str | None) -> str | None:
     known = DATASETS.get(dataset)
     if known is not None and known.num_keypoints != count:
         problem = f"{dataset} has {known.num_keypoints} keypoints, the head {count}"
-        raise PortError("the datasets do not fit", [problem])
+        raise ConversionError("the datasets do not fit", [problem])
     return dataset if known is None else known.keypoint_set

@@ -29,13 +29,13 @@ class Start:
     Attributes:
       tree: all of its weights.
       title: what the given weights were recognised as.
-      fresh: parts that keep their initial values, such as "embedding" or "heads/coco".
+      initialised: parts that keep their initial values, such as "embedding" or "heads/coco".
       left_out: parts of the given weights that the model has no place for.
     """
 
     tree: Weights
     title: str
-    fresh: tuple[str, ...]
+    initialised: tuple[str, ...]
     left_out: tuple[str, ...]
 
 
@@ -51,7 +51,7 @@ def take_parts(
       title: of the given weights.
 
     Raises:
-      PortError: half of a part, or one of another width; names everything that does not fit.
+      ConversionError: half of a part, or one of another width; names everything that does not fit.
     """
     wanted, there = {part_of(name) for name in initial}, {part_of(name) for name in loaded}
     taken = {name: value for name, value in loaded.items() if part_of(name) in wanted}
@@ -125,7 +125,7 @@ def filler(source: str, start_from: Callable[[Mapping[str, Any]], Start]) -> Cal
         old = state.weights
         start = start_from(old)
         logging.info("starting from %s: %s", source, start.title)
-        for title, parts in (("newly initialised", start.fresh), ("left out of the weights", start.left_out)):
+        for title, parts in (("newly initialised", start.initialised), ("left out of the weights", start.left_out)):
             if parts:
                 logging.info("%s: %s", title, ", ".join(parts))
         return state.with_weights(jax.tree.map(_laid_out_like, dict(start.tree), old))

@@ -51,7 +51,7 @@ LOOKS = {
 _PLACEHOLDER = re.compile(r"\{(\w+)(?:\+(\d+))?\}")
 
 
-class PortError(ValueError):
+class ConversionError(ValueError):
     """Weights that do not fit; `problems` lists every reason."""
 
     def __init__(self, summary: str, problems: Sequence[str]):
@@ -97,19 +97,19 @@ class Slot:
 
 
 @dataclasses.dataclass(frozen=True)
-class Ported:
+class Converted:
     """A filled tree and what happened on the way.
 
     Attributes:
-      tree: flat tree of float32 arrays, without the fresh targets.
+      tree: flat tree of float32 arrays, without the targets left to initialisation.
       used, dropped: source names.
-      fresh: targets without a source, left for initialisation.
+      initialised: targets without a source, left for initialisation.
     """
 
     tree: dict[str, np.ndarray]
     used: tuple[str, ...]
     dropped: tuple[str, ...]
-    fresh: tuple[str, ...]
+    initialised: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,18 +120,18 @@ class Conversion:
       title: what it was recognised as, and what was guessed.
       weights: nested {"params": ..., "batch_stats": ..., "prototypes": ...}.
       manifest: JSON-able description from which the model can be built.
-      ported: what happened to each entry.
+      converted: what happened to each entry.
     """
 
     title: str
     weights: dict[str, Any]
     manifest: dict[str, Any]
-    ported: Ported
+    converted: Converted
 
 
 def own_weights(weights: dict[str, Any], manifest: dict[str, Any]) -> Conversion:
     """Weights that have this project's names already, as what a conversion yields."""
-    return Conversion(manifest["family"], weights, manifest, Ported({}, tuple(flatten(weights)), (), ()))
+    return Conversion(manifest["family"], weights, manifest, Converted({}, tuple(flatten(weights)), (), ()))
 
 
 def unrecognised(names: Iterable[str]) -> str:
@@ -184,8 +184,8 @@ def to_flax(
     targets: Mapping[str, Any],
     *,
     dropped: Sequence[str] = (),
-    fresh: Sequence[str] = (),
-) -> Ported:
+    initialised: Sequence[str] = (),
+) -> Converted:
     """Fills the targets from a state dict.
 
     Args:
@@ -194,18 +194,18 @@ def to_flax(
       rules: the table.
       targets: flat tree of anything with a shape.
       dropped: regular expressions of the source names that are deliberately not used.
-      fresh: regular expressions of the targets that may stay without a source.
+      initialised: regular expressions of the targets that may stay without a source.
 
     Raises:
-      PortError: names every entry that is missing, unexpected, of another shape or type, or not finite.
+      ConversionError: names every entry that is missing, unexpected, of another shape or type, or not finite.
     """
     slots = expected_sources(rules, targets)
     present = {slot.rule.target for name, slot in slots.items() if name in state}
-    left_fresh = tuple(path for path in targets if path not in present and _matches(path, fresh))
-    slots = {name: slot for name, slot in slots.items() if slot.rule.target not in left_fresh}
+    left_initial = tuple(path for path in targets if path not in present and _matches(path, initialised))
+    slots = {name: slot for name, slot in slots.items() if slot.rule.target not in left_initial}
     surplus = tuple(name for name in state if name not in slots)
     left_out = tuple(name for name in surplus if _matches(name, dropped))
-    unfilled = set(targets) - set(left_fresh) - {slot.rule.target for slot in slots.values()}
+    unfilled = set(targets) - set(left_initial) - {slot.rule.target for slot in slots.values()}
 
     problems = [f"no rule fills {path} {_shape(targets[path])}" for path in sorted(unfilled)]
     problems += [
@@ -215,22 +215,22 @@ def to_flax(
         problems += _misfit(name, slot, state, targets[slot.rule.target].shape)
     problems += _odd_types(state, slots) + _odd_counters(state)
     if problems:
-        raise PortError("the weights do not fit", problems)
+        raise ConversionError("the weights do not fit", problems)
     for name in left_out:
         del state[name]
-    return Ported(_fill(state, slots, targets), tuple(slots), left_out, left_fresh)
+    return Converted(_fill(state, slots, targets), tuple(slots), left_out, left_initial)
 
 
 def to_torch(tree: Mapping[str, np.ndarray], rules: Iterable[Rule]) -> dict[str, np.ndarray]:
     """The state dict of a flat tree: the inverse of `to_flax`.
 
     Raises:
-      PortError: lists the entries that no rule knows.
+      ConversionError: lists the entries that no rule knows.
     """
     slots = expected_sources(rules, tree)
     unknown = sorted(set(tree) - {slot.rule.target for slot in slots.values()})
     if unknown:
-        raise PortError("no torch name", [f"{path} {_shape(tree[path])}" for path in unknown])
+        raise ConversionError("no torch name", [f"{path} {_shape(tree[path])}" for path in unknown])
     return {name: np.ascontiguousarray(slot.view(tree[slot.rule.target])) for name, slot in slots.items()}
 
 
@@ -238,7 +238,7 @@ def require_fit(weights: Mapping[str, Any], targets: Mapping[str, Any]) -> None:
     """Checks that the names and shapes of two flat trees are the same.
 
     Raises:
-      PortError: names everything that is missing, unexpected or of another shape.
+      ConversionError: names everything that is missing, unexpected or of another shape.
     """
     problems = [f"missing {path} {_shape(targets[path])}" for path in targets if path not in weights]
     problems += [f"unexpected {path} {_shape(weights[path])}" for path in weights if path not in targets]
@@ -248,7 +248,7 @@ def require_fit(weights: Mapping[str, Any], targets: Mapping[str, Any]) -> None:
         if path in weights and tuple(weights[path].shape) != tuple(target.shape)
     ]
     if problems:
-        raise PortError("the weights do not fit", problems)
+        raise ConversionError("the weights do not fit", problems)
 
 
 def _misfit(name: str, slot: Slot, state: Mapping[str, np.ndarray], target_shape: tuple[int, ...]) -> list[str]:
@@ -295,7 +295,7 @@ def _fill(
         problems += not_finite(name, source)
         slot.view(tree[path])[...] = source
     if problems:
-        raise PortError("weights that are not finite", problems)
+        raise ConversionError("weights that are not finite", problems)
     return tree
 
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from data_pipelines.datasets import DATASETS
-from pose_common.weights import keys as port
+from pose_common.weights import keys
 from pose_common.weights.folder import is_weights, load_weights
 from pose_common.weights.hub_folders import find_weights, read_json
 from pose_common.weights.keys import (
@@ -22,7 +22,7 @@ from pose_common.weights.keys import (
     EXTRAS,
     VARIANCE,
     Conversion,
-    PortError,
+    ConversionError,
     flatten,
     own_weights,
     unflatten,
@@ -94,13 +94,13 @@ def read_weights(path: str | pathlib.Path, options: Options = Options()) -> Conv
 
     Raises:
       ValueError: a damaged or foreign file (`StateFileError`, `WeightsError`) or weights that do not fit
-        (`PortError`).
+        (`ConversionError`).
     """
     if is_weights(path):
         loaded, manifest = load_weights(path)
         if manifest.get("method") != METHOD:
             problem = f"{path} holds weights of another method: {manifest.get('family')}"
-            raise PortError("not recognised", [problem])
+            raise ConversionError("not recognised", [problem])
         weights = COLLECTIONS | loaded
         return own_weights(weights, manifest)
     path = pathlib.Path(path)
@@ -108,7 +108,7 @@ def read_weights(path: str | pathlib.Path, options: Options = Options()) -> Conv
     conversion = convert(state, options, path)
     if conversion is None:
         problem = f"{path} holds no weights of PoseBH, ViTPose or a vision transformer but {unrecognised(state)}"
-        raise PortError("not recognised", [problem])
+        raise ConversionError("not recognised", [problem])
     return conversion
 
 
@@ -123,7 +123,7 @@ def convert(
       source: its file or folder; its name, and Hugging Face's config.json in the folder, may say more.
 
     Raises:
-      PortError: it is recognised, but something does not fit; everything that does not is listed.
+      ConversionError: it is recognised, but something does not fit; everything that does not is listed.
     """
     contents = recognise({name: tuple(value.shape) for name, value in state.items()})
     if contents is None:
@@ -131,7 +131,7 @@ def convert(
     manifest, notes = describe(contents, options, source)
     names = [name for name, _ in manifest["datasets"]]
     targets = model_targets(model_of(manifest), tuple(manifest["input_size"]))
-    dropped, fresh = list(EXTRAS), []
+    dropped, initialised = list(EXTRAS), []
     width, height = (side // PATCH for side in manifest["input_size"])
     if contents.family == HUGGING_FACE:
         rules = hugging_face_rules(names[0])
@@ -141,7 +141,7 @@ def convert(
         dropped.append(r"backbone\.cls_token")
     elif contents.family == BACKBONE:
         adapt_backbone(state, (height, width), PATCH)
-        rules, fresh = backbone_rules(), [r"params/backbone/last_norm/.*"]
+        rules, initialised = backbone_rules(), [r"params/backbone/last_norm/.*"]
         dropped += BEYOND_BACKBONE
     else:
         rules = posebh_rules(names)
@@ -149,11 +149,11 @@ def convert(
         dropped += OTHER_DATASETS if contents.folded else ()
         if BANK not in targets:
             dropped.append(r"proto_head\.\w+_prototype\.prototypes")
-    ported = port.to_flax(state, rules, targets, dropped=dropped, fresh=fresh)
-    title, weights = "; ".join([manifest["family"], *notes]), COLLECTIONS | unflatten(ported.tree)
+    converted = keys.to_flax(state, rules, targets, dropped=dropped, initialised=initialised)
+    title, weights = "; ".join([manifest["family"], *notes]), COLLECTIONS | unflatten(converted.tree)
     if options.num_experts and not manifest["num_experts"]:
         weights, manifest = expand_experts(weights, manifest, options.num_experts, options.part_features)
-    return Conversion(title, weights, manifest, ported)
+    return Conversion(title, weights, manifest, converted)
 
 
 def describe(contents: Contents, options: Options, source: pathlib.Path | None) -> tuple[dict[str, Any], list[str]]:
@@ -235,7 +235,7 @@ def model_targets(model: PoseBH, input_size: tuple[int, int]) -> dict[str, jax.S
 def to_torch(weights: Mapping[str, Any], manifest: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """The original code's state dict of weights; the inverse of `convert`."""
     tree = {path: np.asarray(value) for path, value in flatten(weights).items() if path != CLUSTER_KEYPOINTS}
-    state = port.to_torch(tree, posebh_rules([name for name, _ in manifest["datasets"]]))
+    state = keys.to_torch(tree, posebh_rules([name for name, _ in manifest["datasets"]]))
     counters = [name.replace(VARIANCE, COUNTER) for name in state if name.endswith(VARIANCE)]
     return state | {name: np.zeros((), np.int64) for name in counters}
 
@@ -249,12 +249,12 @@ def expand_experts(
       part: features of an expert; None for the published size's.
 
     Raises:
-      PortError: the backbone is of no published size and `part` is not given.
+      ConversionError: the backbone is of no published size and `part` is not given.
     """
     size = ViTSize(**manifest["backbone"])
     part = part or size.part_features
     if not 0 < part < size.dim:
-        raise PortError("more must be known", [f"how many of the {size.dim} features an expert yields"])
+        raise ConversionError("more must be known", [f"how many of the {size.dim} features an expert yields"])
     tree = dict(flatten(weights))
     for leaf in ("kernel", "bias"):
         whole = tree[f"{BLOCKS}/mlp/fc2/{leaf}"]
@@ -316,20 +316,22 @@ def _prototype_targets(state: Mapping[str, np.ndarray], contents: Contents) -> d
 
 def _described(embedding: Embedding, activation: str) -> dict[str, Any]:
     if activation not in ACTIVATIONS:
-        raise PortError("the embedding head", [f"activation {activation!r}: expected one of {tuple(ACTIVATIONS)}"])
+        raise ConversionError(
+            "the embedding head", [f"activation {activation!r}: expected one of {tuple(ACTIVATIONS)}"]
+        )
     return {**embedding._asdict(), "activation": activation}
 
 
 def _check_names(names: tuple[str, ...], keypoints: tuple[int, ...]) -> None:
     if len(names) != len(keypoints):
-        raise PortError("the datasets do not fit", [f"{len(keypoints)} heads, but {len(names)} names: {names}"])
+        raise ConversionError("the datasets do not fit", [f"{len(keypoints)} heads, but {len(names)} names: {names}"])
     problems = [
         f"{name} has {DATASETS[name].num_keypoints} keypoints, the head {count}"
         for name, count in zip(names, keypoints, strict=True)
         if name in DATASETS and DATASETS[name].num_keypoints != count
     ]
     if problems:
-        raise PortError("the datasets do not fit", problems)
+        raise ConversionError("the datasets do not fit", problems)
 
 
 def _input_size(contents: Contents, options: Options) -> tuple[int, int]:
@@ -340,7 +342,9 @@ def _input_size(contents: Contents, options: Options) -> tuple[int, int]:
         return (192, 256)
     grid = grid_3_by_4(contents.tokens)
     if grid is None:
-        raise PortError("more must be known", [f"{contents.tokens} positions make no 3:4 grid: say the input size"])
+        raise ConversionError(
+            "more must be known", [f"{contents.tokens} positions make no 3:4 grid: say the input size"]
+        )
     return grid[0] * PATCH, grid[1] * PATCH
 
 

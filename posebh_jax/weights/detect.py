@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from data_pipelines.datasets import DATASETS
-from pose_common.weights.keys import PortError
+from pose_common.weights.keys import ConversionError
 from posebh_jax.vit import SIZES, ViTSize
 
 ORIGINAL, BACKBONE, HUGGING_FACE, MMPOSE = "original", "backbone", "hugging face", "mmpose"
@@ -96,7 +96,7 @@ def recognise(shapes: Shapes) -> Contents | None:
     """The contents of a state dict, or None where it is none of this method's weights.
 
     Raises:
-      PortError: it is, but without an entry that tells a size.
+      ConversionError: it is, but without an entry that tells a size.
     """
     if _any(shapes, r"backbone\.(embeddings|encoder\.layer)\..*"):
         return _hugging_face(shapes)
@@ -134,17 +134,19 @@ def backbone_size(contents: Contents, num_heads: int | None, part_features: int)
     """The size, with the training settings of the published one where it is one.
 
     Raises:
-      PortError: the number of attention heads, which weights do not show, is not known.
+      ConversionError: the number of attention heads, which weights do not show, is not known.
     """
     published = SIZES.get(contents.size_name or "", None)
     if num_heads is None and published is None:
-        raise PortError(
+        raise ConversionError(
             "more must be known",
             [f"width {contents.dim}, depth {contents.depth} is no published size: say the attention heads"],
         )
     heads = published.num_heads if num_heads is None and published is not None else num_heads or 0
     if heads < 1 or contents.dim % heads:
-        raise PortError("the backbone does not fit", [f"{heads} attention heads do not divide width {contents.dim}"])
+        raise ConversionError(
+            "the backbone does not fit", [f"{heads} attention heads do not divide width {contents.dim}"]
+        )
     size = published or ViTSize(contents.dim, contents.depth, heads, part_features)
     part_features = part_features or size.part_features
     return dataclasses.replace(size, num_heads=heads, part_features=part_features, mlp_ratio=contents.mlp_ratio)
@@ -159,7 +161,7 @@ def _original(shapes: Shapes, prefix: str, family: str) -> Contents:
     if heads and not folded:
         heads += _count(shapes, r"associate_keypoint_heads\.(\d+)\..*")
     if heads and not _any(shapes, r"keypoint_head\.deconv_layers\.\d\..*"):
-        raise PortError("recognised as ViTPose", [SIMPLE_DECODER])
+        raise ConversionError("recognised as ViTPose", [SIMPLE_DECODER])
     embedding = _embedding(shapes) if _any(shapes, r"proto_head\..*") else None
     first, second = (rf"\w+(\.\d+)?\.deconv_layers\.{layer}\.\w+" for layer in (1, 4))
     prototypes = shapes.get("proto_head.kpt_prototype.prototypes", (0,))
@@ -182,7 +184,7 @@ def _original(shapes: Shapes, prefix: str, family: str) -> Contents:
 def _hugging_face(shapes: Shapes) -> Contents:
     layer = r"backbone\.encoder\.layer\.\d+\."
     if not _any(shapes, r"head\.deconv\d\.weight"):
-        raise PortError("recognised as Hugging Face VitPose", [SIMPLE_DECODER])
+        raise ConversionError("recognised as Hugging Face VitPose", [SIMPLE_DECODER])
     dim = _size(shapes, layer + r"layernorm_\w+\.weight", 0)
     num_experts = _count(shapes, layer + r"mlp\.experts\.(\d+)\..*")
     return Contents(
@@ -204,12 +206,12 @@ def _hugging_face(shapes: Shapes) -> Contents:
 def _mmpose(shapes: Shapes) -> Contents:
     layer, recognised = r"backbone\.layers\.\d+\.", "recognised as a vision transformer of MMPose 1.x"
     if not _any(shapes, r"head\..*"):
-        raise PortError(
+        raise ConversionError(
             recognised,
             ["it has no head (head.final_layer); a start from a backbone takes the file of MAE's authors"],
         )
     if not _any(shapes, r"head\.deconv_layers\.\d\..*"):
-        raise PortError(recognised, [SIMPLE_DECODER])
+        raise ConversionError(recognised, [SIMPLE_DECODER])
     dim = _size(shapes, layer + r"ln\d\.weight", 0)
     rows = _tokens(shapes, "backbone.pos_embed", dim) + 1
     return Contents(
@@ -257,7 +259,7 @@ def _maps(shapes: Shapes, head: int) -> int:
 
 def _tokens(shapes: Shapes, name: str, dim: int) -> int:
     if name not in shapes:
-        raise PortError("recognised, but", [f"missing {name}"])
+        raise ConversionError("recognised, but", [f"missing {name}"])
     entries = 1
     for length in shapes[name]:
         entries *= length
@@ -284,9 +286,9 @@ def _size(shapes: Shapes, pattern: str, axis: int) -> int:
     """The commonest length of an axis among the matching entries, the first on ties.
 
     Raises:
-      PortError: no entry matches.
+      ConversionError: no entry matches.
     """
     lengths = [shape[axis] for name, shape in shapes.items() if len(shape) > axis and re.fullmatch(pattern, name)]
     if not lengths:
-        raise PortError("recognised, but", [f"no usable entry of the form {pattern.replace(chr(92), '')}"])
+        raise ConversionError("recognised, but", [f"no usable entry of the form {pattern.replace(chr(92), '')}"])
     return collections.Counter(lengths).most_common(1)[0][0]

@@ -10,7 +10,7 @@ from collections.abc import MutableMapping
 
 import numpy as np
 
-from pose_common.weights.keys import PortError
+from pose_common.weights.keys import ConversionError
 
 PATCH_KERNEL, POSITION = "patch_embed.proj.weight", "pos_embed"
 _CUBIC = -0.75
@@ -26,7 +26,7 @@ def adapt_backbone(state: MutableMapping[str, np.ndarray], grid: tuple[int, int]
       patch_size: side of the new patches.
 
     Raises:
-      PortError: a position embedding or patch kernel that is none.
+      ConversionError: a position embedding or patch kernel that is none.
     """
     for name, change in (
         (PATCH_KERNEL, lambda kernel: pad_patch_kernel(kernel, patch_size)),
@@ -39,7 +39,7 @@ def adapt_backbone(state: MutableMapping[str, np.ndarray], grid: tuple[int, int]
 def pad_patch_kernel(kernel: np.ndarray, patch_size: int) -> np.ndarray:
     """[C, 3, k, k] -> [C, 3, patch_size, patch_size]: zeros around it, the smaller half first."""
     if kernel.ndim != 4 or kernel.shape[2] != kernel.shape[3] or kernel.shape[2] > patch_size:
-        raise PortError("the backbone does not fit", [f"{PATCH_KERNEL} has shape {list(kernel.shape)}"])
+        raise ConversionError("the backbone does not fit", [f"{PATCH_KERNEL} has shape {list(kernel.shape)}"])
     before, odd = divmod(patch_size - kernel.shape[2], 2)
     around = (before, before + odd)
     return np.pad(kernel, ((0, 0), (0, 0), around, around))
@@ -56,7 +56,7 @@ def resize_position(position: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
     if tokens == height * width and side * side != tokens:
         return position
     if tokens <= 0 or side * side != tokens:
-        raise PortError(
+        raise ConversionError(
             "the backbone does not fit",
             [f"{POSITION} has shape {list(position.shape)}: no square grid, nor {height} x {width}"],
         )

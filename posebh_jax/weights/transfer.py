@@ -43,7 +43,7 @@ def start_from(conversion: Conversion, initial: Mapping[str, Any], model: PoseBH
     taken = take_parts(loaded, start, _part, conversion.title)
     # A collection without arrays, such as the baseline's prototypes, is there all the same.
     tree = {**dict.fromkeys(initial, {}), **taken.tree}
-    return dataclasses.replace(taken, tree=tree, fresh=tuple(sorted([*taken.fresh, *new])))
+    return dataclasses.replace(taken, tree=tree, initialised=tuple(sorted([*taken.initialised, *new])))
 
 
 def _as_head_of(new: str, old: str, tree: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Recorded torch parameters as flax trees, through the porting table."""
+"""Recorded torch parameters as flax trees, through the conversion table."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from data_pipelines.builders.synthetic import prepare_synthetic
 from pose_common.training.mesh import make_mesh
 from pose_common.training.step import train_step
 from pose_common.training.writers import read_metrics
-from pose_common.weights.keys import Conversion, Ported, flatten, unflatten
+from pose_common.weights.keys import Conversion, Converted, flatten, unflatten
 from pose_common.weights.torch_files import read_state
 from posebh_jax import build as posebh_build
 from scripts import convert_weights
@@ -97,13 +97,13 @@ def test_a_run_starts_from_another(tiny_run, caplog):
     config = config.copy_and_resolve_references()
     config.init_from = str(whole)
     caplog.set_level(logging.INFO)
-    for dataset, fresh in (("synthetic_crowd", set()), ("synthetic_coco", {"instance_head", "keypoint_head"})):
+    for dataset, initialised in (("synthetic_crowd", set()), ("synthetic_coco", {"instance_head", "keypoint_head"})):
         config.dataset = dataset
         method = build.make_method(config, 1)
         state = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), method.shapes(method.stages[0], {}))
         filled = build.make_start(config, make_mesh())(state)
         left = {name.split("/")[0] for name, value in flatten(filled.params).items() if not np.any(value)}
-        assert left == fresh, "everything else is of the run"
+        assert left == initialised, "everything else is of the run"
     assert "newly initialised: instance_head/output, keypoint_head/output" in caplog.text
 
 
@@ -130,7 +130,7 @@ def start(network, keypoint_set, wanted, **own):
     """From weights of ones for a model of zeros."""
     manifest = {"method": "boir", "network": network, "keypoint_set": keypoint_set}
     weights = unflatten({name: np.ones(shape.shape) for name, shape in targets(manifest).items()})
-    conversion = Conversion("ones", weights, manifest, Ported({}, (), (), ()))
+    conversion = Conversion("ones", weights, manifest, Converted({}, (), (), ()))
     initial = targets({**manifest, "network": {**network, "num_keypoints": 5, **own}})
     zeros = unflatten({name: np.zeros(shape.shape) for name, shape in initial.items()})
     found = start_from(conversion, zeros, wanted)
@@ -141,22 +141,22 @@ def start(network, keypoint_set, wanted, **own):
 def test_what_another_skeleton_takes_over():
     network = {**TINY, "modules": list(TINY["modules"]), "num_keypoints": 7}
     found, taken = start(network, "coco", "crowdpose")
-    assert found.fresh == ("instance_head/output", "keypoint_head/output") and not found.left_out
+    assert found.initialised == ("instance_head/output", "keypoint_head/output") and not found.left_out
     assert "instance_head/fuse_kernel" in taken and "keypoint_head/block/conv1/conv/kernel" in taken
     assert not [name for name in taken if name.startswith(("keypoint_head/output", "instance_head/output"))]
     assert "centre_head/output/kernel" in taken
     # As many keypoints, but other ones.
     found, _ = start({**network, "num_keypoints": 5}, "coco", "crowdpose")
-    assert found.fresh == ("instance_head/output", "keypoint_head/output")
+    assert found.initialised == ("instance_head/output", "keypoint_head/output")
     found, _ = start({**network, "num_keypoints": 5}, "coco", "coco")
-    assert not found.fresh
+    assert not found.initialised
 
 
 def test_a_backbone_alone():
     network = {**TINY, "modules": list(TINY["modules"])}
     found, taken = start(network, None, "coco")
     assert {name.split("/")[0] for name in taken} == {"backbone"}
-    assert "backbone" not in found.fresh and "neck" in found.fresh
+    assert "backbone" not in found.initialised and "neck" in found.initialised
 
 
 def test_another_width_is_refused():

@@ -215,13 +215,13 @@ def test_fresh_box_head_learns():
     """In the release every layer of the box head starts at zero and only the last bias has a gradient."""
     head = box_head(8)
     x = jax.random.normal(jax.random.key(1), (2, 8, 8, 4))
-    fresh = head.init(jax.random.key(0), x, True)
+    initialised = head.init(jax.random.key(0), x, True)
 
     def loss(params):
-        maps, _ = head.apply({**fresh, "params": params}, x, True, mutable=["batch_stats"])
+        maps, _ = head.apply({**initialised, "params": params}, x, True, mutable=["batch_stats"])
         return jnp.square(maps - 3).sum()
 
-    step = jax.grad(loss)(fresh["params"])
+    step = jax.grad(loss)(initialised["params"])
     assert np.abs(step["output"]["kernel"]).max() > 1
-    moved = jax.tree.map(lambda p, g: p - 1e-3 * g, fresh["params"], step)
+    moved = jax.tree.map(lambda p, g: p - 1e-3 * g, initialised["params"], step)
     assert np.abs(jax.grad(loss)(moved)["block"]["conv1"]["conv"]["kernel"]).max() > 1e-3

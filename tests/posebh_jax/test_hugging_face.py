@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pose_common.weights.keys import PortError
+from pose_common.weights.keys import ConversionError
 from posebh_jax.weights.convert import model_of, read_weights
 
 pytestmark = pytest.mark.torch
@@ -43,7 +43,7 @@ def test_hugging_face_models_give_their_heatmaps(tmp_path, num_experts):
     assert conversion.title.startswith("Hugging Face VitPose-plus" if num_experts > 1 else "Hugging Face VitPose,")
     assert conversion.manifest["backbone"]["num_heads"] == 3  # from the config beside the weights
     assert conversion.manifest["num_experts"] == (num_experts if num_experts > 1 else 0)
-    assert not conversion.ported.fresh
+    assert not conversion.converted.initialised
 
     rng = np.random.default_rng(0)
     images, dataset = rng.normal(size=(3, 64, 48, 3)).astype(np.float32), np.asarray([4, 0, 2])
@@ -58,5 +58,5 @@ def test_hugging_face_models_give_their_heatmaps(tmp_path, num_experts):
 
 def test_the_simple_decoder_is_refused(tmp_path):
     hugging_face(tmp_path, use_simple_decoder=True)
-    with pytest.raises(PortError, match="its decoder is the simple one"):
+    with pytest.raises(ConversionError, match="its decoder is the simple one"):
         read_weights(tmp_path / "model.safetensors")

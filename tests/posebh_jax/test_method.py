@@ -16,7 +16,7 @@ from data_pipelines.skeletons import KEYPOINT_SETS, KeypointSet
 from pose_common.training.optimizers import GroupedAdamW, step_schedule
 from pose_common.training.stages import Stage
 from pose_common.training.state import TrainState
-from pose_common.weights import keys as port
+from pose_common.weights import keys
 from posebh_jax.method import Inputs, PoseBHMethod
 from posebh_jax.model import PoseBH
 from posebh_jax.vit import ViTSize
@@ -78,11 +78,11 @@ def method():
 @pytest.fixture(scope="module")
 def state(method):
     shapes = method.shapes(STAGES["stage1"], {})
-    targets = port.flatten(
+    targets = keys.flatten(
         {"params": shapes.params, "batch_stats": shapes.batch_stats, "prototypes": shapes.method_state}
     )
-    tree = port.to_flax(golden_state(FILE), rules(method), targets, dropped=(r".*num_batches_tracked",)).tree
-    tree = jax.tree.map(jnp.asarray, port.unflatten(tree))
+    tree = keys.to_flax(golden_state(FILE), rules(method), targets, dropped=(r".*num_batches_tracked",)).tree
+    tree = jax.tree.map(jnp.asarray, keys.unflatten(tree))
     bank = tree["prototypes"]["bank"]
     tree["prototypes"]["bank"] = bank / jnp.linalg.norm(bank, axis=-1, keepdims=True)
     return TrainState(
@@ -95,7 +95,7 @@ def rules(method):
 
 
 def torch_names(method, tree):
-    return port.to_torch({k: np.asarray(v) for k, v in port.flatten(tree).items()}, rules(method))
+    return keys.to_torch({k: np.asarray(v) for k, v in keys.flatten(tree).items()}, rules(method))
 
 
 @functools.cache

@@ -15,7 +15,7 @@ from posebh_jax.vit import SIZES, ViTSize
 from posebh_jax.weights.convert import model_of
 from posebh_jax.weights.keys import posebh_rules
 from tests.golden_files import golden
-from tests.posebh_jax.port_cases import KEYS, published
+from tests.posebh_jax.conversion_cases import KEYS, published
 
 pytestmark = pytest.mark.slow  # compiles networks of several forms
 

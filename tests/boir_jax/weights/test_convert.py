@@ -18,7 +18,7 @@ from boir_jax.weights.convert import SKELETONS, convert, manifest_of, model_of, 
 from data_pipelines.datasets import DATASETS
 from pose_common.images import normalise_pixels
 from pose_common.weights.folder import load_weights
-from pose_common.weights.keys import COUNTER, VARIANCE, PortError, flatten, unflatten
+from pose_common.weights.keys import COUNTER, VARIANCE, ConversionError, flatten, unflatten
 from posebh_jax.weights import convert as posebh
 from scripts import convert_weights
 from tests.boir_jax.golden_weights import KEYS, PUBLISHED, entries, published, recorded_settings, tiny
@@ -59,9 +59,9 @@ def test_published_checkpoints_convert_there_and_back(size, num_keypoints, train
     skeleton = SKELETONS.get(num_keypoints)
     assert conversion.title == title(size, num_keypoints, training)
     assert conversion.manifest["keypoint_set"] == skeleton
-    assert set(conversion.ported.used) == {name for name in state if not name.endswith(COUNTER)}
-    assert set(conversion.ported.dropped) == {name for name in state if name.endswith(COUNTER)}
-    assert not conversion.ported.fresh
+    assert set(conversion.converted.used) == {name for name in state if not name.endswith(COUNTER)}
+    assert set(conversion.converted.dropped) == {name for name in state if name.endswith(COUNTER)}
+    assert not conversion.converted.initialised
     model = model_of(conversion.manifest)
     known = VARIANTS.get(size, {})
     assert {field: getattr(model, field) for field in known} == known
@@ -87,8 +87,8 @@ def test_imagenet_weights_convert_there_and_back(size, classifier):
     conversion = convert(dict(state) | {name: np.ones(3, np.float32) for name in classifier})
     assert conversion.title == f"HRNet-{size.upper()}, ImageNet"
     assert conversion.manifest["keypoint_set"] is None
-    assert {name for name in conversion.ported.dropped if not name.endswith(COUNTER)} == set(classifier)
-    assert len(conversion.ported.used) + len(conversion.ported.dropped) == len(state) + len(classifier)
+    assert {name for name in conversion.converted.dropped if not name.endswith(COUNTER)} == set(classifier)
+    assert len(conversion.converted.used) + len(conversion.converted.dropped) == len(state) + len(classifier)
     assert set(conversion.weights["params"]) == {"backbone"}
     assert_same(to_torch(conversion.weights, conversion.manifest), state)
 
@@ -220,13 +220,13 @@ def test_extras_of_training_codes_are_left_out():
     names = ("data_preprocessor.std", "ema_backbone_bn1_weight", "n_averaged")
     extras = {name: np.ones(3, np.float32) for name in names}
     conversion = convert(tiny_boir() | extras)
-    assert {name for name in conversion.ported.dropped if not name.endswith(COUNTER)} == set(extras)
+    assert {name for name in conversion.converted.dropped if not name.endswith(COUNTER)} == set(extras)
     assert_same(to_torch(conversion.weights, conversion.manifest), tiny_boir())
 
 
 def test_other_weights_are_described(tmp_path):
     path = as_file(tmp_path, {"backbone.stage2.0.branches.0.0.conv1.weight": np.ones((2, 2), np.float32)})
-    with pytest.raises(PortError, match="which look like an HRNet with a head that is not BoIR's"):
+    with pytest.raises(ConversionError, match="which look like an HRNet with a head that is not BoIR's"):
         read_weights(path)
 
 
@@ -237,7 +237,7 @@ def test_which_keypoints_can_be_said():
             assert convert(dict(tiny_boir()), name).manifest["keypoint_set"] == dataset.keypoint_set
     other = next(name for name, dataset in DATASETS.items() if dataset.num_keypoints != count)
     match = f"{other} has {DATASETS[other].num_keypoints} keypoints, the head {count}"
-    with pytest.raises(PortError, match=match):
+    with pytest.raises(ConversionError, match=match):
         convert(dict(tiny_boir()), other)
 
 
@@ -271,7 +271,7 @@ def test_the_methods_do_not_take_each_others_weights(tmp_path, capsys):
     assert f"--fold does not apply to BoIR-W{branch_widths(tiny().width)[0]}" in capsys.readouterr().err
     assert not folder.exists()
     assert convert_weights.main([source, f"--to={folder}"]) == 0
-    with pytest.raises(PortError, match="another method: BoIR-W"):
+    with pytest.raises(ConversionError, match="another method: BoIR-W"):
         posebh.read_weights(folder)
     assert convert({"backbone.blocks.0.norm1.weight": np.ones(3, np.float32)}) is None
     # A top-down network on the same backbone.
@@ -296,7 +296,7 @@ def test_every_damaged_entry_is_named(kind, name, training):
     state = dict(tiny_boir()) if training else inference_form(tiny_boir())
     seed, name = (name, None) if isinstance(name, int) else (len(name), name if name in state else None)
     damaged = damage(state, kind, np.random.default_rng([seed, len(kind)]), name)
-    with pytest.raises(PortError) as caught:
+    with pytest.raises(ConversionError) as caught:
         convert(state)
     assert any(damaged in problem for problem in caught.value.problems)
     assert len(caught.value.problems) < 100
@@ -306,7 +306,7 @@ def test_every_damaged_entry_is_named(kind, name, training):
 def test_every_damaged_entry_of_a_backbone_is_named(kind):
     state = {k.removeprefix(PREFIX): v for k, v in tiny_boir().items() if k.startswith(PREFIX)}
     damaged = damage(state, kind, np.random.default_rng(len(kind)))
-    with pytest.raises(PortError) as caught:
+    with pytest.raises(ConversionError) as caught:
         convert(state)
     assert any(damaged in problem for problem in caught.value.problems)
 

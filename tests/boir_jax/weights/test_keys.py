@@ -1,4 +1,4 @@
-"""The porting table against the names and shapes of the published checkpoints."""
+"""The conversion table against the names and shapes of the published checkpoints."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from boir_jax.model import VARIANTS, BoIR
 from boir_jax.weights.convert import TRAINING_WIDTHS, model_of, network_sizes
 from boir_jax.weights.keys import COUNTERS, SKELETON, backbone_rules, boir_rules
-from pose_common.weights.keys import PortError, expected_sources, to_flax, to_torch
+from pose_common.weights.keys import ConversionError, expected_sources, to_flax, to_torch
 from tests.boir_jax.golden_weights import KEYS, PUBLISHED, published, shapes
 
 pytestmark = pytest.mark.slow  # makes every published model's shapes
@@ -58,10 +58,10 @@ def test_transfer_to_another_skeleton():
     coco, crowdpose = (shapes(BoIR(num_keypoints=count, **small)) for count in (17, 14))
     state = to_torch({path: np.zeros(value.shape, np.float32) for path, value in coco.items()}, boir_rules())
     kept = {name: value for name, value in state.items() if name not in KEYS["transfer_dataset_drops"]}
-    ported = to_flax(kept, boir_rules(), crowdpose, fresh=[SKELETON])
-    assert len(ported.fresh) == 4
-    assert {path.split("/")[1] for path in ported.fresh} == {"keypoint_head", "instance_head"}
-    with pytest.raises(PortError, match="shape"):
+    converted = to_flax(kept, boir_rules(), crowdpose, initialised=[SKELETON])
+    assert len(converted.initialised) == 4
+    assert {path.split("/")[1] for path in converted.initialised} == {"keypoint_head", "instance_head"}
+    with pytest.raises(ConversionError, match="shape"):
         to_flax(dict(state), boir_rules(), crowdpose)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from pose_common.weights.folder import WeightsError, load_weights
-from pose_common.weights.keys import PortError, Rule, to_flax
+from pose_common.weights.keys import ConversionError, Rule, to_flax
 from pose_common.weights.torch_files import StateFileError, TorchMissing, read_state, write_state
 from tests.weight_files import DAMAGES, assert_same, damage
 
@@ -86,7 +86,7 @@ def test_flipped_bits_of_a_header_are_refused_or_harmless(path):
             continue
         try:
             tree = convert(state)
-        except PortError as error:
+        except ConversionError as error:
             assert any(name in str(error) for name in set(STATE) - set(state))
             outcomes["converted"] += 1
         else:
@@ -106,7 +106,7 @@ def test_flipped_bits_of_numbers_change_one_number_or_are_named(path):
         state = read_state(path)
         odd = [name for name, value in state.items() if not np.isfinite(value).all()]
         if odd:
-            with pytest.raises(PortError, match=f"{odd[0]} has 1 of"):
+            with pytest.raises(ConversionError, match=f"{odd[0]} has 1 of"):
                 convert(state)
         else:
             assert sum(int((state[name] != value).sum()) for name, value in STATE.items()) == 1
@@ -118,14 +118,14 @@ def test_a_damaged_entry_is_named(path, kind):
         state = dict(STATE)
         name = damage(state, kind, np.random.default_rng(seed))
         write_state(path, state)
-        with pytest.raises(PortError, match=name):
+        with pytest.raises(ConversionError, match=name):
             convert(read_state(path))
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float64, ml_dtypes.bfloat16, np.int8, np.uint8, np.bool_])
 def test_an_entry_of_another_type_is_named(path, dtype):
     write_state(path, STATE | {"blocks.0.bias": STATE["blocks.0.bias"].astype(dtype)})
-    with pytest.raises(PortError, match=f"blocks.0.bias has type {np.dtype(dtype)}, expected float32"):
+    with pytest.raises(ConversionError, match=f"blocks.0.bias has type {np.dtype(dtype)}, expected float32"):
         convert(read_state(path))
 
 

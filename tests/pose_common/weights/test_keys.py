@@ -8,7 +8,7 @@ from pose_common.weights.keys import (
     CONV,
     DECONV,
     LINEAR,
-    PortError,
+    ConversionError,
     Rule,
     expected_sources,
     require_fit,
@@ -54,7 +54,7 @@ def state() -> dict[str, np.ndarray]:
 
 
 def problems_of(state, **options) -> str:
-    with pytest.raises(PortError) as caught:
+    with pytest.raises(ConversionError) as caught:
         to_flax(state, RULES, TARGETS, **options)
     return "\n".join(caught.value.problems)
 
@@ -117,25 +117,25 @@ def test_a_failure_leaves_the_source_alone(state):
 def test_what_is_dropped_or_fresh_is_listed(state):
     del state["stem.weight"]
     state["optimizer.step"] = np.zeros((), np.int64)
-    ported = to_flax(state, RULES, TARGETS, dropped=[r"optimizer\..*"], fresh=[r"params/stem/.*"])
-    assert ported.dropped == ("optimizer.step",)
-    assert ported.fresh == ("params/stem/kernel",)
-    assert "params/stem/kernel" not in ported.tree
+    converted = to_flax(state, RULES, TARGETS, dropped=[r"optimizer\..*"], initialised=[r"params/stem/.*"])
+    assert converted.dropped == ("optimizer.step",)
+    assert converted.initialised == ("params/stem/kernel",)
+    assert "params/stem/kernel" not in converted.tree
 
 
 def test_half_of_a_stacked_target_is_not_fresh(state):
     del state["blocks.1.fc.weight"]
-    assert problems_of(state, fresh=[r"params/blocks/.*"]) == "missing blocks.1.fc.weight [6, 4]"
+    assert problems_of(state, initialised=[r"params/blocks/.*"]) == "missing blocks.1.fc.weight [6, 4]"
 
 
 def test_targets_that_no_rule_fills_are_reported(state):
     targets = TARGETS | {"params/forgotten": np.zeros((2, 2))}
-    with pytest.raises(PortError, match=r"no rule fills params/forgotten \[2, 2\]"):
+    with pytest.raises(ConversionError, match=r"no rule fills params/forgotten \[2, 2\]"):
         to_flax(state, RULES, targets)
 
 
 def test_back_without_a_name_is_reported():
-    with pytest.raises(PortError, match=r"params/forgotten \[2\]"):
+    with pytest.raises(ConversionError, match=r"params/forgotten \[2\]"):
         to_torch(TARGETS | {"params/forgotten": np.zeros(2)}, RULES)
 
 
@@ -168,7 +168,7 @@ def test_trees_that_differ_are_told_apart():
     require_fit(TARGETS, TARGETS)
     other = {**TARGETS, "params/new": np.zeros(2), "batch_stats/norm/var": np.zeros(6)}
     del other["params/stem/kernel"]
-    with pytest.raises(PortError) as caught:
+    with pytest.raises(ConversionError) as caught:
         require_fit(other, TARGETS)
     assert caught.value.problems == (
         "missing params/stem/kernel [5, 4, 3, 2]",

@@ -11,7 +11,7 @@ import pytest
 
 from pose_common import heatmaps
 from pose_common.weights.folder import load_weights
-from pose_common.weights.keys import COUNTER, PortError, expected_sources, flatten
+from pose_common.weights.keys import COUNTER, ConversionError, expected_sources, flatten
 from pose_common.weights.torch_files import StateFileError, write_state
 from posebh_jax.vit import SIZES, ViTSize
 from posebh_jax.weights.convert import (
@@ -27,8 +27,8 @@ from posebh_jax.weights.detect import MIXTURES
 from posebh_jax.weights.keys import posebh_rules
 from scripts import convert_weights
 from tests.golden_files import golden, golden_config
+from tests.posebh_jax.conversion_cases import TOLERANCE, WHOLE, published, recorded_options, tiny_posebh
 from tests.posebh_jax.golden_weights import golden_state, maps
-from tests.posebh_jax.port_cases import TOLERANCE, WHOLE, published, recorded_options, tiny_posebh
 from tests.settings import DARK_KERNEL
 from tests.weight_files import DAMAGES, FORMATS, as_file, assert_same, damage
 
@@ -54,9 +54,9 @@ SMALL = sorted(golden(KEYS), key=lambda name: golden(KEYS)[name]["n_parameters"]
 def test_published_checkpoints_convert_there_and_back(name):
     state = state_like(golden(KEYS)[name]["state_dict"])
     conversion = convert(dict(state))
-    assert len(conversion.ported.used) + len(conversion.ported.dropped) == len(state)
-    assert all(dropped.endswith(COUNTER) for dropped in conversion.ported.dropped)
-    assert not conversion.ported.fresh
+    assert len(conversion.converted.used) + len(conversion.converted.dropped) == len(state)
+    assert all(dropped.endswith(COUNTER) for dropped in conversion.converted.dropped)
+    assert not conversion.converted.initialised
     assert_same(to_torch(conversion.weights, conversion.manifest), state)
 
 
@@ -177,7 +177,7 @@ def test_the_command_leaves_nothing_after_an_error(tmp_path, capsys):
 
 
 def test_attention_heads_of_an_unpublished_size_are_asked_for():
-    with pytest.raises(PortError, match=f"{SIZE} is no published size: say the attention heads"):
+    with pytest.raises(ConversionError, match=f"{SIZE} is no published size: say the attention heads"):
         convert(dict(tiny_posebh()))
 
 
@@ -198,16 +198,16 @@ def test_a_backbone_alone_converts_there_and_back():
 def test_names_must_have_the_heads_keypoints():
     options, first, *others = recorded_options(), *golden_config(WHOLE)["K"]
     names = ("coco", *(f"dataset_{i}" for i in range(len(others))))
-    with pytest.raises(PortError, match=f"coco has 17 keypoints, the head {first}"):
+    with pytest.raises(ConversionError, match=f"coco has 17 keypoints, the head {first}"):
         convert(dict(tiny_posebh()), dataclasses.replace(options, datasets=names))
-    with pytest.raises(PortError, match=f"{len(names)} heads, but 1 names"):
+    with pytest.raises(ConversionError, match=f"{len(names)} heads, but 1 names"):
         convert(dict(tiny_posebh()), dataclasses.replace(options, datasets=("a",)))
 
 
 def test_weights_of_something_else_are_not_recognised(tmp_path):
     state = {"layer1.0.conv1.weight": np.zeros((4, 3, 1, 1), np.float32)}
     assert convert(dict(state)) is None
-    with pytest.raises(PortError, match="holds no weights of PoseBH"):
+    with pytest.raises(ConversionError, match="holds no weights of PoseBH"):
         read_weights(as_file(tmp_path, state))
 
 
@@ -216,7 +216,7 @@ def test_weights_of_something_else_are_not_recognised(tmp_path):
 def test_every_damaged_entry_is_named(kind, seed):
     state = dict(tiny_posebh())
     name = damage(state, kind, np.random.default_rng([seed, len(kind)]))
-    with pytest.raises(PortError) as caught:
+    with pytest.raises(ConversionError) as caught:
         convert(state, recorded_options())
     assert name in str(caught.value)
 
@@ -245,5 +245,5 @@ def test_damaged_torch_files_are_explained(tmp_path, seed):
         state = dict(tiny_posebh())
         name = damage(state, kind, rng)
         write_state(path, state)
-        with pytest.raises(PortError, match=re.escape(name)):
+        with pytest.raises(ConversionError, match=re.escape(name)):
             read_weights(path, recorded_options())

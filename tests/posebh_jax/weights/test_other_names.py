@@ -11,13 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pose_common.weights.keys import COUNTER, PortError, flatten
+from pose_common.weights.keys import COUNTER, ConversionError, flatten
 from pose_common.weights.torch_files import write_state
 from posebh_jax.weights.convert import Options, convert, model_of, read_weights
 from scripts import convert_weights
 from tests.golden_files import golden, golden_config
+from tests.posebh_jax.conversion_cases import TOLERANCE, recorded_options
 from tests.posebh_jax.golden_weights import golden_state, maps
-from tests.posebh_jax.port_cases import TOLERANCE, recorded_options
 from tests.weight_files import DAMAGES, damage
 
 RECORDING = "posebh/flip_inference.npz"
@@ -126,7 +126,7 @@ def test_mmposes_extras_are_left_out():
     }
     conversion = convert(state | extras, recorded_options(RECORDING))
     assert_same_weights(conversion.weights, convert(mmpose(), recorded_options(RECORDING)).weights)
-    assert {name for name in conversion.ported.dropped if not name.endswith(COUNTER)} == set(extras)
+    assert {name for name in conversion.converted.dropped if not name.endswith(COUNTER)} == set(extras)
 
 
 @pytest.mark.parametrize("tokens", [192, 193])
@@ -141,7 +141,7 @@ def test_every_damaged_entry_is_named(names, kind):
     for seed in range(8):
         state = dict(names())
         name = damage(state, kind, np.random.default_rng([seed, len(kind)]))
-        with pytest.raises(PortError, match=re.escape(name)):
+        with pytest.raises(ConversionError, match=re.escape(name)):
             convert(state, recorded_options(RECORDING))
 
 
@@ -155,13 +155,13 @@ def test_every_damaged_entry_is_named(names, kind):
 )
 def test_the_simple_decoder_is_refused(names, decoder):
     state = {name: value for name, value in names().items() if not re.fullmatch(decoder, name)}
-    with pytest.raises(PortError, match=r"recognised as [^\n]*\n *its decoder is the simple one"):
+    with pytest.raises(ConversionError, match=r"recognised as [^\n]*\n *its decoder is the simple one"):
         convert(state, recorded_options(RECORDING))
 
 
 def test_a_backbone_of_mmpose_alone_is_refused():
     state = {name: value for name, value in mmpose().items() if not name.startswith("head.")}
-    with pytest.raises(PortError, match="MMPose 1.x .*: *\n *it has no head"):
+    with pytest.raises(ConversionError, match="MMPose 1.x .*: *\n *it has no head"):
         convert(state, recorded_options(RECORDING))
 
 
@@ -201,7 +201,7 @@ def test_a_damaged_config_is_named(tmp_path, text):
 def test_heads_that_do_not_divide_the_width(tmp_path):
     write_state(tmp_path / "model.safetensors", hugging_face())
     config_beside(tmp_path, num_attention_heads=7)
-    with pytest.raises(PortError, match=f"7 attention heads do not divide width {CONFIG['embed']}"):
+    with pytest.raises(ConversionError, match=f"7 attention heads do not divide width {CONFIG['embed']}"):
         read_weights(tmp_path, HF_OPTIONS)
 
 
@@ -229,7 +229,7 @@ def test_the_command_takes_a_folder(tmp_path, capsys):
 )
 def test_what_other_weights_look_like_is_said(tmp_path, capsys, name, look):
     write_state(tmp_path / "w.safetensors", {name: np.ones((2, 2), np.float32)})
-    with pytest.raises(PortError, match=f"{name}.*look like {look}; accepted are PoseBH"):
+    with pytest.raises(ConversionError, match=f"{name}.*look like {look}; accepted are PoseBH"):
         read_weights(tmp_path / "w.safetensors")
     assert convert_weights.main([str(tmp_path / "w.safetensors"), f"--to={tmp_path / 'out'}"]) == 1
     assert f"look like {look}" in capsys.readouterr().err

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pose_common.weights.folder import save_weights
-from pose_common.weights.keys import COUNTER, PortError, flatten, unflatten
+from pose_common.weights.keys import COUNTER, ConversionError, flatten, unflatten
 from pose_common.weights.torch_files import write_state
 from posebh_jax.model import PoseBH
 from posebh_jax.vit import ViTSize
@@ -28,8 +28,8 @@ from posebh_jax.weights.detect import MIXTURES
 from posebh_jax.weights.mae import cubic_matrix
 from posebh_jax.weights.transfer import start_from
 from tests.golden_files import golden, golden_config
+from tests.posebh_jax.conversion_cases import TOLERANCE, recorded_options, tiny_posebh, tokens_in_a_column
 from tests.posebh_jax.golden_weights import golden_state, maps
-from tests.posebh_jax.port_cases import TOLERANCE, recorded_options, tiny_posebh, tokens_in_a_column
 from tests.weight_files import as_file, assert_same
 
 BANK_SHAPE = golden("posebh/full_train.npz")["param:proto_head.kpt_prototype.prototypes"].shape[1:]
@@ -71,7 +71,7 @@ def test_a_split_file_is_recognised_by_its_name_and_content(tmp_path):
     conversion = read_weights(path, SPLIT_OPTIONS)
     assert conversion.title.startswith("single-dataset split of ViTPose++")
     assert conversion.manifest["datasets"] == [[name, count]]
-    assert any("experts" in entry for entry in conversion.ported.dropped)
+    assert any("experts" in entry for entry in conversion.converted.dropped)
     source = split_source()
     weights, _ = single_dataset(source.weights, source.manifest, name)
     assert_same(flatten(conversion.weights), flatten(weights))
@@ -108,8 +108,8 @@ def test_a_plain_backbone_becomes_the_originals_initialisation(tmp_path):
     options = Options(num_heads=config["heads"], input_size=tuple(config["img"][::-1]))
     plain = read_weights(path, options)
     assert plain.title.startswith("vision transformer backbone (MAE or alike)")
-    assert set(plain.ported.dropped) == {"cls_token", "norm.weight", "norm.bias"}
-    assert set(plain.ported.fresh) == {"params/backbone/last_norm/scale", "params/backbone/last_norm/bias"}
+    assert set(plain.converted.dropped) == {"cls_token", "norm.weight", "norm.bias"}
+    assert set(plain.converted.initialised) == {"params/backbone/last_norm/scale", "params/backbone/last_norm/bias"}
 
     experts, manifest = expand_experts(plain.weights, plain.manifest, config["ne"], config["part"])
     for (weights, described), prefix in (
@@ -154,7 +154,7 @@ def test_the_same_model_starts_whole(weights_folder):
     folder, conversion = weights_folder
     model = tiny_model()
     start = start_from(read_weights(folder), initial_of(model), model)
-    assert (start.fresh, start.left_out) == ((), ())
+    assert (start.initialised, start.left_out) == ((), ())
     assert_same(flatten(start.tree), flatten(conversion.weights))
 
 
@@ -163,7 +163,7 @@ def test_a_multi_head_file_leaves_embedding_and_prototypes_fresh(tmp_path):
     model = tiny_model()
     initial = initial_of(model)
     start = start_from(read_weights(as_file(tmp_path, state), recorded_options()), initial, model)
-    assert start.fresh == ("embedding", "prototypes/bank")
+    assert start.initialised == ("embedding", "prototypes/bank")
     assert start.left_out == ()
     np.testing.assert_array_equal(start.tree["prototypes"]["bank"], initial["prototypes"]["bank"])
     kernel = start.tree["params"]["backbone"]["blocks"]["attn"]["qkv"]["kernel"]
@@ -180,7 +180,7 @@ def test_another_mixture_goes_by_the_names_of_the_datasets(weights_folder):
     )
     initial = initial_of(model)
     start = start_from(read_weights(folder), initial, model)
-    assert start.fresh == (
+    assert start.initialised == (
         "experts of mine (as that of dataset_0)",
         "heads/mine",
         "heads/mine/final",
@@ -199,7 +199,7 @@ def test_a_smaller_mixture_leaves_the_others_behind(weights_folder):
     name, count = conversion.manifest["datasets"][1]
     model = tiny_model(datasets=((name, count),), num_experts=1)
     start = start_from(read_weights(folder), initial_of(model), model)
-    assert start.fresh == ()
+    assert start.initialised == ()
     others = [other for other, _ in conversion.manifest["datasets"] if other != name]
     assert set(start.left_out) == {f"heads/{other}{part}" for other in others for part in ("", "/final")}
     experts = "params/backbone/blocks/mlp/experts/bias"
@@ -210,7 +210,7 @@ def test_transfer_folds_an_expert_and_keeps_the_head_but_for_its_last_convolutio
     folder, conversion = weights_folder
     model = tiny_model(datasets=(("mine", 9),), num_experts=0)
     start = start_from(read_weights(folder), initial_of(model), model, fold="dataset_1")
-    assert start.fresh == ("heads/mine/final", "prototypes/bank")
+    assert start.initialised == ("heads/mine/final", "prototypes/bank")
     np.testing.assert_array_equal(
         start.tree["params"]["heads"]["mine"]["upsampling"]["deconv1"]["kernel"],
         conversion.weights["params"]["heads"]["dataset_1"]["upsampling"]["deconv1"]["kernel"],
@@ -227,7 +227,7 @@ def test_a_plain_backbone_fills_every_expert(tmp_path):
     options = Options(num_heads=config["heads"], input_size=tuple(config["img"][::-1]))
     conversion = read_weights(as_file(tmp_path, mae_state("in:")), options)
     start = start_from(conversion, initial_of(model, options.input_size), model)
-    assert start.fresh[0] == "backbone/last_norm"
+    assert start.initialised[0] == "backbone/last_norm"
     state = to_torch(start.tree, {"datasets": model.datasets})
     for name, value in mae_state("out_moe:").items():
         np.testing.assert_allclose(state[f"backbone.{name}"], value, atol=1e-5)
@@ -235,7 +235,7 @@ def test_a_plain_backbone_fills_every_expert(tmp_path):
 
 def test_another_width_is_refused_with_every_shape(weights_folder):
     model = tiny_model(filters=(8, 8))
-    with pytest.raises(PortError) as caught:
+    with pytest.raises(ConversionError) as caught:
         start_from(read_weights(weights_folder[0]), initial_of(model), model)
     config = golden_config("posebh/full_train.npz")
     shapes = "has shape [4, 4, {embed}, {deconv[0]}], expected [4, 4, {embed}, 8]".format(**config)
