@@ -63,7 +63,7 @@ class Instances:
     def account(self) -> str:
         """One sentence: what was used, what was not and why."""
         kind = "annotations" if self.origin == GROUND_TRUTH else "detected boxes"
-        left_out = ", ".join(f"{reason} {count}" for reason, count in self.left_out.items()) or "none"
+        left_out = ", ".join(f"{reason}: {count}" for reason, count in self.left_out.items()) or "none"
         return f"{len(self)} {kind} used, {self.images_without} images have none; left out: {left_out}"
 
 

@@ -130,6 +130,27 @@ def test_a_person_found_where_there_is_none_counts(coco, tmp_path):
     assert nobody["coco_val/heads"]["AP"] < 0.9, "the empty picture's detection is the most certain one"
 
 
+def test_detections_of_any_category_and_their_account(tmp_path):
+    """Poses keep the detector's category, whatever annotations have the same ids as detections have counts."""
+    content = tiny_sets.document(3) | {"categories": [{"id": 40, "name": "cat"}, {"id": 3, "name": "dog"}]}
+    kinds = (3, 40, 40)
+    content["annotations"] = [
+        tiny_sets.annotation(number, number + 1, category_id=kind) for number, kind in enumerate(kinds)
+    ]
+    path = tiny_sets.write_coco(tmp_path, content)
+    Coco("val", annotations=path, images=tmp_path / "coco/val2017", data_dir=tmp_path, progress=False).prepare()
+    box = content["annotations"][0]["bbox"]
+    found = [{"image_id": i, "category_id": kinds[i - 1], "bbox": box, "score": 0.5} for i in (3, 2, 1)]
+    found += [found[0] | {"category_id": 1}, found[0] | {"image_id": 9}]
+    (tmp_path / "boxes.json").write_text(json.dumps(found))
+    run = evaluator(Constant(), [task("coco", boxes=tmp_path / "boxes.json")], tmp_path, tmp_path / "run")
+    assert run({}, 0)["coco_val/heads"]["AP"] == 1
+    results = json.loads((tmp_path / "run/results/step_0/coco_val_heads.json").read_text())
+    assert {entry["image_id"]: entry["category_id"] for entry in results} == {1: 3, 2: 40, 3: 40}
+    (row,) = json.loads((tmp_path / "run/results/step_0/table.json").read_text())["rows"]
+    assert row["notes"] == ["3 detected boxes used, 0 images have none; left out: category 1: 1, unknown image: 1"]
+
+
 def test_splits_without_annotations_give_a_file_for_submission(coco, tmp_path, capsys):
     tasks = [task("coco", "test-dev", coco / "people.json"), task("coco", "val", coco / "absent.json")]
     assert evaluator(Constant(), tasks, coco, tmp_path)({}, 0) == {"coco_test-dev/heads": {}}

@@ -68,7 +68,7 @@ def test_every_entry_is_used_or_counted(tmp_path, seed):
         other = sum(entry["category_id"] == ids[3] for entry in entries)
         assert chosen.left_out.get(f"category {ids[3]}", 0) == other
         assert chosen.images_without == 3 - len({entry["image_id"] for entry in good})
-        assert f"{len(good)} detected boxes used" in chosen.account and f"category {ids[3]} {other}" in chosen.account
+        assert f"{len(good)} detected boxes used" in chosen.account and f"category {ids[3]}: {other}" in chosen.account
 
 
 def test_people_of_a_test_set_that_lists_a_whole_benchmark(tmp_path):
