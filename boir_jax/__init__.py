@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from boir_jax.predict import PoseModel
 
 
-def load(source: Any, **options: Any) -> PoseModel:
+def load(source: Any = None, **options: Any) -> PoseModel:
     """A model with its weights: `load("workdir/boir")("street.jpg")`; see `boir_jax.predict.load`."""
     from boir_jax.predict import load  # what prediction needs is imported where it is used
 

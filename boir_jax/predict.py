@@ -26,10 +26,16 @@ from data_pipelines.whole_image.loader import resize
 from pose_common.metrics import nms
 from pose_common.prediction import command
 from pose_common.prediction.batches import Job, in_batches
+from pose_common.prediction.embedded import read_embedded
 from pose_common.prediction.pictures import Picture, ahead, is_single, pictures_of
 from pose_common.prediction.result import Result, extent_boxes
 from pose_common.training.mesh import make_mesh
 
+EMBEDDED = pathlib.Path(__file__).parent / "embedded.safetensors"
+THRESHOLD = 0.05
+"""Smallest score of a pose that is shown; below lie proposals that a picture is better without."""
+DRAW_THRESHOLD = 0.1
+"""Smallest confidence (keypoint peak x centre score) of a keypoint that is drawn."""
 INPUT_SIZES = {32: 512, 48: 640}
 """Width of the network -> short side of the released evaluation, where no run says it."""
 
@@ -56,13 +62,13 @@ class PoseModel:
     input_size: int
     oks_nms: float
 
-    def __call__(self, source: Any, *, batch_size: int = 1, threshold: float = 0.0) -> Any:
+    def __call__(self, source: Any, *, batch_size: int = 1, threshold: float = THRESHOLD) -> Any:
         """People in one or many pictures, best first.
 
         Args:
           source: see `pictures.pictures_of`.
           batch_size: pictures of one size that go through the network together.
-          threshold: smallest score of a pose.
+          threshold: smallest score of a pose; evaluation keeps all (0).
 
         Returns:
           A `Result` for one picture; for several an iterator of them, which reads pictures as it goes.
@@ -94,22 +100,27 @@ class PoseModel:
         sigmas = np.array(self.skeleton.sigmas)
         kept = nms.oks_nms(keypoints, nms.extent_area(keypoints), scores, sigmas, self.oks_nms)
         keypoints, scores = keypoints[kept], scores[kept]
-        return Result(picture, self.dataset, self.skeleton, keypoints, extent_boxes(keypoints), scores)
+        boxes = extent_boxes(keypoints)
+        return Result(picture, self.dataset, self.skeleton, keypoints, boxes, scores, draw_threshold=DRAW_THRESHOLD)
 
 
-def load(source: str | pathlib.Path, *, input_size: int | None = None) -> PoseModel:
+def load(source: str | pathlib.Path | None = None, *, input_size: int | None = None) -> PoseModel:
     """A model with its weights.
 
     Args:
       source: a run's working directory, one of its checkpoints, a folder of weights, or a `.pth` (PyTorch needed) or
-        `.safetensors` file of the original repository.
+        `.safetensors` file of the original repository. Without, the embedded demonstration model, which knows
+        rendered figures only.
       input_size: short side of the resized picture; that of the run or of the release by default.
 
     Raises:
       ValueError: there are no weights, or none of this method.
     """
-    path = command.local_path(source)
-    conversion = build.read_run(path, make_mesh()) or read_weights(path)
+    path = command.local_path(source or EMBEDDED)
+    if source is None:
+        conversion = read_embedded(EMBEDDED)
+    else:
+        conversion = build.read_run(path, make_mesh()) or read_weights(path)
     run = command.saved_configuration(path, configuration.METHODS)
     config = configuration.of_run(run) if run else None
     released = config or configuration.read("boir")
@@ -122,9 +133,8 @@ def load(source: str | pathlib.Path, *, input_size: int | None = None) -> PoseMo
     model = model_of(conversion.manifest, num_keypoints=skeleton.num_keypoints)
     smoothing, oks_nms = (table.get(name, table.default) for table in (released.smoothing, released.oks_nms))
     predictor = Predictor(model, skeleton, ProposalConfig(smoothing=smoothing, **released.proposals))
-    size = input_size or (
-        config.input_size if config is not None else INPUT_SIZES.get(branch_widths(model.width)[0], 512)
-    )
+    known = conversion.manifest.get("input_size") if config is None else config.input_size
+    size = input_size or known or INPUT_SIZES.get(branch_widths(model.width)[0], 512)
     weights = jax.device_put({key: conversion.weights[key] for key in ("params", "batch_stats")})
     return PoseModel(conversion.title, predictor, weights, skeleton, name, size, oks_nms)
 
@@ -133,7 +143,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns the exit status."""
     parser = command.parser(__doc__, batch_size=1)
     parser.add_argument("--input_size", type=int, help="short side of the resized picture")
-    parser.add_argument("--threshold", type=float, default=0.0, help="smallest score of a pose")
+    parser.add_argument("--threshold", type=float, default=THRESHOLD, help="smallest score of a pose")
     return command.run(parser.parse_args(argv), _predict)
 
 

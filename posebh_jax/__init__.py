@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from posebh_jax.predict import PoseModel
 
 
-def load(source: Any, **options: Any) -> PoseModel:
+def load(source: Any = None, **options: Any) -> PoseModel:
     """A model with its weights: `load("workdir/base")("photo.jpg")`; see `posebh_jax.predict.load`."""
     from posebh_jax.predict import load  # what prediction needs is imported where it is used
 

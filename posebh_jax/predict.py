@@ -24,6 +24,7 @@ from data_pipelines.top_down.crops import Crop
 from pose_common.metrics.nms import rescore
 from pose_common.prediction import command
 from pose_common.prediction.batches import Job, in_batches
+from pose_common.prediction.embedded import read_embedded
 from pose_common.prediction.pictures import Picture, ahead, is_single, pictures_of
 from pose_common.prediction.result import Result, extent_boxes
 from pose_common.training.configuration import nearest
@@ -33,6 +34,7 @@ from posebh_jax.predictor import HEADS, PROTOTYPES, Predictor
 from posebh_jax.weights.convert import Options, model_of, read_weights
 
 WHOLE = "whole"
+EMBEDDED = pathlib.Path(__file__).parent / "embedded.safetensors"
 DARK_KERNEL, RESCORING_THRESHOLD = 11, 0.2
 """As `config.dark_kernel` and `config.rescoring_threshold` of the released evaluation (configs/mdt.py)."""
 
@@ -145,22 +147,26 @@ class PoseModel:
 
 
 def load(
-    source: str | pathlib.Path, *, datasets: Sequence[str] | None = None, num_heads: int | None = None
+    source: str | pathlib.Path | None = None, *, datasets: Sequence[str] | None = None, num_heads: int | None = None
 ) -> PoseModel:
     """A model with its weights.
 
     Args:
       source: a run's working directory, one of its checkpoints, a folder of weights, a `.pth` (PyTorch needed) or
         `.safetensors` file of the original repositories, or a folder as the Hugging Face hub lays it out, also by name:
-        `hf://usyd-community/vitpose-plus-base`.
+        `hf://usyd-community/vitpose-plus-base`. Without, the embedded demonstration model, which knows rendered
+        figures only.
       datasets, num_heads: what a file does not say of itself: the datasets of its heads in order, attention heads.
 
     Raises:
       ValueError: there are no weights, or none of this method.
     """
-    path = command.local_path(source)
-    run = build.read_run(path, make_mesh())
-    conversion = run or read_weights(path, Options(datasets=tuple(datasets) if datasets else None, num_heads=num_heads))
+    path = command.local_path(source or EMBEDDED)
+    if source is None:
+        conversion = read_embedded(EMBEDDED)
+    else:
+        options = Options(datasets=tuple(datasets) if datasets else None, num_heads=num_heads)
+        conversion = build.read_run(path, make_mesh()) or read_weights(path, options)
     manifest = conversion.manifest
     if not manifest["datasets"]:
         raise ValueError(f"{source} ({conversion.title}) has no head: it is a backbone to start training from")
@@ -287,7 +293,11 @@ def _predict(args: Any) -> tuple[str, Iterator[list[Result]]]:
     model = load(args.checkpoint, datasets=args.datasets.split(",") if args.datasets else None)
     names = model._names(args.dataset)
     boxes: Any = args.boxes
-    if boxes != WHOLE and pathlib.Path(boxes).suffix.lower() != ".json":
+    if args.demo and not args.checkpoint and boxes == WHOLE:
+        from boir_jax.predict import load as load_finder
+
+        boxes = load_finder()
+    elif boxes != WHOLE and pathlib.Path(boxes).suffix.lower() != ".json":
         from boir_jax.predict import load as load_finder  # the other method, only where it was asked for
 
         boxes = load_finder(boxes)

@@ -102,38 +102,63 @@ def prepare_worker(worker_index: int = 0, worker_count: int = 1) -> None:
 class TrainIterator(grain.DatasetIterator):
     """Endless batches of one process, and the place in them.
 
-    The state is the number of global batches taken. It depends neither on the process nor on how many there
-    are, nor on threads and workers, and so restores under any of them (with the same datasets, batch size
-    and seed). `num_examples` is the length of a (nominal) epoch: the instances of all datasets together.
+    The state is the number of examples taken of the global stream. It depends neither on the process nor on how
+    many there are, nor on threads, workers and batch size, and so restores under any of them (with the same datasets
+    and seed).
+
+    Args:
+      elements: the endless stream of all processes' examples.
+      batch_size: of the global batch.
+      process_index, process_count: which rows of each batch.
+      reading: how to read ahead.
+      num_examples: the length of a (nominal) epoch: the instances of all datasets together.
+
+    Raises:
+      ValueError: a batch that the processes cannot share equally.
     """
 
-    def __init__(self, batches: grain.MapDataset, reading: Reading, num_examples: int):
+    def __init__(
+        self,
+        elements: grain.MapDataset,
+        batch_size: int,
+        process_index: int,
+        process_count: int,
+        reading: Reading,
+        num_examples: int,
+    ):
         super().__init__()
         self.num_examples = num_examples
-        self._batches, self._reading = batches, reading
-        self._next_index = 0
+        self._elements, self._batch_size, self._reading = elements, batch_size, reading
+        self._rows = rows_of_process(batch_size, process_index, process_count)
+        self._every = slice(process_index, None, process_count)
+        self._next_example = 0
         self._reader: grain.DatasetIterator | None = None
 
     def __next__(self) -> Batch:
         self._assert_not_closed()
-        if self._reader is None:
-            self._reader = self._reading.start(self._batches[self._next_index :])
-        batch = next(self._reader)
-        self._next_index += 1
+        batch = next(self._opened())
+        self._next_example += self._batch_size
         return batch
 
     def get_state(self) -> dict[str, int]:
-        return {"next_index": self._next_index}
+        return {"next_example": self._next_example}
 
     def set_state(self, state: dict[str, int]) -> None:
         self._stop_reading()
-        self._next_index = int(state["next_index"])
+        if "next_index" in state:  # as older checkpoints have it, in batches
+            state = {"next_example": state["next_index"] * self._batch_size}
+        self._next_example = int(state["next_example"])
 
     def start_prefetch(self) -> None:
         """Starts reading before the first batch is asked for."""
+        self._opened().start_prefetch()
+
+    def _opened(self) -> grain.DatasetIterator:
         if self._reader is None:
-            self._reader = self._reading.start(self._batches[self._next_index :])
-        self._reader.start_prefetch()
+            # In pieces of one process's rows, the n pieces of a global batch follow each other.
+            pieces = self._elements[self._next_example :].batch(self._rows)
+            self._reader = self._reading.start(pieces[self._every])
+        return self._reader
 
     def close(self) -> None:
         """Ends threads and workers."""
@@ -210,13 +235,11 @@ def train_iterator(
             "a training mixture needs datasets numbered from 0, got "
             f"{[(source.dataset.name, source.dataset_index) for source in sources]}"
         )
-    rows = rows_of_process(batch_size, process_index, process_count)
     order_seed, draw_seed = mixing.derived_seeds(seed, 2)
     transform = Train(tuple(source.dataset for source in sources), input_size, augmentation)
     elements = mixing.mix(sources, mixture, order_seed).random_map(transform, seed=draw_seed)
-    # In pieces of one process's rows, the n pieces of a global batch follow each other.
-    batches = elements.batch(rows)[process_index::process_count]
-    return TrainIterator(batches, reading, sum(len(source) for source in sources))
+    total = sum(len(source) for source in sources)
+    return TrainIterator(elements, batch_size, process_index, process_count, reading, total)
 
 
 def open_source(

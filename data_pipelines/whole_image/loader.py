@@ -70,12 +70,10 @@ def train_loader(
     annotations = load_annotations(dataset, split, data_dir)
     images = training_images(annotations, rules, instances)
     source = WholeImageSource(open_records(dataset, split, data_dir), annotations, protocol, images)
-    rows = rows_of_process(batch_size, process_index, process_count)
     order_seed, draw_seed = mixture.derived_seeds(seed, 2)
     transform = Train(protocol, input_size, rules, instances, augmentation)
     elements = mixture.mix([source], mixture.CONCAT, order_seed).random_map(transform, seed=draw_seed)
-    # In pieces of one process's rows, the n pieces of a global batch follow each other.
-    return TrainIterator(elements.batch(rows)[process_index::process_count], reading, len(source))
+    return TrainIterator(elements, batch_size, process_index, process_count, reading, len(source))
 
 
 def eval_loader(

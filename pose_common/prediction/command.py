@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
+import itertools
 import json
 import pathlib
 import sys
@@ -11,24 +13,31 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import tqdm
 
+from data_pipelines.synthetic_world.scene import render_scene
 from pose_common.evaluation import draw
-from pose_common.prediction.pictures import count_of
+from pose_common.prediction import tracking
+from pose_common.prediction.embedded import NOTICE
+from pose_common.prediction.pictures import Picture, count_of
 from pose_common.prediction.result import Result
+from pose_common.prediction.video import video_writer
 from pose_common.training import distributed, restore
 
 HUB = "hf://"
-KINDS = ("images", "json", "csv")
+KINDS = ("images", "json", "csv", "video")
 COMPILATION_CACHE = "~/.cache/posebh_jax/jax"
 
 
 def parser(description: str | None, batch_size: int = 16) -> argparse.ArgumentParser:
     """The flags that both commands have."""
     made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("source", help="a picture, a folder, a pattern such as 'holiday/*.jpg', or a video")
+    made.add_argument("source", nargs="?", help="a picture, a folder, a pattern such as 'holiday/*.jpg', or a video")
+    made.add_argument("--demo", action="store_true", help="on rendered pictures, with the embedded models")
     made.add_argument(
-        "--checkpoint", required=True, help="a run, a checkpoint, a folder or file of weights, or hf://owner/name"
+        "--checkpoint",
+        help="a run, a checkpoint, a folder or file of weights, or hf://owner/name; else the embedded model",
     )
     made.add_argument(
         "--out", type=pathlib.Path, default=pathlib.Path("poses"), help="where results go (default: poses)"
@@ -36,10 +45,10 @@ def parser(description: str | None, batch_size: int = 16) -> argparse.ArgumentPa
     made.add_argument(
         "--save", default="images,json", help=f"what to write, of {','.join(KINDS)} (default: images,json)"
     )
+    made.add_argument("--track", action="store_true", help="the same people keep their numbers from frame to frame")
+    made.add_argument("--smooth", action="store_true", help="smooth tracked keypoints (One-Euro filter)")
     made.add_argument("--batch_size", type=int, default=batch_size)
-    made.add_argument(
-        "--draw_threshold", type=float, default=0.3, help="smallest confidence of a keypoint that is drawn"
-    )
+    made.add_argument("--draw_threshold", type=float, help="smallest confidence of a keypoint that is drawn")
     made.add_argument("--debug", action="store_true", help="show errors with their traceback")
     return made
 
@@ -56,10 +65,16 @@ def run(args: argparse.Namespace, predict: Callable[[argparse.Namespace], tuple[
             raise ValueError(f"--save={args.save}: {', '.join(sorted(unknown))} is none of {', '.join(KINDS)}")
         if args.batch_size < 1:
             raise ValueError(f"--batch_size={args.batch_size}: expected 1 or more")
+        if (args.source is None) != args.demo:
+            raise ValueError("name a picture, a folder, a pattern or a video, or give --demo")
         distributed.use_compilation_cache(COMPILATION_CACHE)
+        if args.demo:
+            args.source = rendered_pictures()
         total = count_of(args.source)
         title, results = predict(args)
-        print(title)
+        print(title if args.checkpoint else f"{title}: {NOTICE}")
+        if args.track or args.smooth or "video" in kinds:
+            results = _tracked(results, args.smooth)
         pictures, found, seconds = _write(results, args, kinds, total)
     except (ValueError, KeyError, OSError) as error:
         if args.debug:
@@ -77,25 +92,54 @@ def _write(
     args.out.mkdir(parents=True, exist_ok=True)
     entries: dict[str, list[dict[str, Any]]] = {}
     rows: list[dict[str, Any]] = []
+    videos: dict[str, Callable[[np.ndarray, float | None], None]] = {}
     pictures, poses, began = 0, 0, time.perf_counter()
-    for number, of_picture in enumerate(tqdm.tqdm(results, total=total, unit="picture", dynamic_ncols=True)):
-        for result in of_picture:
-            entries.setdefault(result.dataset, []).extend(result.to_coco(image_id=number))
-            rows += result.to_rows() if "csv" in kinds else []
-            poses += len(result)
-            if "images" in kinds:
-                suffix = f"_{result.dataset}" if len(of_picture) > 1 else ""
-                draw.save_image(args.out / f"{_stem(result.name)}{suffix}.png", result.draw(args.draw_threshold))
-        pictures += 1
+    with contextlib.ExitStack() as open_files:
+        for number, of_picture in enumerate(tqdm.tqdm(results, total=total, unit="picture", dynamic_ncols=True)):
+            for result in of_picture:
+                entries.setdefault(result.dataset, []).extend(result.to_coco(image_id=number))
+                rows += result.to_rows() if "csv" in kinds else []
+                poses += len(result)
+                if not {"images", "video"} & set(kinds):
+                    continue
+                drawn, suffix = result.draw(args.draw_threshold), f"_{result.dataset}" if len(of_picture) > 1 else ""
+                if "images" in kinds:
+                    draw.save_image(args.out / f"{_stem(result.name)}{suffix}.png", drawn)
+                if "video" in kinds:
+                    if result.dataset not in videos:
+                        writer = video_writer(args.out / f"poses{suffix}.mp4")
+                        videos[result.dataset] = open_files.enter_context(writer)
+                    videos[result.dataset](drawn, result.picture.time)
+            pictures += 1
     if "json" in kinds:
         for dataset, of_dataset in entries.items():
             (args.out / f"poses_{dataset}.json").write_text(json.dumps(of_dataset, indent=1), encoding="utf8")
     if "csv" in kinds and rows:
         with (args.out / "poses.csv").open("w", newline="", encoding="utf8") as file:
-            writer = csv.DictWriter(file, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
+            table = csv.DictWriter(file, list(rows[0]))
+            table.writeheader()
+            table.writerows(rows)
     return pictures, poses, time.perf_counter() - began
+
+
+def _tracked(results: Iterator[list[Result]], smoothed: bool) -> Iterator[list[Result]]:
+    """Identities (and smooth keypoints), for each skeleton on its own."""
+    first = next(results, None)
+    if first is None:
+        return
+    copies = itertools.tee(itertools.chain([first], results), len(first))
+
+    def of(number: int) -> Iterator[Result]:
+        found = tracking.track(of_picture[number] for of_picture in copies[number])
+        return tracking.smooth(found) if smoothed else found
+
+    yield from (list(group) for group in zip(*map(of, range(len(first))), strict=True))
+
+
+def rendered_pictures(count: int = 6, seed: int = 2026) -> list[Picture]:
+    """Crowds of the synthetic world, none of which is in a training set."""
+    scenes = (render_scene("crowd", (seed,), index).image for index in range(count))
+    return [Picture(f"rendered_{number}.png", image) for number, image in enumerate(scenes)]
 
 
 def _stem(name: str) -> str:

@@ -29,6 +29,7 @@ class Result:
       boxes: float32 [N, 4], x, y, width, height: those that were given, or found.
       scores: float32 [N], of whole poses.
       ids: int [N], the same for the same person from frame to frame; None where nothing was tracked.
+      draw_threshold: keypoints with less confidence are not drawn, unless `draw` says otherwise.
     """
 
     picture: Picture
@@ -38,6 +39,7 @@ class Result:
     boxes: np.ndarray
     scores: np.ndarray
     ids: np.ndarray | None = None
+    draw_threshold: float = 0.3
 
     def __len__(self) -> int:
         return len(self.keypoints)
@@ -52,9 +54,10 @@ class Result:
         """Of the keypoints."""
         return self.skeleton.keypoints
 
-    def draw(self, threshold: float = 0.3, boxes: bool = False) -> np.ndarray:
+    def draw(self, threshold: float | None = None, boxes: bool = False) -> np.ndarray:
         """The picture, uint8 [H, W, 3] RGB, with everybody on it; keypoints below `threshold` are left out."""
         image = self.picture.image
+        threshold = self.draw_threshold if threshold is None else threshold
         for number in range(len(self)):
             colour = (
                 draw.instance_colour(number if self.ids is None else int(self.ids[number])) if len(self) > 1 else None
@@ -110,7 +113,7 @@ class Result:
             return self.to_rows()
         return pandas.DataFrame(self.to_rows())
 
-    def save(self, path: str | pathlib.Path, threshold: float = 0.3) -> pathlib.Path:
+    def save(self, path: str | pathlib.Path, threshold: float | None = None) -> pathlib.Path:
         """Writes the drawn picture (.png, .jpg), or the numbers (.json: COCO entries).
 
         Raises:
@@ -127,9 +130,12 @@ class Result:
         return path
 
 
-def extent_boxes(keypoints: np.ndarray, threshold: float = 0.0, margin: float = 0.1) -> np.ndarray:
-    """Boxes [N, 4] around keypoints [N, K, 3] above `threshold`, wider by `margin` of a side each way."""
-    seen = keypoints[..., 2] > threshold
+def extent_boxes(keypoints: np.ndarray, share: float = 0.3, margin: float = 0.1) -> np.ndarray:
+    """Boxes [N, 4] around keypoints [N, K, 3], wider by `margin` of a side each way.
+
+    Keypoints with less than `share` of a pose's highest confidence do not count: they are where nothing was seen.
+    """
+    seen = keypoints[..., 2] >= share * keypoints[..., 2].max(axis=1, keepdims=True, initial=0.0)
     seen |= ~seen.any(axis=1, keepdims=True)  # nobody is left without a box
     points = keypoints[..., :2]
     low = np.where(seen[..., None], points, np.inf).min(axis=1, initial=np.inf)

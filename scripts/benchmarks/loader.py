@@ -99,7 +99,7 @@ class PerSample:
     def start(self, batch_size: int, seed: int, reading: Reading) -> TrainIterator:
         samples = grain.MapDataset.source(self).shuffle(seed=seed).repeat()
         elements = samples.random_map(self.transform, seed=seed)
-        return TrainIterator(elements.batch(batch_size), reading, len(self))
+        return TrainIterator(elements, batch_size, 0, 1, reading, len(self))
 
 
 def normalised(crop: np.ndarray) -> np.ndarray:

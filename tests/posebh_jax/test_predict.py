@@ -17,7 +17,9 @@ from data_pipelines.datasets import find_dataset
 from data_pipelines.records import open_records
 from data_pipelines.top_down.loader import Reading, eval_loader
 from data_pipelines.whole_image import loader as whole_image
-from pose_common.prediction.pictures import Picture
+from pose_common.prediction.command import rendered_pictures
+from pose_common.prediction.pictures import Picture, pictures_of
+from pose_common.prediction.video import video_writer
 from pose_common.weights.folder import save_weights
 from posebh_jax import predict
 from posebh_jax.predictor import Predictor
@@ -133,14 +135,18 @@ def test_mistakes_are_named(weights, prepared):
 
 def test_boir_finds_the_people_for_posebh(weights, prepared, tmp_path):
     root, files = prepared
-    find = boir_jax.load(weights / "boir", input_size=64)
+    model = boir_jax.load(weights / "boir", input_size=64)
+
+    def find(picture):
+        return model(picture, threshold=0.0)
+
     people = find(files[0])
     assert people.keypoints.shape[1:] == (14, 3) and list(people.scores) == sorted(people.scores, reverse=True)
     loader = whole_image.eval_loader(
         "synthetic_coco", "val", data_dir=root, batch_size=1, input_size=64, reading=Reading(0)
     )
     batch = next(batch for batch in loader if batch["image_id"][0] == loader.annotations.image_id[0])
-    out = find.predictor(find.weights, batch["image"], batch["inverse_warp"])
+    out = model.predictor(model.weights, batch["image"], batch["inverse_warp"])
     found = {tuple(pose.ravel()) for pose in np.asarray(out["keypoints"])[0][np.asarray(out["found"])[0]]}
     assert {tuple(pose.ravel()) for pose in people.keypoints} <= found, "of evaluation's, those that are not suppressed"
     poses = posebh_jax.load(weights / "posebh")(files[0], boxes=find, flip=False)
@@ -174,3 +180,33 @@ def test_rows_of_pictures_do_not_depend_on_the_batch(weights):
     for one, other in zip(small, large, strict=True):
         # Peaks of maps of two batch sizes: float32 sums in another order, times some 10 pixels a cell.
         np.testing.assert_allclose(one.keypoints, other.keypoints, atol=0.01)
+
+
+def test_the_embedded_models_find_rendered_people():
+    """The pair that the package carries, on scenes that no training set has."""
+    find, pose = boir_jax.load(), posebh_jax.load()
+    pictures = rendered_pictures()
+    found = list(find(pictures))
+    assert sum(len(result) for result in found) >= 2 * len(pictures)
+    for picture, people in zip(pictures, found, strict=True):
+        poses = pose(picture, boxes=find)
+        assert len(poses) == len(people) and poses.dataset == "synthetic_coco"
+
+
+def test_the_demo_command_and_a_video(tmp_path, capsys):
+    out = tmp_path / "out"
+    assert predict.main(["--demo", f"--out={out}", "--no_flip", "--save=images,json"]) == 0
+    printed = capsys.readouterr().out
+    assert "rendered figures only" in printed and "6 pictures" in printed.splitlines()[-1]
+    assert len(list(out.glob("*.png"))) == 6
+    assert predict.main(["--no_flip"]) == 1 and "--demo" in capsys.readouterr().err
+    pytest.importorskip("av", reason="PyAV is not installed")
+    clip = tmp_path / "clip.mp4"
+    with video_writer(clip) as append:
+        for number in range(4):
+            append(np.roll(rendered_pictures(1)[0].image, 4 * number, axis=1), number / 10)
+    assert predict.main([str(clip), f"--out={out}", "--no_flip", "--save=video,json", "--track", "--smooth"]) == 0
+    written = list(pictures_of(out / "poses.mp4"))
+    np.testing.assert_allclose([frame.time for frame in written], [0, 0.1, 0.2, 0.3], atol=1e-3)
+    entries = json.loads((out / "poses_synthetic_coco.json").read_text())
+    assert {entry["track_id"] for entry in entries} == {1} and len(entries) == 4

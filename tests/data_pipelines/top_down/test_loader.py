@@ -98,10 +98,22 @@ def test_resuming_continues_exactly():
     assert_same(straight[3:], take(resumed, 4))
     resumed.set_state(state)  # backwards, on a running iterator
     assert_same(straight[3:5], take(resumed, 2))
+    resumed.set_state({"next_index": 3})  # as older checkpoints say it
+    assert_same(straight[3:5], take(resumed, 2))
     halves = [training(process_index=index, process_count=2) for index in range(2)]
     for half in halves:
         half.set_state(state)
     assert_same(straight[3:], [joined(parts) for parts in zip(*(take(half, 4) for half in halves), strict=True)])
+
+
+def test_resuming_with_another_batch_size_goes_on_at_the_next_example():
+    straight, small = joined(take(training(batch_size=8), 3)), training(batch_size=6)
+    first = take(small, 2)
+    large = training(batch_size=4)
+    large.set_state(small.get_state())
+    again = joined([*first, *take(large, 3)])
+    for name, values in straight.items():
+        np.testing.assert_array_equal(again[name], values, err_msg=name)
 
 
 def test_epochs_repeat_instances_but_not_augmentation():
@@ -169,11 +181,11 @@ def test_workers_keep_off_accelerators_and_do_not_change_batches(monkeypatch):
     """Two spawned processes, which inherit an environment that names accelerators."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     monkeypatch.setenv("JAX_PLATFORMS", "tpu")
-    batches = grain.MapDataset.source(WorkerProbe()).repeat().batch(4)
-    reader = loader.TrainIterator(batches, Reading(num_threads=1, num_workers=2), 8)
+    elements = grain.MapDataset.source(WorkerProbe()).repeat()
+    reader = loader.TrainIterator(elements, 4, 0, 1, Reading(num_threads=1, num_workers=2), 8)
     taken = take(reader, 3)
     np.testing.assert_array_equal(np.concatenate([batch["row"] for batch in taken]), [*range(8), *range(4)])
-    assert reader.get_state() == {"next_index": 3}
+    assert reader.get_state() == {"next_example": 12}
     reader.close()
     assert all(batch[name].all() for batch in taken for name in ("elsewhere", "jax", "cuda"))
 

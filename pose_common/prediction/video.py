@@ -1,0 +1,54 @@
+"""Writes a video frame by frame, by PyAV, with the frames' own times."""
+
+from __future__ import annotations
+
+import contextlib
+import fractions
+import pathlib
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+TICK = fractions.Fraction(1, 90_000)
+"""Seconds; times are kept to it."""
+
+
+@contextlib.contextmanager
+def video_writer(path: pathlib.Path, rate: int = 30) -> Iterator[Callable[[np.ndarray, float | None], None]]:
+    """A function (RGB picture, its time in seconds or None) that appends a frame to an MP4 file.
+
+    All frames have the first one's size, cut to even sides; without times they follow each other at `rate`.
+
+    Raises:
+      ValueError: PyAV is not installed, or a frame of another size.
+    """
+    try:
+        import av
+    except ImportError as error:
+        raise ValueError("writing videos needs PyAV: pip install av") from error
+    partial = path.with_name(f"{path.stem}.partial{path.suffix}")
+    with av.open(str(partial), "w") as container:
+        codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
+        stream = container.add_stream(codec, rate=rate)
+        stream.time_base = stream.codec_context.time_base = TICK
+        size: tuple[int, int] | None = None
+        last = -1
+
+        def append(image: np.ndarray, time: float | None) -> None:
+            nonlocal size, last
+            height, width = (side // 2 * 2 for side in image.shape[:2])
+            if size is None:
+                size = stream.width, stream.height = width, height
+                stream.pix_fmt = "yuv420p"
+            if (width, height) != size:
+                raise ValueError(f"a frame of {width}x{height} in a video of {size[0]}x{size[1]}")
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image[:height, :width]), format="rgb24")
+            ticks = round((last + 1) / rate / TICK) if time is None else round(time / TICK)
+            last = last + 1 if time is None else last
+            frame.pts, frame.time_base = ticks, TICK
+            container.mux(stream.encode(frame))
+
+        yield append
+        if size is not None:
+            container.mux(stream.encode())
+    partial.replace(path)
