@@ -16,6 +16,7 @@ from boir_jax import visualise
 from boir_jax.predictor import Predictor
 from boir_jax.published import published
 from data_pipelines.datasets import PoseDataset
+from data_pipelines.top_down.instances import categories_of
 from data_pipelines.top_down.loader import Reading
 from data_pipelines.whole_image.loader import EvalLoader, eval_loader
 from pose_common.evaluation.predictions import predict_split
@@ -107,10 +108,10 @@ class Evaluator:
         def predict(batch):
             return task.predictor(weights, batch["image"], batch["inverse_warp"])
 
+        category = _category(task, loader)
         rows = predict_split(predict, loader, self.mesh, inputs=("image", "inverse_warp"), keep=("image_id",))
         image, rank = np.nonzero(rows["found"])
         keypoints, score = rows["keypoints"][image, rank], rows["score"][image, rank]
-        (category,) = {number for number, _ in loader.annotations.categories}
         poses = columns.Poses(
             image_id=rows["image_id"][image],
             instance_id=rank,
@@ -150,3 +151,14 @@ class Evaluator:
             "notes": notes,
             "metrics": dict(values),
         }
+
+
+def _category(task: Task, loader: EvalLoader) -> int:
+    """The category of everybody found: the only one there is. Raises ValueError where there are several."""
+    categories = categories_of(loader.annotations)
+    if len(categories) != 1:
+        raise ValueError(
+            f"{task.name}: the annotation file has the categories {sorted(categories)}, but a single-stage method finds"
+            " people without telling kinds apart"
+        )
+    return next(iter(categories))

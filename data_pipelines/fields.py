@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -135,6 +135,10 @@ def keypoints(entry: Mapping[str, Any], key: str, count: int) -> np.ndarray:
       Fault: as `numbers`; a negative visibility is out of range.
     """
     array = _array(entry, key, (count, 3), flags=True).reshape(count, 3)
+    if not isinstance(entry[key], np.ndarray) and any(
+        place % 3 != 2 and _is_flag(value) for place, value in enumerate(_leaves(entry[key]))
+    ):
+        raise Fault("not a number", f"{key} has a flag as a coordinate: {entry[key]!r:.80}")
     visibility = array[:, 2]
     visibility[np.isnan(array).all(axis=1)] = 0
     unlabelled = visibility == 0
@@ -201,11 +205,22 @@ def _read(value: Any, flags: bool) -> np.ndarray:
         if len({row.shape for row in rows}) > 1:
             raise ValueError("lists of different lengths")
         return np.stack(rows) if rows else np.zeros(0)
-    if flags and isinstance(value, (bool, np.bool_)):
-        return np.float64(value)
-    if flags and isinstance(value, str) and value.strip().lower() in ("true", "false"):
-        return np.float64(value.strip().lower() == "true")
+    if flags and _is_flag(value):
+        return np.float64(str(value).strip().lower() == "true")
     return np.float64(math.nan if value is None else _number(value))
+
+
+def _is_flag(value: Any) -> bool:
+    return isinstance(value, (bool, np.bool_)) or isinstance(value, str) and value.strip().lower() in ("true", "false")
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    """What stands in a list, however nested."""
+    if isinstance(value, (list, tuple, np.ndarray)):
+        for item in value:
+            yield from _leaves(item)
+    else:
+        yield value
 
 
 def _number(value: Any) -> float:

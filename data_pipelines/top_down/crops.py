@@ -44,7 +44,9 @@ class TopDownSource:
         self, records, annotations: Annotations, instances: Instances, dataset: PoseDataset, dataset_index: int = 0
     ) -> None:
         if not len(instances):
-            raise ValueError(f"dataset {dataset.name!r}, split {annotations.split!r}: no usable instance")
+            raise ValueError(
+                f"dataset {dataset.name!r}, split {annotations.split!r}: no usable instance; {instances.account}"
+            )
         self.records, self.annotations, self.instances = records, annotations, instances
         self.dataset, self.dataset_index = dataset, dataset_index
 

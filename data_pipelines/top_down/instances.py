@@ -193,7 +193,7 @@ def detections(
 ) -> Instances:
     """The boxes of a COCO detection file, [{image_id, category_id, bbox, score}, ...].
 
-    Those of the annotation file's own categories (see `_categories`) with a score of at least `score_threshold`; boxes
+    Those of the annotation file's own categories (`categories_of`) with a score of at least `score_threshold`; boxes
     are taken as they are, not clipped to the image. What is not used is counted, by reason: `Instances.left_out`.
 
     Raises:
@@ -206,7 +206,7 @@ def detections(
             f"{path}: the metric of dataset {dataset.name!r} judges annotated people one by one; it takes "
             f"their boxes ({GROUND_TRUTH!r}), not a detector's"
         )
-    entries, categories = _read_detections(path), _categories(annotations)
+    entries, categories = _read_detections(path), categories_of(annotations)
     row_of_image = {int(image_id): row for row, image_id in enumerate(annotations.image_id)}
     kept, left_out, first = [], collections.Counter(), {}
     for number, entry in enumerate(entries):
@@ -246,8 +246,8 @@ def detections(
     )
 
 
-def _categories(annotations: Annotations) -> dict[int, str]:
-    """Id and name of the categories whose boxes are taken: all of the annotation file's.
+def categories_of(annotations: Annotations) -> dict[int, str]:
+    """Id and name of the categories that boxes and poses may have: all of the annotation file's.
 
     A test set without annotations may list the categories of a whole benchmark; of these only the person.
     """

@@ -101,7 +101,8 @@ def test_splits_without_annotations_give_a_file_for_submission(tmp_path, capsys)
     tiny_sets.write_coco(tmp_path, content)
     pictures = tmp_path / "coco" / "val2017"
     unlabelled = tmp_path / "image_info.json"
-    unlabelled.write_text(json.dumps({key: content[key] for key in ("images", "categories")}))
+    kinds = [*content["categories"], {"id": 18, "name": "dog"}]  # as COCO's test-dev, which lists them all
+    unlabelled.write_text(json.dumps({"images": content["images"], "categories": kinds}))
     Coco("test-dev", annotations=unlabelled, images=pictures, data_dir=tmp_path, progress=False).prepare()
     predictor = Oracle("coco", "test-dev", tmp_path)
     person = np.array(content["annotations"][0]["keypoints"], np.float32).reshape(1, 17, 3)
@@ -113,6 +114,15 @@ def test_splits_without_annotations_give_a_file_for_submission(tmp_path, capsys)
     assert all(len(entry["keypoints"]) == 51 and entry["category_id"] == 1 for entry in submission)
     out = capsys.readouterr().out
     assert "for submission" in out and "69.5 / -" in out
+
+
+def test_several_categories_are_refused(tmp_path):
+    content = tiny_sets.document(2) | {"categories": [{"id": 1, "name": "cat"}, {"id": 18, "name": "dog"}]}
+    path = tiny_sets.write_coco(tmp_path, content)
+    Coco("val", annotations=path, images=tmp_path / "coco/val2017", data_dir=tmp_path, progress=False).prepare()
+    tasks = [Task(find_dataset("coco"), "val", Oracle("coco", "val", tmp_path), 0.8)]
+    with pytest.raises(ValueError, match=r"coco_val: the annotation file has the categories \[1, 18\]"):
+        evaluator(tasks, tmp_path, tmp_path)({}, 0)
 
 
 def test_published_lookup():

@@ -215,6 +215,8 @@ def test_keypoints_are_rows_of_points_never_columns():
         np.testing.assert_array_equal(fields.keypoints({"k": good}, "k", 17).ravel(), flat)
     with pytest.raises(Fault, match="nested"):
         fields.keypoints({"k": flat.reshape(3, 17).tolist()}, "k", 17)
+    with pytest.raises(Fault, match="a flag as a coordinate"):
+        fields.keypoints({"k": [[1, True, 2]]}, "k", 1)
     assert fields.keypoints({"k": [[1, 2, True], [None] * 3]}, "k", 2).tolist() == [[1, 2, 1], [0, 0, 0]]
 
 
