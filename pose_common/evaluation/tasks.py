@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -33,8 +34,10 @@ def evaluate_tasks(
 
     Args:
       tasks: with `dataset` and `split`.
-      open_task: task -> its loader. What is not prepared, or whose file is missing, is named under the table.
-      evaluate_task: (task, loader) -> its rows.
+      open_task: task -> its loader.
+      evaluate_task: (task, loader) -> its rows. What is not prepared, or fails by what it reads (a boxes file, a
+        picture), is named under the table and costs no other row. With several processes, which must stay together, a
+        failure after opening ends the evaluation.
 
     Returns:
       {row name: {metric: value}}.
@@ -47,15 +50,27 @@ def evaluate_tasks(
         except DatasetNotPrepared as error:
             skipped.append(str(error))
             continue
-        except FileNotFoundError as error:
-            skipped.append(f"{task.dataset} ({task.split}) was not evaluated: there is no {error.filename}")
+        except (ValueError, OSError) as error:
+            skipped.append(_failed(task, error))
             continue
-        scores += evaluate_task(task, loader)
+        try:
+            scores += list(evaluate_task(task, loader))
+        except (ValueError, OSError) as error:
+            if jax.process_count() > 1:
+                raise
+            skipped.append(_failed(task, error))
     if jax.process_index() == 0:
         rows = [score.row for score in scores]
         tables.show(rows, title, skipped)
         tables.save(rows, folder / "table", skipped)
     return {score.name: score.values for score in scores}
+
+
+def _failed(task: Any, error: Exception) -> str:
+    missing = error.filename if isinstance(error, FileNotFoundError) else None
+    text = f"{task.dataset} ({task.split}) was not evaluated: {f'there is no {missing}' if missing else error}"
+    logging.error("%s", text)
+    return text
 
 
 def shown(names: Sequence[str], values: Mapping[str, float]) -> str:

@@ -193,3 +193,14 @@ def test_the_rows_of_a_configuration():
     for wrong in ("(('ochuman','test','crowdpose'),)", "(('ochuman','test'),)", "ochuman,test,coco"):
         with pytest.raises(ValueError, match="eval_also"):
             configuration.read("mdt", [("eval_also", wrong)])
+
+
+def test_a_bad_row_costs_no_other(synthetic, tmp_path):
+    """A boxes file that is none, and one that is not there, are named under the table of the rest."""
+    (tmp_path / "broken.json").write_text("[{")
+    files = [tmp_path / "broken.json", tmp_path / "absent.json"]
+    tasks = [task("synthetic_mpii"), *(task("synthetic_coco", boxes=file) for file in files)]
+    metrics = evaluator(Oracle(synthetic, ["synthetic_mpii"]), tasks, synthetic, tmp_path)({}, step=1)
+    assert set(metrics) == {"synthetic_mpii_val/heads"}
+    remarks = json.loads((tmp_path / "results/step_1/table.json").read_text())["remarks"]
+    assert len(remarks) == 2 and "broken.json" in remarks[0] and "absent.json" in remarks[1]
