@@ -26,9 +26,9 @@ format: $(VENV)/.ready-lint
 	$(VENV)/bin/python -m ruff check --fix
 	$(VENV)/bin/python -m ruff format
 
-# Between edits: everything that compiles no whole network.
+# Between edits: everything that compiles no whole network, compiled without LLVM's optimisation.
 test-fast: $(VENV)/.ready
-	$(VENV)/bin/python -m pytest -n $(TEST_PROCESSES) --dist loadfile -m "not slow"
+	XLA_FLAGS="$(XLA_FLAGS) --xla_backend_optimization_level=0" $(VENV)/bin/python -m pytest -n $(TEST_PROCESSES) --dist loadfile -m "not slow"
 
 # Which tolerances are too narrow for what rounding alone does on other processors.
 test-rounding: $(VENV)/.ready

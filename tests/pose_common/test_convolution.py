@@ -12,6 +12,8 @@ import pytest
 
 from pose_common.convolution import conv_general_dilated
 
+pytestmark = pytest.mark.slow  # compiles many gradients
+
 
 @pytest.mark.parametrize(
     "size, kernel, stride, dilation, padding",

@@ -177,6 +177,7 @@ class WorkerProbe:
         }
 
 
+@pytest.mark.slow  # starts worker processes
 def test_workers_keep_off_accelerators_and_do_not_change_batches(monkeypatch):
     """Two spawned processes, which inherit an environment that names accelerators."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
@@ -269,6 +270,7 @@ def prepared(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow  # starts worker processes
 def test_prepared_datasets_train_and_resume_in_worker_processes(prepared):
     """By name, from records, in two spawned processes: the batches of the calling process to the last bit."""
 
