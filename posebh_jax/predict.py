@@ -17,6 +17,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from data_pipelines import geometry
 from data_pipelines.datasets import DATASETS, PoseDataset, find_dataset
@@ -35,8 +36,7 @@ from posebh_jax.weights.convert import Options, model_of, read_weights
 
 WHOLE = "whole"
 EMBEDDED = pathlib.Path(__file__).parent / "embedded.safetensors"
-DARK_KERNEL, RESCORING_THRESHOLD = 11, 0.2
-"""As `config.dark_kernel` and `config.rescoring_threshold` of the released evaluation (configs/mdt.py)."""
+
 
 Found = tuple[np.ndarray, np.ndarray]
 """Boxes [N, 4] (x, y, width, height) in pixels of the picture, and their scores [N]."""
@@ -51,12 +51,14 @@ class PoseModel:
       predictors: {flip test: the compiled predictor}.
       weights: on the device.
       datasets: the skeletons that it draws, by name.
+      rescoring_threshold: confidences above it enter a pose's score.
     """
 
     title: str
     predictors: Mapping[bool, Predictor]
     weights: Mapping[str, Any]
     datasets: Mapping[str, PoseDataset]
+    rescoring_threshold: float
 
     def __call__(
         self,
@@ -89,7 +91,7 @@ class PoseModel:
           ValueError: a dataset that the model does not know, boxes that are none, or no picture.
         """
         several = not (dataset is None or isinstance(dataset, str))
-        names = self._names(dataset)
+        names = self.names(dataset)
         results = self.results(pictures_of(source), boxes_of(boxes), names, flip, batch_size, maps)
         chosen = (found if several else found[names[0]] for found in results)
         return next(iter(chosen)) if is_single(source) else chosen
@@ -132,10 +134,11 @@ class PoseModel:
         keypoints = np.zeros((len(rows), protocol.num_keypoints, 3), np.float32)
         for number, row in enumerate(rows):
             keypoints[number] = row["keypoints"]
-        scores = rescore(keypoints, found[1], RESCORING_THRESHOLD).astype(np.float32)
+        scores = rescore(keypoints, found[1], self.rescoring_threshold).astype(np.float32)
         return Result(picture, name, protocol.keypoints, keypoints, found[0].astype(np.float32), scores)
 
-    def _names(self, dataset: str | Sequence[str] | None) -> tuple[str, ...]:
+    def names(self, dataset: str | Sequence[str] | None) -> tuple[str, ...]:
+        """The datasets that were asked for, by default the first. Raises ValueError for one that the model has not."""
         names = (next(iter(self.datasets)),) if dataset is None else dataset
         names = tuple(names.split(",")) if isinstance(names, str) else tuple(names)
         for name in names:
@@ -170,20 +173,20 @@ def load(
     manifest = conversion.manifest
     if not manifest["datasets"]:
         raise ValueError(f"{source} ({conversion.title}) has no head: it is a backbone to start training from")
-    protocols = _protocols(path, [tuple(pair) for pair in manifest["datasets"]])
-    size = tuple(manifest["input_size"])
-    predictors = {
-        flip: Predictor(model_of(manifest), tuple(protocols.values()), size, flip, DARK_KERNEL)
-        for flip in (False, True)
-    }
-    weights = {"prototypes": {}, **conversion.weights}
-    return PoseModel(conversion.title, predictors, jax.device_put(weights), protocols)
-
-
-def _protocols(path: str, heads: Sequence[tuple[str, int]]) -> dict[str, PoseDataset]:
-    """How the model's datasets are cropped and drawn; custom ones are found where the run had its data."""
     run = command.saved_configuration(path, configuration.METHODS)
     config = configuration.of_run(run) if run else None
+    protocols = _protocols(path, config, [tuple(pair) for pair in manifest["datasets"]])
+    released = config or configuration.read("mdt")
+    model, size = model_of(manifest), tuple(manifest["input_size"])
+    predictors = {
+        flip: Predictor(model, tuple(protocols.values()), size, flip, released.dark_kernel) for flip in (False, True)
+    }
+    weights = jax.device_put({"prototypes": {}, **conversion.weights})
+    return PoseModel(conversion.title, predictors, weights, protocols, released.rescoring_threshold)
+
+
+def _protocols(path: str, config: ConfigDict | None, heads: Sequence[tuple[str, int]]) -> dict[str, PoseDataset]:
+    """How the model's datasets are cropped and drawn; custom ones are found where the run had its data."""
     found = {}
     for name, count in heads:
         if config is not None:
@@ -291,7 +294,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _predict(args: Any) -> tuple[str, Iterator[list[Result]]]:
     model = load(args.checkpoint, datasets=args.datasets.split(",") if args.datasets else None)
-    names = model._names(args.dataset)
+    names = model.names(args.dataset)
     boxes: Any = args.boxes
     if args.demo and not args.checkpoint and boxes == WHOLE:
         from boir_jax.predict import load as load_finder
