@@ -87,7 +87,7 @@ class PoseBHMethod:
             unknown = set(stage.losses) - set(TERMS)
             if unknown:
                 raise ValueError(f"stage {stage.name!r} asks for unknown losses {sorted(unknown)}; known: {TERMS}")
-            needs_embedding = set(stage.losses) - {"heatmap"} or "embedding" in stage.train or stage.prototypes
+            needs_embedding = set(stage.losses) - {"heatmap"} or "embedding" in stage.train or stage.updates_state
             if needs_embedding and not self.model.embedding_dim:
                 raise ValueError(
                     f"stage {stage.name!r} needs the embedding head, which the multi-head baseline has not; its stages "
@@ -149,7 +149,7 @@ class PoseBHMethod:
         size = {"input_size": self.input_size, "heatmap_size": self.heatmap_size}
         targets, weights = heatmaps.encode(keypoints, visible, udp, **size, sigma=self.heatmap_sigma)
         drop_path = self._drop_path(keys) if "backbone" in stage.train and self.model.size.drop_path else None
-        noise = self._gumbel(keys) if stage.prototypes else None
+        noise = self._gumbel(keys) if stage.updates_state else None
         return Inputs(normalise_pixels(batch["image"]), dataset, targets, weights, drop_path, noise)
 
     def terms(self, params, state: TrainState, inputs: Inputs, stage: Stage, axis_name: str | None):
@@ -176,7 +176,7 @@ class PoseBHMethod:
             found, seen, samples = prototype_terms(embedding, best, *labels, inputs.dataset, bank[BANK], **shared)
             values |= {name: found[name] for name in PROTOTYPE_TERMS if name in asked}
             metrics |= _named("prototype", seen, ("cross_entropy", "distance", "correct"))
-            observed = (samples, inputs.noise) if stage.prototypes else None
+            observed = (samples, inputs.noise) if stage.updates_state else None
         if "cluster" in asked:
             clusters = ClusterBank(**bank[CLUSTERS])
             found, seen = cluster_terms(embedding, *labels, clusters, config=self.losses, axis_name=axis_name)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+UPDATES_STATE = "prototypes"
+"""What a configuration calls `Stage.updates_state`, by the first method that has such a state."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
@@ -15,14 +18,14 @@ class Stage:
       epochs: length of the stage.
       train: parameter groups that learn; the others are frozen and run in inference mode.
       losses: loss terms to compute.
-      prototypes: True where the prototype bank follows the embeddings.
+      updates_state: whether the method's own state moves; for PoseBH, whether prototypes follow the embeddings.
     """
 
     name: str
     epochs: int
     train: tuple[str, ...]
     losses: tuple[str, ...]
-    prototypes: bool = False
+    updates_state: bool = False
 
 
 def make_stages(rows: Sequence) -> tuple[Stage, ...]:
@@ -31,13 +34,15 @@ def make_stages(rows: Sequence) -> tuple[Stage, ...]:
     Raises:
       ValueError: no stage, an unknown field, or a stage that trains nothing.
     """
-    names = {field.name for field in dataclasses.fields(Stage)}
+    names = {field.name for field in dataclasses.fields(Stage)} - {"updates_state"} | {UPDATES_STATE}
     stages = []
     for row in rows:
         unknown = set(row) - names
         if unknown:
             raise ValueError(f"stage {dict(row)} has unknown fields {sorted(unknown)}; known: {sorted(names)}")
-        stage = Stage(**{**row, "train": tuple(row["train"]), "losses": tuple(row["losses"])})
+        fields = {**row, "train": tuple(row["train"]), "losses": tuple(row["losses"])}
+        updates_state = bool(fields.pop(UPDATES_STATE, False))
+        stage = Stage(**fields, updates_state=updates_state)
         if stage.epochs < 0 or not stage.train or not stage.losses:
             raise ValueError(f"stage {stage.name!r} must have epochs >= 0, something to train and a loss")
         stages.append(stage)

@@ -35,7 +35,7 @@ STAGE = Stage(
     1,
     ("backbone", "heads", "embedding"),
     ("heatmap", "prototype", "prototype_heatmap", "cluster", "cross_type"),
-    prototypes=True,
+    updates_state=True,
 )
 
 

@@ -27,7 +27,7 @@ def test_schedule_of_the_release():
     assert trains[0] == trains[49] == ("embedding",)
     assert trains[50] == trains[89] == ("heads", "embedding")
     assert trains[90] == trains[99] == ("backbone", "heads", "embedding")
-    assert [stage.prototypes for stage in stages] == [True, False, False]
+    assert [stage.updates_state for stage in stages] == [True, False, False]
     # The released base run keeps its backbone frozen to the end.
     assert "backbone" not in make_stages(mdt.get_config("base").stages)[-1].train
 

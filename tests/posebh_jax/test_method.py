@@ -33,7 +33,7 @@ HEAD_TERMS = ("main_stream_loss", *(f"{i}_loss" for i in range(1, 20)))
 GROUPS = ("backbone", "heads", "embedding")
 PROTOTYPE = ("heatmap", "prototype", "prototype_heatmap")
 STAGES = {
-    "stage1": Stage("stage1", 1, GROUPS, PROTOTYPE, prototypes=True),
+    "stage1": Stage("stage1", 1, GROUPS, PROTOTYPE, updates_state=True),
     "stage2": Stage("stage2", 1, GROUPS, (*PROTOTYPE, "cluster", "cross_type")),
 }
 # A convolution bias in front of a batch norm has no effect: its gradient is rounding noise on both sides.

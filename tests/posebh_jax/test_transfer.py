@@ -43,7 +43,7 @@ def test_released_schedules(arg, dataset, batch, epochs, thawed, prototypes_unti
     for epoch in range(epochs):
         stage = stages[stage_index(stages, epoch)]
         assert set(stage.train) == (THAWED if epoch in thawed else ALWAYS)
-        assert stage.prototypes == (epoch < prototypes_until)
+        assert stage.updates_state == (epoch < prototypes_until)
         assert set(stage.losses) == {"heatmap", "prototype", "prototype_heatmap"}
     if dataset == "my_hands":
         return

@@ -23,7 +23,7 @@ class ToyMethod:
     """y = head(normalise(body x)); the prototypes are a running mean of the features."""
 
     stages: tuple[Stage, ...] = (
-        Stage("first", 2, ("head",), ("mse",), prototypes=True),
+        Stage("first", 2, ("head",), ("mse",), updates_state=True),
         Stage("second", 2, ("body", "head"), ("mse",)),
     )
     optimizer: GroupedAdamW = GroupedAdamW(
@@ -48,7 +48,7 @@ class ToyMethod:
         share = jnp.square(out - batch["target"]).mean(-1).sum() / total
         mean = jax.lax.stop_gradient(mean)
         stats = {"body": {"mean": 0.9 * state.batch_stats["body"]["mean"] + 0.1 * mean}}
-        return share, LossOutput({"mse": share}, {}, stats, mean if stage.prototypes else None)
+        return share, LossOutput({"mse": share}, {}, stats, mean if stage.updates_state else None)
 
     def update(self, method_state, observed, axis_name):
         if observed is None:
