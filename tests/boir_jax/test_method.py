@@ -26,7 +26,7 @@ from posebh_jax import build as posebh_build
 from scripts import convert_weights
 from tests.boir_jax.step_program import TINY, global_batch, tiny_method
 
-pytestmark = pytest.mark.slow  # trains the whole network
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compilation")]  # trains the whole network
 
 
 def test_it_learns():
