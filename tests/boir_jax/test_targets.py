@@ -12,6 +12,8 @@ from data_pipelines.whole_image.pictures import gaussian_radius
 from tests.data_pipelines.whole_image_cases import CASES, replay
 from tests.golden_files import golden, golden_config
 
+pytestmark = pytest.mark.slow  # compiles targets of many forms
+
 
 @pytest.mark.parametrize("case", CASES)
 def test_targets_drawn_on_the_device(case):

@@ -11,6 +11,8 @@ from pose_common.evaluation import draw
 from scripts import browse, prepare_data
 from tests.data_pipelines import tiny_sets
 
+pytestmark = pytest.mark.slow  # renders datasets
+
 CROWD = "synthetic_crowd"
 
 

@@ -13,6 +13,8 @@ from pose_common.training import parallel
 from pose_common.training.checkpoints import INFO, TRAINING, WEIGHTS, Checkpoints, find_checkpoint
 from tests.pose_common.training.toy import ToyMethod
 
+pytestmark = pytest.mark.slow  # writes and damages many checkpoints
+
 METHOD = ToyMethod()
 SHAPES = METHOD.shapes(METHOD.stages[0], {})
 LAYOUTS = {
