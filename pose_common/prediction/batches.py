@@ -44,8 +44,9 @@ def in_batches(
         entries = pending.pop(kind)
         padded = [entry[2] for entry in entries] + [entries[-1][2]] * (batch_size - len(entries))
         outputs = run(kind, {name: np.stack([row[name] for row in padded]) for name in padded[0]})
+        arrays = {name: np.asarray(value) for name, value in outputs.items()}
         for number, (results, place, _) in enumerate(entries):
-            results[place] = {name: np.asarray(value)[number] for name, value in outputs.items()}
+            results[place] = {name: value[number] for name, value in arrays.items()}
 
     def finished() -> Iterator[tuple[Any, list[Rows]]]:
         while waiting and all(result is not None for result in waiting[0][1]):

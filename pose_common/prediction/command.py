@@ -92,34 +92,64 @@ def _write(
     args.out.mkdir(parents=True, exist_ok=True)
     entries: dict[str, list[dict[str, Any]]] = {}
     rows: list[dict[str, Any]] = []
-    videos: dict[str, Callable[[np.ndarray, float | None], None]] = {}
     pictures, poses, began = 0, 0, time.perf_counter()
-    with contextlib.ExitStack() as open_files:
-        for number, of_picture in enumerate(tqdm.tqdm(results, total=total, unit="picture", dynamic_ncols=True)):
-            for result in of_picture:
-                entries.setdefault(result.dataset, []).extend(result.to_coco(image_id=number))
-                rows += result.to_rows() if "csv" in kinds else []
-                poses += len(result)
-                if not {"images", "video"} & set(kinds):
-                    continue
-                drawn, suffix = result.draw(args.draw_threshold), f"_{result.dataset}" if len(of_picture) > 1 else ""
-                if "images" in kinds:
-                    draw.save_image(args.out / f"{_stem(result.name)}{suffix}.png", drawn)
-                if "video" in kinds:
-                    if result.dataset not in videos:
-                        writer = video_writer(args.out / f"poses{suffix}.mp4")
-                        videos[result.dataset] = open_files.enter_context(writer)
-                    videos[result.dataset](drawn, result.picture.time)
-            pictures += 1
+    try:
+        with contextlib.ExitStack() as open_files:
+            drawings = _Drawings(args, kinds, open_files)
+            for of_picture in tqdm.tqdm(results, total=total, unit="picture", dynamic_ncols=True):
+                for result in of_picture:
+                    entries.setdefault(result.dataset, []).extend(result.to_coco(image_id=pictures))
+                    rows += result.to_rows() if "csv" in kinds else []
+                    poses += len(result)
+                drawings.add(of_picture)
+                pictures += 1
+    finally:  # what was found before an error is kept
+        _write_numbers(args.out, kinds, entries, rows)
+    return pictures, poses, time.perf_counter() - began
+
+
+class _Drawings:
+    """Writes drawn pictures, each under a name of its own, and a video a skeleton."""
+
+    def __init__(self, args: argparse.Namespace, kinds: Sequence[str], open_files: contextlib.ExitStack):
+        self.args, self.kinds, self.open_files = args, kinds, open_files
+        self.taken: set[str] = set()
+        self.videos: dict[str, Callable[[np.ndarray, float | None], None]] = {}
+
+    def add(self, of_picture: Sequence[Result]) -> None:
+        """One picture's results."""
+        if not {"images", "video"} & set(self.kinds):
+            return
+        for result in of_picture:
+            drawn = result.draw(self.args.draw_threshold)
+            suffix = f"_{result.dataset}" if len(of_picture) > 1 else ""
+            if "images" in self.kinds:
+                draw.save_image(self.args.out / f"{self._free(_stem(result.name) + suffix)}.png", drawn)
+            if "video" in self.kinds:
+                if result.dataset not in self.videos:
+                    writer = video_writer(self.args.out / f"poses{suffix}.mp4")
+                    self.videos[result.dataset] = self.open_files.enter_context(writer)
+                self.videos[result.dataset](drawn, result.picture.time)
+
+    def _free(self, name: str) -> str:
+        """`name`, with a number where another picture of this run has it (a.jpg and a.png, or of two folders)."""
+        numbered = (f"{name}_{count}" for count in itertools.count(2))
+        free = next(candidate for candidate in itertools.chain([name], numbered) if candidate not in self.taken)
+        self.taken.add(free)
+        return free
+
+
+def _write_numbers(
+    folder: pathlib.Path, kinds: Sequence[str], entries: dict[str, list[dict[str, Any]]], rows: list[dict[str, Any]]
+) -> None:
     if "json" in kinds:
         for dataset, of_dataset in entries.items():
-            (args.out / f"poses_{dataset}.json").write_text(json.dumps(of_dataset, indent=1), encoding="utf8")
+            (folder / f"poses_{dataset}.json").write_text(json.dumps(of_dataset, indent=1), encoding="utf8")
     if "csv" in kinds and rows:
-        with (args.out / "poses.csv").open("w", newline="", encoding="utf8") as file:
+        with (folder / "poses.csv").open("w", newline="", encoding="utf8") as file:
             table = csv.DictWriter(file, list(rows[0]))
             table.writeheader()
             table.writerows(rows)
-    return pictures, poses, time.perf_counter() - began
 
 
 def _tracked(results: Iterator[list[Result]], smoothed: bool) -> Iterator[list[Result]]:

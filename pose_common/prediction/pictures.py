@@ -44,7 +44,8 @@ def is_single(source: Any) -> bool:
     """Whether `source` stands for exactly one picture."""
     if isinstance(source, (str, pathlib.Path)):
         path = pathlib.Path(source)
-        return path.suffix.lower() not in VIDEO_SUFFIXES and not path.is_dir() and not glob.has_magic(str(source))
+        several = path.is_dir() or (glob.has_magic(str(source)) and not path.exists())
+        return path.suffix.lower() not in VIDEO_SUFFIXES and not several
     return isinstance(source, (np.ndarray, Picture)) or _is_pillow(source)
 
 

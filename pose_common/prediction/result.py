@@ -59,9 +59,9 @@ class Result:
         image = self.picture.image
         threshold = self.draw_threshold if threshold is None else threshold
         for number in range(len(self)):
-            colour = (
-                draw.instance_colour(number if self.ids is None else int(self.ids[number])) if len(self) > 1 else None
-            )
+            # Of a track always the same; one figure alone is drawn in the colours of its sides.
+            identity = number if self.ids is None else int(self.ids[number])
+            colour = draw.instance_colour(identity) if len(self) > 1 or self.ids is not None else None
             image = draw.draw_skeleton(image, self.keypoints[number], self.skeleton, threshold=threshold, colour=colour)
             if boxes or self.ids is not None:
                 label = "" if self.ids is None else str(self.ids[number])

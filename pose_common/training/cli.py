@@ -115,7 +115,9 @@ def record_configuration(
     folder = workdir / "checkpoints"
     found = find_checkpoint(workdir) if folder.is_dir() else None
     if found is not None:
-        saved = Checkpoints(folder).read_info(found[1])["config"]
+        checkpoints = Checkpoints(folder)
+        saved = checkpoints.read_info(found[1])["config"]
+        checkpoints.close()
         for change in configuration.require_same_run(saved, config, free, accept_changes):
             logging.info("changed since the run was started: %s", change)
     if jax.process_index() == 0:

@@ -172,6 +172,21 @@ def test_the_commands(weights, prepared, tmp_path, capsys):
     assert "error: dataset 'horse'" in errors and "absent.jpg: there is no such file" in errors and "film" in errors
 
 
+def test_nothing_that_was_found_is_lost(weights, prepared, tmp_path, capsys):
+    """Two pictures of one name keep their drawings; a broken one does not cost the results before it."""
+    _, files = prepared
+    folder, out = tmp_path / "pictures", tmp_path / "out"
+    folder.mkdir()
+    for name in ("a.jpeg", "a.jpg"):
+        (folder / name).write_bytes(files[0].read_bytes())
+    (folder / "b.jpg").write_bytes(b"no picture")
+    arguments = [f"--checkpoint={weights / 'posebh'}", f"--out={out}", "--no_flip", "--batch_size=1"]
+    assert predict.main([str(folder), *arguments]) == 1
+    assert "b.jpg: cannot be decoded" in capsys.readouterr().err
+    assert {path.name for path in out.iterdir()} == {"a.png", "a_2.png", "poses_coco.json"}
+    assert len(json.loads((out / "poses_coco.json").read_text())) == 2
+
+
 def test_rows_of_pictures_do_not_depend_on_the_batch(weights):
     """Padding a batch, or other pictures in it, changes no pose."""
     pose = posebh_jax.load(weights / "posebh")
