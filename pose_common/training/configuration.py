@@ -20,8 +20,9 @@ from typing import Any
 from etils import epath
 from ml_collections import ConfigDict
 
-PACKAGES = ("posebh_jax.configs", "configs")
-"""Where the project's own configurations are: as installed, and in a checkout."""
+CHECKOUT = "configs"
+PACKAGES = (CHECKOUT, "posebh_jax.configs")
+"""Where the project's own configurations are: in a checkout, and as installed."""
 FREE = frozenset(
     {
         "mode",
@@ -118,30 +119,37 @@ def read(source: str) -> ConfigDict:
 
 
 def _module(path: str) -> Any:
-    name = pathlib.PurePath(path).stem
-    own = [package for package in PACKAGES if _has(package)]
-    folders = {pathlib.Path(folder).resolve(): package for package in own for folder in _folders(package)}
-    file = pathlib.Path(path)
-    if file.suffix == ".py" and file.is_file() and file.resolve().parent not in folders:
-        return SimpleNamespace(**runpy.run_path(str(file)))
+    name, file = pathlib.PurePath(path).stem, pathlib.Path(path)
+    folders = _own_folders()
+    package = next(iter(folders.values()), "")
+    if file.suffix == ".py" and file.is_file():
+        folder = file.resolve().parent
+        if folder not in folders:
+            try:
+                return SimpleNamespace(**runpy.run_path(str(file)))
+            except Exception as error:  # a file of the user's can fail in any way
+                raise ConfigError(f"--config={path}: {type(error).__name__}: {error}") from error
+        package = folders[folder]
     shipped = sorted({found.stem for folder in folders for found in folder.glob("[a-z]*.py")} - {"common"})
     if name not in shipped:
         raise ConfigError(
             f"--config={path}: there is no such file; shipped are {', '.join(shipped)}{nearest(name, shipped)}"
         )
-    return importlib.import_module(f"{own[0]}.{name}")
+    return importlib.import_module(f"{package}.{name}")
 
 
-def _has(package: str) -> bool:
-    try:
-        return importlib.util.find_spec(package) is not None
-    except ModuleNotFoundError:
-        return False
-
-
-def _folders(package: str) -> Sequence[str]:
-    spec = importlib.util.find_spec(package)
-    return (spec and spec.submodule_search_locations) or ()
+def _own_folders() -> dict[pathlib.Path, str]:
+    """{folder: package} of the project's configurations; a package `configs` of another project is none."""
+    root, found = pathlib.Path(__file__).resolve().parents[2], {}
+    for package in PACKAGES:
+        try:
+            spec = importlib.util.find_spec(package)
+        except ModuleNotFoundError:
+            continue
+        for folder in map(pathlib.Path, (spec and spec.submodule_search_locations) or ()):
+            if package != CHECKOUT or folder.resolve() == root / CHECKOUT:
+                found.setdefault(folder.resolve(), package)
+    return found
 
 
 def split_arguments(arguments: Sequence[str]) -> tuple[str | None, list[Override], list[str]]:

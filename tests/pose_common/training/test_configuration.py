@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -191,3 +192,20 @@ def test_a_file_of_ones_own(tmp_path):
     file = tmp_path / "mine.py"
     file.write_text("from configs import mdt\ndef get_config():\n  c = mdt.get_config()\n  c.seed = 7\n  return c\n")
     assert read(str(file), "--config.batch_size=64").seed == 7
+
+
+def test_a_file_that_fails_is_named(tmp_path):
+    (tmp_path / "mine.py").write_text("from . import common\n")
+    with pytest.raises(ConfigError, match=r"mine.py: ImportError"):
+        read(str(tmp_path / "mine.py"))
+
+
+def test_configs_of_another_project_are_not_ours(tmp_path, monkeypatch):
+    """A package `configs` that comes first on the path, as where the program is started."""
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs/__init__.py").touch()
+    monkeypatch.delitem(sys.modules, "configs")
+    monkeypatch.syspath_prepend(tmp_path)
+    found = importlib.util.find_spec("configs")
+    assert list(found.submodule_search_locations) == [str(tmp_path / "configs")]
+    assert tmp_path / "configs" not in configuration._own_folders()
