@@ -41,6 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     different = [name for name in sorted(first | second) if first.get(name) != second.get(name)]
     for name in different:
         print(f"{name}: {first.get(name, '(absent)')} -> {second.get(name, '(absent)')}")
+    if not different:
+        print(f"the same {len(first)} settings")
     return int(bool(different))
 
 

@@ -181,7 +181,7 @@ class PoseBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
         ) as bar:
             for picture, record, read in bar:
                 bar.total = self.num_images  # known once the annotation file is read
-                example = check(picture, record, read, frozenset(number for number, _ in self.categories))
+                example = check(picture, record, read, frozenset(category for category, _ in self.categories))
                 if example is not None:
                     yield next(number), example
                 elif self.report.num_dropped:

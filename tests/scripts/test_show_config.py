@@ -32,4 +32,5 @@ def test_two_runs_are_compared(tmp_path, capsys):
     assert show_config.main([one, two]) == 1
     assert capsys.readouterr().out.splitlines() == ["seed: 0 -> 3"]
     assert show_config.main([one, one]) == 0
+    assert capsys.readouterr().out.startswith("the same ")
     assert show_config.main([one, str(tmp_path)]) == 1
