@@ -28,11 +28,12 @@ from pose_common.prediction.batches import Job, in_batches
 from pose_common.prediction.embedded import read_embedded
 from pose_common.prediction.pictures import Picture, ahead, is_single, pictures_of
 from pose_common.prediction.result import Result, extent_boxes
+from pose_common.training import restore
 from pose_common.training.configuration import nearest
-from pose_common.training.mesh import make_mesh
-from posebh_jax import build, configuration
+from pose_common.weights.hub_folders import local_path
+from posebh_jax import configuration, sources
 from posebh_jax.predictor import HEADS, PROTOTYPES, Predictor
-from posebh_jax.weights.convert import Options, model_of, read_weights
+from posebh_jax.weights.manifest import Options, model_of
 
 WHOLE = "whole"
 EMBEDDED = pathlib.Path(__file__).parent / "embedded.safetensors"
@@ -164,17 +165,16 @@ def load(
     Raises:
       ValueError: there are no weights, or none of this method.
     """
-    path = command.local_path(source or EMBEDDED)
+    path = local_path(source or EMBEDDED)
     if source is None:
         conversion = read_embedded(EMBEDDED)
     else:
-        options = Options(datasets=tuple(datasets) if datasets else None, num_heads=num_heads)
-        conversion = build.read_run(path, make_mesh()) or read_weights(path, options)
+        conversion = sources.read(path, Options(datasets=tuple(datasets) if datasets else None, num_heads=num_heads))
     manifest = conversion.manifest
     if not manifest["datasets"]:
         raise ValueError(f"{source} ({conversion.title}) has no head: it is a backbone to start training from")
-    run = command.saved_configuration(path, configuration.METHODS)
-    config = configuration.of_run(run) if run else None
+    run = restore.find_run(path, configuration.METHODS)
+    config = configuration.of_run(run.config) if run else None
     protocols = _protocols(path, config, [tuple(pair) for pair in manifest["datasets"]])
     released = config or configuration.read("mdt")
     model, size = model_of(manifest), tuple(manifest["input_size"])

@@ -23,9 +23,8 @@ from pose_common.prediction.embedded import NOTICE
 from pose_common.prediction.pictures import Picture, count_of
 from pose_common.prediction.result import Result
 from pose_common.prediction.video import video_writer
-from pose_common.training import distributed, restore
+from pose_common.training import distributed
 
-HUB = "hf://"
 KINDS = ("images", "json", "csv", "video")
 COMPILATION_CACHE = "~/.cache/posebh_jax/jax"
 
@@ -174,29 +173,3 @@ def rendered_pictures(count: int = 6, seed: int = 2026) -> list[Picture]:
 
 def _stem(name: str) -> str:
     return pathlib.PurePath(name).stem or "picture"
-
-
-def local_path(source: str | pathlib.Path) -> str:
-    """`source`, or the folder into which the Hugging Face hub's files of hf://owner/name were brought.
-
-    Raises:
-      ValueError: huggingface_hub is not installed, or there is no such repository within reach.
-    """
-    text = str(source)
-    if not text.startswith(HUB):
-        return text
-    try:
-        import huggingface_hub
-    except ImportError as error:
-        raise ValueError(f"{text}: weights of the hub need huggingface_hub: pip install huggingface_hub") from error
-    name = text[len(HUB) :]
-    try:
-        return huggingface_hub.snapshot_download(name, allow_patterns=["*.json", "*.safetensors"])
-    except Exception as error:
-        raise ValueError(f"{text}: not in the cache, and could not be downloaded: {error}") from error
-
-
-def saved_configuration(path: str, methods: Sequence[str]) -> dict[str, Any] | None:
-    """The configuration of the run whose working directory or checkpoint `path` is; None where it is none."""
-    found = restore.find_run(path, methods)
-    return found.config if found else None

@@ -15,6 +15,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from pose_common.training.state import TrainState
+from pose_common.weights.folder import read_arrays
 
 WEIGHTS, TRAINING, INFO = "weights", "training", "info"
 
@@ -84,9 +85,17 @@ class Checkpoints:
         empty = TrainState(params={}, batch_stats={}, method_state={}, **saved[TRAINING])
         return empty.with_weights(saved[WEIGHTS])
 
-    def restore_weights(self, step: int, shapes: dict[str, Any], shardings: dict[str, Any]) -> dict[str, Any]:
-        """The weights alone; see `restore`."""
-        return self._restore(step, {WEIGHTS: _abstract(shapes, shardings)})[WEIGHTS]
+    def read_weights(self, step: int) -> dict[str, Any]:
+        """The weights alone, as numpy arrays, in whatever shapes they were saved.
+
+        Raises:
+          ValueError: files are missing or damaged.
+        """
+        folder = self._manager.directory / str(step) / WEIGHTS
+        try:
+            return read_arrays(folder, ocp.StandardCheckpointHandler().metadata(folder).tree)
+        except Exception as error:  # what a damaged file makes Orbax do
+            raise ValueError(f"{self._title(step)} is damaged: {error}.{self._way_out(step)}") from error
 
     def _restore(self, step: int, items: dict[str, Any]) -> dict[str, Any]:
         arguments = {name: ocp.args.StandardRestore(item) for name, item in items.items()}

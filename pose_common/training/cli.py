@@ -128,20 +128,19 @@ def main(
     read: Read,
     run: Callable[[ConfigDict, pathlib.Path], None],
     *,
-    config: str,
     workdir: str,
     free: Collection[str],
 ) -> None:
     """The program.
 
     Args:
-      read: makes the method's configuration of the flags --config and --config.<leaf>.
+      read: makes the method's configuration of the flags --config ('' where it is not given) and --config.<leaf>.
       run: does what a configuration says, in a working directory that is there.
-      config, workdir: defaults of the flags.
+      workdir: default of the flag.
       free: settings that may change when a run goes on.
     """
     flags.DEFINE_string(
-        "config", config, "Configuration, `path[:argument]` or `name[:argument]`; --config.<field>=... sets a field."
+        "config", "", "Configuration, `path[:argument]` or `name[:argument]`; --config.<field>=... sets a field."
     )
     folder = flags.DEFINE_string("workdir", workdir, "Checkpoints, figures, results and pictures go here.")
     coordinator = flags.DEFINE_string("coordinator", None, "address:port of process 0, where JAX cannot find it.")
@@ -156,7 +155,7 @@ def main(
             sys.exit(f"error: {argv[1]!r} is no flag; see --help")
         report.start_logging()
         try:
-            settings = read(source or config, overrides)
+            settings = read(source, overrides)
             distributed.start(coordinator.value, num_processes.value, process_id.value)
             path = pathlib.Path(folder.value)
             path.mkdir(parents=True, exist_ok=True)

@@ -10,11 +10,8 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from etils import epath
-from jax.sharding import Mesh
 
 from pose_common.training.checkpoints import Checkpoints, find_checkpoint
-from pose_common.training.mesh import replicated
 from pose_common.training.state import TrainState
 from pose_common.weights.keys import require_fit, unflatten
 
@@ -66,51 +63,30 @@ class Run(NamedTuple):
     checkpoint: str
 
 
-def find_run(path: str | pathlib.Path, methods: Sequence[str]) -> Run | None:
-    """The run whose working directory or checkpoint this is.
+def find_run(path: str | pathlib.Path, methods: Sequence[str] = ()) -> Run | None:
+    """The run whose working directory or checkpoint this is; None where it is none.
 
-    Returns:
-      None where it is none, or of none of the `methods`.
+    Raises:
+      ValueError: it is a run, but of none of the `methods` (where some are given).
     """
     found = find_checkpoint(path) if path else None
     if found is None:
         return None
     directory, step = found
     config = Checkpoints(directory).read_info(step)["config"]
-    return Run(config, str(directory / str(step))) if config.get("method") in methods else None
+    if methods and config.get("method") not in methods:
+        raise ValueError(f"{path} is a run of {config.get('method')}, which is not {' or '.join(methods)}")
+    return Run(config, str(directory / str(step)))
 
 
-def weights_at(
-    path: str, mesh: Mesh, shapes: Callable[[Mapping[str, Any]], Weights], convert: Callable[[Weights], Weights]
-) -> tuple[Weights, int]:
-    """Weights to evaluate, on every device, and the step they come from (0: of no run).
-
-    Args:
-      path: a run's working directory, one of its checkpoints, or a folder or file of weights.
-      mesh: the devices.
-      shapes: a checkpoint's notes ({} for none) -> the shapes of the model's weights.
-      convert: shapes of the model's weights -> the weights at `path`, where that is no run.
+def read_run(run: Run) -> tuple[Weights, int]:
+    """(weights of the checkpoint as numpy arrays, its step).
 
     Raises:
-      ValueError: there is nothing, or a run's arrays are not of the model's shapes.
+      ValueError: it is damaged.
     """
-    found = find_checkpoint(path) if path else None
-    if found is None:
-        if not (path and epath.Path(path).exists()):
-            raise ValueError(
-                f"config.checkpoint={path!r} is neither a working directory with checkpoints, nor one of them, nor a "
-                "folder or file of weights"
-            )
-        return jax.tree.map(lambda x: jax.device_put(x, replicated(mesh)), convert(shapes({}))), 0
-    directory, step = found
-    checkpoints = Checkpoints(directory)
-    saved = shapes(checkpoints.read_info(step)["notes"])
-    return checkpoints.restore_weights(step, saved, jax.tree.map(lambda _: replicated(mesh), saved)), step
-
-
-def on_host(weights: Weights) -> Weights:
-    """Copied arrays as numpy ones."""
-    return jax.tree.map(lambda x: np.asarray(x.addressable_data(0)), weights)
+    path = pathlib.Path(run.checkpoint)
+    return Checkpoints(path.parent).read_weights(int(path.name)), int(path.name)
 
 
 def filler(source: str, start_from: Callable[[Mapping[str, Any]], Start]) -> Callable[[TrainState], TrainState]:

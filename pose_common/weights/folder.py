@@ -70,16 +70,32 @@ def load_weights(path: str | pathlib.Path) -> tuple[dict[str, Any], dict[str, An
         raise WeightsError(f"{root} holds no finished weights: it has no {MANIFEST}")
     model, described = _read_manifest(root / MANIFEST)
     target = unflatten({name: jax.ShapeDtypeStruct(e["shape"], e["dtype"]) for name, e in described.items()})
-    try:
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-            as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), target)
-            weights = checkpointer.restore(
-                root / ARRAYS, args=ocp.args.PyTreeRestore(item=target, restore_args=as_numpy)
-            )
-    except Exception as error:  # orbax and its storage raise many kinds
-        raise WeightsError(f"{root / ARRAYS} cannot be restored ({type(error).__name__}: {error})") from error
+    weights = read_arrays(root / ARRAYS, target)
     _compare(root, described, flatten(weights))
     return weights, model
+
+
+def read_arrays(path: epath.Path, shapes: Any) -> Any:
+    """The tree of numpy arrays that Orbax wrote to a folder; `shapes` is a tree of what has shape and dtype.
+
+    Raises:
+      WeightsError: files are missing or damaged.
+    """
+    as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)
+    try:
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+            return checkpointer.restore(path, args=ocp.args.PyTreeRestore(item=shapes, restore_args=as_numpy))
+    except Exception as error:  # Orbax and its storage raise many kinds
+        raise WeightsError(f"{path} cannot be restored ({type(error).__name__}: {error})") from error
+
+
+def read_manifest(path: str | pathlib.Path) -> dict[str, Any]:
+    """The caller's description of a folder's weights.
+
+    Raises:
+      WeightsError: the folder's manifest is damaged.
+    """
+    return _read_manifest(epath.Path(path).absolute() / MANIFEST)[0]
 
 
 def _read_manifest(path: epath.Path) -> tuple[dict[str, Any], dict[str, Any]]:

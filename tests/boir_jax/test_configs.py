@@ -28,7 +28,7 @@ CROWDPOSE = ("crowdpose", "trainval", "test", ["crowdpose"])
 )
 def test_released_settings(arg, size, data, input_size, epochs, warmup, box_weight, level):
     config = boir.get_config(arg)
-    evaluated = [task.dataset for task in build.make_tasks(config)]
+    evaluated = [task.dataset for task in build.make_tasks(config, build.make_model(config))]
     assert (config.dataset, config.train_split, config.eval_split, evaluated) == data
     assert (config.input_size, config.batch_size) == (input_size, 80)
     method = build.make_method(config, steps_per_epoch=100)

@@ -162,7 +162,7 @@ def test_splits_without_annotations_give_a_file_for_submission(coco, tmp_path, c
 
 
 def test_published_figures_stand_beside_ours(coco, tmp_path):
-    run = evaluator(Constant(), [task("coco")], coco, tmp_path, published_as=model_name("posebh", "base"))
+    run = evaluator(Constant(), [task("coco")], coco, tmp_path, published_as=model_name(True, "base"))
     run({}, 0)
     (row,) = json.loads((tmp_path / "results/step_0/table.json").read_text())["rows"]
     assert (row["ours"], row["published"]) == ("100.0 / 100.0", "77.3 / 82.4")
@@ -170,7 +170,7 @@ def test_published_figures_stand_beside_ours(coco, tmp_path):
 
 
 def test_published_lookup():
-    assert model_name("multi_head", "huge") == "ViTPose++-H"
+    assert model_name(False, "huge") == "ViTPose++-H"
     assert published("PoseBH-H", "ochuman", "test").figures == {"AP": 87.0, "AR": 88.4}
     assert published("PoseBH-B", "ochuman", "val").compare("val", "ground truth") == "published on test"
     assert published("PoseBH-B", "coco", "test-dev").figures == {"AP": 76.6, "AR": 81.7}

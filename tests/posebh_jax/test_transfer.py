@@ -16,8 +16,8 @@ from pose_common.training.mesh import make_mesh
 from pose_common.training.stages import make_stages, stage_index
 from pose_common.weights.folder import load_weights, save_weights
 from pose_common.weights.keys import flatten
-from posebh_jax import build, configuration, main
-from posebh_jax.weights.convert import manifest_of
+from posebh_jax import build, configuration, main, sources
+from posebh_jax.weights.manifest import manifest_of
 from scripts import convert_weights
 from tests.golden_files import shared_path
 
@@ -99,7 +99,7 @@ def transfer_to(dataset, data_dir, mixture, workdir, num_stages):
     steps = []
     for step in range(1, num_stages + 1):
         config.checkpoint = str(workdir / "checkpoints" / str(step))
-        weights, found = build.load_weights(config, make_mesh())
+        _, weights, found = sources.load(config, make_mesh())
         assert found == step
         steps.append(flatten(jax.device_get(weights)))
     return config, steps
@@ -158,28 +158,44 @@ def test_what_a_transfer_needs_is_said(mixture, tmp_path):
         configuration.check(config)
     config.init_from = str(tmp_path / "absent.pth")
     with pytest.raises((ValueError, OSError), match="absent.pth"):
-        build.make_start(config, model, make_mesh())
+        sources.make_start(config, model)
     config.datasets = ("synthetic_crowd", "synthetic_coco")
     config.init_from = str(mixture[0])
     with pytest.raises(ValueError, match="to one dataset"):
         configuration.check(config)
 
 
-def test_evaluation_needs_weights_for_every_part(mixture, tmp_path):
+def test_weights_say_what_is_evaluated(mixture, tmp_path):
     weights, manifest = load_weights(mixture[0])
     config = small(mdt.get_config("demo"), "synthetic_crowd", tmp_path)
     config.checkpoint = str(mixture[0])
-    with pytest.raises(ValueError, match="experts"):
-        build.load_weights(config, make_mesh())
-    config.datasets = tuple(name for name, _ in manifest["datasets"])
-    assert build.load_weights(config, make_mesh())[1] == 0
+    with pytest.raises(ValueError, match="has the heads synthetic_mpii.*you asked for synthetic_crowd"):
+        sources.load(config, make_mesh())
+    config.size = "base"
+    with pytest.raises(ValueError, match="is tiny; the configuration is base: use --config=mdt:tiny"):
+        sources.load(config, make_mesh())
+    config.size, config.input_size = "tiny", (96, 128)
+    with pytest.raises(ValueError, match="takes crops of 48x64"):
+        sources.load(config, make_mesh())
+    config.input_size, config.datasets = (48, 64), tuple(name for name, _ in manifest["datasets"])
+    whole = sources.load(config, make_mesh())
+    assert whole.step == 0 and whole.model.embedding_dim == 8
+    # One of the heads: its expert and its prototypes come along, the others stay behind.
+    name, count = manifest["datasets"][1]
+    config.datasets = (name,)
+    one = sources.load(config, make_mesh())
+    assert one.model.datasets == ((name, count),) and one.model.num_experts == 1
+    np.testing.assert_array_equal(one.weights["prototypes"]["bank"], whole.weights["prototypes"]["bank"][-count:])
+    experts = [flatten(loaded.weights)["params/backbone/blocks/mlp/experts/kernel"] for loaded in (one, whole)]
+    np.testing.assert_array_equal(experts[0], experts[1][:, 1:])
+    # Without prototypes it is the multi-head baseline, whatever the configuration says.
     for collection in ("params", "batch_stats"):
         del weights[collection]["embedding"]
     del weights["prototypes"]
     save_weights(tmp_path / "heads", weights, manifest | {"embedding": None})
     config.checkpoint = str(tmp_path / "heads")
-    with pytest.raises(ValueError, match="nothing for embedding, prototypes/bank"):
-        build.load_weights(config, make_mesh())
+    heads = sources.load(config, make_mesh())
+    assert not heads.model.embedding_dim and not heads.weights["prototypes"]
 
 
 @pytest.mark.parametrize("datasets", [("synthetic_coco", "synthetic_mpii"), ("synthetic_coco",)])
@@ -198,7 +214,7 @@ def test_the_baseline_is_evaluated_from_a_file_of_the_original_names(datasets, t
         metrics = main.evaluate(config, tmp_path / "out")
         assert set(metrics) == {"synthetic_coco/heads"}
     config.init_from, config.checkpoint = config.checkpoint, ""
-    loaded = build.make_start(config, method.model, make_mesh())(jax.jit(method.init)(jax.random.key(6)))
+    loaded = sources.make_start(config, method.model)(jax.jit(method.init)(jax.random.key(6)))
     expected = flatten(weights)
     for name, value in flatten(jax.device_get(loaded.weights)).items():
         np.testing.assert_array_equal(value, expected[name], err_msg=name)
