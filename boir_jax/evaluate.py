@@ -97,6 +97,7 @@ class Evaluator:
             data_dir=self.data_dir,
             batch_size=self.batch_size,
             input_size=self.input_size,
+            devices=self.mesh.devices.size,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
             reading=self.reading,

@@ -109,6 +109,7 @@ class Evaluator:
             score_threshold=self.detection_threshold,
             input_size=self.predictor.input_size,
             dataset_index=task.head,
+            devices=self.mesh.devices.size,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
             reading=self.reading,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -41,7 +42,8 @@ class Oracle:
     def __init__(self, data_dir, datasets):
         self.known = {}
         for name in datasets:
-            loader = eval_loader(name, "val", data_dir=data_dir, batch_size=BATCH, input_size=SIZE, reading=READING)
+            shared = {"batch_size": BATCH, "devices": jax.device_count()}
+            loader = eval_loader(name, "val", data_dir=data_dir, input_size=SIZE, reading=READING, **shared)
             for batch in loader:
                 truth = heatmaps.to_image(batch["keypoints"], batch["inverse_warp"])
                 for warp, keypoints in zip(batch["inverse_warp"], np.asarray(truth), strict=True):

@@ -218,3 +218,23 @@ def test_the_baseline_is_evaluated_from_a_file_of_the_original_names(datasets, t
     expected = flatten(weights)
     for name, value in flatten(jax.device_get(loaded.weights)).items():
         np.testing.assert_array_equal(value, expected[name], err_msg=name)
+
+
+def test_evaluation_without_a_configuration(mixture, tmp_path):
+    """A run, a folder and a file say themselves what they are; a flag chooses among their heads."""
+    weights, manifest = load_weights(mixture[0])
+    names = [name for name, _ in manifest["datasets"]]
+    prepare_synthetic(tmp_path / "data", names, num_train=1, num_val=2)
+    folder = mixture[0]
+    asked = [("mode", "evaluate"), ("checkpoint", str(folder)), ("data_dir", str(tmp_path / "data"))]
+    config = sources.read_configuration("", asked)
+    assert (config.size, config.input_size, list(config.datasets)) == ("tiny", (48, 64), names)
+    config = sources.read_configuration("", [*asked, ("datasets", names[1]), (f"boxes.{names[1]}", "ground_truth")])
+    config.pictures = 0
+    assert set(main.evaluate(config, tmp_path / "out")) == {f"{names[1]}/heads", f"{names[1]}/prototypes"}
+    # A file of the original names, whose heads nothing names.
+    file = tmp_path / "file.safetensors"
+    assert convert_weights.main([str(folder), f"--to={file}"]) == 0
+    asked[1] = ("checkpoint", str(file))
+    config = sources.read_configuration("", [*asked, ("datasets", ",".join(names))])
+    assert config.method == "posebh" and list(config.datasets) == names
