@@ -149,8 +149,8 @@ def prototype_terms(
 
     Returns:
       Weighted per-device losses {"prototype", "prototype_heatmap"}; global values: the unweighted `cross_entropy` and
-      `distance`, `pixels` [n], and the share of labelled pixels that are `correct`; and what `prototypes.update_prototypes`
-      needs.
+      `distance`, `pixels` [n], and the share of labelled pixels that are `correct`; and what
+      `prototypes.update_prototypes` needs.
     """
     labels = protos.label_pixels(targets, dataset, config.label_threshold)
     terms = contrast(embedding, prototypes, labels, keypoint_index=keypoint_index, config=config, axis_name=axis_name)
