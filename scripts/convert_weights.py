@@ -26,8 +26,9 @@ from boir_jax import configuration as boir_configuration
 from boir_jax import sources as boir_sources
 from boir_jax.weights import convert as boir
 from pose_common.training import restore
+from pose_common.weights import keys
 from pose_common.weights.folder import is_weights, load_weights, save_weights
-from pose_common.weights.keys import COUNTER, Conversion, flatten, unrecognised
+from pose_common.weights.keys import COUNTER, Conversion, flatten
 from pose_common.weights.torch_files import SUFFIXES, TorchMissing, read_state, write_state
 from posebh_jax import sources as posebh_sources
 from posebh_jax.weights import convert as posebh
@@ -42,9 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit status."""
     args = _parse(arguments)
     try:
-        own = _own_weights(args.source)
+        own = own_weights(args.source)
         if own is not None:
-            _export(args, *own)
+            _export(args, own.weights, own.manifest)
         else:
             _convert(args)
     except (ValueError, OSError, TorchMissing) as error:
@@ -80,10 +81,7 @@ def _convert(args: argparse.Namespace) -> None:
         input_size=tuple(map(int, args.input_size.split(","))) if args.input_size else None,
         activation=args.activation,
     )
-    state = read_state(args.source)
-    conversion = posebh.convert(state, options, args.source) or boir.convert(state, args.datasets)
-    if conversion is None:
-        raise ValueError(f"{args.source} holds no weights that are recognised but {unrecognised(state)}")
+    conversion = foreign_weights(args.source, options)
     weights, manifest = conversion.weights, conversion.manifest
     if args.num_experts and manifest["method"] == posebh.METHOD and not manifest["num_experts"]:
         weights, manifest = expand_experts(weights, manifest, args.num_experts, args.part_features)
@@ -121,16 +119,29 @@ def _fold(
     return single_dataset(weights, manifest, args.fold) if args.fold else (weights, manifest)
 
 
-def _own_weights(source: pathlib.Path) -> tuple[Mapping[str, Any], Mapping[str, Any]] | None:
-    """(weights, manifest) of a folder of weights or a run; None where `source` is something else."""
+def own_weights(source: pathlib.Path) -> Conversion | None:
+    """The weights of a folder of weights or a run; None where `source` is something else."""
     if is_weights(source):
-        return load_weights(source)
+        return keys.own_weights(*load_weights(source))
     run = restore.find_run(source)
     if run is None:
         return None
     method = boir_sources if run.config["method"] in boir_configuration.METHODS else posebh_sources
-    own = method.read(source)
-    return own.weights, own.manifest
+    return method.read(source)
+
+
+def foreign_weights(source: pathlib.Path, options: Options) -> Conversion:
+    """The weights of a file, or a folder of the hub, in the names of another code.
+
+    Raises:
+      ValueError: it is not recognised, or does not fit.
+    """
+    state = read_state(source)
+    dataset = options.datasets[0] if options.datasets else None
+    conversion = posebh.convert(state, options, source) or boir.convert(state, dataset)
+    if conversion is None:
+        raise ValueError(f"{source} holds no weights that are recognised but {keys.unrecognised(state)}")
+    return conversion
 
 
 def _export(args: argparse.Namespace, weights: Mapping[str, Any], manifest: Mapping[str, Any]) -> None:
