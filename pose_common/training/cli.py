@@ -17,7 +17,7 @@ from data_pipelines.builders.synthetic import SYNTHETIC, prepare_synthetic
 from data_pipelines.records import DatasetNotPrepared
 from data_pipelines.top_down.loader import Reading, TrainIterator
 from pose_common.training import configuration, distributed, loop, parallel, report
-from pose_common.training.checkpoints import Checkpoints, find_checkpoint
+from pose_common.training.checkpoints import Checkpoints
 from pose_common.training.configuration import Override
 from pose_common.training.state import TrainState
 from pose_common.training.writers import draw_curves
@@ -113,12 +113,10 @@ def record_configuration(
     if config.mode != "train":
         return
     folder = workdir / "checkpoints"
-    found = find_checkpoint(workdir) if folder.is_dir() else None
+    checkpoints = Checkpoints(folder, read_only=True) if folder.is_dir() else None
+    found = checkpoints.newest(lambda step: checkpoints.read_info(step)["config"]) if checkpoints else None
     if found is not None:
-        checkpoints = Checkpoints(folder)
-        saved = checkpoints.read_info(found[1])["config"]
-        checkpoints.close()
-        for change in configuration.require_same_run(saved, config, free, accept_changes):
+        for change in configuration.require_same_run(found[1], config, free, accept_changes):
             logging.info("changed since the run was started: %s", change)
     if jax.process_index() == 0:
         (workdir / "config.json").write_text(config.to_json(indent=1, sort_keys=True) + "\n")

@@ -138,15 +138,19 @@ def _start(method: Method, strategy: parallel.Strategy, key: jax.Array, prepare)
 
 
 def _resume(method: Method, data: DataIterator, strategy: parallel.Strategy, checkpoints: Checkpoints) -> _Run | None:
-    step = checkpoints.latest_step
-    if step is None:
+    def read(step: int) -> tuple[dict[str, Any], TrainState]:
+        info = checkpoints.read_info(step)
+        shapes = method.shapes(method.stages[info["stage"]], info["notes"])
+        return info, checkpoints.restore(step, shapes, strategy.shardings(shapes))
+
+    found = checkpoints.newest(read)
+    if found is None:
         return None
-    info = checkpoints.read_info(step)
-    shapes = method.shapes(method.stages[info["stage"]], info["notes"])
-    state = strategy.from_global(checkpoints.restore(step, shapes, strategy.shardings(shapes)))
+    step, (info, state) = found
+    checkpoints.set_aside_after(step)
     data.set_state(info["data"])
     logging.info("resumed from step %d (stage %s)", step, method.stages[info["stage"]].name)
-    return _Run(state=state, step=step, stage=info["stage"], notes=info["notes"])
+    return _Run(state=strategy.from_global(state), step=step, stage=info["stage"], notes=info["notes"])
 
 
 class _Loop:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import pathlib
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +18,17 @@ def start_logging() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True)
     for library in ("absl", "jax", "orbax", "grain", "tensorboardX"):
         logging.getLogger(library).setLevel(logging.WARNING)
+    # Where one array of a damaged checkpoint cannot be read, Orbax lets go of the tasks that read the others.
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    sys.unraisablehook = _without_abandoned_tasks(sys.unraisablehook)
+
+
+def _without_abandoned_tasks(hook: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def show(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            hook(unraisable)
+
+    return show
 
 
 def parameter_table(params: Any) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
-from pose_common.training.checkpoints import Checkpoints, find_checkpoint
+from pose_common.training.checkpoints import Checkpoints, find_checkpoints
 from pose_common.training.mesh import replicated
 from pose_common.training.state import TrainState
 from pose_common.weights.keys import require_fit, unflatten
@@ -60,7 +60,7 @@ def take_parts(
 
 
 class Run(NamedTuple):
-    """A training run that was found on disk: its configuration as saved, and the path of the checkpoint meant."""
+    """A training run that was found on disk: its configuration as saved, and the path by which it was found."""
 
     config: dict[str, Any]
     checkpoint: str
@@ -72,18 +72,22 @@ def find_run(path: str | pathlib.Path, methods: Sequence[str]) -> Run | None:
     Returns:
       None where it is none, or of none of the `methods`.
     """
-    found = find_checkpoint(path) if path else None
+    found = find_checkpoints(path) if path else None
     if found is None:
         return None
-    directory, step = found
-    config = Checkpoints(directory).read_info(step)["config"]
-    return Run(config, str(directory / str(step))) if config.get("method") in methods else None
+    checkpoints = Checkpoints(found.directory, read_only=True)
+    newest = checkpoints.newest(lambda step: checkpoints.read_info(step)["config"], found.steps)
+    if newest is None or newest[1].get("method") not in methods:
+        return None
+    return Run(newest[1], str(path))
 
 
 def weights_at(
     path: str, mesh: Mesh, shapes: Callable[[Mapping[str, Any]], Weights], convert: Callable[[Weights], Weights]
 ) -> tuple[Weights, int]:
     """Weights to evaluate, on every device, and the step they come from (0: of no run).
+
+    Of a run, those of the newest checkpoint that can be read.
 
     Args:
       path: a run's working directory, one of its checkpoints, or a folder or file of weights.
@@ -92,9 +96,9 @@ def weights_at(
       convert: shapes of the model's weights -> the weights at `path`, where that is no run.
 
     Raises:
-      ValueError: there is nothing, or a run's arrays are not of the model's shapes.
+      ValueError: there is nothing, it is damaged, or a run's arrays are not of the model's shapes.
     """
-    found = find_checkpoint(path) if path else None
+    found = find_checkpoints(path) if path else None
     if found is None:
         if not (path and epath.Path(path).exists()):
             raise ValueError(
@@ -102,10 +106,15 @@ def weights_at(
                 "folder or file of weights"
             )
         return jax.tree.map(lambda x: jax.device_put(x, replicated(mesh)), convert(shapes({}))), 0
-    directory, step = found
-    checkpoints = Checkpoints(directory)
-    saved = shapes(checkpoints.read_info(step)["notes"])
-    return checkpoints.restore_weights(step, saved, jax.tree.map(lambda _: replicated(mesh), saved)), step
+    checkpoints = Checkpoints(found.directory, read_only=True)
+
+    def read(step: int) -> Weights:
+        saved = shapes(checkpoints.read_info(step)["notes"])
+        return checkpoints.restore_weights(step, saved, jax.tree.map(lambda _: replicated(mesh), saved))
+
+    newest = checkpoints.newest(read, found.steps)
+    assert newest is not None, "steps were found"
+    return newest[1], newest[0]
 
 
 def on_host(weights: Weights) -> Weights:

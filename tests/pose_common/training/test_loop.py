@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from pose_common.training import loop, parallel
-from pose_common.training.checkpoints import Checkpoints
+from pose_common.training.checkpoints import Checkpoints, DamagedCheckpointError
 from pose_common.training.loop import LoopSettings
 from pose_common.training.mesh import make_mesh
 from pose_common.training.report import NonFiniteLossError
@@ -42,6 +42,19 @@ def run(workdir, strategy="eight sharded", settings=SETTINGS, data=None, **kwarg
     return loop.train(ToyMethod(), data, PLANS[strategy](), settings, workdir, key=jax.random.PRNGKey(0), **kwargs)
 
 
+class Interrupted(ToyData):
+    """Data that come with a signal to stop after so many steps."""
+
+    def __init__(self, stop_after: int):
+        super().__init__()
+        self.stop_after = stop_after
+
+    def __next__(self):
+        if self.position == self.stop_after - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super().__next__()
+
+
 def losses(workdir):
     return [row["loss"] for row in read_metrics(workdir / "metrics.jsonl") if row["split"] == "train"]
 
@@ -68,19 +81,41 @@ def test_same_numbers_on_any_layout(strategy, reference, tmp_path):
 @pytest.mark.parametrize("stop_after", [5, 6, 7])
 def test_resume_is_exact(strategy, stop_after, tmp_path):
     run(tmp_path / "whole", strategy)
-
-    class Interrupted(ToyData):
-        def __next__(self):
-            if self.position == stop_after - 1:
-                os.kill(os.getpid(), signal.SIGTERM)
-            return super().__next__()
-
-    _, complete = run(tmp_path / "cut", strategy, data=Interrupted())
+    _, complete = run(tmp_path / "cut", strategy, data=Interrupted(stop_after))
     assert not complete
     assert Checkpoints(tmp_path / "cut" / "checkpoints").latest_step == stop_after
     _, complete = run(tmp_path / "cut", strategy)
     assert complete
     assert losses(tmp_path / "cut") == losses(tmp_path / "whole")  # to the last bit
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut", "changed"])
+def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(damage, reference, tmp_path, caplog):
+    """The run goes on from there, writes the damaged one's step again, and ends with the same numbers."""
+    run(tmp_path, "one device", data=Interrupted(stop_after=8))
+    folder = tmp_path / "checkpoints" / "8"
+    file = folder / "info" / "metadata" if damage == "changed" else folder / "training" / "manifest.ocdbt"
+    if damage == "missing":
+        file.unlink()
+    elif damage == "cut":
+        file.write_bytes(file.read_bytes()[:20])
+    else:
+        file.write_text(file.read_text().replace('"position": 8', '"position": 9'))
+    state, complete = run(tmp_path, "one device")
+    assert complete and f"{folder} is damaged: " in caplog.text
+    assert losses(tmp_path) == reference[0]  # to the last bit
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), reference[1])
+    assert (tmp_path / "checkpoints" / "8.damaged").is_dir()
+    assert Checkpoints(tmp_path / "checkpoints").read_info(8)["data"] == {"position": 8}
+
+
+def test_without_a_readable_checkpoint_nothing_is_started_anew(tmp_path):
+    run(tmp_path, "one device", data=Interrupted(stop_after=3))
+    for folder in ("2", "3"):
+        (tmp_path / "checkpoints" / folder / "info" / "metadata").unlink()
+    with pytest.raises(DamagedCheckpointError, match=r"none of the 2 checkpoints can be read: .*/3 is .*/2 is damaged"):
+        run(tmp_path, "one device")
+    assert Checkpoints(tmp_path / "checkpoints").steps == (3, 2)
 
 
 def test_a_group_that_thaws_counts_its_own_steps(tmp_path):
