@@ -257,6 +257,7 @@ def load_annotations(dataset: str, split: str, data_dir: str | pathlib.Path) -> 
     Raises:
       DatasetNotPrepared: with the command that prepares it.
       KeyError: no dataset of that name is known or defined in `data_dir`.
+      ValueError: labelled keypoints that are not finite.
     """
     protocol = find_dataset(dataset, data_dir)
     path = _prepared_dir(dataset, split, data_dir) / ANNOTATIONS_FILE
@@ -265,6 +266,12 @@ def load_annotations(dataset: str, split: str, data_dir: str | pathlib.Path) -> 
     header = json.loads(columns.pop("header").tobytes())
     for name in ("file_name", "mask"):
         columns[name] = _unpack_strings(columns.pop(f"{name}_text"), columns.pop(f"{name}_end"))
+    bad = (columns["keypoints"][..., 2] > 0) & ~np.isfinite(columns["keypoints"]).all(axis=-1)
+    if bad.any():
+        first = int(columns["id"][np.flatnonzero(bad.any(axis=1))[0]])
+        raise ValueError(
+            f"{path}: {bad.sum()} labelled keypoints are not finite, the first of annotation {first}; prepare it again"
+        )
     return Annotations(
         protocol=protocol,
         split=split,

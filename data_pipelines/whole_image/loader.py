@@ -72,8 +72,9 @@ def train_loader(
     source = WholeImageSource(open_records(dataset, split, data_dir), annotations, protocol, images)
     order_seed, draw_seed = mixture.derived_seeds(seed, 2)
     transform = Train(protocol, input_size, rules, instances, augmentation)
-    elements = mixture.mix([source], mixture.CONCAT, order_seed).random_map(transform, seed=draw_seed)
-    return TrainIterator(elements, batch_size, process_index, process_count, reading, len(source))
+    samples = mixture.mix([source], mixture.CONCAT, order_seed)
+    elements = samples.random_map(transform, seed=draw_seed)
+    return TrainIterator(elements, batch_size, process_index, process_count, reading, len(source), samples)
 
 
 def eval_loader(

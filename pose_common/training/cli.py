@@ -19,6 +19,7 @@ from data_pipelines.top_down.loader import Reading, TrainIterator
 from pose_common.training import configuration, distributed, loop, parallel, report
 from pose_common.training.checkpoints import Checkpoints
 from pose_common.training.configuration import Override
+from pose_common.training.nonfinite import NonFiniteError
 from pose_common.training.state import TrainState
 from pose_common.training.writers import draw_curves
 
@@ -161,7 +162,7 @@ def main(
             distributed.use_compilation_cache(settings.compilation_cache)
             record_configuration(settings, path, free, accept.value)
             run(settings, path)
-        except (ValueError, KeyError, OSError, DatasetNotPrepared, report.NonFiniteLossError) as error:
+        except (ValueError, KeyError, OSError, DatasetNotPrepared, NonFiniteError) as error:
             if debug.value:
                 raise
             # Said in full already: a traceback would only hide the advice.

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from pose_common.training.checkpoints import Checkpoints, find_checkpoints
 from pose_common.training.mesh import replicated
 from pose_common.training.state import TrainState
-from pose_common.weights.keys import require_fit, unflatten
+from pose_common.weights.keys import ConversionError, flatten, is_float, not_finite, require_fit, unflatten
 
 Weights = dict[str, Any]
 """Nested {"params": ..., "batch_stats": ..., "prototypes": ...}."""
@@ -105,7 +105,9 @@ def weights_at(
                 f"config.checkpoint={path!r} is neither a working directory with checkpoints, nor one of them, nor a "
                 "folder or file of weights"
             )
-        return jax.tree.map(lambda x: jax.device_put(x, replicated(mesh)), convert(shapes({}))), 0
+        weights = convert(shapes({}))
+        require_finite(path, weights)
+        return jax.tree.map(lambda x: jax.device_put(x, replicated(mesh)), weights), 0
     checkpoints = Checkpoints(found.directory, read_only=True)
 
     def read(step: int) -> Weights:
@@ -115,6 +117,13 @@ def weights_at(
     newest = checkpoints.newest(read, found.steps)
     assert newest is not None, "steps were found"
     return newest[1], newest[0]
+
+
+def require_finite(source: str | pathlib.Path, weights: Mapping[str, Any]) -> None:
+    """Raises ConversionError for weights with NaN or infinity; names them."""
+    floats = {name: value for name, value in flatten(weights).items() if is_float(value.dtype)}
+    if problems := [line for name, value in floats.items() for line in not_finite(name, np.asarray(value))]:
+        raise ConversionError(f"{source} holds weights that are not finite", problems)
 
 
 def on_host(weights: Weights) -> Weights:
@@ -128,11 +137,14 @@ def filler(source: str, start_from: Callable[[Mapping[str, Any]], Start]) -> Cal
     Args:
       source: name of the given weights.
       start_from: initial weights -> the `Start`.
+
+    The function raises ConversionError for weights with NaN or infinity; names them.
     """
 
     def fill(state: TrainState) -> TrainState:
         old = state.weights
         start = start_from(old)
+        require_finite(source, start.tree)
         logging.info("starting from %s: %s", source, start.title)
         for title, parts in (("newly initialised", start.initialised), ("left out of the weights", start.left_out)):
             if parts:

@@ -16,7 +16,7 @@ from pose_common.training import loop, parallel
 from pose_common.training.checkpoints import Checkpoints, DamagedCheckpointError
 from pose_common.training.loop import LoopSettings
 from pose_common.training.mesh import make_mesh
-from pose_common.training.report import NonFiniteLossError
+from pose_common.training.nonfinite import NonFiniteError
 from pose_common.training.step import train_step
 from pose_common.training.writers import read_metrics
 from tests.pose_common.training.toy import ToyData, ToyMethod
@@ -128,11 +128,48 @@ def test_a_group_that_thaws_counts_its_own_steps(tmp_path):
     assert int(one.opt_state["head"].count) == 4 and int(one.opt_state["body"].count) == 2
 
 
-def test_non_finite_loss_stops_and_names_the_last_good_checkpoint(tmp_path):
+@pytest.mark.parametrize("strategy", ["eight sharded", "fsdp", "pmap"])
+def test_labels_that_are_not_finite_stop_the_run_and_are_named(tmp_path, strategy):
     settings = dataclasses.replace(SETTINGS, log_every=50)
-    with pytest.raises(NonFiniteLossError, match=r"step 5: .*mse.*checkpoints/4"):
-        run(tmp_path, settings=settings, data=ToyData(poison_at=5))
+    with pytest.raises(NonFiniteError) as stopped:
+        run(tmp_path, strategy, settings=settings, data=ToyData(poison_at=5))
+    assert str(stopped.value) == (
+        "step 5: not finite: grad_norm, loss, mse; gradients of head (1, first head/w); batch: toy (16); "
+        "labels that are not finite: toy/train/3.jpg (id 3): target, toy/train/5.jpg (id 5): target; all of it in "
+        f"{tmp_path}/nonfinite_step_5.json; last good checkpoint: {tmp_path}/checkpoints/4. Mend the labels of these "
+        "pictures, or leave them out"
+    )
     assert Checkpoints(tmp_path / "checkpoints").latest_step == 4
+    written = json.loads((tmp_path / "nonfinite_step_5.json").read_text())
+    assert written["gradients"] == ["head/w"] and written["parameters"] == [] and len(written["batch"]) == 16
+
+
+def test_parameters_that_an_update_spoils_are_named(tmp_path):
+    """By a rate that makes them overflow although the gradient was finite; the next step shows it."""
+    optimizer = ToyMethod().optimizer
+    rate = lambda step, xp=np: jax.numpy.where(step == 2, 3.4e38, 1e-2)  # noqa: E731
+    method = ToyMethod(optimizer=dataclasses.replace(optimizer, schedule=rate))
+    with pytest.raises(NonFiniteError) as stopped:
+        loop.train(method, ToyData(), PLANS["fsdp"](), SETTINGS, tmp_path, key=jax.random.PRNGKey(0))
+    assert "step 3: not finite: grad_norm, loss, mse; parameters of head (1, first head/w); " in str(stopped.value)
+    assert "its labels are finite, pictures: toy/train/0.jpg (id 0), " in str(stopped.value)
+    assert str(stopped.value).endswith("The parameters were spoilt by the step before: lower the learning rate")
+    assert Checkpoints(tmp_path / "checkpoints").latest_step == 2
+
+
+def test_a_state_that_is_not_finite_is_not_saved(tmp_path):
+    """Spoilt after the last figures that could have shown it: here the method's own state."""
+
+    class Spoilt(ToyMethod):
+        def update(self, method_state, observed, axis_name):
+            state, seen = super().update(method_state, observed, axis_name)
+            return {"bank": state["bank"].at[3].set(np.nan)}, seen
+
+    with pytest.raises(NonFiniteError) as stopped:
+        loop.train(Spoilt(), ToyData(), PLANS["fsdp"](), SETTINGS, tmp_path, key=jax.random.PRNGKey(0))
+    message = "step 1: not finite: the state after it; state of prototypes (1, first prototypes/bank); batch: toy"
+    assert message in str(stopped.value) and "last good checkpoint: none was saved yet" in str(stopped.value)
+    assert Checkpoints(tmp_path / "checkpoints").latest_step is None
 
 
 def test_frozen_group_does_not_move():

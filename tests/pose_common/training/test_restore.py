@@ -9,6 +9,7 @@ import pytest
 from pose_common.training import parallel, restore
 from pose_common.training.checkpoints import Checkpoints, DamagedCheckpointError
 from pose_common.training.mesh import make_mesh
+from pose_common.weights.keys import ConversionError
 from tests.pose_common.training.toy import ToyMethod
 
 METHOD = ToyMethod()
@@ -61,3 +62,16 @@ def test_a_run_of_another_method_is_none(workdir, tmp_path):
     assert restore.find_run(tmp_path / "absent", ["toy"]) is None
     (workdir / "checkpoints" / "2" / "info" / "metadata").write_text("{}")
     assert restore.find_run(workdir, ["toy"]) == restore.Run(CONFIG, str(workdir))
+
+
+def test_weights_that_are_not_finite_are_refused_with_their_names(tmp_path):
+    state = state_at(1)
+    spoilt = jax.device_get(state.weights)
+    spoilt["params"]["head"]["w"] = spoilt["params"]["head"]["w"].copy()
+    spoilt["params"]["head"]["w"][2, 1:3] = np.nan
+    start = restore.Start(spoilt, "weights of a toy", (), ())
+    name = r"params/head/w has 2 of 64 entries that are NaN or infinite"
+    with pytest.raises(ConversionError, match=rf"given.pth holds weights that are not finite[\s\S]*{name}"):
+        restore.filler("given.pth", lambda initial: start)(state)
+    with pytest.raises(ConversionError, match=name):
+        restore.weights_at(str(tmp_path), make_mesh(), lambda notes: SHAPES.weights, lambda shapes: spoilt)
