@@ -28,6 +28,7 @@ from data_pipelines.whole_image.pictures import Augmentation
 from pose_common.layers import BatchNorm
 from pose_common.training import restore
 from pose_common.training.cli import make_reading
+from pose_common.training.configuration import whole_eval_batch
 from pose_common.training.optimizers import GroupedAdamW, cosine_schedule
 from pose_common.training.state import TrainState
 from pose_common.weights.keys import Conversion, own_weights
@@ -90,7 +91,7 @@ def make_evaluator(config: ConfigDict, mesh: Mesh, workdir: str | pathlib.Path) 
     return Evaluator(
         make_tasks(config),
         config.data_dir,
-        config.eval_batch_size,
+        whole_eval_batch(config),
         config.input_size,
         mesh,
         pathlib.Path(workdir),
@@ -109,10 +110,10 @@ def make_tasks(config: ConfigDict) -> list[Task]:
         return Predictor(model, own.keypoints, ProposalConfig(smoothing=smoothing, **config.proposals))
 
     tasks = []
-    for dataset, split in ((config.dataset, config.eval_split), *config.eval_also):
+    for dataset, split, *field in ((config.dataset, config.eval_split, "eval_split"), *config.eval_also):
         protocol = find_dataset(dataset, config.data_dir)
         smoothing, threshold = (table.get(dataset, table.default) for table in (config.smoothing, config.oks_nms))
-        tasks.append(Task(protocol, split, predictor(smoothing), threshold))
+        tasks.append(Task(protocol, split, predictor(smoothing), threshold, *field))
     return tasks
 
 

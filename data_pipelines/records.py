@@ -331,8 +331,11 @@ class AnnotationTableWriter:
 def _prepared_dir(dataset: str, split: str, data_dir: str | pathlib.Path) -> pathlib.Path:
     directory = split_dir(dataset, split, data_dir)
     if not directory.is_dir():
+        folders = pathlib.Path(data_dir, dataset).glob(f"*/{VERSION}")
+        others = ", ".join(sorted(folder.parent.name for folder in folders))
         raise DatasetNotPrepared(
-            f"{dataset} ({split}) is not prepared: there is no {directory}. Prepare it with\n"
+            f"{dataset} ({split}) is not prepared: there is no {directory}"
+            f"{f', only {others}' if others else ''}. Prepare it with\n"
             f"  python -m scripts.prepare_data {dataset} --raw_dir=<the download> --data_dir={data_dir}"
             f" --split={split}\n(docs/datasets.md says where to get it). The configuration `:demo` makes"
             " its own data and needs none."

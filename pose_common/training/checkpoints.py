@@ -8,6 +8,7 @@ fingerprint of every array. An older checkpoint is deleted only after a newer on
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import pathlib
@@ -125,8 +126,11 @@ class Checkpoints:
         """Waits until everything is on disk; raises OSError where it could not be written."""
         try:
             self._guarded(self._manager.wait_until_finished)
-        finally:
-            self._manager.close()
+        except OSError:
+            with contextlib.suppress(Exception):  # it says the same again
+                self._manager.close()
+            raise
+        self._manager.close()
 
     def _guarded(self, write: Callable[[], Any]) -> None:
         try:
@@ -278,6 +282,8 @@ class Checkpoints:
 def _reason(error: Exception) -> str:
     """The beginning of an error's text; TensorStore's goes on with the whole specification of the array."""
     text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+    if "RESOURCE_EXHAUSTED" in text or "No space left" in text:
+        return "No space left on the device"
     text = " ".join(text.split(" [tensorstore_spec=")[0].split())
     return (text if len(text) <= 300 else f"{text[:300]}...") or type(error).__name__
 

@@ -21,6 +21,7 @@ from pose_common.training.checkpoints import Checkpoints
 from pose_common.training.configuration import Override
 from pose_common.training.nonfinite import NonFiniteError
 from pose_common.training.state import TrainState
+from pose_common.training.workdir import make_workdir
 from pose_common.training.writers import draw_curves
 
 Metrics = dict[str, Mapping[str, float]]
@@ -39,7 +40,8 @@ def steps_per_epoch(config: ConfigDict, data: TrainIterator) -> int:
 
 
 def make_strategy(config: ConfigDict) -> parallel.Strategy:
-    """How the step is spread over the devices."""
+    """How the step is spread over the devices. Raises ValueError for a batch that they cannot share."""
+    configuration.check_batch(config)
     return parallel.make_strategy(config.parallel, config.fsdp, config.fsdp_min_size)
 
 
@@ -158,7 +160,7 @@ def main(
             settings = read(source or config, overrides)
             distributed.start(coordinator.value, num_processes.value, process_id.value)
             path = pathlib.Path(folder.value)
-            path.mkdir(parents=True, exist_ok=True)
+            make_workdir(path)
             distributed.use_compilation_cache(settings.compilation_cache)
             record_configuration(settings, path, free, accept.value)
             run(settings, path)

@@ -24,6 +24,7 @@ from pose_common.training.optimizers import GroupedAdamW
 from pose_common.training.stages import Stage, stage_index
 from pose_common.training.state import TrainState
 from pose_common.training.step import train_step
+from pose_common.training.workdir import require_space
 from pose_common.training.writers import TRAIN, MetricWriter
 
 
@@ -126,14 +127,17 @@ def train(
     writer = MetricWriter(workdir, enabled=jax.process_index() == 0)
     try:
         run = _resume(method, data, strategy, checkpoints) or _start(method, strategy, key, prepare)
+        require_space(workdir, run.state, settings.keep, len(checkpoints.steps))
         report.log_parameters(strategy.to_global(run.state).params, workdir)
         with StopSignal() as stop, logging_redirect_tqdm():
             loop = _Loop(method, data, strategy, settings, workdir, checkpoints, writer, evaluate, stop)
             complete = loop.run(run)
         return strategy.to_global(run.state), complete
     finally:
-        checkpoints.close()
-        writer.close()
+        try:
+            checkpoints.close()
+        finally:
+            writer.close()
 
 
 def _start(method: Method, strategy: parallel.Strategy, key: jax.Array, prepare) -> _Run:

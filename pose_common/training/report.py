@@ -21,6 +21,8 @@ def start_logging() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True)
     for library in ("absl", "jax", "orbax", "grain", "tensorboardX"):
         logging.getLogger(library).setLevel(logging.WARNING)
+    # What Orbax tells of a failure in a thread is raised as well, where it is said in one line.
+    logging.getLogger("absl").addFilter(lambda record: not record.exc_info)
     # Where one array of a damaged checkpoint cannot be read, Orbax lets go of the tasks that read the others.
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     sys.unraisablehook = _without_abandoned_tasks(sys.unraisablehook)
