@@ -8,7 +8,6 @@ fingerprint of every array. An older checkpoint is deleted only after a newer on
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import pathlib
@@ -124,13 +123,7 @@ class Checkpoints:
 
     def close(self) -> None:
         """Waits until everything is on disk; raises OSError where it could not be written."""
-        try:
-            self._guarded(self._manager.wait_until_finished)
-        except OSError:
-            with contextlib.suppress(Exception):  # it says the same again
-                self._manager.close()
-            raise
-        self._manager.close()
+        self._guarded(self._manager.close)
 
     def _guarded(self, write: Callable[[], Any]) -> None:
         try:
