@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 class Summary(NamedTuple):
@@ -46,24 +47,32 @@ def summarise(tree: Any) -> dict[str, Summary]:
     }
 
 
-@jax.jit
-def _summary(array: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(uint32 fingerprint, whether everything is finite). One compilation a shape, not one a tree."""
-    if array.dtype == jnp.bool_:
-        array = array.astype(jnp.uint8)
-    width = array.dtype.itemsize * 8
-    words = jax.lax.bitcast_convert_type(array, jnp.dtype(f"uint{width}")).astype(jnp.uint32)
-    position, stride = jnp.zeros(array.shape, jnp.uint32), 1
+def _summary(array: jax.Array) -> tuple[Any, Any]:
+    """(uint32 fingerprint, whether everything is finite): where the array is, but on the host compiled programs would
+    only cost time.
+    """
+    on_host = not isinstance(array, jax.Array) or (
+        array.is_fully_addressable and next(iter(array.devices())).platform == "cpu"
+    )
+    return _summarise(np.asarray(array), np) if on_host else _compiled_summary(array)
+
+
+def _summarise(array: Any, xp: Any = jnp) -> tuple[Any, Any]:
+    array = array.reshape(array.shape or (1,))
+    position, stride = xp.zeros((1,) * array.ndim, xp.uint32), 1
     for axis in reversed(range(array.ndim)):
-        along = jax.lax.broadcasted_iota(jnp.uint32, array.shape, axis)
-        position, stride = position + along * jnp.uint32(stride % 2**32), stride * array.shape[axis]
-    mixed = _mix(words + _mix(position))
-    finite = jnp.isfinite(array).all() if jnp.issubdtype(array.dtype, jnp.floating) else jnp.bool_(True)
-    return mixed.sum(dtype=jnp.uint32), finite
+        along = xp.arange(array.shape[axis], dtype=xp.uint32).reshape([-1] + [1] * (array.ndim - 1 - axis))
+        position, stride = position + along * xp.uint32(stride % 2**32), stride * array.shape[axis]
+    words = array.view(xp.dtype(f"uint{array.dtype.itemsize * 8}")).astype(xp.uint32)
+    finite = xp.isfinite(array).all() if jnp.issubdtype(array.dtype, jnp.floating) else True
+    return _mix(words + _mix(position, xp), xp).sum(dtype=xp.uint32), finite
 
 
-def _mix(word: jax.Array) -> jax.Array:
+_compiled_summary = jax.jit(_summarise)  # one compilation a shape, not one a tree
+
+
+def _mix(word: Any, xp: Any) -> Any:
     """A one-to-one scrambling of 32 bits (the finaliser of MurmurHash3)."""
-    word = (word ^ (word >> 16)) * jnp.uint32(0x85EBCA6B)
-    word = (word ^ (word >> 13)) * jnp.uint32(0xC2B2AE35)
+    word = (word ^ (word >> 16)) * xp.uint32(0x85EBCA6B)
+    word = (word ^ (word >> 13)) * xp.uint32(0xC2B2AE35)
     return word ^ (word >> 16)

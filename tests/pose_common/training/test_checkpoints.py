@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from pose_common.training import parallel
+from pose_common.training import fingerprints, parallel
 from pose_common.training.checkpoints import (
     INFO,
     TRAINING,
@@ -161,6 +161,9 @@ def test_every_changed_value_shows_in_the_fingerprint():
     assert one.fingerprint != other.fingerprint
     layouts = [state_at(3, layout) for layout in LAYOUTS]
     assert summarise(layouts[0]) == summarise(layouts[1]) == summarise(layouts[2])
+    for array in (names["whole"], jax.numpy.float32(-3), *jax.tree.leaves(layouts[0].params)):
+        on_device, on_host = fingerprints._compiled_summary(array), fingerprints._summarise(np.asarray(array), np)
+        assert [int(value) for value in on_device] == [int(value) for value in on_host]
 
 
 def test_changed_bytes_that_the_format_does_not_notice_are_noticed(tmp_path):
