@@ -23,6 +23,7 @@ from data_pipelines.whole_image.loader import train_loader
 from data_pipelines.whole_image.pictures import Augmentation
 from pose_common.layers import BatchNorm
 from pose_common.training.cli import make_reading
+from pose_common.training.configuration import whole_eval_batch
 from pose_common.training.optimizers import GroupedAdamW, cosine_schedule
 
 
@@ -83,7 +84,7 @@ def make_evaluator(config: ConfigDict, model: BoIR, mesh: Mesh, workdir: str | p
     return Evaluator(
         make_tasks(config, model),
         config.data_dir,
-        config.eval_batch_size,
+        whole_eval_batch(config),
         config.input_size,
         mesh,
         pathlib.Path(workdir),
@@ -102,8 +103,8 @@ def make_tasks(config: ConfigDict, model: BoIR) -> list[Task]:
         return Predictor(model, own.keypoints, ProposalConfig(smoothing=smoothing, **config.proposals))
 
     tasks = []
-    for dataset, split in ((config.dataset, config.eval_split), *config.eval_also):
+    for dataset, split, *field in ((config.dataset, config.eval_split, "eval_split"), *config.eval_also):
         protocol = find_dataset(dataset, config.data_dir)
         smoothing, threshold = (table.get(dataset, table.default) for table in (config.smoothing, config.oks_nms))
-        tasks.append(Task(protocol, split, predictor(smoothing), threshold))
+        tasks.append(Task(protocol, split, predictor(smoothing), threshold, *field))
     return tasks

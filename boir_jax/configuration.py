@@ -91,10 +91,9 @@ def check(config: ConfigDict) -> None:
 
 
 def check_batch(config: ConfigDict) -> None:
-    """Raises ConfigError for groups of images that would straddle devices."""
-    rows, rest = divmod(config.batch_size, jax.device_count())
-    if rest:
-        raise ConfigError(f"config.batch_size={config.batch_size} does not divide over {jax.device_count()} devices")
+    """Raises ConfigError for a batch that the devices cannot share, or groups of images that would straddle them."""
+    configuration.check_batch(config)
+    rows = config.batch_size // jax.device_count()
     for name in ("instance_group", "norm_group"):
         if config[name] and rows % config[name]:
             in_proportion = " and config.instance_cap in proportion" if name == "instance_group" else ""

@@ -20,7 +20,7 @@ from data_pipelines.top_down.instances import categories_of
 from data_pipelines.top_down.loader import Reading
 from data_pipelines.whole_image.loader import EvalLoader, eval_loader
 from pose_common.evaluation.predictions import predict_split
-from pose_common.evaluation.tasks import Score, evaluate_tasks, shown, shown_figure
+from pose_common.evaluation.tasks import Score, check_tasks, evaluate_tasks, shown, shown_figure
 from pose_common.metrics import columns, evaluate, nms
 
 
@@ -32,12 +32,14 @@ class Task:
       protocol, split: the dataset and which part of it is evaluated.
       predictor: finds the people, with this dataset's settings.
       oks_threshold: similarity beyond which the weaker of two poses is dropped.
+      field: of the configuration, that names the split; "" for a further row.
     """
 
     protocol: PoseDataset
     split: str
     predictor: Predictor
     oks_threshold: float
+    field: str = ""
 
     @property
     def dataset(self) -> str:
@@ -72,6 +74,10 @@ class Evaluator:
     reading: Reading = Reading()
     pictures: int = 0
     published_as: str = ""
+
+    def check(self) -> None:
+        """Raises ConfigError for what cannot be evaluated; see `check_tasks`."""
+        check_tasks(self.tasks, self._loader)
 
     def __call__(self, weights: Mapping[str, Any], step: int) -> dict[str, Mapping[str, float]]:
         """Evaluates every prepared task.

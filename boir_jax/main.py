@@ -25,6 +25,7 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> bool:
     data = build.make_loader(config)
     method = build.make_method(config, cli.steps_per_epoch(config, data))
     evaluate = build.make_evaluator(config, method.model, strategy.mesh, workdir)
+    evaluate.check()
     return cli.train(config, workdir, data, method, strategy, evaluate, sources.make_start(config))
 
 

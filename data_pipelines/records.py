@@ -257,6 +257,7 @@ def load_annotations(dataset: str, split: str, data_dir: str | pathlib.Path) -> 
     Raises:
       DatasetNotPrepared: with the command that prepares it.
       KeyError: no dataset of that name is known or defined in `data_dir`.
+      ValueError: labelled keypoints that are not finite.
     """
     protocol = find_dataset(dataset, data_dir)
     path = _prepared_dir(dataset, split, data_dir) / ANNOTATIONS_FILE
@@ -265,6 +266,12 @@ def load_annotations(dataset: str, split: str, data_dir: str | pathlib.Path) -> 
     header = json.loads(columns.pop("header").tobytes())
     for name in ("file_name", "mask"):
         columns[name] = _unpack_strings(columns.pop(f"{name}_text"), columns.pop(f"{name}_end"))
+    bad = (columns["keypoints"][..., 2] > 0) & ~np.isfinite(columns["keypoints"]).all(axis=-1)
+    if bad.any():
+        first = int(columns["id"][np.flatnonzero(bad.any(axis=1))[0]])
+        raise ValueError(
+            f"{path}: {bad.sum()} labelled keypoints are not finite, the first of annotation {first}; prepare it again"
+        )
     return Annotations(
         protocol=protocol,
         split=split,
@@ -324,8 +331,11 @@ class AnnotationTableWriter:
 def _prepared_dir(dataset: str, split: str, data_dir: str | pathlib.Path) -> pathlib.Path:
     directory = split_dir(dataset, split, data_dir)
     if not directory.is_dir():
+        folders = pathlib.Path(data_dir, dataset).glob(f"*/{VERSION}")
+        others = ", ".join(sorted(folder.parent.name for folder in folders))
         raise DatasetNotPrepared(
-            f"{dataset} ({split}) is not prepared: there is no {directory}. Prepare it with\n"
+            f"{dataset} ({split}) is not prepared: there is no {directory}"
+            f"{f', only {others}' if others else ''}. Prepare it with\n"
             f"  python -m scripts.prepare_data {dataset} --raw_dir=<the download> --data_dir={data_dir}"
             f" --split={split}\n(docs/datasets.md says where to get it). The configuration `:demo` makes"
             " its own data and needs none."

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from data_pipelines.top_down.instances import GROUND_TRUTH
 from data_pipelines.top_down.loader import Entry, TrainIterator, train_loader
 from pose_common.training.cli import make_reading
+from pose_common.training.configuration import whole_eval_batch
 from pose_common.training.optimizers import GroupedAdamW, step_schedule
 from pose_common.training.stages import make_stages
 from posebh_jax import configuration
@@ -112,7 +113,7 @@ def make_evaluator(config: ConfigDict, model: PoseBH, mesh: Mesh, workdir: str |
         _selection(config),
         config.detection_threshold,
         config.data_dir,
-        config.eval_batch_size,
+        whole_eval_batch(config),
         mesh,
         pathlib.Path(workdir),
         make_reading(config),
@@ -139,6 +140,7 @@ def make_tasks(config: ConfigDict) -> list[Task]:
             head,
             config.boxes.get(name, GROUND_TRUTH),
             name,
+            f"eval_splits.{name}",
         )
         for head, name in enumerate(names)
     ]

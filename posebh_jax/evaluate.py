@@ -16,7 +16,7 @@ from data_pipelines.datasets import PoseDataset
 from data_pipelines.top_down.loader import EvalLoader, Reading, eval_loader
 from pose_common.evaluation.predictions import predict_split
 from pose_common.evaluation.published import GROUND_TRUTH
-from pose_common.evaluation.tasks import Score, evaluate_tasks, shown, shown_figure
+from pose_common.evaluation.tasks import Score, check_tasks, evaluate_tasks, shown, shown_figure
 from pose_common.metrics import columns, evaluate
 from posebh_jax import visualise
 from posebh_jax.predictor import HEADS, Predictor
@@ -35,6 +35,7 @@ class Task:
       head: number of the mixture's dataset whose head judges; it draws the same keypoints.
       boxes: 'ground_truth' or the path of a COCO detection file.
       name: of its figures and files.
+      field: of the configuration, that names the split; "" for a further row.
     """
 
     protocol: PoseDataset
@@ -42,6 +43,7 @@ class Task:
     head: int
     boxes: str
     name: str
+    field: str = ""
 
     @property
     def dataset(self) -> str:
@@ -76,6 +78,10 @@ class Evaluator:
     reading: Reading = Reading()
     pictures: int = 0
     published_as: str = ""
+
+    def check(self) -> None:
+        """Raises ConfigError for what cannot be evaluated; see `check_tasks`."""
+        check_tasks(self.tasks, self._loader)
 
     def __call__(self, weights: Mapping[str, Any], step: int) -> dict[str, Mapping[str, float]]:
         """Evaluates every prepared task.

@@ -17,7 +17,7 @@ from pose_common import heatmaps
 from pose_common.collectives import global_sum, sample_keys
 from pose_common.images import normalise_pixels
 from pose_common.training.optimizers import GroupedAdamW
-from pose_common.training.stages import Stage
+from pose_common.training.stages import Stage, check_stages
 from pose_common.training.state import METHOD_STATE, TrainState
 from pose_common.training.step import LossOutput
 from posebh_jax import prototypes
@@ -32,6 +32,7 @@ from posebh_jax.prototypes import PrototypeConfig
 from posebh_jax.vit import drop_path_rates, drop_path_scales
 
 PROTOTYPE_TERMS = ("prototype", "prototype_heatmap")
+GROUPS = ("backbone", "heads", "embedding")
 TERMS = ("heatmap", *PROTOTYPE_TERMS, "cluster", "cross_type")
 BANK, CLUSTERS = "bank", "clusters"
 
@@ -83,10 +84,8 @@ class PoseBHMethod:
     prototypes_per_keypoint: int = 3
 
     def __post_init__(self):
+        check_stages(self.stages, GROUPS, TERMS)
         for stage in self.stages:
-            unknown = set(stage.losses) - set(TERMS)
-            if unknown:
-                raise ValueError(f"stage {stage.name!r} asks for unknown losses {sorted(unknown)}; known: {TERMS}")
             needs_embedding = set(stage.losses) - {"heatmap"} or "embedding" in stage.train or stage.updates_state
             if needs_embedding and not self.model.embedding_dim:
                 raise ValueError(

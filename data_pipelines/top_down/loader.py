@@ -14,8 +14,8 @@ import math
 import os
 import pathlib
 import sys
-from collections.abc import Iterator, Sequence
-from typing import Protocol
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple, Protocol
 
 import cv2
 import grain
@@ -101,6 +101,14 @@ def prepare_worker(worker_index: int = 0, worker_count: int = 1) -> None:
     cv2.setNumThreads(0)
 
 
+class Row(NamedTuple):
+    """One example of a training batch, to look at: its dataset, its picture ("split/file (id)"), what a batch holds."""
+
+    dataset: str
+    picture: str
+    fields: Mapping[str, np.ndarray]
+
+
 class TrainIterator(grain.DatasetIterator):
     """Endless batches of one process, and the place in them.
 
@@ -114,6 +122,7 @@ class TrainIterator(grain.DatasetIterator):
       process_index, process_count: which rows of each batch.
       reading: how to read ahead.
       num_examples: the length of a (nominal) epoch: the instances of all datasets together.
+      samples: the stream before its examples were made, whose samples know their pictures' names.
 
     Raises:
       ValueError: a batch that the processes cannot share equally.
@@ -127,9 +136,10 @@ class TrainIterator(grain.DatasetIterator):
         process_count: int,
         reading: Reading,
         num_examples: int,
+        samples: grain.MapDataset | None = None,
     ):
         super().__init__()
-        self.num_examples = num_examples
+        self.num_examples, self._samples = num_examples, samples
         self._elements, self._batch_size, self._reading = elements, batch_size, reading
         self._rows = rows_of_process(batch_size, process_index, process_count)
         self._every = slice(process_index, None, process_count)
@@ -150,6 +160,14 @@ class TrainIterator(grain.DatasetIterator):
         if "next_index" in state:  # as older checkpoints have it, in batches
             state = {"next_example": state["next_index"] * self._batch_size}
         self._next_example = int(state["next_example"])
+
+    def rows_at(self, state: dict[str, int]) -> Iterator[Row]:
+        """The rows of the global batch that begins at a state, read again one by one; they are always the same."""
+        first = int(state["next_example"])
+        for number in range(first, first + self._batch_size):
+            sample = self._samples[number] if self._samples is not None else {}
+            dataset, split, file = sample.get("origin", ("", "", f"example {number}"))
+            yield Row(dataset, f"{split}/{file} (id {sample.get('image_id')})", self._elements[number])
 
     def start_prefetch(self) -> None:
         """Starts reading before the first batch is asked for."""
@@ -239,9 +257,10 @@ def train_iterator(
         )
     order_seed, draw_seed = mixing.derived_seeds(seed, 2)
     transform = Train(tuple(source.dataset for source in sources), input_size, augmentation)
-    elements = mixing.mix(sources, mixture, order_seed).random_map(transform, seed=draw_seed)
+    samples = mixing.mix(sources, mixture, order_seed)
+    elements = samples.random_map(transform, seed=draw_seed)
     total = sum(len(source) for source in sources)
-    return TrainIterator(elements, batch_size, process_index, process_count, reading, total)
+    return TrainIterator(elements, batch_size, process_index, process_count, reading, total, samples)
 
 
 def open_source(

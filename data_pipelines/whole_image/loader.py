@@ -28,6 +28,7 @@ from data_pipelines.whole_image.pictures import (
     Rules,
     Train,
     WholeImageSource,
+    check_masks,
     inference_size,
     rules_of,
     training_images,
@@ -63,19 +64,21 @@ def train_loader(
 
     Raises:
       DatasetNotPrepared: with the command that prepares it.
-      ValueError: sizes that do not fit each other, or a dataset without usable images.
+      ValueError: sizes (also of masks) that do not fit each other, or a dataset without usable images.
     """
     if input_size % (8 * STRIDE):
         raise ValueError(f"the input size must be a multiple of {8 * STRIDE}, not {input_size}")
     protocol = find_dataset(dataset, data_dir)
     rules = rules or rules_of(protocol)
     annotations = load_annotations(dataset, split, data_dir)
+    check_masks(annotations)
     images = training_images(annotations, rules, instances)
     source = WholeImageSource(open_records(dataset, split, data_dir), annotations, protocol, images)
     order_seed, draw_seed = mixture.derived_seeds(seed, 2)
     transform = Train(protocol, input_size, rules, instances, augmentation)
-    elements = mixture.mix([source], mixture.CONCAT, order_seed).random_map(transform, seed=draw_seed)
-    return TrainIterator(elements, batch_size, process_index, process_count, reading, len(source))
+    samples = mixture.mix([source], mixture.CONCAT, order_seed)
+    elements = samples.random_map(transform, seed=draw_seed)
+    return TrainIterator(elements, batch_size, process_index, process_count, reading, len(source), samples)
 
 
 def eval_loader(

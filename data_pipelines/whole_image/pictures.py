@@ -106,6 +106,22 @@ def people(annotations: Annotations) -> np.ndarray:
     return ~annotations.crowd & counted
 
 
+def check_masks(annotations: Annotations) -> None:
+    """Raises ValueError for a mask of another size than its picture; names the picture and both sizes."""
+    for row, text in enumerate(annotations.mask):
+        if not text.startswith("{"):
+            continue  # polygons have no size of their own
+        image = annotations.image_index[row]
+        size = json.loads(text).get("size")
+        expected = [int(annotations.height[image]), int(annotations.width[image])]
+        if size != expected:
+            raise ValueError(
+                f"dataset {annotations.dataset!r}, split {annotations.split!r}, image "
+                f"{annotations.file_name[image]!r}: the mask of annotation {annotations.id[row]} has the size {size}, "
+                f"the picture [height, width] = {expected}; prepare the dataset again"
+            )
+
+
 def training_images(annotations: Annotations, rules: Rules, cap: int) -> np.ndarray:
     """Rows of the images to train on. Logs how many people will not fit the batches' instance axis."""
     has = annotations.image_index

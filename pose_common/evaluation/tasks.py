@@ -11,6 +11,7 @@ import jax
 
 from data_pipelines.records import DatasetNotPrepared
 from pose_common.evaluation import result_table as tables
+from pose_common.training.configuration import ConfigError
 
 _NOT_FRACTIONS = ("PCKh", "PCKh@0.1", "EPE")
 
@@ -64,6 +65,29 @@ def evaluate_tasks(
         tables.show(rows, title, skipped)
         tables.save(rows, folder / "table", skipped)
     return {score.name: score.values for score in scores}
+
+
+def check_tasks(tasks: Sequence[Any], open_task: Callable[[Any], Any]) -> None:
+    """Opens what will be evaluated, so that what is wrong with it is known before a training begins.
+
+    Args:
+      tasks: with `dataset`, `split` and `field`, the part of the configuration that names the split; "" for a further
+        row, which may be not prepared: it is only warned of.
+      open_task: task -> its loader.
+
+    Raises:
+      ConfigError: a split that is not prepared, a file of boxes that cannot be used.
+    """
+    for task in tasks:
+        where = f"config.{task.field}={task.split!r}" if task.field else f"config.eval_also ({task.name})"
+        try:
+            open_task(task)
+        except DatasetNotPrepared as error:
+            if task.field:
+                raise ConfigError(f"{where}: {error}") from error
+            logging.warning("%s will not be evaluated: %s", where, " ".join(str(error).split()))
+        except (ValueError, OSError) as error:
+            raise ConfigError(f"{where}: {error}") from error
 
 
 def _failed(task: Any, error: Exception) -> str:

@@ -2,35 +2,78 @@
 
 A step's folder holds three items: `weights` (params, batch_stats, prototypes), `training` (step, opt_state, rng) and
 `info` (JSON: position of the data iterator, stage, config). Orbax writes to a temporary folder and renames it, so a
-folder that is there is whole.
+folder that is there was whole. What happened to it later is found out by reading: `info` holds its own checksum and a
+fingerprint of every array. An older checkpoint is deleted only after a newer one is there.
 """
 
 from __future__ import annotations
 
+import functools
+import json
+import logging
 import pathlib
-from typing import Any
+import zlib
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
+from jax.experimental import multihost_utils
 
+from pose_common.training.fingerprints import named_leaves, summarise
 from pose_common.training.state import TrainState
 from pose_common.weights.folder import read_arrays
 
 WEIGHTS, TRAINING, INFO = "weights", "training", "info"
+ARRAYS, CHECKSUM = "arrays", "checksum"
+"""Of `info`: [fingerprint, *shape] of every array, and the checksum of all else."""
+
+T = TypeVar("T")
+
+
+class DamagedCheckpointError(ValueError):
+    """A checkpoint that cannot be read as it was written; names the folder and the damage."""
+
+
+class NonFiniteStateError(ValueError):
+    """A state with NaN or infinity, which is not saved.
+
+    Attributes:
+      names: the arrays that have one, such as "weights/params/heads/coco/kernel".
+    """
+
+    def __init__(self, names: Sequence[str]):
+        super().__init__(f"not finite: {', '.join(names)}")
+        self.names = tuple(names)
 
 
 class Checkpoints:
     """The checkpoints of one working directory. Steps are numbered by `TrainState.step`."""
 
-    def __init__(self, directory: str | pathlib.Path, *, keep: int = 3, keep_every: int | None = None):
+    def __init__(
+        self,
+        directory: str | pathlib.Path,
+        *,
+        keep: int = 3,
+        keep_every: int | None = None,
+        read_only: bool = False,
+    ):
         """
         Args:
           directory: made if absent.
           keep: how many of the newest to keep.
           keep_every: also keep every step that is a multiple of this, for ever.
+          read_only: changes nothing; otherwise this is the only one that writes here, and what an earlier one left half
+            written goes.
         """
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, keep_period=keep_every, create=True)
+        if read_only:
+            options = ocp.CheckpointManagerOptions(read_only=True, create=False, save_interval_steps=0)
+        else:
+            options = ocp.CheckpointManagerOptions(
+                max_to_keep=keep, keep_period=keep_every, create=True, cleanup_tmp_directories=True
+            )
         self._manager = ocp.CheckpointManager(
             epath.Path(directory).absolute(), item_names=(WEIGHTS, TRAINING, INFO), options=options
         )
@@ -41,43 +84,111 @@ class Checkpoints:
         return pathlib.Path(self._manager.directory)
 
     @property
+    def steps(self) -> tuple[int, ...]:
+        """Of all checkpoints, the newest first."""
+        return tuple(sorted(self._manager.all_steps(), reverse=True))
+
+    @property
     def latest_step(self) -> int | None:
-        """The newest whole checkpoint, or None."""
-        return self._manager.latest_step()
+        """The newest checkpoint, or None."""
+        return max(self.steps, default=None)
 
     def save(self, step: int, state: TrainState, info: dict[str, Any]) -> None:
-        """Starts writing; a step that is already there is left alone."""
+        """Starts writing; a step that is already there is left alone.
+
+        Raises:
+          NonFiniteStateError: nothing is written.
+          OSError: the checkpoint before this one could not be written (a full disk, say).
+        """
+        training = {"step": state.step, "opt_state": state.opt_state, "rng": state.rng}
+        self._save(step, {WEIGHTS: state.weights, TRAINING: training}, info)
+
+    def save_weights(self, step: int, weights: dict[str, Any], info: dict[str, Any]) -> None:
+        """What inference needs alone; see `save`."""
+        self._save(step, {WEIGHTS: weights}, info)
+
+    def _save(self, step: int, trees: dict[str, Any], info: dict[str, Any]) -> None:
         if step in self._manager.all_steps():
             return
-        training = {"step": state.step, "opt_state": state.opt_state, "rng": state.rng}
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                **{
-                    WEIGHTS: ocp.args.StandardSave(state.weights),
-                    TRAINING: ocp.args.StandardSave(training),
-                    INFO: ocp.args.JsonSave(info),
-                }
-            ),
-        )
+        summaries = summarise(trees)
+        if bad := [name for name, summary in summaries.items() if not summary.finite]:
+            raise NonFiniteStateError(bad)
+        arrays = {name: [summary.fingerprint, *summary.shape] for name, summary in summaries.items()}
+        info = {**info, ARRAYS: arrays}
+        items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
+        items[INFO] = ocp.args.JsonSave({**info, CHECKSUM: _checksum(info)})
+        self._guarded(lambda: self._manager.save(step, args=ocp.args.Composite(**items)))
+
+    def require_written(self) -> None:
+        """Raises OSError if writing failed in the meantime; does not wait."""
+        self._guarded(self._manager.check_for_errors)
+
+    def close(self) -> None:
+        """Waits until everything is on disk; raises OSError where it could not be written."""
+        self._guarded(self._manager.close)
+
+    def _guarded(self, write: Callable[[], Any]) -> None:
+        try:
+            write()
+        except Exception as error:  # of Orbax, TensorStore or the file system, in the thread that writes
+            there = find_checkpoints(self.directory)
+            raise OSError(
+                f"a checkpoint could not be written to {self.directory}: {_reason(error)}; the newest that is whole: "
+                f"{self.directory / str(there.steps[0]) if there else 'none'}"
+            ) from error
+
+    def newest(self, read: Callable[[int], T], steps: Sequence[int] | None = None) -> tuple[int, T] | None:
+        """The newest checkpoint that can be read, and what `read` made of it; damaged ones are warned of.
+
+        Args:
+          read: step -> anything, by the methods of this object.
+          steps: which to try, all by default.
+
+        Returns:
+          None where there is no checkpoint at all.
+
+        Raises:
+          DamagedCheckpointError: there are some, and none can be read.
+        """
+        problems = []
+        for step in self.steps if steps is None else steps:
+            try:
+                return step, read(step)
+            except DamagedCheckpointError as error:
+                logging.warning("%s", error)
+                problems.append(str(error))
+        if problems:
+            tried = "" if len(problems) == 1 else f"none of the {len(problems)} checkpoints can be read: "
+            raise DamagedCheckpointError(f"{tried}{'; '.join(problems)}")
+        return None
+
+    def set_aside_after(self, step: int) -> None:
+        """Renames the (damaged) folders of newer steps to `<step>.damaged`, so that their steps can be saved again."""
+        for other in self.steps:
+            if other > step and jax.process_index() == 0:
+                folder = epath.Path(self._manager.directory) / str(other)
+                aside = folder.parent / f"{other}.damaged"
+                if aside.exists():
+                    aside.rmtree()
+                folder.rename(aside)
+                logging.warning("%s is kept as %s", folder, aside.name)
+        multihost_utils.sync_global_devices("damaged checkpoints set aside")
+        self._manager.reload()
 
     def read_info(self, step: int) -> dict[str, Any]:
         """The `info` that was saved with a step.
 
         Raises:
-          ValueError: it is not there, or damaged.
+          DamagedCheckpointError: it is not there, or damaged.
         """
-        try:
-            return self._manager.restore(step, args=ocp.args.Composite(**{INFO: ocp.args.JsonRestore()}))[INFO]
-        except (ValueError, KeyError, OSError) as error:
-            raise ValueError(f"{self._title(step)} is damaged: {error}.{self._way_out(step)}") from error
+        return {name: value for name, value in self._info(step).items() if name not in (ARRAYS, CHECKSUM)}
 
     def restore(self, step: int, shapes: TrainState, shardings: TrainState) -> TrainState:
         """The state saved at `step`, laid out by `shardings`, whatever number of devices wrote it.
 
         Raises:
-          ValueError: files are missing or damaged, or the saved arrays' names or shapes are not those of `shapes`;
-            nothing is restored then.
+          DamagedCheckpointError: files are missing or damaged.
+          ValueError: the saved arrays' names or shapes are not those of `shapes`; nothing is restored then.
         """
         abstract = _abstract(shapes, shardings)
         training = {"step": abstract.step, "opt_state": abstract.opt_state, "rng": abstract.rng}
@@ -89,84 +200,150 @@ class Checkpoints:
         """The weights alone, as numpy arrays, in whatever shapes they were saved.
 
         Raises:
-          ValueError: files are missing or damaged.
+          DamagedCheckpointError: files are missing or damaged.
         """
-        folder = self._manager.directory / str(step) / WEIGHTS
-        try:
-            return read_arrays(folder, ocp.StandardCheckpointHandler().metadata(folder).tree)
-        except Exception as error:  # what a damaged file makes Orbax do
-            raise ValueError(f"{self._title(step)} is damaged: {error}.{self._way_out(step)}") from error
+        folder = self._folder(step) / WEIGHTS
+        read = functools.partial(_read_as_saved, folder)
+        return self._unchanged(step, {WEIGHTS: self._attempt(step, read)})[WEIGHTS]
 
     def _restore(self, step: int, items: dict[str, Any]) -> dict[str, Any]:
-        arguments = {name: ocp.args.StandardRestore(item) for name, item in items.items()}
-        try:
-            return self._manager.restore(step, args=ocp.args.Composite(**arguments))
-        except (ValueError, KeyError, TypeError, OSError) as error:
-            misfits = self._misfits(step, items)
-            if misfits:
-                problem = f"does not fit this configuration: {'; '.join(misfits)}."
-            else:
-                problem = f"is damaged: {error}.{self._way_out(step)}"
-            raise ValueError(f"{self._title(step)} {problem}") from error
+        arrays = self._info(step).get(ARRAYS)
+        if misfits := _misfits(self._stored_shapes(step, items, arrays), items):
+            raise ValueError(f"{self._title(step)} does not fit this configuration: {'; '.join(misfits)}.")
 
-    def _misfits(self, step: int, items: dict[str, Any]) -> list[str]:
-        """The first arrays that a checkpoint has otherwise than they are asked for; none where it cannot be told."""
+        def read() -> dict[str, Any]:
+            handler = ocp.StandardCheckpointHandler()
+            return {
+                name: handler.restore(self._folder(step) / name, args=ocp.args.StandardRestore(item))
+                for name, item in items.items()
+            }
+
+        return self._unchanged(step, self._attempt(step, read))
+
+    def _unchanged(self, step: int, found: dict[str, Any]) -> dict[str, Any]:
+        """The items as they were read, if their arrays have the fingerprints of those that were saved."""
+        arrays = self._info(step).get(ARRAYS)
+        if arrays is not None:  # checkpoints of earlier versions have no fingerprints
+            read = {name: value.fingerprint for name, value in summarise(found).items()}
+            saved = {name: value[0] for name, value in arrays.items() if name.split("/")[0] in found}
+            changed = sorted(name for name in read.keys() | saved.keys() if read.get(name) != saved.get(name))
+            if changed:
+                raise self._damaged(step, f"{', '.join(changed[:3])} of {len(arrays)} arrays have other values")
+        return found
+
+    def _info(self, step: int) -> dict[str, Any]:
+        def read() -> dict[str, Any]:
+            info = ocp.JsonCheckpointHandler().restore(self._folder(step) / INFO, args=ocp.args.JsonRestore())
+            content = {name: value for name, value in info.items() if name != CHECKSUM}
+            if not content or info.get(CHECKSUM, _checksum(content)) != _checksum(content):
+                raise ValueError(f"{INFO}/metadata was changed")
+            return info
+
+        return self._attempt(step, read)
+
+    def _stored_shapes(
+        self, step: int, items: dict[str, Any], arrays: dict[str, list[int]] | None
+    ) -> dict[str, tuple[int, ...]] | None:
+        """{name: shape} of the saved arrays of `items`; None where it cannot be told."""
+        if arrays is not None:
+            return {name: tuple(shape) for name, (_, *shape) in arrays.items() if name.split("/")[0] in items}
         try:
-            handler, folder = ocp.StandardCheckpointHandler(), self._manager.directory / str(step)
-            stored = {name: _named_shapes(handler.metadata(folder / name).tree) for name in items}
+            handler, folder = ocp.StandardCheckpointHandler(), self._folder(step)
+            trees = {name: handler.metadata(folder / name).tree for name in items}
         except Exception:  # what a damaged file makes Orbax do
-            return []
-        lines = []
-        for item, tree in items.items():
-            wanted = _named_shapes(tree)
-            for name in sorted(wanted.keys() | stored[item].keys()):
-                here, there = wanted.get(name, "nothing"), stored[item].get(name, "nothing")
-                if here != there:
-                    lines.append(f"{name} is {there} in the checkpoint, {here} here")
-        return lines[:5] + ["..."] * (len(lines) > 5)
+            return None
+        return {name: tuple(leaf.shape) for name, leaf in named_leaves(trees).items()}
+
+    def _attempt(self, step: int, read: Callable[[], T]) -> T:
+        """What `read` returns, in all processes or in none: it must not wait for other processes itself.
+
+        Raises:
+          DamagedCheckpointError: it failed in one of them.
+        """
+        found, problem = None, ""
+        try:
+            found = read()
+        except Exception as error:  # what a damaged file makes Orbax do
+            problem = _reason(error)
+        if jax.process_count() > 1:
+            failed = np.flatnonzero(multihost_utils.process_allgather(np.array(bool(problem))))
+            if len(failed):
+                problem = problem or f"process {failed[0]} cannot read it"
+        if problem:
+            raise self._damaged(step, problem)
+        return found  # type: ignore[return-value]
+
+    def _damaged(self, step: int, damage: str) -> DamagedCheckpointError:
+        before = [other for other in self.steps if other < step]
+        return DamagedCheckpointError(
+            f"{self._title(step)} is damaged: {damage}" + (f". Before it there is {max(before)}" if before else "")
+        )
+
+    def _folder(self, step: int) -> epath.Path:
+        return epath.Path(self._manager.directory) / str(step)
 
     def _title(self, step: int) -> str:
         return f"the checkpoint {self.directory / str(step)}"
 
-    def _way_out(self, step: int) -> str:
-        """What else there is to go on from."""
-        before = [other for other in self._manager.all_steps() if other < step]
-        return (
-            f" Before it there is {max(before)}, from which a run resumes once {step} is moved away." if before else ""
-        )
 
-    def close(self) -> None:
-        """Waits until everything is on disk."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+def _read_as_saved(folder: epath.Path) -> Any:
+    return read_arrays(folder, ocp.StandardCheckpointHandler().metadata(folder).tree)
 
 
-def _named_shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-    """{"params/head/kernel": shape} of a tree whose leaves have shapes."""
+def _reason(error: Exception) -> str:
+    """The beginning of an error's text; TensorStore's goes on with the whole specification of the array."""
+    text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+    if "RESOURCE_EXHAUSTED" in text or "No space left" in text:
+        return "No space left on the device"
+    text = " ".join(text.split(" [tensorstore_spec=")[0].split())
+    return (text if len(text) <= 300 else f"{text[:300]}...") or type(error).__name__
 
-    def part(key: Any) -> str:
-        return str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key))))
 
-    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda leaf: hasattr(leaf, "shape"))
-    return {"/".join(map(part, path)): tuple(leaf.shape) for path, leaf in leaves}
+def _checksum(info: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(info, sort_keys=True).encode())
+
+
+def _misfits(stored: dict[str, tuple[int, ...]] | None, items: dict[str, Any]) -> list[str]:
+    """The first arrays that a checkpoint has otherwise than they are asked for."""
+    if stored is None:
+        return []
+    wanted = {name: tuple(leaf.shape) for name, leaf in named_leaves(items).items()}
+    lines = []
+    for name in sorted(wanted.keys() | stored.keys()):
+        here, there = wanted.get(name, "nothing"), stored.get(name, "nothing")
+        if here != there:
+            lines.append(f"{name.partition('/')[2]} is {there} in the checkpoint, {here} here")
+    return lines[:5] + ["..."] * (len(lines) > 5)
 
 
 def _abstract(shapes: Any, shardings: Any) -> Any:
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
 
 
-def find_checkpoint(path: str | pathlib.Path) -> tuple[pathlib.Path, int] | None:
-    """The checkpoint that `path` means: a working directory (its newest), its `checkpoints` folder, or one step's
-    folder.
+class Found(NamedTuple):
+    """Checkpoints on disk: their folder, and the steps that a path means, the newest first."""
+
+    directory: pathlib.Path
+    steps: tuple[int, ...]
+
+
+def find_checkpoints(path: str | pathlib.Path) -> Found | None:
+    """The checkpoints that `path` means: all of a working directory or of its `checkpoints` folder, the one in its
+    `checkpoints/best`, or the one whose folder it is.
 
     Returns:
-      (folder of the checkpoints, step), or None where `path` is something else.
+      None where `path` is something else.
     """
     path = pathlib.Path(path)
-    if path.name.isdigit() and (path / WEIGHTS).is_dir():
-        return path.parent, int(path.name)
+    if _is_step(path):
+        return Found(path.parent, (int(path.name),))
     for folder in (path / "checkpoints", path):
-        steps = [int(child.name) for child in folder.glob("*") if child.name.isdigit() and (child / WEIGHTS).is_dir()]
-        if steps:
-            return folder, max(steps)
+        if steps := sorted((int(child.name) for child in folder.glob("*") if _is_step(child)), reverse=True):
+            return Found(folder, tuple(steps))
     return None
+
+
+def _is_step(folder: pathlib.Path) -> bool:
+    """Whether it is a step's folder, however damaged."""
+    known = folder.parent.name == "checkpoints" or any((folder / item).is_dir() for item in (WEIGHTS, TRAINING, INFO))
+    return folder.name.isdigit() and folder.is_dir() and known

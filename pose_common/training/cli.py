@@ -17,9 +17,11 @@ from data_pipelines.builders.synthetic import SYNTHETIC, prepare_synthetic
 from data_pipelines.records import DatasetNotPrepared
 from data_pipelines.top_down.loader import Reading, TrainIterator
 from pose_common.training import configuration, distributed, loop, parallel, report
-from pose_common.training.checkpoints import Checkpoints, find_checkpoint
+from pose_common.training.checkpoints import Checkpoints
 from pose_common.training.configuration import Override
+from pose_common.training.nonfinite import NonFiniteError
 from pose_common.training.state import TrainState
+from pose_common.training.workdir import make_workdir
 from pose_common.training.writers import draw_curves
 
 Metrics = dict[str, Mapping[str, float]]
@@ -38,7 +40,8 @@ def steps_per_epoch(config: ConfigDict, data: TrainIterator) -> int:
 
 
 def make_strategy(config: ConfigDict) -> parallel.Strategy:
-    """How the step is spread over the devices."""
+    """How the step is spread over the devices. Raises ValueError for a batch that they cannot share."""
+    configuration.check_batch(config)
     return parallel.make_strategy(config.parallel, config.fsdp, config.fsdp_min_size)
 
 
@@ -113,12 +116,10 @@ def record_configuration(
     if config.mode != "train":
         return
     folder = workdir / "checkpoints"
-    found = find_checkpoint(workdir) if folder.is_dir() else None
+    checkpoints = Checkpoints(folder, read_only=True) if folder.is_dir() else None
+    found = checkpoints.newest(lambda step: checkpoints.read_info(step)["config"]) if checkpoints else None
     if found is not None:
-        checkpoints = Checkpoints(folder)
-        saved = checkpoints.read_info(found[1])["config"]
-        checkpoints.close()
-        for change in configuration.require_same_run(saved, config, free, accept_changes):
+        for change in configuration.require_same_run(found[1], config, free, accept_changes):
             logging.info("changed since the run was started: %s", change)
     if jax.process_index() == 0:
         (workdir / "config.json").write_text(config.to_json(indent=1, sort_keys=True) + "\n")
@@ -158,11 +159,11 @@ def main(
             settings = read(source, overrides)
             distributed.start(coordinator.value, num_processes.value, process_id.value)
             path = pathlib.Path(folder.value)
-            path.mkdir(parents=True, exist_ok=True)
+            make_workdir(path)
             distributed.use_compilation_cache(settings.compilation_cache)
             record_configuration(settings, path, free, accept.value)
             run(settings, path)
-        except (ValueError, KeyError, OSError, DatasetNotPrepared, report.NonFiniteLossError) as error:
+        except (ValueError, KeyError, OSError, DatasetNotPrepared, NonFiniteError) as error:
             if debug.value:
                 raise
             # Said in full already: a traceback would only hide the advice.

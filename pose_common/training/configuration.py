@@ -10,6 +10,7 @@ import ast
 import difflib
 import importlib
 import importlib.util
+import math
 import pathlib
 import re
 import runpy
@@ -17,6 +18,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from types import SimpleNamespace
 from typing import Any
 
+import jax
 from etils import epath
 from ml_collections import ConfigDict
 
@@ -51,7 +53,7 @@ FREE = frozenset(
 )
 """Settings of every method that change neither data order, nor model, nor schedule."""
 
-POSITIVE = ("batch_size", "eval_batch_size", "fsdp", "learning_rate")
+POSITIVE = ("batch_size", "eval_batch_size", "fsdp", "learning_rate", "keep_checkpoints")
 NOT_NEGATIVE = (
     "seed",
     "loader_threads",
@@ -60,7 +62,6 @@ NOT_NEGATIVE = (
     "log_every",
     "checkpoint_every",
     "evaluate_every",
-    "keep_checkpoints",
     "keep_checkpoints_every",
     "pictures",
     "weight_decay",
@@ -341,10 +342,10 @@ def check(config: ConfigDict) -> None:
     one_of("parallel", config.parallel, ("sharded", "pmap"))
     one_of("dtype", config.dtype, ("float32", "bfloat16"))
     for name in POSITIVE:
-        if not config[name] > 0:
+        if not 0 < config[name] < math.inf:
             raise ConfigError(f"config.{name}={config[name]!r}: expected a number above 0")
     for name in NOT_NEGATIVE:
-        if not config[name] >= 0:
+        if not 0 <= config[name] < math.inf:
             raise ConfigError(f"config.{name}={config[name]!r}: expected 0 or more")
     if config.mode == "evaluate":
         require_path(
@@ -358,6 +359,22 @@ def check(config: ConfigDict) -> None:
             config.init_from,
             "a working directory with checkpoints, one of them, or a folder or file of weights",
         )
+
+
+def check_batch(config: ConfigDict) -> None:
+    """Raises ConfigError for a batch that the devices (of all processes) cannot share equally."""
+    rows, rest = divmod(config.batch_size, jax.device_count())
+    if rest:
+        possible = [count * jax.device_count() for count in (rows, rows + 1) if count]
+        raise ConfigError(
+            f"config.batch_size={config.batch_size} does not divide over {jax.device_count()} devices; expected a "
+            f"multiple of {jax.device_count()}, such as {' or '.join(map(str, possible))}"
+        )
+
+
+def whole_eval_batch(config: ConfigDict) -> int:
+    """`config.eval_batch_size`, rounded up to what the devices can share equally; rows without a crop fill it up."""
+    return -(-config.eval_batch_size // jax.device_count()) * jax.device_count()
 
 
 def require_path(field: str, path: str, expected: str) -> None:

@@ -46,7 +46,11 @@ def use_compilation_cache(directory: str | None) -> None:
     """Keeps compiled programs on disk, so that a second start skips the compiler. None or '' turns it off."""
     if directory:
         path = pathlib.Path(directory).expanduser().absolute()
-        path.mkdir(parents=True, exist_ok=True)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            logging.warning("config.compilation_cache=%r is not used: %s", directory, error)
+            return
         jax.config.update("jax_compilation_cache_dir", str(path))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
 

@@ -8,7 +8,7 @@ import itertools
 import logging
 import pathlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 import jax
@@ -16,13 +16,15 @@ import numpy as np
 import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from pose_common.training import parallel, report
-from pose_common.training.checkpoints import Checkpoints
+from pose_common.training import nonfinite, parallel, report
+from pose_common.training.checkpoints import Checkpoints, NonFiniteStateError
 from pose_common.training.distributed import StopSignal
+from pose_common.training.fingerprints import named_leaves
 from pose_common.training.optimizers import GroupedAdamW
 from pose_common.training.stages import Stage, stage_index
 from pose_common.training.state import TrainState
 from pose_common.training.step import train_step
+from pose_common.training.workdir import require_space
 from pose_common.training.writers import TRAIN, MetricWriter
 
 
@@ -59,6 +61,9 @@ class DataIterator(Protocol):
     def get_state(self) -> dict[str, Any]: ...
 
     def set_state(self, state: dict[str, Any]) -> None: ...
+
+    def rows_at(self, state: dict[str, Any]) -> Iterable[nonfinite.Row]:
+        """The rows of the global batch at a state, read again."""
 
 
 Evaluate = Callable[[dict[str, Any], int], dict[str, Mapping[str, float]]]
@@ -113,21 +118,26 @@ def train(
       (the final state in its global form, whether the run is complete).
 
     Raises:
-      NonFiniteLossError: names the step, the terms and the last good checkpoint.
+      NonFiniteError: NaN or infinity in a loss, a gradient or the state; says where and from which pictures. The last
+        checkpoint is from before.
+      OSError: a checkpoint cannot be written.
     """
     workdir = pathlib.Path(workdir)
     checkpoints = Checkpoints(workdir / "checkpoints", keep=settings.keep, keep_every=settings.keep_every)
     writer = MetricWriter(workdir, enabled=jax.process_index() == 0)
     try:
         run = _resume(method, data, strategy, checkpoints) or _start(method, strategy, key, prepare)
+        require_space(workdir, run.state, settings.keep, len(checkpoints.steps))
         report.log_parameters(strategy.to_global(run.state).params, workdir)
         with StopSignal() as stop, logging_redirect_tqdm():
-            loop = _Loop(method, data, strategy, settings, checkpoints, writer, evaluate, stop)
+            loop = _Loop(method, data, strategy, settings, workdir, checkpoints, writer, evaluate, stop)
             complete = loop.run(run)
         return strategy.to_global(run.state), complete
     finally:
-        checkpoints.close()
-        writer.close()
+        try:
+            checkpoints.close()
+        finally:
+            writer.close()
 
 
 def _start(method: Method, strategy: parallel.Strategy, key: jax.Array, prepare) -> _Run:
@@ -138,22 +148,26 @@ def _start(method: Method, strategy: parallel.Strategy, key: jax.Array, prepare)
 
 
 def _resume(method: Method, data: DataIterator, strategy: parallel.Strategy, checkpoints: Checkpoints) -> _Run | None:
-    step = checkpoints.latest_step
-    if step is None:
+    def read(step: int) -> tuple[dict[str, Any], TrainState]:
+        info = checkpoints.read_info(step)
+        shapes = method.shapes(method.stages[info["stage"]], info["notes"])
+        return info, checkpoints.restore(step, shapes, strategy.shardings(shapes))
+
+    found = checkpoints.newest(read)
+    if found is None:
         return None
-    info = checkpoints.read_info(step)
-    shapes = method.shapes(method.stages[info["stage"]], info["notes"])
-    state = strategy.from_global(checkpoints.restore(step, shapes, strategy.shardings(shapes)))
+    step, (info, state) = found
+    checkpoints.set_aside_after(step)
     data.set_state(info["data"])
     logging.info("resumed from step %d (stage %s)", step, method.stages[info["stage"]].name)
-    return _Run(state=state, step=step, stage=info["stage"], notes=info["notes"])
+    return _Run(state=strategy.from_global(state), step=step, stage=info["stage"], notes=info["notes"])
 
 
 class _Loop:
     """Step after step; everything that happens between steps is a method of its own."""
 
-    def __init__(self, method, data, strategy, settings, checkpoints, writer, evaluate, stop):
-        self.method, self.data, self.strategy, self.settings = method, data, strategy, settings
+    def __init__(self, method, data, strategy, settings, workdir, checkpoints, writer, evaluate, stop):
+        self.method, self.data, self.strategy, self.settings, self.workdir = method, data, strategy, settings, workdir
         self.checkpoints, self.writer, self.evaluate, self.stop = checkpoints, writer, evaluate, stop
         ends = itertools.accumulate(stage.epochs * settings.steps_per_epoch for stage in method.stages)
         self.stage_ends = tuple(ends)
@@ -207,13 +221,14 @@ class _Loop:
         return self.strategy.compile(step, run.state)
 
     def _step(self, run: _Run, step_function: Callable) -> None:
+        self.position = self.data.get_state()
         began = time.perf_counter()
         rows = next(self.data)
         waited = time.perf_counter() - began
         if not self.metrics.images_seen:
             report.log_batch(rows)
         run.state, metrics = step_function(run.state, self.strategy.put(rows))
-        self.metrics.add(run.step, metrics, images=len(rows["image"]), waited=waited)
+        self.metrics.add(run.step, metrics, self.position, images=len(rows["image"]), waited=waited)
         run.step += 1
 
     def _between_steps(self, run: _Run, bar) -> None:
@@ -225,6 +240,7 @@ class _Loop:
 
         if due(settings.log_every):
             self._log(run, bar)
+            self.checkpoints.require_written()
         if due(settings.checkpoint_every):
             self._save(run)
         if due(settings.evaluate_every * settings.steps_per_epoch) or (
@@ -235,23 +251,35 @@ class _Loop:
     def _evaluate(self, run: _Run) -> None:
         if self.evaluate is None:
             return
+        self._check(run)
         weights = self.strategy.to_global(run.state).weights
         for split, values in self.evaluate(weights, run.step).items():
             self.writer.write(run.step, f"eval/{split}", values)
         self.metrics.restart_clock()
 
     def _log(self, run: _Run, bar) -> None:
-        values = self.metrics.collect(self._last_good)
+        self._check(run)
+        values = self.metrics.collect()
         if values:
             self.writer.write(run.step, TRAIN, values)
             bar.set_postfix(loss=f"{values['loss']:.3g}")
 
     def _save(self, run: _Run) -> None:
         # A checkpoint is good only if every step before it was: look at the figures still on their way first.
-        self.metrics.check(self._last_good)
+        self._check(run)
         info = {"stage": run.stage, "notes": run.notes, "data": self.data.get_state(), "config": self.settings.config}
-        self.checkpoints.save(run.step, self.strategy.to_global(run.state), info)
+        try:
+            self.checkpoints.save(run.step, self.strategy.to_global(run.state), info)
+        except NonFiniteStateError as error:
+            last = nonfinite.NonFiniteStep(run.step - 1, self.position, (), {}, error.names)
+            raise self._explained(run, last) from error
 
-    def _last_good(self) -> str:
+    def _check(self, run: _Run) -> None:
+        if (bad := self.metrics.check()) is not None:
+            raise self._explained(run, bad)
+
+    def _explained(self, run: _Run, bad: nonfinite.NonFiniteStep) -> nonfinite.NonFiniteError:
+        trained = {group: run.state.params[group] for group in self.method.stages[run.stage].train}
         step = self.checkpoints.latest_step
-        return "none was saved yet" if step is None else f"{self.checkpoints.directory / str(step)}"
+        last_good = "none was saved yet" if step is None else f"{self.checkpoints.directory / str(step)}"
+        return nonfinite.explain(bad, list(named_leaves(trained)), self.data, self.workdir, last_good)

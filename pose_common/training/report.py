@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import pathlib
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -11,12 +12,28 @@ from typing import Any
 import jax
 import numpy as np
 
+from pose_common.training.nonfinite import NonFiniteStep
+from pose_common.training.step import FINITE
+
 
 def start_logging() -> None:
     """The project's own messages on the console; libraries only when something is wrong."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True)
     for library in ("absl", "jax", "orbax", "grain", "tensorboardX"):
         logging.getLogger(library).setLevel(logging.WARNING)
+    # What Orbax tells of a failure in a thread is raised as well, where it is said in one line.
+    logging.getLogger("absl").addFilter(lambda record: not record.exc_info)
+    # Where one array of a damaged checkpoint cannot be read, Orbax lets go of the tasks that read the others.
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    sys.unraisablehook = _without_abandoned_tasks(sys.unraisablehook)
+
+
+def _without_abandoned_tasks(hook: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def show(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            hook(unraisable)
+
+    return show
 
 
 def parameter_table(params: Any) -> str:
@@ -53,16 +70,12 @@ def log_batch(rows: dict[str, np.ndarray]) -> None:
         logging.info("first batch %-14s %-22s %-8s %s", name, value.shape, value.dtype, extent)
 
 
-class NonFiniteLossError(RuntimeError):
-    """A loss term became NaN or infinite."""
-
-
 class Metrics:
     """Metrics of the steps since the last log line. They stay on the device until asked for."""
 
     def __init__(self):
         self.images_seen = 0
-        self._pending: list[tuple[int, dict]] = []
+        self._pending: list[tuple[int, dict, dict]] = []
         self._checked: list[dict[str, float]] = []
         self.restart_clock()
 
@@ -70,31 +83,34 @@ class Metrics:
         """Leaves out the time spent on something other than training."""
         self._began, self._images, self._waited = time.perf_counter(), 0, 0.0
 
-    def add(self, step: int, metrics: dict[str, jax.Array], *, images: int, waited: float) -> None:
-        """Notes one step of `images` local images that waited `waited` seconds for its data."""
+    def add(
+        self, step: int, metrics: dict[str, jax.Array], position: dict[str, Any], *, images: int, waited: float
+    ) -> None:
+        """Notes one step of `images` local images from `position` of the data; it waited `waited` seconds for them."""
         if len(self._pending) > 1:
             # Keeps the host at most two steps ahead, so that queued batches do not fill the memory.
             jax.block_until_ready(self._pending[-2][1])
-        self._pending.append((step, metrics))
+        self._pending.append((step, metrics, position))
         self.images_seen += images
         self._images += images
         self._waited += waited
 
-    def check(self, last_good: Callable[[], str]) -> None:
-        """Fetches what is pending; raises NonFiniteLossError at the first step with a value that is not finite."""
+    def check(self) -> NonFiniteStep | None:
+        """Fetches what is pending; returns the first step with a value that is not finite."""
         pending, self._pending = self._pending, []
-        for step, metrics in zip((s for s, _ in pending), jax.device_get([m for _, m in pending]), strict=True):
+        fetched = jax.device_get([metrics for _, metrics, _ in pending])
+        for (step, _, position), metrics in zip(pending, fetched, strict=True):
+            finite = metrics.pop(FINITE)
             bad = sorted(name for name, value in metrics.items() if not np.isfinite(value))
-            if bad:
-                raise NonFiniteLossError(
-                    f"step {step}: {', '.join(bad)} not finite; last good checkpoint: {last_good()}. "
-                    "Lower the learning rate, or set config.dtype='float32' to see whether it is the precision"
-                )
+            if bad or not all(values.all() for values in finite.values()):
+                return NonFiniteStep(step, position, tuple(bad), finite)
             self._checked.append(metrics)
+        return None
 
-    def collect(self, last_good: Callable[[], str]) -> dict[str, float]:
-        """Means since the last call, images a second a device and the share of time spent waiting for data."""
-        self.check(last_good)
+    def collect(self) -> dict[str, float]:
+        """Means of what was checked since the last call, images a second a device and the share of time spent waiting
+        for data.
+        """
         if not self._checked:
             return {}
         means = {name: float(np.mean([m[name] for m in self._checked])) for name in self._checked[-1]}

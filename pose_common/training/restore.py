@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from pose_common.training.checkpoints import Checkpoints, find_checkpoint
+from pose_common.training.checkpoints import Checkpoints, Found, find_checkpoints
 from pose_common.training.state import TrainState
-from pose_common.weights.keys import require_fit, unflatten
+from pose_common.weights.keys import ConversionError, flatten, is_float, not_finite, require_fit, unflatten
 
 Weights = dict[str, Any]
 """Nested {"params": ..., "batch_stats": ..., "prototypes": ...}."""
@@ -57,10 +57,10 @@ def take_parts(
 
 
 class Run(NamedTuple):
-    """A training run that was found on disk: its configuration as saved, and the path of the checkpoint meant."""
+    """A training run that was found on disk: its configuration as saved, and the checkpoints meant."""
 
     config: dict[str, Any]
-    checkpoint: str
+    found: Found
 
 
 def find_run(path: str | pathlib.Path, methods: Sequence[str] = ()) -> Run | None:
@@ -69,24 +69,37 @@ def find_run(path: str | pathlib.Path, methods: Sequence[str] = ()) -> Run | Non
     Raises:
       ValueError: it is a run, but of none of the `methods` (where some are given).
     """
-    found = find_checkpoint(path) if path else None
+    found = find_checkpoints(path) if path else None
     if found is None:
         return None
-    directory, step = found
-    config = Checkpoints(directory).read_info(step)["config"]
+    checkpoints = Checkpoints(found.directory, read_only=True)
+    newest = checkpoints.newest(lambda step: checkpoints.read_info(step)["config"], found.steps)
+    assert newest is not None, "steps were found"
+    config = newest[1]
     if methods and config.get("method") not in methods:
         raise ValueError(f"{path} is a run of {config.get('method')}, which is not {' or '.join(methods)}")
-    return Run(config, str(directory / str(step)))
+    return Run(config, found)
 
 
 def read_run(run: Run) -> tuple[Weights, int]:
-    """(weights of the checkpoint as numpy arrays, its step).
+    """(weights as numpy arrays, their step) of the newest checkpoint that can be read.
 
     Raises:
-      ValueError: it is damaged.
+      ValueError: none can be, or the weights have NaN or infinity.
     """
-    path = pathlib.Path(run.checkpoint)
-    return Checkpoints(path.parent).read_weights(int(path.name)), int(path.name)
+    checkpoints = Checkpoints(run.found.directory, read_only=True)
+    newest = checkpoints.newest(checkpoints.read_weights, run.found.steps)
+    assert newest is not None, "steps were found"
+    step, weights = newest
+    require_finite(run.found.directory / str(step), weights)
+    return weights, step
+
+
+def require_finite(source: str | pathlib.Path, weights: Mapping[str, Any]) -> None:
+    """Raises ConversionError for weights with NaN or infinity; names them."""
+    floats = {name: value for name, value in flatten(weights).items() if is_float(value.dtype)}
+    if problems := [line for name, value in floats.items() for line in not_finite(name, np.asarray(value))]:
+        raise ConversionError(f"{source} holds weights that are not finite", problems)
 
 
 def filler(source: str, start_from: Callable[[Mapping[str, Any]], Start]) -> Callable[[TrainState], TrainState]:
@@ -95,11 +108,14 @@ def filler(source: str, start_from: Callable[[Mapping[str, Any]], Start]) -> Cal
     Args:
       source: name of the given weights.
       start_from: initial weights -> the `Start`.
+
+    The function raises ConversionError for weights with NaN or infinity; names them.
     """
 
     def fill(state: TrainState) -> TrainState:
         old = state.weights
         start = start_from(old)
+        require_finite(source, start.tree)
         logging.info("starting from %s: %s", source, start.title)
         for title, parts in (("newly initialised", start.initialised), ("left out of the weights", start.left_out)):
             if parts:

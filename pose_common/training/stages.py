@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+from pose_common.training.configuration import nearest
+
 UPDATES_STATE = "prototypes"
 """What a configuration calls `Stage.updates_state`, by the first method that has such a state."""
 
@@ -36,19 +38,37 @@ def make_stages(rows: Sequence) -> tuple[Stage, ...]:
     """
     names = {field.name for field in dataclasses.fields(Stage)} - {"updates_state"} | {UPDATES_STATE}
     stages = []
-    for row in rows:
-        unknown = set(row) - names
+    for number, row in enumerate(rows):
+        unknown = sorted(set(row) - names)
         if unknown:
-            raise ValueError(f"stage {dict(row)} has unknown fields {sorted(unknown)}; known: {sorted(names)}")
+            raise ValueError(f"config.stages[{number}].{unknown[0]}: there is no such field; known: {sorted(names)}")
         fields = {**row, "train": tuple(row["train"]), "losses": tuple(row["losses"])}
         updates_state = bool(fields.pop(UPDATES_STATE, False))
         stage = Stage(**fields, updates_state=updates_state)
         if stage.epochs < 0 or not stage.train or not stage.losses:
-            raise ValueError(f"stage {stage.name!r} must have epochs >= 0, something to train and a loss")
+            raise ValueError(
+                f"config.stages[{number}] ({stage.name!r}) must have epochs >= 0, something to train and a loss"
+            )
         stages.append(stage)
-    if not stages:
-        raise ValueError("config.stages is empty")
+    if not any(stage.epochs for stage in stages):
+        raise ValueError("config.stages has no stage with an epoch or more")
     return tuple(stages)
+
+
+def check_stages(stages: Sequence[Stage], groups: Sequence[str], losses: Sequence[str]) -> None:
+    """Raises ValueError for parameter groups or loss terms that a method does not have.
+
+    Args:
+      groups, losses: those that it has.
+    """
+    for number, stage in enumerate(stages):
+        for field, given, known in (("train", stage.train, groups), ("losses", stage.losses, losses)):
+            for name in given:
+                if name not in known:
+                    raise ValueError(
+                        f"config.stages[{number}].{field} ({stage.name!r}): there is no {name!r}; expected some of "
+                        f"{', '.join(known)}{nearest(name, known)}"
+                    )
 
 
 def stage_index(stages: Sequence[Stage], epoch: int) -> int:

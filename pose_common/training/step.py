@@ -6,11 +6,15 @@ from typing import Any, Protocol
 
 import flax.struct
 import jax
+import jax.numpy as jnp
 
 from pose_common.collectives import global_sum
 from pose_common.training.optimizers import GroupedAdamW
 from pose_common.training.stages import Stage
 from pose_common.training.state import TrainState
+
+FINITE = "finite"
+"""Name, among a step's metrics, of {"parameters": bool [n], "gradients": bool [n]}: whether each array was finite."""
 
 
 class LossOutput(flax.struct.PyTreeNode):
@@ -52,7 +56,8 @@ def train_step(
     """(state, batch) -> (new state, metrics). Pure; the caller applies jit, sharding or pmap.
 
     Only the groups in `stage.train` are differentiated. Metrics hold every term, their sum `loss`, the method's
-    figures, `grad_norm` before the clip and `learning_rate`; they are global values, equal on every device.
+    figures, `grad_norm` before the clip and `learning_rate`; they are global values, equal on every device. Beside
+    these scalars stands `FINITE`: of the parameters before the step and of their gradients, in the order of their tree.
     """
     key = jax.random.fold_in(state.rng, state.step)
     frozen = {group: value for group, value in state.params.items() if group not in stage.train}
@@ -72,4 +77,9 @@ def train_step(
         opt_state=opt_state,
         method_state=method_state,
     )
-    return new_state, {"loss": total, **terms, **output.metrics, **seen, **moved}
+    finite = {"parameters": _finite(trained), "gradients": _finite(grads)}
+    return new_state, {"loss": total, **terms, **output.metrics, **seen, **moved, FINITE: finite}
+
+
+def _finite(tree: Any) -> jax.Array:
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)])

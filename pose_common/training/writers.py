@@ -31,24 +31,31 @@ class MetricWriter:
             self._board = tensorboardX.SummaryWriter(str(self.path.parent / "tensorboard"))
 
     def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
-        """Writes `values` under `split` ('train' or 'eval/<dataset>')."""
+        """Writes `values` under `split` ('train' or 'eval/<dataset>'). Raises OSError where it cannot be written."""
         if not self._enabled:
             return
         values = {name: float(value) for name, value in values.items()}
         # JSON has no NaN; null keeps the file readable by any parser.
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        self._lines.write(json.dumps({"step": step, "split": split, **finite}) + "\n")
-        self._lines.flush()
+        try:
+            self._lines.write(json.dumps({"step": step, "split": split, **finite}) + "\n")
+            self._lines.flush()
+        except OSError as error:
+            raise OSError(f"{self.path} cannot be written: {error.strerror or error}") from error
         for name, value in values.items():
             self._board.add_scalar(re.sub(r"[^\w./-]+", "_", f"{split}/{name}"), value, step)
         if split == TRAIN:  # evaluations print a table of their own
             logging.info("step %d: %s", step, ", ".join(f"{n} {v:.4g}" for n, v in values.items()))
 
     def close(self) -> None:
-        """Flushes and closes the files."""
-        if self._enabled:
-            self._lines.close()
-            self._board.close()
+        """Flushes and closes the files; what cannot be written any more is lost."""
+        if not self._enabled:
+            return
+        for file in (self._lines, self._board):
+            try:
+                file.close()
+            except OSError as error:
+                logging.warning("the last metrics cannot be written to %s: %s", self.path.parent, error)
 
 
 def _end_line(path: pathlib.Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import logging
 import shutil
 
@@ -17,6 +18,8 @@ from boir_jax.weights.convert import targets, to_torch
 from boir_jax.weights.transfer import start_from
 from configs import boir
 from data_pipelines.builders.synthetic import prepare_synthetic
+from data_pipelines.whole_image import pictures
+from pose_common.training.nonfinite import NonFiniteError
 from pose_common.training.step import train_step
 from pose_common.training.writers import read_metrics
 from pose_common.weights.keys import Conversion, Converted, flatten, unflatten
@@ -71,6 +74,27 @@ def test_resume_is_exact(tiny_run, tmp_path):
     assert main.train(config, cut)
     again, expected = losses_of(cut), losses_of(whole)
     assert sorted(again) == [3, 4] and all(again[step] == expected[step] for step in again)
+
+
+def test_labels_that_are_not_finite_stop_the_run_with_the_pictures(tiny_run, tmp_path, monkeypatch):
+    config, _ = tiny_run
+    make = pictures.Train.__call__
+
+    def spoilt(self, sample, rng):
+        element = make(self, sample, rng)
+        if sample["image_id"] % 2:
+            element["boxes"][0] = np.nan
+        return element
+
+    monkeypatch.setattr(pictures.Train, "__call__", spoilt)
+    with pytest.raises(NonFiniteError) as stopped:
+        main.train(config, tmp_path)
+    message = str(stopped.value)
+    assert "step 0: not finite: box, " in message and "gradients of " in message
+    assert "labels that are not finite: synthetic_crowd/train/" in message and ": boxes" in message
+    assert not list((tmp_path / "checkpoints").glob("[0-9]*"))
+    batch = json.loads((tmp_path / "nonfinite_step_0.json").read_text())["batch"]
+    assert len(batch) == 8 and 0 < sum(row["not finite"] == ["boxes"] for row in batch) < 8
 
 
 def test_the_end_of_a_run_is_evaluated(tiny_run):

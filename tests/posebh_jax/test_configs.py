@@ -41,8 +41,19 @@ def test_the_baseline_has_no_prototype_parts():
 def test_mistakes_are_named():
     config = mdt.get_config("demo")
     config.stages[1].losses = ("prototype", "protoype_heatmap")
-    with pytest.raises(ValueError, match="prototypes.*protoype_heatmap"):
+    given = r"config.stages\[1\].losses \('prototypes'\): there is no 'protoype_heatmap'"
+    with pytest.raises(ValueError, match=rf"{given}; .*did you mean 'prototype_heatmap'"):
         build.make_method(config, 1)
+    config = mdt.get_config("demo")
+    config.stages[3].train = ("backbone", "head")
+    with pytest.raises(ValueError, match=r"config.stages\[3\].train \('all'\): there is no 'head'.*mean 'heads'"):
+        build.make_method(config, 1)
+    for stage in config.stages:
+        stage.epochs = 0
+    with pytest.raises(ValueError, match="config.stages has no stage with an epoch"):
+        build.make_method(config, 1)
+    with pytest.raises(ValueError, match=r"config.stages\[0\].epoch: there is no such field"):
+        make_stages([{"name": "all", "epoch": 3, "train": ("heads",), "losses": ("heatmap",)}])
     config = mdt.get_config("demo")
     config.method = "multi_head"
     with pytest.raises(ValueError, match="configs/multi_head.py"):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
+import re
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from data_pipelines.builders.synthetic import prepare_synthetic
 from data_pipelines.records import DatasetNotPrepared, load_annotations
 from data_pipelines.top_down.loader import Reading
 from data_pipelines.whole_image.loader import eval_loader, train_loader
-from data_pipelines.whole_image.pictures import Rules, training_images
+from data_pipelines.whole_image.pictures import Rules, check_masks, training_images
 
 DATASET = "synthetic_crowd"
 DIRECT = Reading(num_threads=0)
@@ -38,6 +40,23 @@ def assert_equal(a, b):
     assert a.keys() == b.keys()
     for name in a:
         np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+def test_masks_of_another_size_are_refused_before_they_are_met(data_dir):
+    annotations = load_annotations(DATASET, "train", data_dir)
+    check_masks(annotations)
+    row, image = 3, annotations.image_index[3]
+    size = [int(annotations.height[image]), int(annotations.width[image])]
+    for given in (size, [size[0] + 1, size[1]], None):
+        mask = annotations.mask.copy()
+        mask[row] = json.dumps({"size": given, "counts": [size[0] * size[1]]})
+        changed = dataclasses.replace(annotations, mask=mask)
+        if given == size:
+            check_masks(changed)
+            continue
+        name = f"image {str(annotations.file_name[image])!r}: the mask of annotation {annotations.id[row]} has the size"
+        with pytest.raises(ValueError, match=re.escape(f"{name} {given}, the picture [height, width] = {size}")):
+            check_masks(changed)
 
 
 def test_batch_contract(data_dir):

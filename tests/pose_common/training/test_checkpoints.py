@@ -1,4 +1,4 @@
-"""Checkpoints: whole on any layout, refused with a way out where they are damaged."""
+"""Checkpoints: whole on any layout; a damaged one is known as such, and the one before it is used."""
 
 from __future__ import annotations
 
@@ -9,8 +9,17 @@ import jax
 import numpy as np
 import pytest
 
-from pose_common.training import parallel
-from pose_common.training.checkpoints import INFO, TRAINING, WEIGHTS, Checkpoints, find_checkpoint
+from pose_common.training import fingerprints, parallel
+from pose_common.training.checkpoints import (
+    INFO,
+    TRAINING,
+    WEIGHTS,
+    Checkpoints,
+    DamagedCheckpointError,
+    NonFiniteStateError,
+    find_checkpoints,
+)
+from pose_common.training.fingerprints import summarise
 from tests.pose_common.training.toy import ToyMethod
 
 pytestmark = pytest.mark.slow  # writes and damages many checkpoints
@@ -104,37 +113,118 @@ def test_another_structure_is_refused_with_the_arrays_names(saved):
 
 def damages(folder: pathlib.Path):
     """(the file, its damage) for every file that holds arrays or says which there are."""
-    for item in (WEIGHTS, TRAINING):
+    rng = np.random.default_rng(0)
+    for item in (WEIGHTS, TRAINING, INFO):
         for file in sorted((folder / "2" / item).rglob("*")):
             if file.is_file():
-                yield file, b""
-                yield file, file.read_bytes()[: file.stat().st_size // 2]
-                yield file, None
+                whole = file.read_bytes()
+                flipped = np.frombuffer(whole, np.uint8).copy()
+                flipped[rng.integers(len(flipped), size=2)] ^= rng.integers(1, 256, 2, dtype=np.uint8)
+                yield from ((file, content) for content in (None, b"", whole[: len(whole) // 2], flipped.tobytes()))
 
 
-def test_a_missing_or_cut_file_is_an_error_or_harmless(copied):
-    """Orbax writes some things twice; what it needs it misses, and the message says from where a run can resume."""
+def test_a_missing_a_cut_and_a_changed_file_are_an_error_or_harmless(copied):
+    """Orbax writes some things twice; what it needs it misses, and values that were not saved are not taken."""
     refused, expected = 0, state_at(2)
     for file, content in list(damages(copied)):
         whole = file.read_bytes()
         file.unlink() if content is None else file.write_bytes(content)
         try:
             state = restore(copied, 2)
-        except ValueError as error:
-            assert f"{copied / '2'} is damaged: " in str(error)
-            assert "Before it there is 1, from which a run resumes once 2 is moved away" in str(error)
+        except DamagedCheckpointError as error:
+            assert f"{copied / '2'} is damaged: " in str(error) and str(error).endswith(". Before it there is 1")
+            assert "\n" not in str(error) and len(str(error)) < 600
             refused += 1
         else:
             assert_same(state, expected)
         file.write_bytes(whole)
-    assert refused >= 12
+    assert refused >= 25
     assert_same(restore(copied, 2), expected)
+
+
+def test_every_changed_value_shows_in_the_fingerprint():
+    """Of any type, at any place, of any sign, on any layout."""
+    rng = np.random.default_rng(0)
+    for dtype in (np.float32, np.int32, np.uint32, jax.numpy.bfloat16, np.uint8, bool):
+        whole = rng.integers(0, 2 if dtype is bool else 100, (8, 3, 5)).astype(dtype)
+        names = {"whole": jax.numpy.asarray(whole), "again": jax.numpy.asarray(whole.copy())}
+        names["swapped"] = names["whole"][::-1]
+        for place in ((0, 0, 0), (7, 2, 4), (3, 1, 2)):
+            changed = whole.copy()
+            changed[place] = not changed[place] if dtype is bool else changed[place] + changed.dtype.type(1)
+            names[str(place)] = jax.numpy.asarray(changed)
+        found = {name: value.fingerprint for name, value in summarise(names).items()}
+        assert found.pop("again") == found["whole"]
+        assert len(set(found.values())) == len(found), dtype
+    signs = np.ones(10, np.float32)
+    signs[[2, 7]] = -1
+    one, other = summarise({"one": jax.numpy.ones(10), "other": jax.numpy.asarray(signs)}).values()
+    assert one.fingerprint != other.fingerprint
+    layouts = [state_at(3, layout) for layout in LAYOUTS]
+    assert summarise(layouts[0]) == summarise(layouts[1]) == summarise(layouts[2])
+    for array in (names["whole"], jax.numpy.float32(-3), *jax.tree.leaves(layouts[0].params)):
+        on_device, on_host = fingerprints._compiled_summary(array), fingerprints._summarise(np.asarray(array), np)
+        assert [int(value) for value in on_device] == [int(value) for value in on_host]
+
+
+def test_changed_bytes_that_the_format_does_not_notice_are_noticed(tmp_path):
+    """Large arrays are stored without a checksum: most of their bytes can be changed and still be read."""
+    weights = {"params": {"w": jax.random.normal(jax.random.PRNGKey(0), (128, 256))}}
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save_weights(1, weights, {"stage": 0})
+    checkpoints.close()
+    file = max((tmp_path / "1" / WEIGHTS).rglob("*"), key=lambda path: path.stat().st_size)
+    whole = file.read_bytes()
+    said = set()
+    for place in range(1000, len(whole), len(whole) // 12):
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        with pytest.raises(DamagedCheckpointError) as refused:
+            Checkpoints(tmp_path).read_weights(1)
+        said.add(str(refused.value).partition("is damaged: ")[2])
+    assert "weights/params/w of 1 arrays have other values" in said
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_is_not_saved(copied, value):
+    state = state_at(3)
+    state = state.replace(params={**state.params, "head": {"w": state.params["head"]["w"].at[3, 1].set(value)}})
+    checkpoints = Checkpoints(copied)
+    with pytest.raises(NonFiniteStateError, match="weights/params/head/w") as refused:
+        checkpoints.save(3, state, {"stage": 0})
+    assert refused.value.names == ("weights/params/head/w",)
+    checkpoints.close()
+    assert Checkpoints(copied).steps == (2, 1)
+
+
+def test_the_newest_that_can_be_read_is_used_with_a_warning(copied, caplog):
+    (copied / "2" / WEIGHTS / "manifest.ocdbt").write_bytes(b"")
+    checkpoints = Checkpoints(copied, read_only=True)
+    shardings = LAYOUTS["sharded"]().shardings(SHAPES)
+    step, state = checkpoints.newest(lambda step: checkpoints.restore(step, SHAPES, shardings))
+    assert step == 1 and f"{copied / '2'} is damaged: " in caplog.text
+    assert_same(state, state_at(1))
+    (copied / "1" / INFO / "metadata").unlink()
+    with pytest.raises(DamagedCheckpointError, match=r"none of the 2 .*/2 is damaged: .*/1 is damaged: ") as error:
+        checkpoints.newest(lambda step: checkpoints.restore(step, SHAPES, shardings))
+    assert "\n" not in str(error.value)
+    assert Checkpoints(copied, read_only=True).steps == (2, 1), "reading changes nothing"
+
+
+def test_a_damaged_one_is_set_aside_and_its_step_saved_again(copied):
+    for _ in range(2):
+        checkpoints = Checkpoints(copied)
+        checkpoints.set_aside_after(1)
+        assert checkpoints.steps == (1,) and (copied / "2.damaged" / WEIGHTS).is_dir()
+        checkpoints.save(2, state_at(5), {"stage": 9})
+        checkpoints.close()
+    assert Checkpoints(copied).read_info(2) == {"stage": 9}
+    assert find_checkpoints(copied) == (copied, (2, 1))
 
 
 @pytest.mark.parametrize("item", [WEIGHTS, TRAINING])
 def test_a_missing_item_is_named(copied, item):
     shutil.rmtree(copied / "2" / item)
-    with pytest.raises(ValueError, match=rf"checkpoints/2 is damaged: [\s\S]*{item}"):
+    with pytest.raises(ValueError, match=rf"checkpoints/2 is damaged: .*{item}"):
         restore(copied, 2)
 
 
@@ -147,25 +237,31 @@ def test_damaged_info_is_refused(copied, damage):
         file.unlink()
     else:
         file.write_bytes(file.read_bytes()[:9])
-    with pytest.raises(ValueError, match=r"checkpoints/2 is damaged: [\s\S]*Before it there is 1"):
+    with pytest.raises(ValueError, match=r"checkpoints/2 is damaged: .*Before it there is 1"):
         Checkpoints(copied).read_info(2)
-
-
-def test_the_one_before_is_used_once_the_damaged_one_is_moved_away(copied, tmp_path):
-    (copied / "2").rename(tmp_path / "2_damaged")
-    assert Checkpoints(copied).latest_step == 1
-    assert_same(restore(copied, 1), state_at(1))
 
 
 def test_a_folder_that_was_being_written_is_no_checkpoint(copied):
     (copied / "2").rename(copied / "2.orbax-checkpoint-tmp-7")
-    assert Checkpoints(copied).latest_step == 1
-    assert find_checkpoint(copied) == (copied, 1)
+    checkpoints = Checkpoints(copied)
+    assert checkpoints.latest_step == 1
+    assert find_checkpoints(copied) == (copied, (1,))
+    checkpoints.save(3, state_at(3), {})
+    checkpoints.close()
+    assert not (copied / "2.orbax-checkpoint-tmp-7").exists(), "who writes here clears it away"
 
 
 def test_what_a_path_means(copied):
     for path in (copied.parent, copied, str(copied)):
-        assert find_checkpoint(path) == (copied, 2)
-    assert find_checkpoint(copied / "1") == (copied, 1)
+        assert find_checkpoints(path) == (copied, (2, 1))
+    assert find_checkpoints(copied / "1") == (copied, (1,))
     for path in (copied / "1" / WEIGHTS, copied / "absent", copied / "1" / INFO / "metadata"):
-        assert find_checkpoint(path) is None
+        assert find_checkpoints(path) is None
+    best = Checkpoints(copied / "best", keep=1)
+    for step in (1, 2):
+        best.save_weights(step, state_at(step).weights, {"stage": 0})
+    best.close()
+    assert find_checkpoints(copied / "best") == (copied / "best", (2,))
+    assert find_checkpoints(copied) == (copied, (2, 1)) and Checkpoints(copied).steps == (2, 1)
+    shutil.rmtree(copied / "2" / WEIGHTS)
+    assert find_checkpoints(copied.parent) == (copied, (2, 1)), "damaged, but there"

@@ -109,6 +109,9 @@ def test_tables_hold_the_datasets_of_the_run_and_no_others():
         ("mdt", "batch_size=many", r"--config.batch_size='many': expected a whole number, such as 512"),
         ("mdt", "batch_size=2.5", r"expected a whole number"),
         ("mdt", "batch_size=0", r"config.batch_size=0: expected a number above 0"),
+        ("mdt", "learning_rate=inf", r"config.learning_rate=inf: expected a number above 0"),
+        ("mdt", "weight_decay=nan", r"config.weight_decay=nan: expected 0 or more"),
+        ("mdt", "keep_checkpoints=0", r"config.keep_checkpoints=0: expected a number above 0"),
         ("mdt", "remat=perhaps", r"expected true or false"),
         ("mdt", "datasets=cocoo", r"config.datasets: unknown dataset 'cocoo'.*did you mean 'coco'"),
         ("mdt", "datasets=coco,coco", r"each once"),
@@ -134,6 +137,20 @@ def test_what_cannot_be_is_refused_in_one_line(source, argument, message):
 def test_evaluation_needs_a_checkpoint_that_is_there():
     with pytest.raises(ConfigError, match="config.checkpoint='/nonexistent'"):
         read("mdt", "--config.mode=evaluate", "--config.checkpoint=/nonexistent")
+
+
+def test_batches_and_devices():
+    """Of eight devices, which the tests have."""
+    for given, possible in ((12, "8 or 16"), (3, "8"), (17, "16 or 24")):
+        config = read("mdt:demo", f"--config.batch_size={given}")
+        message = (
+            rf"config.batch_size={given} does not divide over 8 devices; expected a multiple of 8, such as {possible}$"
+        )
+        with pytest.raises(ConfigError, match=message):
+            configuration.check_batch(config)
+    assert configuration.check_batch(read("mdt:demo", "--config.batch_size=24")) is None
+    sizes = [configuration.whole_eval_batch(read("mdt:demo", f"--config.eval_batch_size={n}")) for n in (1, 8, 9, 64)]
+    assert sizes == [8, 8, 16, 64]
 
 
 def test_the_program_says_it_without_a_traceback(tmp_path):

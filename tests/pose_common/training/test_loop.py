@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from pose_common.training import loop, parallel
-from pose_common.training.checkpoints import Checkpoints
+from pose_common.training.checkpoints import Checkpoints, DamagedCheckpointError
 from pose_common.training.loop import LoopSettings
 from pose_common.training.mesh import make_mesh
-from pose_common.training.report import NonFiniteLossError
+from pose_common.training.nonfinite import NonFiniteError
 from pose_common.training.step import train_step
 from pose_common.training.writers import read_metrics
 from tests.pose_common.training.toy import ToyData, ToyMethod
@@ -40,6 +40,19 @@ PLANS = {
 def run(workdir, strategy="eight sharded", settings=SETTINGS, data=None, **kwargs):
     data = data or ToyData()
     return loop.train(ToyMethod(), data, PLANS[strategy](), settings, workdir, key=jax.random.PRNGKey(0), **kwargs)
+
+
+class Interrupted(ToyData):
+    """Data that come with a signal to stop after so many steps."""
+
+    def __init__(self, stop_after: int):
+        super().__init__()
+        self.stop_after = stop_after
+
+    def __next__(self):
+        if self.position == self.stop_after - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super().__next__()
 
 
 def losses(workdir):
@@ -68,19 +81,41 @@ def test_same_numbers_on_any_layout(strategy, reference, tmp_path):
 @pytest.mark.parametrize("stop_after", [5, 6, 7])
 def test_resume_is_exact(strategy, stop_after, tmp_path):
     run(tmp_path / "whole", strategy)
-
-    class Interrupted(ToyData):
-        def __next__(self):
-            if self.position == stop_after - 1:
-                os.kill(os.getpid(), signal.SIGTERM)
-            return super().__next__()
-
-    _, complete = run(tmp_path / "cut", strategy, data=Interrupted())
+    _, complete = run(tmp_path / "cut", strategy, data=Interrupted(stop_after))
     assert not complete
     assert Checkpoints(tmp_path / "cut" / "checkpoints").latest_step == stop_after
     _, complete = run(tmp_path / "cut", strategy)
     assert complete
     assert losses(tmp_path / "cut") == losses(tmp_path / "whole")  # to the last bit
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut", "changed"])
+def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(damage, reference, tmp_path, caplog):
+    """The run goes on from there, writes the damaged one's step again, and ends with the same numbers."""
+    run(tmp_path, "one device", data=Interrupted(stop_after=8))
+    folder = tmp_path / "checkpoints" / "8"
+    file = folder / "info" / "metadata" if damage == "changed" else folder / "training" / "manifest.ocdbt"
+    if damage == "missing":
+        file.unlink()
+    elif damage == "cut":
+        file.write_bytes(file.read_bytes()[:20])
+    else:
+        file.write_text(file.read_text().replace('"position": 8', '"position": 9'))
+    state, complete = run(tmp_path, "one device")
+    assert complete and f"{folder} is damaged: " in caplog.text
+    assert losses(tmp_path) == reference[0]  # to the last bit
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), reference[1])
+    assert (tmp_path / "checkpoints" / "8.damaged").is_dir()
+    assert Checkpoints(tmp_path / "checkpoints").read_info(8)["data"] == {"position": 8}
+
+
+def test_without_a_readable_checkpoint_nothing_is_started_anew(tmp_path):
+    run(tmp_path, "one device", data=Interrupted(stop_after=3))
+    for folder in ("2", "3"):
+        (tmp_path / "checkpoints" / folder / "info" / "metadata").unlink()
+    with pytest.raises(DamagedCheckpointError, match=r"none of the 2 checkpoints can be read: .*/3 is .*/2 is damaged"):
+        run(tmp_path, "one device")
+    assert Checkpoints(tmp_path / "checkpoints").steps == (3, 2)
 
 
 def test_a_group_that_thaws_counts_its_own_steps(tmp_path):
@@ -93,11 +128,48 @@ def test_a_group_that_thaws_counts_its_own_steps(tmp_path):
     assert int(one.opt_state["head"].count) == 4 and int(one.opt_state["body"].count) == 2
 
 
-def test_non_finite_loss_stops_and_names_the_last_good_checkpoint(tmp_path):
+@pytest.mark.parametrize("strategy", ["eight sharded", "fsdp", "pmap"])
+def test_labels_that_are_not_finite_stop_the_run_and_are_named(tmp_path, strategy):
     settings = dataclasses.replace(SETTINGS, log_every=50)
-    with pytest.raises(NonFiniteLossError, match=r"step 5: .*mse.*checkpoints/4"):
-        run(tmp_path, settings=settings, data=ToyData(poison_at=5))
+    with pytest.raises(NonFiniteError) as stopped:
+        run(tmp_path, strategy, settings=settings, data=ToyData(poison_at=5))
+    assert str(stopped.value) == (
+        "step 5: not finite: grad_norm, loss, mse; gradients of head (1, first head/w); batch: toy (16); "
+        "labels that are not finite: toy/train/3.jpg (id 3): target, toy/train/5.jpg (id 5): target; all of it in "
+        f"{tmp_path}/nonfinite_step_5.json; last good checkpoint: {tmp_path}/checkpoints/4. Mend the labels of these "
+        "pictures, or leave them out"
+    )
     assert Checkpoints(tmp_path / "checkpoints").latest_step == 4
+    written = json.loads((tmp_path / "nonfinite_step_5.json").read_text())
+    assert written["gradients"] == ["head/w"] and written["parameters"] == [] and len(written["batch"]) == 16
+
+
+def test_parameters_that_an_update_spoils_are_named(tmp_path):
+    """By a rate that makes them overflow although the gradient was finite; the next step shows it."""
+    optimizer = ToyMethod().optimizer
+    rate = lambda step, xp=np: jax.numpy.where(step == 2, 3.4e38, 1e-2)  # noqa: E731
+    method = ToyMethod(optimizer=dataclasses.replace(optimizer, schedule=rate))
+    with pytest.raises(NonFiniteError) as stopped:
+        loop.train(method, ToyData(), PLANS["fsdp"](), SETTINGS, tmp_path, key=jax.random.PRNGKey(0))
+    assert "step 3: not finite: grad_norm, loss, mse; parameters of head (1, first head/w); " in str(stopped.value)
+    assert "its labels are finite, pictures: toy/train/0.jpg (id 0), " in str(stopped.value)
+    assert str(stopped.value).endswith("The parameters were spoilt by the step before: lower the learning rate")
+    assert Checkpoints(tmp_path / "checkpoints").latest_step == 2
+
+
+def test_a_state_that_is_not_finite_is_not_saved(tmp_path):
+    """Spoilt after the last figures that could have shown it: here the method's own state."""
+
+    class Spoilt(ToyMethod):
+        def update(self, method_state, observed, axis_name):
+            state, seen = super().update(method_state, observed, axis_name)
+            return {"bank": state["bank"].at[3].set(np.nan)}, seen
+
+    with pytest.raises(NonFiniteError) as stopped:
+        loop.train(Spoilt(), ToyData(), PLANS["fsdp"](), SETTINGS, tmp_path, key=jax.random.PRNGKey(0))
+    message = "step 1: not finite: the state after it; state of prototypes (1, first prototypes/bank); batch: toy"
+    assert message in str(stopped.value) and "last good checkpoint: none was saved yet" in str(stopped.value)
+    assert Checkpoints(tmp_path / "checkpoints").latest_step is None
 
 
 def test_frozen_group_does_not_move():

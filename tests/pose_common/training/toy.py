@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from data_pipelines.top_down.loader import Row
 from pose_common import collectives
 from pose_common.layers import batch_moments
 from pose_common.training.optimizers import GroupedAdamW, step_schedule
@@ -81,9 +82,16 @@ class ToyData:
         x = rng.normal(size=(self.size, 8)).astype(np.float32)
         target = np.tanh(x[:, :4])
         if self.position == self.poison_at:
-            target = target + np.nan
+            target[[3, 5], 1] = np.nan
         self.position += 1
         return {"image": x[self.rows], "target": target[self.rows].astype(np.float32)}
+
+    def rows_at(self, state):
+        again = ToyData(self.size, poison_at=self.poison_at)
+        again.position = state["position"]
+        rows = next(again)
+        for number in range(self.size):
+            yield Row("toy", f"train/{number}.jpg (id {number})", {name: value[number] for name, value in rows.items()})
 
     def get_state(self):
         return {"position": self.position}
