@@ -26,8 +26,8 @@ from boir_jax import build as boir_build
 from boir_jax.weights import convert as boir
 from pose_common.training.mesh import make_mesh
 from pose_common.weights.folder import is_weights, load_weights, save_weights
-from pose_common.weights.keys import COUNTER, Conversion, flatten, unrecognised
-from pose_common.weights.torch_files import SUFFIXES, TorchMissing, read_state, write_state
+from pose_common.weights.keys import COUNTER, Conversion, flatten, naming, unrecognised
+from pose_common.weights.torch_files import SUFFIXES, read_state, write_state
 from posebh_jax import build as posebh_build
 from posebh_jax.weights import convert as posebh
 
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _export(args, *own)
         else:
             _convert(args)
-    except (ValueError, OSError, TorchMissing) as error:
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
@@ -80,7 +80,8 @@ def _convert(args: argparse.Namespace) -> None:
         activation=args.activation,
     )
     state = read_state(args.source)
-    conversion = posebh.convert(state, options, args.source) or boir.convert(state, args.datasets)
+    with naming(args.source):
+        conversion = posebh.convert(state, options, args.source) or boir.convert(state, args.datasets)
     if conversion is None:
         raise ValueError(f"{args.source} holds no weights that are recognised but {unrecognised(state)}")
     weights, manifest = _fold(args, conversion.weights, conversion.manifest)

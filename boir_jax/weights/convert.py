@@ -27,6 +27,7 @@ from pose_common.weights.keys import (
     Conversion,
     ConversionError,
     flatten,
+    naming,
     own_weights,
     unflatten,
     unrecognised,
@@ -73,7 +74,8 @@ def read_weights(
             raise ConversionError("not recognised", [problem])
         return own_weights(weights, manifest)
     state = read_state(path)
-    conversion = convert(state, dataset, dilations)
+    with naming(path):
+        conversion = convert(state, dataset, dilations)
     if conversion is None:
         raise ConversionError("not recognised", [f"{path} holds no weights of BoIR or HRNet but {unrecognised(state)}"])
     return conversion

@@ -24,6 +24,7 @@ from pose_common.weights.keys import (
     Conversion,
     ConversionError,
     flatten,
+    naming,
     own_weights,
     unflatten,
     unrecognised,
@@ -105,7 +106,8 @@ def read_weights(path: str | pathlib.Path, options: Options = Options()) -> Conv
         return own_weights(weights, manifest)
     path = pathlib.Path(path)
     state = read_state(path)
-    conversion = convert(state, options, path)
+    with naming(path):
+        conversion = convert(state, options, path)
     if conversion is None:
         problem = f"{path} holds no weights of PoseBH, ViTPose or a vision transformer but {unrecognised(state)}"
         raise ConversionError("not recognised", [problem])
