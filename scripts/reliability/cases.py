@@ -4,7 +4,7 @@ A part is a module with
 
     SECONDS, MEGABYTES       bounds of one case
     prepare(folder, seed)    -> material that every case of a child uses
-    case(material, number)   -> (kind, result, detail, fault)
+    case(material, number)   -> [(kind, result, detail, fault)], one or several
 
 and a child is `python -m scripts.reliability.cases <module> <folder> <seed> <first> <end>`.
 """
@@ -26,6 +26,7 @@ from scripts.reliability import bounds
 from scripts.reliability.outcomes import Outcome
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+CHILD, MOST_DEATHS = "child process", 10
 START_SECONDS = 300
 """For the imports and the material of a child."""
 
@@ -37,20 +38,18 @@ def run(module: str, folder: pathlib.Path, seed: int, first: int, count: int) ->
     file, end = folder / "cases.jsonl", first + count
     file.unlink(missing_ok=True)
     found: list[Outcome] = []
-    while (next_case := first + len(found)) < end:
+    next_case = first
+    while next_case < end:
         why = _child(module, folder, seed, next_case, end, file, part.SECONDS)
         found = _read(file)
-        missing = first + len(found)
-        if missing < end:
-            kind = "child process"
-            with file.open("a") as lines:
-                lost = Outcome(missing, kind, "died", why, fault=True)
-                lines.write(json.dumps(dataclasses.asdict(lost)) + "\n")
-            found.append(lost)
-            print(f"case {missing}: {why}", file=sys.stderr)
-            if len([o for o in found if o.kind == kind]) > 10:
-                raise RuntimeError(f"{module}: more than ten children died; the last: {why}")
-    return found
+        next_case = max((outcome.number for outcome in found), default=first - 1) + 1
+        if next_case < end:
+            _append(file, [Outcome(next_case, CHILD, "died", why, fault=True)])
+            print(f"case {next_case}: {why}", file=sys.stderr)
+            if sum(outcome.kind == CHILD for outcome in found) >= MOST_DEATHS:
+                raise RuntimeError(f"{module}: more than {MOST_DEATHS} children died; the last: {why}")
+            next_case += 1
+    return _read(file)
 
 
 def _child(module: str, folder: pathlib.Path, seed: int, first: int, end: int, file: pathlib.Path, seconds: int) -> str:
@@ -84,19 +83,24 @@ def _read(file: pathlib.Path) -> list[Outcome]:
     return [Outcome(**json.loads(line)) for line in lines]
 
 
-def _one(part: Any, material: Any, number: int) -> tuple[str, str, str, bool]:
+def _append(file: pathlib.Path, outcomes: list[Outcome]) -> None:
+    with file.open("a") as lines:
+        lines.write("".join(json.dumps(dataclasses.asdict(outcome)) + "\n" for outcome in outcomes))
+
+
+def _one(part: Any, material: Any, number: int) -> list[tuple[str, str, str, bool]]:
     """The case, or what it raised where a case must not raise."""
     try:
         with bounds.time_limit(part.SECONDS):
             return part.case(material, number)
     except bounds.TimeLimit as error:
-        return "hang", "too slow", str(error), True
+        return [("hang", "too slow", str(error), True)]
     except MemoryError:
-        return "memory", "over the bound", f"over {part.MEGABYTES} MB", True
+        return [("memory", "over the bound", f"over {part.MEGABYTES} MB", True)]
     except Exception as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
         place = f"{pathlib.Path(where.filename).name}:{where.lineno}"
-        return "traceback", type(error).__name__, f"{place}: {error!s:.300}", True
+        return [("traceback", type(error).__name__, f"{place}: {error!s:.300}", True)]
 
 
 def main() -> None:
@@ -105,15 +109,16 @@ def main() -> None:
     part = importlib.import_module(module)
     os.environ.setdefault("TQDM_DISABLE", "1")
     material = part.prepare(pathlib.Path(folder), int(seed))
-    with (pathlib.Path(folder) / "cases.jsonl").open("a") as file:
-        for number in range(int(first), int(end)):
-            bounds.limit_memory(2 * part.MEGABYTES)  # twice: what is over the bound is measured and told by its case
-            (kind, result, detail, fault), seconds, megabytes = bounds.measured(_one, part, material, number)
-            if megabytes > part.MEGABYTES:
-                result, detail, fault = "over the memory bound", f"{megabytes:.0f} MB; {detail}", True
-            outcome = Outcome(number, kind, result, detail[:2000], fault, round(seconds, 3), round(megabytes, 1))
-            file.write(json.dumps(dataclasses.asdict(outcome)) + "\n")
-            file.flush()
+    for number in range(int(first), int(end)):
+        bounds.limit_memory(2 * part.MEGABYTES)  # twice: what is over the bound is measured and told by its case
+        found, seconds, megabytes = bounds.measured(_one, part, material, number)
+        if megabytes > part.MEGABYTES:
+            found.append(("memory", "over the bound", f"{megabytes:.0f} MB; {found[-1][2]}", True))
+        each = round(seconds / len(found), 3), round(megabytes, 1)
+        _append(
+            pathlib.Path(folder) / "cases.jsonl",
+            [Outcome(number, kind, result, detail[:2000], fault, *each) for kind, result, detail, fault in found],
+        )
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ class Outcome:
     """One case.
 
     Attributes:
-      number: of the case; with the seed it says what was done.
+      number: of the case; with the seed it says what was done. A case may have several outcomes.
       kind: what was done, in a word or two.
       result: what came of it, in a word or two.
       detail: the message, or what is wrong.

@@ -55,8 +55,8 @@ def prepare(folder: pathlib.Path, seed: int) -> Material:
     return Material(folder, seed, state, expected["own"], Watch())
 
 
-def case(material: Material, number: int) -> tuple[str, str, str, bool]:
-    """(kind, result, message, whether it is a fault)."""
+def case(material: Material, number: int) -> list[tuple[str, str, str, bool]]:
+    """(kind, result, message, whether it is a fault) of one file."""
     place = material.folder / "case"
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir()
@@ -71,8 +71,8 @@ def case(material: Material, number: int) -> tuple[str, str, str, bool]:
         result, fault = NAMED, str(place) not in message
         message = f"{what}: {message}"
     if trap.exists() or events or not (material.folder / "undamaged" / "own").exists():
-        return kind, "ran code", f"{what}: {events}", True
-    return kind, result, message, fault
+        return [(kind, "ran code", f"{what}: {events}", True)]
+    return [(kind, result, message, fault)]
 
 
 def _judged(kind: str, same: bool, what: str) -> tuple[str, str, bool]:
