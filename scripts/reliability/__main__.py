@@ -19,7 +19,7 @@ from collections.abc import Sequence
 
 from scripts.reliability import cases, outcomes
 
-CASES = {name: f"scripts.reliability.{name}" for name in ("weights", "annotations")}
+CASES = {name: f"scripts.reliability.{name}" for name in ("weights", "annotations", "pictures")}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

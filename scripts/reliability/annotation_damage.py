@@ -100,6 +100,8 @@ def _field(draw, content, name, entries, per_entry, change, kind, plain=lambda k
     key = draw(st.sampled_from(sorted(entry)))
     cost = _cost(content, name, entry, per_entry)
     change(entry, key)
+    if name == "images" and key == "id" and cost["images"] != EVERYTHING:  # by chance that of another
+        cost["images"] |= {image_of(name, entry)}
     return content, Damage(kind, f"{name}[{place}].{key}", plain=plain(key, entry.get(key)), **cost)
 
 
