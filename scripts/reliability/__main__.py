@@ -19,7 +19,10 @@ from collections.abc import Sequence
 
 from scripts.reliability import cases, outcomes
 
-CASES = {name: f"scripts.reliability.{name}" for name in ("weights", "annotations", "pictures")}
+CASES = ("weights", "annotations", "pictures")
+"""Parts of cases that a child process goes through; each is a module of that name, as the others are."""
+RUNS = ("kills", "processes", "long_run")
+PARTS = (*CASES, *RUNS)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,19 +30,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m scripts.reliability", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("parts", nargs="*", metavar="part", help=f"of {', '.join(CASES)} (default: all)")
+    parser.add_argument("parts", nargs="*", metavar="part", help=f"of {', '.join(PARTS)} (default: all)")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("workdir/reliability"))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--first", type=int, default=0, help="number of the first case")
     parser.add_argument("--count", type=int, help="how many cases of each part (default: each part's own number)")
+    parser.add_argument("--minutes", type=float, help="of each part of whole runs, begin no more after so many")
     args = parser.parse_args(argv)
-    if unknown := set(args.parts) - set(CASES):
-        parser.error(f"{', '.join(sorted(unknown))}: the parts are {', '.join(CASES)}")
+    if unknown := set(args.parts) - set(PARTS):
+        parser.error(f"{', '.join(sorted(unknown))}: the parts are {', '.join(PARTS)}")
     faults = 0
-    for name in args.parts or CASES:
-        part = importlib.import_module(CASES[name])
-        folder = (args.out / name).absolute()
-        found = cases.run(CASES[name], folder, args.seed, args.first, args.count or part.COUNT)
+    for name in args.parts or PARTS:
+        part = importlib.import_module(f"scripts.reliability.{name}")
+        folder, count = (args.out / name).absolute(), args.count or part.COUNT
+        if name in CASES:
+            found = cases.run(part.__name__, folder, args.seed, args.first, count)
+        else:
+            found = part.run(folder, args.seed, args.first, count, args.minutes)
         outcomes.write(args.out / f"{name}.jsonl", found)
         outcomes.print_table(part.TITLE, found)
         faults += sum(outcome.fault for outcome in found)
