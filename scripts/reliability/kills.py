@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import functools
 import itertools
 import pathlib
 import random
@@ -23,7 +24,7 @@ from tests.data_pipelines import tiny_sets
 TITLE = "kills: training of both methods and preparation, killed and started again"
 COUNT = 140
 """Kills: a seventh is of `prepare_data`; of training, every sixth is a SIGTERM."""
-POLL = 0.005  # seconds
+POLL = 0.01  # seconds
 MOST_SECONDS = 1800
 """Of one process."""
 PICTURES = 400
@@ -93,15 +94,15 @@ def _chain(
     while len(kills) < most and not _over(deadline) and not problem:
         number = first + len(kills)
         rng = random.Random(f"{seed} {number}")
-        name = rng.choice(list(MOMENTS))
+        moment = _Moment(rng, seconds)
         with_what = signal.SIGTERM if number % 6 == 5 else signal.SIGKILL
         program = _start(folder, method, workdir)
-        if not _wait_for(program, _moment(name, program, workdir, rng, seconds)):
+        if not _wait_for(program, functools.partial(moment.reached, program, workdir)):
             break  # it came to its end before
         program.process.send_signal(with_what)
         program.process.wait(timeout=MOST_SECONDS)
         problem = _wrong_end(program, with_what)
-        kills.append((number, f"{method}: {with_what.name}, {name}", program.last_line()))
+        kills.append((number, f"{method}: {with_what.name}, {moment.name}", program.last_line()))
     if not problem:
         try:
             _to_the_end(folder, method, workdir)
@@ -133,22 +134,28 @@ def _wrong_end(program: Program, sent: signal.Signals) -> str:
     return ""
 
 
-def _moment(
-    name: str, program: Program, workdir: pathlib.Path, rng: random.Random, seconds: float
-) -> Callable[[], bool]:
-    """Asked again and again, whether it is time for a kill."""
-    event, delay = MOMENTS[name]
-    began, wait, after = time.monotonic(), rng.uniform(0, seconds), rng.uniform(0, delay)
+class _Moment:
+    """When a kill comes: at an event, with a delay, or at any time where that comes first."""
 
-    def reached() -> bool:
-        if event is None:
-            return time.monotonic() - began > wait
-        if not event(program, workdir):
+    def __init__(self, rng: random.Random, seconds: float):
+        self.name = rng.choice(list(MOMENTS))
+        share = (0.0, 1.0) if self.name == ANY_TIME else (0.6, 1.0)  # the event should have its time to come
+        self.latest = time.monotonic() + rng.uniform(*share) * seconds
+        self.delay = rng.uniform(0, MOMENTS[self.name][1])
+
+    def reached(self, program: Program, workdir: pathlib.Path) -> bool:
+        """Whether it is time."""
+        if time.monotonic() > self.latest:
+            self.name = ANY_TIME
+            return True
+        if not MOMENTS[self.name][0](program, workdir):
             return False
-        time.sleep(after)
+        time.sleep(self.delay)
         return True
 
-    return reached
+
+def _never(program: Program, workdir: pathlib.Path) -> bool:
+    return False
 
 
 def _writing(program: Program, workdir: pathlib.Path) -> bool:
@@ -170,8 +177,9 @@ def _resuming(program: Program, workdir: pathlib.Path) -> bool:
     return "resumed from step" in program.text()
 
 
-MOMENTS: dict[str, tuple[Callable[[Program, pathlib.Path], bool] | None, float]] = {
-    "any time": (None, 0.0),
+ANY_TIME = "any time"
+MOMENTS: dict[str, tuple[Callable[[Program, pathlib.Path], bool], float]] = {
+    ANY_TIME: (_never, 0.0),
     "checkpoint on its way": (_writing, 0.05),
     "evaluation": (_evaluating, 2.0),
     "stage change": (_next_stage, 2.0),

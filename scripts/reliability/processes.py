@@ -26,7 +26,7 @@ LOSSES = (  # which process, by which signal
 
 
 def run(folder: pathlib.Path, seed: int, first: int, count: int, minutes: float | None) -> list[Outcome]:
-    """Cases `first` ... `first + count - 1`: of both methods in turn, every kind of loss."""
+    """Cases `first` ... `first + count - 1`: every kind of loss with one method, then with the other."""
     del seed
     deadline = None if minutes is None else time.monotonic() + 60 * minutes
     outcomes = []
@@ -38,8 +38,8 @@ def run(folder: pathlib.Path, seed: int, first: int, count: int, minutes: float 
 
 
 def _case(folder: pathlib.Path, number: int) -> list[Outcome]:
-    method = list(training_runs.METHODS)[number % len(training_runs.METHODS)]
-    lost, with_what = LOSSES[number // len(training_runs.METHODS) % len(LOSSES)]
+    method = list(training_runs.METHODS)[number // len(LOSSES) % len(training_runs.METHODS)]
+    lost, with_what = LOSSES[number % len(LOSSES)]
     workdir = folder / f"{method}_{number}"
     shutil.rmtree(workdir, ignore_errors=True)
     programs = _start_two(folder, method, workdir)
