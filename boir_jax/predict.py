@@ -87,7 +87,7 @@ class PoseModel:
             for picture in pictures:
                 image, matrix = resize(np.ascontiguousarray(picture.image[..., ::-1]), self.input_size)
                 rows = [{"image": image, "inverse_warp": np.float32(geometry.invert(matrix))}]
-                yield Job(picture, image.shape, rows)
+                yield Job(picture, image.shape, rows, picture.image.nbytes)
 
         def run(kind, rows):
             return self.predictor(self.weights, rows["image"], rows["inverse_warp"])
@@ -146,7 +146,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _predict(args: Any) -> tuple[str, Iterator[list[Result]]]:
     model = load(args.checkpoint, input_size=args.input_size)
-    results = model.results(pictures_of(args.source), args.batch_size, args.threshold)
+    results = model.results(pictures_of(args.source, args.left_out.append), args.batch_size, args.threshold)
     return model.title, ([result] for result in results)
 
 

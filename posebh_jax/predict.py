@@ -121,7 +121,7 @@ class PoseModel:
                 found = find_boxes(number, picture)
                 for name in names:
                     rows = crops_of(picture, found[0], self.datasets[name], predictor.input_size)
-                    yield Job((picture, found, name), name, rows)
+                    yield Job((picture, found, name), name, rows, picture.image.nbytes)
 
         collected: dict[str, Result] = {}
         for (picture, found, name), rows in in_batches(ahead(jobs()), run, batch_size):
@@ -304,9 +304,14 @@ def _predict(args: Any) -> tuple[str, Iterator[list[Result]]]:
         from boir_jax.predict import load as load_finder  # the other method, only where it was asked for
 
         boxes = load_finder(boxes)
-    results = model.results(
-        pictures_of(args.source), boxes_of(boxes), names, not args.no_flip, args.batch_size, args.maps
-    )
+    boxes_by_number = boxes_of(boxes)
+
+    def find_boxes(number: int, picture: Picture) -> Found:
+        """Numbers count the files, whether they can be read or not."""
+        return boxes_by_number(number + len(args.left_out), picture)
+
+    pictures = pictures_of(args.source, args.left_out.append)
+    results = model.results(pictures, find_boxes, names, not args.no_flip, args.batch_size, args.maps)
     return model.title, (list(found.values()) for found in results)
 
 

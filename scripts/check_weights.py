@@ -22,7 +22,6 @@ from typing import Any
 from boir_jax.weights import convert as boir
 from pose_common.weights.hub_folders import find_weights, local_path
 from pose_common.weights.keys import COUNTER, Conversion
-from pose_common.weights.torch_files import TorchMissing
 from posebh_jax.vit import ViTSize, size_name
 from posebh_jax.weights.manifest import Options
 from scripts.convert_weights import foreign_weights, own_weights
@@ -46,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         own = own_weights(path)
         conversion = foreign_weights(path, options) if own is None else own
         print("\n".join([conversion.title, *_described(args.source, conversion)]))
-    except (ValueError, OSError, TorchMissing) as error:
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

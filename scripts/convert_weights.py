@@ -28,8 +28,8 @@ from boir_jax.weights import convert as boir
 from pose_common.training import restore
 from pose_common.weights import keys
 from pose_common.weights.folder import is_weights, load_weights, save_weights
-from pose_common.weights.keys import COUNTER, Conversion, flatten
-from pose_common.weights.torch_files import SUFFIXES, TorchMissing, read_state, write_state
+from pose_common.weights.keys import COUNTER, Conversion, flatten, naming
+from pose_common.weights.torch_files import SUFFIXES, read_state, write_state
 from posebh_jax import sources as posebh_sources
 from posebh_jax.weights import convert as posebh
 from posebh_jax.weights.manifest import Options
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _export(args, own.weights, own.manifest)
         else:
             _convert(args)
-    except (ValueError, OSError, TorchMissing) as error:
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
@@ -138,7 +138,8 @@ def foreign_weights(source: pathlib.Path, options: Options) -> Conversion:
     """
     state = read_state(source)
     dataset = options.datasets[0] if options.datasets else None
-    conversion = posebh.convert(state, options, source) or boir.convert(state, dataset)
+    with naming(source):
+        conversion = posebh.convert(state, options, source) or boir.convert(state, dataset)
     if conversion is None:
         raise ValueError(f"{source} holds no weights that are recognised but {keys.unrecognised(state)}")
     return conversion

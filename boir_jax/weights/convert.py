@@ -27,6 +27,7 @@ from pose_common.weights.keys import (
     Conversion,
     ConversionError,
     flatten,
+    naming,
     own_weights,
     unflatten,
     unrecognised,
@@ -78,7 +79,8 @@ def read_weights(
         weights, manifest = load_weights(path)
         return own_weights(weights, _own(manifest, path))
     state = read_state(path)
-    conversion = convert(state, dataset, dilations)
+    with naming(path):
+        conversion = convert(state, dataset, dilations)
     if conversion is None:
         raise _foreign(state, path)
     return conversion
@@ -93,7 +95,8 @@ def describe_weights(path: str | pathlib.Path, dataset: str | None = None) -> di
     if is_weights(path):
         return _own(read_manifest(path), path)
     state = read_state(path)
-    recognised = recognise(_shapes(state), dataset)
+    with naming(path):
+        recognised = recognise(_shapes(state), dataset)
     if recognised is None:
         raise _foreign(state, path)
     return recognised.manifest

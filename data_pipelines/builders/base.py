@@ -229,8 +229,9 @@ class PoseBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
         finally:
             shards.close()
         if not counts["images"]:
+            file = self.describe_source().get("annotations", "its source")
             raise RawDataError(
-                f"{self.name} ({self.split}): not one usable image; {summaries.first_faults(self.report)}"
+                f"{self.name} ({self.split}): not one usable image in {file}; {summaries.first_faults(self.report)}"
             )
         columns = table.annotations(self.pose_dataset, self.split, self.categories, self.metadata)
         usable = (

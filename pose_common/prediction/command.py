@@ -56,9 +56,11 @@ def run(args: argparse.Namespace, predict: Callable[[argparse.Namespace], tuple[
     """Predicts, shows progress, writes; returns the exit status.
 
     Args:
-      predict: flags -> (what the weights are, results of every picture, one a skeleton).
+      predict: flags -> (what the weights are, results of every picture, one a skeleton). The errors of pictures that
+        it leaves out go to the list `left_out` beside the flags; they are said at the end, and make the status 1.
     """
     kinds = args.save.split(",")
+    args.left_out = []
     try:
         if unknown := set(kinds) - set(KINDS):
             raise ValueError(f"--save={args.save}: {', '.join(sorted(unknown))} is none of {', '.join(KINDS)}")
@@ -80,9 +82,12 @@ def run(args: argparse.Namespace, predict: Callable[[argparse.Namespace], tuple[
             raise
         print(f"error: {' '.join(str(error.args[0] if error.args else error).split())}", file=sys.stderr)
         return 1
+    finally:
+        for left_out in args.left_out:
+            print(f"left out: {' '.join(str(left_out).split())}", file=sys.stderr)
     rate = pictures / max(seconds, 1e-9)
     print(f"{pictures} pictures, {found} poses, {rate:.2f} pictures a second; results in {args.out}/")
-    return 0
+    return 1 if args.left_out else 0
 
 
 def _write(

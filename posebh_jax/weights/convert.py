@@ -19,6 +19,7 @@ from pose_common.weights.keys import (
     Conversion,
     ConversionError,
     flatten,
+    naming,
     own_weights,
     unflatten,
     unrecognised,
@@ -58,7 +59,8 @@ def read_weights(path: str | pathlib.Path, options: Options = Options()) -> Conv
         loaded, manifest = load_weights(path)
         return own_weights(COLLECTIONS | loaded, _own(manifest, path))
     state = read_state(path)
-    conversion = convert(state, options, pathlib.Path(path))
+    with naming(path):
+        conversion = convert(state, options, pathlib.Path(path))
     if conversion is None:
         raise _foreign(state, path)
     return conversion
@@ -73,10 +75,11 @@ def describe_weights(path: str | pathlib.Path, options: Options = Options()) -> 
     if is_weights(path):
         return _own(read_manifest(path), path)
     state = read_state(path)
-    contents = recognise(_shapes(state))
-    if contents is None:
-        raise _foreign(state, path)
-    return describe(contents, options, pathlib.Path(path))[0]
+    with naming(path):
+        contents = recognise(_shapes(state))
+        if contents is None:
+            raise _foreign(state, path)
+        return describe(contents, options, pathlib.Path(path))[0]
 
 
 def convert(
