@@ -26,6 +26,7 @@ from data_pipelines.top_down.loader import TrainIterator
 from data_pipelines.whole_image.loader import train_loader
 from data_pipelines.whole_image.pictures import Augmentation
 from pose_common.layers import BatchNorm
+from pose_common.prediction.embedded import is_embedded, read_embedded
 from pose_common.training import restore
 from pose_common.training.cli import make_reading
 from pose_common.training.optimizers import GroupedAdamW, cosine_schedule
@@ -141,7 +142,10 @@ def make_start(config: ConfigDict, mesh: Mesh) -> Callable[[TrainState], TrainSt
     """
     if not config.init_from:
         return None
-    conversion = read_run(config.init_from, mesh) or read_weights(config.init_from)
+    if is_embedded(config.init_from):
+        conversion = read_embedded(pathlib.Path(config.init_from))
+    else:
+        conversion = read_run(config.init_from, mesh) or read_weights(config.init_from)
     skeleton = configuration.dataset(config).keypoint_set
     return restore.filler(config.init_from, lambda initial: start_from(conversion, initial, skeleton))
 

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from data_pipelines.top_down.instances import GROUND_TRUTH
 from data_pipelines.top_down.loader import Entry, TrainIterator, train_loader
+from pose_common.prediction.embedded import is_embedded, read_embedded
 from pose_common.training import restore
 from pose_common.training.cli import make_reading
 from pose_common.training.optimizers import GroupedAdamW, step_schedule
@@ -192,7 +193,10 @@ def make_start(config: ConfigDict, model: PoseBH, mesh: Mesh) -> Callable[[Train
     """
     if not config.init_from:
         return None
-    conversion = read_run(config.init_from, mesh) or read_weights(config.init_from, _options(config))
+    if is_embedded(config.init_from):
+        conversion = read_embedded(pathlib.Path(config.init_from))
+    else:
+        conversion = read_run(config.init_from, mesh) or read_weights(config.init_from, _options(config))
     return restore.filler(config.init_from, lambda initial: start_from(conversion, initial, model, fold=config.fold))
 
 

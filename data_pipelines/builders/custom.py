@@ -152,7 +152,12 @@ class Custom(CocoFormatBuilder):
 
     def instance(self, annotation: dict[str, Any]) -> dict[str, Any]:
         origin = annotation.get("origin")
-        return super().instance(annotation) | ({"origin": origin} if isinstance(origin, tuple) else {})
+        mask = _box_mask(annotation, self.pose_dataset.num_keypoints)
+        return (
+            super().instance(annotation)
+            | ({"origin": origin} if isinstance(origin, tuple) else {})
+            | ({} if mask is None else {"segmentation": mask})
+        )
 
     def picture(self, file_name: str) -> pathlib.Path:
         return pictures.find(self.files.images, file_name)
@@ -188,6 +193,23 @@ class Custom(CocoFormatBuilder):
             self.metadata["pictures"] = (
                 f"{len(self._reencoded)} ({kinds}) re-encoded as JPEG of quality {pictures.QUALITY}; JPEGs are kept"
             )
+
+
+def _box_mask(annotation: Mapping[str, Any], num_keypoints: int) -> list[list[float]] | None:
+    """The box as a polygon, of somebody of whom neither keypoints nor a mask are labelled; None for the others.
+
+    Single-stage training then does not learn that nobody is there.
+    """
+    if annotation.get("segmentation"):
+        return None
+    try:
+        if annotation.get("keypoints") is not None and not fields.flag(annotation, "iscrowd"):
+            if (fields.keypoints(annotation, "keypoints", num_keypoints)[:, 2] > 0).any():
+                return None
+        x, y, width, height = fields.numbers(annotation, "bbox", 4).tolist()
+    except Fault:
+        return None  # the check of the instance says what is wrong
+    return [[x, y, x + width, y, x + width, y + height, x, y + height]] if width > 0 and height > 0 else None
 
 
 def _is_absolute(file_name: str) -> bool:

@@ -56,7 +56,7 @@ def test_statistics_of_batch_norm_are_global_or_of_groups():
 
 
 def test_mistakes_are_named():
-    for wrong in ("mpii_w32", "coco", "coco_w32_finetune", "crowdpose_w18", "crowdpose_w32_small"):
+    for wrong in ("mpii_w32", "coco_w32_finetune", "crowdpose_w18", "mine,w18", "mine,w32,w48", ",w32"):
         with pytest.raises(ValueError, match=f"configs/boir.py:{wrong}"):
             boir.get_config(wrong)
     config = boir.get_config("demo")
