@@ -84,10 +84,13 @@ def _demo(config: ConfigDict) -> ConfigDict:
 
 
 def _tiny(config: ConfigDict) -> ConfigDict:
-    """Minutes on two CPU cores, for a few hundred people or animals."""
+    """Minutes on two CPU cores. So few steps are nothing to prototypes, so there are none: the heatmap head learns."""
+    config.method = "multi_head"
     config.synthetic, config.data_dir = ConfigDict(), "data"
     config.batch_size, config.eval_batch_size, config.steps_per_epoch = 32, 32, 10
-    config.stages[0].epochs, config.stages[1].epochs = 5, 55
-    config.learning_rate, config.decay_epochs, config.warmup_steps = 1e-3, (45, 55), 10
-    config.decay_factor = 0.3
+    config.learning_rate, config.decay_epochs, config.decay_factor, config.warmup_steps = 1e-3, (45, 55), 0.3, 10
+    config.stages = [
+        mdt.stage("head", 5, ("heads",), mdt.MULTI_HEAD_LOSSES),
+        mdt.stage("all", 55, ("backbone", "heads"), mdt.MULTI_HEAD_LOSSES),
+    ]
     return config

@@ -203,9 +203,9 @@ def _box_mask(annotation: Mapping[str, Any], num_keypoints: int) -> list[list[fl
     if annotation.get("segmentation"):
         return None
     try:
-        if annotation.get("keypoints") is not None and not fields.flag(annotation, "iscrowd"):
-            if (fields.keypoints(annotation, "keypoints", num_keypoints)[:, 2] > 0).any():
-                return None
+        own = annotation.get("keypoints") is not None and not fields.flag(annotation, "iscrowd")
+        if own and (fields.keypoints(annotation, "keypoints", num_keypoints)[:, 2] > 0).any():
+            return None
         x, y, width, height = fields.numbers(annotation, "bbox", 4).tolist()
     except Fault:
         return None  # the check of the instance says what is wrong
