@@ -62,11 +62,15 @@ def read(path: pathlib.Path, images: pathlib.Path | None = None, names: Sequence
 
 
 def _skeletons(file: pathlib.Path, root: Element) -> Iterator[tuple[list[str], list[tuple[str, str]]]]:
-    """(keypoints, limbs) of every label that has a skeleton."""
+    """(keypoints, limbs) of every label that has a skeleton: the labels that name it as their parent."""
+    keypoints: dict[str, list[str]] = {}
     for label in root.iterfind("meta//label"):
-        keypoints = [name.text or "" for name in label.iterfind("sublabels/label/name")]
-        if keypoints:
-            yield keypoints, _drawn_limbs(file, label.findtext("svg") or "", keypoints)
+        if parent := label.findtext("parent"):
+            keypoints.setdefault(parent, []).append(label.findtext("name") or "")
+    for label in root.iterfind("meta//label"):
+        own = keypoints.get(label.findtext("name") or "")
+        if own and not label.findtext("parent"):
+            yield own, _drawn_limbs(file, label.findtext("svg") or "", own)
 
 
 def _drawn_limbs(file: pathlib.Path, drawing: str, keypoints: Sequence[str]) -> list[tuple[str, str]]:
@@ -101,7 +105,9 @@ def _picture(file: pathlib.Path, image: Element, number: int) -> LabelledPicture
         except Fault as fault:
             faults.append((fault, entry))
     people, unclear = people_of(marks, rectangles, next(iter(of_skeleton.values()), "object"))
-    return LabelledPicture(name, file, people, [*faults, *unclear], (image.get("width"), image.get("height")))
+    # The export of a project has a folder for each subset.
+    path = f"{image.get('subset')}/{name}" if image.get("subset") else name
+    return LabelledPicture(path, file, people, [*faults, *unclear], (image.get("width"), image.get("height")))
 
 
 def _marks(shape: Element, entry: str, own_group: Any) -> Iterator[Mark]:
@@ -131,6 +137,8 @@ def _points(shape: Element, count: int | None = None) -> list[Point]:
 
 
 def _box(shape: Element, entry: str) -> Rectangle:
+    if fields.number(shape.attrib, "rotation", 0.0):
+        raise Fault("rotated region", f"box of label {shape.get('label')!r:.80}; upright boxes can be read")
     left, top, right, bottom = (fields.number(shape.attrib, key) for key in ("xtl", "ytl", "xbr", "ybr"))
     return Rectangle(shape.get("label") or "", (left, top, right - left, bottom - top), entry, _group(shape))
 

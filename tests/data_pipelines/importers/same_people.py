@@ -125,15 +125,17 @@ def write_labelme(root, people, boxes):
 
 def write_cvat(root, people, boxes):
     top = ElementTree.Element("annotations")
-    label = ElementTree.SubElement(ElementTree.SubElement(top, "meta"), "label")
+    meta = ElementTree.SubElement(top, "meta")
+    label = ElementTree.SubElement(meta, "label")
     ElementTree.SubElement(label, "name").text = "object"
     drawing = [f'<circle data-node-id="{k}" data-label-name="{name}"></circle>' for k, name in enumerate(NAMES, 1)] + [
         f'<line data-node-from="{NAMES.index(a) + 1}" data-node-to="{NAMES.index(b) + 1}"></line>' for a, b in LIMBS
     ]
     ElementTree.SubElement(label, "svg").text = "".join(drawing)
-    parts = ElementTree.SubElement(label, "sublabels")
     for name in NAMES:
-        ElementTree.SubElement(ElementTree.SubElement(parts, "label"), "name").text = name
+        part = ElementTree.SubElement(meta, "label")
+        ElementTree.SubElement(part, "name").text = name
+        ElementTree.SubElement(part, "parent").text = "object"
     for number, (name, found) in enumerate(people.items()):
         size = {"width": str(WIDTH), "height": str(HEIGHT)}
         image = ElementTree.SubElement(top, "image", {"id": str(number), "name": name} | size)

@@ -8,8 +8,9 @@ from data_pipelines.builders.report import RawDataError
 from data_pipelines.importers import cvat
 
 META = (
-    "<meta><task><labels><label><name>mouse</name><type>skeleton</type><sublabels><label><name>nose</name></label>"
-    "<label><name>tail</name></label></sublabels></label></labels></task></meta>"
+    "<meta><task><labels><label><name>mouse</name><type>skeleton</type></label>"
+    "<label><name>nose</name><type>points</type><parent>mouse</parent></label>"
+    "<label><name>tail</name><type>points</type><parent>mouse</parent></label></labels></task></meta>"
 )
 
 
@@ -30,6 +31,11 @@ def test_outside_is_not_labelled_and_occluded_is_hidden(tmp_path):
     assert person["keypoints"] == [1.5, 2, 1, 0, 0, 0]
     assert [kind["name"] for kind in labels.document["categories"]] == ["mouse"]
     assert labels.document["images"][0]["width"] == "64", "to be compared with the picture's own"
+
+
+def test_the_subset_of_a_project_is_a_folder(tmp_path):
+    labels = cvat.read(write(tmp_path, skeleton(), image='<image id="0" name="a.png" subset="Train">'))
+    assert labels.document["images"][0]["file_name"] == "Train/a.png"
 
 
 def test_points_of_a_group_or_of_one_shape_are_a_person(tmp_path):
@@ -64,6 +70,7 @@ def test_a_box_around_one_skeleton_is_its_own(tmp_path):
         (skeleton().replace("tail", "whisker"), "unknown keypoint"),
         ('<polygon label="mouse" points="1,2;3,4;5,6"/>', "unusable shape: polygon"),
         ('<box label="mouse" xtl="0" ytl="0" xbr="5"/>', "missing field: ybr"),
+        ('<box label="mouse" rotation="9" xtl="0" ytl="0" xbr="5" ybr="5"/>', "rotated region"),
         ('<box label="mouse" group_id="x" xtl="0" ytl="0" xbr="5" ybr="5"/>', "bad id"),
     ],
 )
@@ -81,10 +88,13 @@ def test_a_broken_shape_is_named(tmp_path, shape, said):
         ("<other/>", "lists no images"),
         ('<annotations><track id="0"/><image/></annotations>', "CVAT for images 1.1"),
         (
-            f"<annotations>{META}{META.replace('tail', 'ear')}<image/></annotations>",
+            f"<annotations>{META}{META.replace('tail', 'ear').replace('mouse', 'rat')}<image/></annotations>",
             "different skeletons",
         ),
-        (f"<annotations>{META.replace('<sublabels>', '<svg>&lt;a</svg><sublabels>')}<image/></annotations>", "drawing"),
+        (
+            f"<annotations>{META.replace('skeleton</type>', 'skeleton</type><svg>&lt;a</svg>')}<image/></annotations>",
+            "drawing",
+        ),
     ],
 )
 def test_what_cannot_be_understood_names_the_file(tmp_path, text, said):
