@@ -110,27 +110,15 @@ def assemble(
     found = dict.fromkeys(name for picture in pictures for person in picture.people for name in person.points)
     names = list(found if names is None else names)
     place = {name: number for number, name in enumerate(names)}
-    kinds = {person.category: False for picture in pictures for person in picture.people}
-    kinds |= {person.category: True for picture in pictures for person in picture.people if person.points}
     lost = list(broken)
     for number, picture in enumerate(pictures, 1):
         lost += [Broken(fault, picture.source, entry, True, number) for fault, entry in picture.broken]
     if not names:
         why = f"; left out {len(lost)}, first {lost[0].file}, {lost[0].entry}: {lost[0].fault}" if lost else ""
         raise RawDataError(f"{images}: nobody has a keypoint, and the format does not name them (--keypoints){why}")
-    if not any(kinds.values()):
-        kinds[NO_CATEGORY] = True
-    number_of = {kind: number for number, kind in enumerate(kinds, 1)}
     skeleton = {"keypoints": names, "skeleton": [[place[a] + 1, place[b] + 1] for a, b in limbs]}
-    document: dict[str, Any] = {
-        "images": [],
-        "annotations": [],
-        # A class of boxes alone lists no keypoints, and is left out.
-        "categories": [
-            {"id": number_of[kind], "name": kind} | (skeleton if has_points else {})
-            for kind, has_points in kinds.items()
-        ],
-    }
+    categories, number_of = _categories(pictures, skeleton)
+    document: dict[str, Any] = {"images": [], "annotations": [], "categories": categories}
     for number, picture in enumerate(pictures, 1):
         width, height = picture.size or (None, None)
         image = {"id": number, "file_name": picture.file_name, "width": width, "height": height}
@@ -150,6 +138,28 @@ def assemble(
             }
             document["annotations"].append(annotation | ({} if person.box is None else {"bbox": list(person.box)}))
     return Labels(document, images, mirror, lost, remarks)
+
+
+def _categories(
+    pictures: Sequence[LabelledPicture], skeleton: dict[str, Any]
+) -> tuple[list[dict[str, Any]], dict[str, int]]:
+    """(categories, number of every class).
+
+    A class of boxes alone lists no keypoints, and is left out by what reads the document. People of no class are of the
+    only class with keypoints, if there is one.
+    """
+    people = [person for picture in pictures for person in picture.people]
+    kinds = {person.category: False for person in people}
+    kinds |= {person.category: True for person in people if person.points}
+    named = [kind for kind, has_points in kinds.items() if has_points and kind != NO_CATEGORY]
+    alias = named[0] if len(named) == 1 and kinds.pop(NO_CATEGORY, False) else NO_CATEGORY
+    if not any(kinds.values()):
+        kinds[NO_CATEGORY] = True
+    number_of = {kind: number for number, kind in enumerate(kinds, 1)}
+    categories = [
+        {"id": number_of[kind], "name": kind} | (skeleton if has_points else {}) for kind, has_points in kinds.items()
+    ]
+    return categories, {NO_CATEGORY: number_of.get(alias, 0)} | number_of
 
 
 @dataclasses.dataclass(frozen=True)

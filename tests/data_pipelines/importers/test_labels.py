@@ -67,6 +67,17 @@ def test_classes_of_boxes_alone_have_no_keypoints():
     assert [("keypoints" in kind, kind["name"]) for kind in kinds] == [(True, "mouse"), (False, "cage")]
 
 
+def test_people_of_no_class_are_of_the_only_one():
+    people = [Person({"a": (1, 2, 2)}, "1", category="mouse"), Person({"a": (1, 2, 2)}, "2")]
+    content = assemble([LabelledPicture("x.png", FILE, people)], FILE, None).document
+    assert [kind["name"] for kind in content["categories"]] == ["mouse"]
+    assert [entry["category_id"] for entry in content["annotations"]] == [1, 1]
+    people.append(Person({"a": (1, 2, 2)}, "3", category="rat"))
+    content = assemble([LabelledPicture("x.png", FILE, people)], FILE, None).document
+    assert [kind["name"] for kind in content["categories"]] == ["mouse", "object", "rat"]
+    assert [entry["category_id"] for entry in content["annotations"]] == [1, 2, 3]
+
+
 def test_no_keypoint_has_a_name():
     with pytest.raises(RawDataError, match="nobody has a keypoint"):
         assemble([LabelledPicture("x.png", FILE)], FILE, None)
