@@ -238,12 +238,17 @@ def _prepare_split(args: argparse.Namespace, split: str) -> dict[str, Any]:
         read_as = summary.get("orientation", orientation.STORED)
         if args.orientation not in (None, read_as):
             raise RawDataError(f"{directory} is prepared with --orientation={read_as}; --overwrite makes it again")
+        # Two parts of different choices would have pictures in common.
+        part, share = _val_share(args), summary.get("source", {}).get("val_share")
+        if part is not None and str(part) != share:
+            how = f"with {share}" if share else "without --val_share"
+            raise RawDataError(f"{directory} is prepared {how}; --overwrite makes it again")
         return summary
     files = {"annotations": args.annotations, "images": args.images}
     if args.dataset == Custom.dataset:
         options = SkeletonOptions(args.keypoints, args.sigmas, args.mirror, args.upper_body, args.metric)
-        part = None if args.val_share is None else importers.ValShare(args.val_share, args.seed)
-        special = files | {"dataset": args.name, "options": options, "format": args.format, "val_share": part}
+        special = files | {"dataset": args.name, "options": options, "format": args.format}
+        special["val_share"] = _val_share(args)
     else:
         special = files | {"raw_dir": args.raw_dir} if _reads_files(args) else {}
     builder = BUILDERS[args.dataset](
@@ -256,6 +261,10 @@ def _prepare_split(args: argparse.Namespace, split: str) -> dict[str, Any]:
         **special,
     )
     return builder.prepare(overwrite=args.overwrite)
+
+
+def _val_share(args: argparse.Namespace) -> importers.ValShare | None:
+    return None if args.val_share is None else importers.ValShare(args.val_share, args.seed)
 
 
 def _name(args: argparse.Namespace) -> str:

@@ -55,7 +55,7 @@ def test_the_page_followed_literally(tmp_path):
     (boir,) = (workdir / "boir/results").glob("*/table.json")
     (row,) = json.loads(boir.read_text())["rows"]
     assert (row["dataset"], row["images"]) == ("puppets", 4) and "AP" in row["metrics"]
-    assert (workdir / "boir/pictures/puppets.png").exists() and (workdir / "boir_poses/000012.png").exists()
+    assert (workdir / "boir/pictures/puppets_val.png").exists() and (workdir / "boir_poses/000012.png").exists()
     rows = json.loads((workdir / "evaluation/results/step_1/table.json").read_text())["rows"]
     assert [row["dataset"] for row in rows] == ["puppets"] * 2
     assert rows[0]["images"] == 4 and rows[0]["instances"] > 0 and "AP" in rows[0]["metrics"]

@@ -89,6 +89,7 @@ class Custom(CocoFormatBuilder):
         labels = importers.read(path, format, images, names)
         found, remarks = define(dataset, labels, path, data_dir, options)
         self._labels: importers.Labels | None = importers.select(labels, split, val_share)
+        self._val_share = None if val_share is None else str(val_share)
         self._reencoded: list[pathlib.Path] = []
         self._ambiguous: dict[pathlib.Path, list[str]] = {}
         super().__init__(split, dataset=found, data_dir=data_dir, annotations=path, images=labels.images, **kwargs)
@@ -100,6 +101,9 @@ class Custom(CocoFormatBuilder):
 
     def locate(self, raw_dir, annotations, images) -> raw_files.RawFiles:
         return raw_files.RawFiles(annotations, images)
+
+    def describe_source(self) -> dict[str, str]:
+        return super().describe_source() | ({} if self._val_share is None else {"val_share": self._val_share})
 
     def prepare(self, overwrite: bool = False) -> dict[str, Any]:
         """As `PoseBuilder.prepare`; a split that fails defines no dataset."""

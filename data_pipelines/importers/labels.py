@@ -169,6 +169,9 @@ class ValShare:
     share: float
     seed: int = 0
 
+    def __str__(self) -> str:
+        return f"--val_share={self.share:g} --seed={self.seed}"
+
 
 def select(labels: Labels, split: str, part: ValShare | None) -> Labels:
     """The part of a dataset that is one of its splits.

@@ -144,6 +144,17 @@ def test_a_share_that_leaves_nothing_is_an_error(tmp_path, capsys):
     assert not list(tmp_path.glob("data/**/*.json"))
 
 
+def test_parts_of_different_choices_are_not_mixed(tmp_path, capsys):
+    source = written(tmp_path, "coco", random_people(0), True)
+    command = (tmp_path / "data", "x", source, "--val_share=0.5")
+    assert prepare(*command) == 0
+    assert prepare(*command) == 0 and prepare(*command, "--seed=1") == 1
+    assert "prepared with --val_share=0.5 --seed=0; --overwrite makes it again" in capsys.readouterr().err
+    assert prepare(*command, "--seed=1", "--overwrite") == 0
+    parts = [set(records.load_annotations("x", split, tmp_path / "data").file_name) for split in ("train", "val")]
+    assert len(parts[0] | parts[1]) == 4 and not parts[0] & parts[1]
+
+
 @pytest.mark.parametrize("form", WRITERS)
 def test_nobody_usable_is_an_error(tmp_path, form, capsys):
     people = random_people(0)
