@@ -26,10 +26,10 @@ from data_pipelines.whole_image.loader import resize
 from pose_common.metrics import nms
 from pose_common.prediction import command
 from pose_common.prediction.batches import Job, in_batches
-from pose_common.prediction.embedded import read_embedded
 from pose_common.prediction.pictures import Picture, ahead, is_single, pictures_of
 from pose_common.prediction.result import Result, extent_boxes
 from pose_common.training import restore
+from pose_common.weights.embedded import read_embedded
 from pose_common.weights.hub_folders import local_path
 
 EMBEDDED = pathlib.Path(__file__).parent / "embedded.safetensors"

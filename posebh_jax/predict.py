@@ -25,11 +25,11 @@ from data_pipelines.top_down.crops import Crop
 from pose_common.metrics.nms import rescore
 from pose_common.prediction import command
 from pose_common.prediction.batches import Job, in_batches
-from pose_common.prediction.embedded import read_embedded
 from pose_common.prediction.pictures import Picture, ahead, is_single, pictures_of
 from pose_common.prediction.result import Result, extent_boxes
 from pose_common.training import restore
 from pose_common.training.configuration import nearest
+from pose_common.weights.embedded import read_embedded
 from pose_common.weights.hub_folders import local_path
 from posebh_jax import configuration, sources
 from posebh_jax.predictor import HEADS, PROTOTYPES, Predictor

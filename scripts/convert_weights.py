@@ -27,6 +27,7 @@ from boir_jax import sources as boir_sources
 from boir_jax.weights import convert as boir
 from pose_common.training import restore
 from pose_common.weights import keys
+from pose_common.weights.embedded import is_embedded, read_embedded
 from pose_common.weights.folder import is_weights, load_weights, save_weights
 from pose_common.weights.keys import COUNTER, Conversion, flatten, naming
 from pose_common.weights.torch_files import SUFFIXES, read_state, write_state
@@ -120,7 +121,9 @@ def _fold(
 
 
 def own_weights(source: pathlib.Path) -> Conversion | None:
-    """The weights of a folder of weights or a run; None where `source` is something else."""
+    """The weights of a folder of weights, a run, or an embedded file; None where `source` is something else."""
+    if is_embedded(source):
+        return read_embedded(source)
     if is_weights(source):
         return keys.own_weights(*load_weights(source))
     run = restore.find_run(source)

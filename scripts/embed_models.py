@@ -16,7 +16,7 @@ import boir_jax.sources
 import posebh_jax.predict
 import posebh_jax.sources
 from boir_jax.predictor import without_training_heads
-from pose_common.prediction.embedded import write_embedded
+from pose_common.weights.embedded import write_embedded
 from pose_common.weights.keys import own_weights
 
 

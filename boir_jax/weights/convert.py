@@ -19,6 +19,7 @@ from boir_jax.model import BoIR
 from boir_jax.weights.keys import CLASSIFIER, backbone_rules, boir_rules
 from data_pipelines.datasets import DATASETS
 from pose_common.weights import keys
+from pose_common.weights.embedded import is_embedded, read_embedded
 from pose_common.weights.folder import is_weights, load_weights, read_manifest
 from pose_common.weights.keys import (
     COUNTER,
@@ -75,6 +76,10 @@ def read_weights(
     Raises:
       ValueError: a damaged or foreign file, or weights that do not fit.
     """
+    if is_embedded(path):
+        embedded = read_embedded(pathlib.Path(path))
+        _own(embedded.manifest, path)
+        return embedded
     if is_weights(path):
         weights, manifest = load_weights(path)
         return own_weights(weights, _own(manifest, path))
@@ -92,6 +97,8 @@ def describe_weights(path: str | pathlib.Path, dataset: str | None = None) -> di
     Raises:
       ValueError: see there.
     """
+    if is_embedded(path):
+        return _own(read_embedded(pathlib.Path(path)).manifest, path)
     if is_weights(path):
         return _own(read_manifest(path), path)
     state = read_state(path)
@@ -217,11 +224,12 @@ def _shapes(state: Mapping[str, np.ndarray]) -> Shapes:
     return {name: tuple(value.shape) for name, value in state.items()}
 
 
-def _own(manifest: dict[str, Any], path: str | pathlib.Path) -> dict[str, Any]:
+def _own(manifest: Mapping[str, Any], path: str | pathlib.Path) -> dict[str, Any]:
+    """The manifest, if it is of this method."""
     if manifest.get("method") != METHOD:
         problem = f"{path} holds weights of another method: {manifest.get('family')}"
         raise ConversionError("not recognised", [problem])
-    return manifest
+    return dict(manifest)
 
 
 def _foreign(state: Mapping[str, np.ndarray], path: str | pathlib.Path) -> ConversionError:

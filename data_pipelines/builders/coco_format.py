@@ -12,7 +12,7 @@ from data_pipelines import fields
 from data_pipelines.builders import raw_files
 from data_pipelines.builders.base import PoseBuilder
 from data_pipelines.builders.checker import LOST
-from data_pipelines.builders.raw_files import Layout
+from data_pipelines.builders.raw_files import Layout, RawFiles
 from data_pipelines.builders.report import Fault
 
 BOXES_ONLY = "of a category without keypoints (left out)"
@@ -60,7 +60,11 @@ class CocoFormatBuilder(PoseBuilder):
         # A split of the user's own (with --annotations and --images) has no layout to look for.
         self.layout = self.layouts.get(split, Layout((), ()))
         self.annotated = self.layout.annotated
-        self.files = raw_files.locate(self.folders, self.layout, raw_dir, annotations, images)
+        self.files = self.locate(raw_dir, annotations, images)
+
+    def locate(self, raw_dir, annotations, images) -> RawFiles:
+        """The split's files; see `raw_files.locate`."""
+        return raw_files.locate(self.folders, self.layout, raw_dir, annotations, images)
 
     def describe_source(self) -> dict[str, str]:
         return {"annotations": str(self.files.annotations), "images": str(self.files.images)}

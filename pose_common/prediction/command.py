@@ -19,11 +19,11 @@ import tqdm
 from data_pipelines.synthetic_world.scene import render_scene
 from pose_common.evaluation import draw
 from pose_common.prediction import tracking
-from pose_common.prediction.embedded import NOTICE
 from pose_common.prediction.pictures import Picture, count_of
 from pose_common.prediction.result import Result
 from pose_common.prediction.video import video_writer
 from pose_common.training import distributed
+from pose_common.weights.embedded import NOTICE
 
 KINDS = ("images", "json", "csv", "video")
 COMPILATION_CACHE = "~/.cache/posebh_jax/jax"

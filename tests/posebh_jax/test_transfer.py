@@ -12,11 +12,15 @@ import pytest
 from configs import mdt, multi_head, transfer
 from data_pipelines.builders.interhand2d import InterHand2d
 from data_pipelines.builders.synthetic import prepare_synthetic
+from data_pipelines.datasets import PoseDataset, save_definition
+from data_pipelines.skeletons import KeypointSet
 from pose_common.training.mesh import make_mesh
 from pose_common.training.stages import make_stages, stage_index
+from pose_common.weights.embedded import read_embedded
 from pose_common.weights.folder import load_weights, save_weights
 from pose_common.weights.keys import flatten
 from posebh_jax import build, configuration, main, sources
+from posebh_jax.predict import EMBEDDED
 from posebh_jax.weights.manifest import manifest_of
 from scripts import convert_weights
 from tests.golden_files import shared_path
@@ -53,6 +57,34 @@ def test_released_schedules(arg, dataset, batch, epochs, thawed, prototypes_unti
     for epoch, rate in rates.items():
         assert optimizer.schedule(epoch * 1000 + 500, np) == pytest.approx(rate)
     assert optimizer.schedule(0, np) == pytest.approx(rates[0] / 1000)
+
+
+@pytest.mark.parametrize("wrong", ["mine,base", "interhand2d,tiny", ",tiny", "mine,"])
+def test_sizes_that_are_not_there(wrong):
+    with pytest.raises(ValueError, match=f"configs/transfer.py:{wrong}: expected"):
+        transfer.get_config(wrong)
+
+
+def test_the_small_model_starts_from_the_embedded_one(tmp_path):
+    """Backbone and deconvolutions are taken over, the rendered animals' expert folded in; the last layer is new."""
+    skeleton = KeypointSet("mine", ("a", "b", "c"), ((1, 2),), (), sigmas=(0.05,) * 3)
+    save_definition(PoseDataset("mine", "mine", codec="udp", skeleton=skeleton), tmp_path)
+    overrides = [("data_dir", str(tmp_path)), ("init_from", str(EMBEDDED))]
+    config = configuration.read("transfer:mine,tiny", overrides)
+    assert config.datasets == ("mine",) and config.codec.mine == "udp" and config.method == "multi_head"
+    model = build.make_model(config)
+    method = build.make_method(config, 10)
+    state = sources.make_start(config, model)(method.init(jax.random.PRNGKey(0)))
+    given, found = flatten(read_embedded(EMBEDDED).weights), flatten({"params": state.params})
+    for name in ("deconv1/kernel", "deconv2/kernel"):
+        own, other = (found[f"params/heads/mine/upsampling/{name}"], f"params/heads/synthetic_ap10k/upsampling/{name}")
+        np.testing.assert_array_equal(own, given[other])
+    backbone = [name for name in given if "/backbone/" in name and "expert" not in name and "fc2" not in name]
+    assert backbone
+    for name in backbone:
+        np.testing.assert_array_equal(found[name], given[name], err_msg=name)
+    (last,) = [value for name, value in found.items() if name.endswith("heads/mine/final/kernel")]
+    assert last.shape[-1] == 3
 
 
 def small(config, dataset, data_dir):

@@ -121,7 +121,7 @@ def test_tables_hold_the_datasets_of_the_run_and_no_others():
         ("mdt", "init_from=/nonexistent", r"config.init_from='/nonexistent': there is no such file or folder"),
         ("mdt", "boxes.coco=absent.json", r"config.boxes.coco='absent.json': there is no such file"),
         ("mdt", "input_size=190,256", r"config.input_size=\(190, 256\): expected .*multiples of 16"),
-        ("boir:coco", "", r"--config=boir:coco: .*expected"),
+        ("boir:coco_w3", "", r"--config=boir:coco_w3: .*expected"),
         ("boir", "size=w18", r"config.size='w18': expected one of .*w32"),
         ("boir", "losses.background=none", r"config.losses.background='none'"),
         ("boir", "dataset=crowdpos", r"config.dataset: unknown dataset 'crowdpos'.*did you mean 'crowdpose'"),
