@@ -1,0 +1,39 @@
+"""Inputs of the tests of error analysis."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from data_pipelines.datasets import PoseDataset, find_dataset
+from pose_common.analysis import errors as kinds
+from pose_common.metrics.columns import GroundTruth, Poses
+from tests.pose_common.metrics.cases import random_document, truth_of
+
+COCO = find_dataset("coco")
+
+
+def crowded(seed: int, dataset: PoseDataset = COCO) -> tuple[GroundTruth, Poses]:
+    """Random people and poses where points are moved to their mirror partner, to a neighbour, a little, or far away."""
+    document, _ = random_document(seed, dataset, images=20)
+    truth = truth_of(dataset, document)
+    rng = np.random.default_rng(seed)
+    people = np.flatnonzero(kinds.judged(truth))
+    keypoints = truth.keypoints[people].copy()
+    for row, person in enumerate(people):
+        neighbour = rng.choice(np.flatnonzero(truth.image == truth.image[person]))
+        side = np.sqrt(truth.area[person]) * 0.05
+        for k in range(dataset.num_keypoints):
+            flip = dataset.keypoints.flip_index[k]
+            place = [
+                keypoints[row, k],
+                truth.keypoints[person, flip],
+                truth.keypoints[neighbour, rng.choice([k, flip])],
+            ]
+            keypoints[row, k] = place[rng.choice(3, p=(0.6, 0.2, 0.2))]
+            keypoints[row, k, :2] += rng.normal(size=2) * side * rng.choice([0.1, 1, 8])
+    keypoints[..., 2] = rng.uniform(0.3, 1, keypoints.shape[:2])
+    one = np.ones(len(people), np.int64)
+    image = truth.image_id[truth.image[people]]
+    poses = Poses(image, truth.id[people], keypoints, rng.random(len(people)), one.astype(float), one)
+    kept = rng.permutation(len(people))[: len(people) - 2]  # two people have no pose
+    return truth, poses.take(kept)
