@@ -12,15 +12,19 @@ import jax
 from data_pipelines.records import DatasetNotPrepared
 from pose_common.evaluation import result_table as tables
 
+ERRORS_TITLE = (
+    "keypoints, percent: PCK within a share of the box's longer side; kinds of error (in brackets their cost)"
+)
 _NOT_FRACTIONS = ("PCKh", "PCKh@0.1", "EPE")
 
 
 class Score(NamedTuple):
-    """One row: its name, {metric: value} ({} without annotations), and the table's fields."""
+    """One row: its name, {metric: value} ({} without annotations), the table's fields, and those of its errors."""
 
     name: str
     values: Mapping[str, float]
     row: Mapping[str, Any]
+    errors: Mapping[str, Any] = {}
 
 
 def evaluate_tasks(
@@ -30,7 +34,7 @@ def evaluate_tasks(
     folder: pathlib.Path,
     title: str,
 ) -> dict[str, Mapping[str, float]]:
-    """Evaluates what can be opened; shows the table and saves it as `folder`/table.*.
+    """Evaluates what can be opened; shows the table and that of errors, saves them as `folder`/table.* and errors.*.
 
     Args:
       tasks: with `dataset` and `split`.
@@ -63,6 +67,11 @@ def evaluate_tasks(
         rows = [score.row for score in scores]
         tables.show(rows, title, skipped)
         tables.save(rows, folder / "table", skipped)
+        which = ("dataset", "split", "maps")
+        errors = [{**{k: s.row[k] for k in which if k in s.row}, **s.errors} for s in scores if s.errors]
+        if errors:
+            tables.show(errors, ERRORS_TITLE)
+            tables.save(errors, folder / "errors")
     return {score.name: score.values for score in scores}
 
 
