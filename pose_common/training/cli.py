@@ -19,8 +19,8 @@ from data_pipelines.top_down.loader import Reading, TrainIterator
 from pose_common.training import configuration, distributed, loop, parallel, report
 from pose_common.training.checkpoints import Checkpoints, find_checkpoint
 from pose_common.training.configuration import Override
+from pose_common.training.curves import draw_curves
 from pose_common.training.state import TrainState
-from pose_common.training.writers import draw_curves
 
 Metrics = dict[str, Mapping[str, float]]
 Read = Callable[[str, Sequence[Override]], ConfigDict]
