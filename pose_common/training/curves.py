@@ -108,6 +108,7 @@ def draw_curves(metrics_path: str | pathlib.Path, picture_path: str | pathlib.Pa
     legend = 0.25 * math.ceil(len(labels) / 4) + 0.2  # inches
     height = 2.6 * lines + legend
     figure, axes = plt.subplots(lines, columns, figsize=(5 * columns, height), squeeze=False)
+    end = max(row["step"] for row in rows)
     handles = {}
     for number, (axis, panel) in enumerate(zip(axes.flat, drawn, strict=False)):
         for label, (steps, values) in panel.series.items():
@@ -118,6 +119,7 @@ def draw_curves(metrics_path: str | pathlib.Path, picture_path: str | pathlib.Pa
         axis.set_title(panel.name, fontsize=9)
         if logarithmic(panel):
             axis.set_yscale("log")
+        axis.set_xlim(-0.02 * end - 0.5, 1.02 * end + 0.5)
         _mark_stages(axis, starts, named=number == 0)
     for axis in axes.flat[len(drawn) :]:
         axis.axis("off")

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+from types import SimpleNamespace
+
+import cv2
 import numpy as np
 
 from data_pipelines.datasets import PoseDataset, find_dataset
@@ -37,3 +41,33 @@ def crowded(seed: int, dataset: PoseDataset = COCO) -> tuple[GroundTruth, Poses]
     poses = Poses(image, truth.id[people], keypoints, rng.random(len(people)), one.astype(float), one)
     kept = rng.permutation(len(people))[: len(people) - 2]  # two people have no pose
     return truth, poses.take(kept)
+
+
+WIDTH, HEIGHT = 1000, 800
+
+
+class Gradient:
+    """A source whose every picture says in its colours where a pixel is: blue grows with x, green with y."""
+
+    def __init__(self, truth: GroundTruth):
+        count = len(truth.image_id)
+        self.annotations = SimpleNamespace(
+            image_id=truth.image_id,
+            file_name=np.array([f"{number:03d}.jpg" for number in truth.image_id], object),
+            width=np.full(count, WIDTH),
+            height=np.full(count, HEIGHT),
+            dataset="coco",
+            split="val",
+            upright=False,
+        )
+        x, y = np.meshgrid(np.linspace(0, 250, WIDTH), np.linspace(0, 250, HEIGHT))
+        picture = np.stack([x, y, np.full_like(x, 128)], axis=-1).round().astype(np.uint8)
+        encoded = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 100])[1].tobytes()
+        self.records = SimpleNamespace(image=lambda row: encoded)
+
+
+def inside(truth: GroundTruth) -> GroundTruth:
+    """Points beyond the picture are moved to its edge."""
+    keypoints = truth.keypoints.copy()
+    keypoints[..., :2] = np.clip(keypoints[..., :2], 0, (WIDTH - 1, HEIGHT - 1))
+    return dataclasses.replace(truth, keypoints=keypoints)

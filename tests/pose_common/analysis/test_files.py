@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import dataclasses
 import json
-from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -15,36 +14,7 @@ from pose_common.analysis import errors as kinds
 from pose_common.analysis import gallery
 from pose_common.analysis.files import write_analysis
 from pose_common.analysis.measure import analyse
-from tests.pose_common.analysis.cases import COCO, crowded
-
-WIDTH, HEIGHT = 1000, 800
-
-
-class Gradient:
-    """A source whose every picture says in its colours where a pixel is: blue grows with x, green with y."""
-
-    def __init__(self, truth):
-        count = len(truth.image_id)
-        self.annotations = SimpleNamespace(
-            image_id=truth.image_id,
-            file_name=np.array([f"{number:03d}.jpg" for number in truth.image_id], object),
-            width=np.full(count, WIDTH),
-            height=np.full(count, HEIGHT),
-            dataset="coco",
-            split="val",
-            upright=False,
-        )
-        x, y = np.meshgrid(np.linspace(0, 250, WIDTH), np.linspace(0, 250, HEIGHT))
-        picture = np.stack([x, y, np.full_like(x, 128)], axis=-1).round().astype(np.uint8)
-        encoded = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 100])[1].tobytes()
-        self.records = SimpleNamespace(image=lambda row: encoded)
-
-
-def inside(truth):
-    """Points beyond the picture are moved to its edge."""
-    keypoints = truth.keypoints.copy()
-    keypoints[..., :2] = np.clip(keypoints[..., :2], 0, (WIDTH - 1, HEIGHT - 1))
-    return dataclasses.replace(truth, keypoints=keypoints)
+from tests.pose_common.analysis.cases import COCO, HEIGHT, WIDTH, Gradient, crowded, inside
 
 
 def decoded(item) -> np.ndarray:
