@@ -71,8 +71,9 @@ def errors_row(document: Mapping[str, Any]) -> dict[str, str]:
         return f"{_percent(total[name], total['labelled'])}" + (f" (+{cost:.1f})" if cost else "")
 
     return {
-        "people found": f"{people['found']} of {people['labelled']}",
-        "median error": f"{_figure(total['median_error'])} px, {_figure(total['median_error_percent'])}%",
+        "found": f"{people['found']}/{people['labelled']}",
+        "median px": _figure(total["median_error"]),
+        "median %": _figure(total["median_error_percent"]),
         **{f"PCK@{limit:g}": _percent(total[f"pck@{limit:g}"], 1) for limit in WITHIN},
         "OKS": _percent(total["oks"], 1),
         **{name: kind(name) for name in KINDS},

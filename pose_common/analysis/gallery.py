@@ -44,10 +44,10 @@ class Case(NamedTuple):
 
 
 def choose(truth: GroundTruth, poses: Poses, pairs: Pairs, errors: Errors, count: int) -> list[Case]:
-    """Whom to show: at most about `3 * count`, in the order of the annotations, poses of nobody last.
+    """Whom to show: at most `4 * count`, in the order of the annotations, poses of nobody last.
 
-    `count` spread evenly over all people, the `count` least similar, and of each kind of error `count // 4` people with
-    the most of them; then the `count // 4` surest poses that belong to nobody.
+    `count` spread evenly over all people, the `count` least similar, of each kind of error `count // 4` people with the
+    most of them, and the `count // 4` largest without a pose; then the `count // 4` surest poses that belong to nobody.
     """
     people = np.flatnonzero(judged(truth))
     row_of = dict(zip(pairs.annotation.tolist(), range(len(pairs.annotation)), strict=True))
@@ -58,6 +58,8 @@ def choose(truth: GroundTruth, poses: Poses, pairs: Pairs, errors: Errors, count
         number = (errors.kind == kind).sum(1)
         most = np.argsort(-number, kind="stable")[:few]
         chosen |= set(pairs.annotation[most[number[most] > 0]].tolist())
+    lost = np.setdiff1d(people, pairs.annotation)
+    chosen |= set(lost[np.argsort(-truth.area[lost], kind="stable")[:few]].tolist())
     rows = ((person, row_of.get(person, NOBODY)) for person in sorted(chosen))
     cases = [Case(person, int(pairs.pose[row]) if row >= 0 else NOBODY, row) for person, row in rows]
     others = np.setdiff1d(np.arange(len(poses)), pairs.pose)

@@ -126,7 +126,7 @@
     return indices.some((index) => {
       if (index < 0) return false;
       const found = kindOf(item, index);
-      return kind === "" ? found >= 0 : found === Number(kind);
+      return kind === "" ? found >= 0 && found !== NOBODY : found === Number(kind);
     });
   }
 
