@@ -9,7 +9,7 @@ from typing import NamedTuple
 from markupsafe import Markup, escape
 
 WIDTH, HEIGHT = 360, 210
-LEFT, RIGHT, TOP, BOTTOM = 46, 10, 10, 28
+LEFT, RIGHT, TOP, BOTTOM = 46, 10, 10, 32
 MOST_DOTS = 40
 """Points of a line that are marked, each with its value on hover; longer lines have none."""
 COLOURS = 8
@@ -40,6 +40,7 @@ def line_chart(
     logarithmic: bool = False,
     marks: Sequence[tuple[float, str]] = (),
     x_name: str = "step",
+    x_range: tuple[float, float] | None = None,
     y_range: tuple[float, float] | None = None,
 ) -> Markup:
     """An `svg` element, in which every line names itself on hover.
@@ -50,9 +51,9 @@ def line_chart(
       logarithmic: the y axis; all values must be above 0.
       marks: (x, name) of vertical lines.
       x_name: what x is.
-      y_range: fixed ends of the y axis; by the values where it is None.
+      x_range, y_range: fixed ends of the axes; by the values where they are None.
     """
-    across = _Axis(*_ends(line.x for line in series), LEFT, WIDTH - RIGHT, False)
+    across = _Axis(*(x_range or _ends(line.x for line in series)), LEFT, WIDTH - RIGHT, False)
     upward = _Axis(*(y_range or _ends(line.y for line in series)), HEIGHT - BOTTOM, TOP, logarithmic)
     parts = [_frame(across, upward, x_name)]
     for x, name in marks:
@@ -133,4 +134,4 @@ def _frame(across: _Axis, upward: _Axis, x_name: str) -> Markup:
         parts.append(_tag("text", f"{tick:g}", class_="tick", x=LEFT - 5, y=y + 3.5, text_anchor="end"))
     for tick in across.ticks:
         parts.append(_tag("text", f"{tick:g}", class_="tick", x=across(tick), y=bottom + 13, text_anchor="middle"))
-    return Markup("").join([*parts, _tag("text", x_name, class_="tick", x=right, y=HEIGHT - 1, text_anchor="end")])
+    return Markup("").join([*parts, _tag("text", x_name, class_="tick", x=right, y=HEIGHT - 5, text_anchor="end")])

@@ -61,7 +61,7 @@
       button.setAttribute("aria-pressed", shown);
       for (const line of document.querySelectorAll("#curves .line")) {
         const name = line.dataset.series;
-        if (name === button.dataset.toggle || name.startsWith(button.dataset.toggle + " (")) {
+        if (name.split(/[/ ]/)[0] === button.dataset.toggle) {
           line.classList.toggle("hidden", !shown);
         }
       }

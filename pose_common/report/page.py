@@ -16,7 +16,7 @@ from pose_common.analysis.files import errors_row
 from pose_common.evaluation.tasks import in_percent, shown, shown_figure
 from pose_common.report.charts import Series, line_chart
 from pose_common.report.runs import Run, headline, notes, result_name
-from pose_common.training.curves import logarithmic
+from pose_common.training.curves import logarithmic, parts_of_labels
 
 NOT_FOUND, NOBODY = "not found", "nobody's"
 """Beside the kinds of error: a person without a pose, and a pose without a person."""
@@ -110,25 +110,33 @@ def _change(name: str, first: Mapping[str, Any] | None, row: Mapping[str, Any] |
 
 
 def _curves(runs: Sequence[Run]) -> dict[str, Any]:
-    """Training curves: charts in the panels' order, and the legend of lines and runs."""
+    """Training curves: charts in the panels' order; a colour a dataset, a dash pattern for maps and runs."""
     by_run = [{panel.name: panel for panel in run.panels} for run in runs]
     names = list(dict.fromkeys(name for panels in by_run for name in panels))
-    labels = list(dict.fromkeys(label for panels in by_run for panel in panels.values() for label in panel.series))
+    datasets, maps = parts_of_labels([panel for panels in by_run for panel in panels.values()])
+    maps = maps or [""]
+    trained = [number for number, panels in enumerate(by_run) if panels]  # an evaluation alone has no curves
+    end = max((steps[-1] for run in runs for panel in run.panels for steps, _ in panel.series.values()), default=1)
+
+    def series(label: str, number: int, points: tuple[Sequence[float], Sequence[float]]) -> Series:
+        dataset, _, kind = label.partition("/")
+        dash = trained.index(number) * len(maps) + (maps.index(kind) if kind else 0)
+        return Series(
+            _line_name(label, runs[number].name, runs), datasets.index(dataset) if label else 0, dash, *points
+        )
+
+    staged = next((run.stages for run in runs if run.stages), ())
     charts = []
     for name in names:
         drawn = [(number, panels[name]) for number, panels in enumerate(by_run) if name in panels]
-        series = [
-            Series(_line_name(label, run.name, runs), labels.index(label), number, *panel.series[label])
-            for number, panel in drawn
-            for label in panel.series
-            for run in [runs[number]]
-        ]
-        marks = [(start.step, start.name) for start in runs[0].stages if start.step]
+        lines = [series(label, number, points) for number, panel in drawn for label, points in panel.series.items()]
+        marks = [(start.step, start.name) for start in staged if start.step]
         log = all(logarithmic(panel) for _, panel in drawn)
-        charts.append({"name": name, "svg": line_chart(name, series, logarithmic=log, marks=marks), "log": log})
-    legend = [(label, labels.index(label)) for label in labels if label]
-    stages = ", ".join(f"{start.name} from step {start.step}" for start in runs[0].stages)
-    return {"charts": charts, "legend": legend, "stages": stages}
+        chart = line_chart(name, lines, logarithmic=log, marks=marks, x_range=(0, end))
+        charts.append({"name": name, "svg": chart, "log": log})
+    dashes = [" ".join(filter(None, [k, runs[n].name if len(trained) > 1 else ""])) for n in trained for k in maps]
+    stages = ", ".join(f"{start.name} from step {start.step}" for start in staged)
+    return {"charts": charts, "datasets": datasets, "dashes": dashes if len(dashes) > 1 else [], "stages": stages}
 
 
 def _line_name(label: str, run: str, runs: Sequence[Run]) -> str:

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from data_pipelines.builders.synthetic import SYNTHETIC, prepare_synthetic
 from data_pipelines.records import DatasetNotPrepared
 from data_pipelines.top_down.loader import Reading, TrainIterator
+from pose_common.report.ending import conclude
 from pose_common.training import configuration, distributed, loop, parallel, report
 from pose_common.training.checkpoints import Checkpoints, find_checkpoint
 from pose_common.training.configuration import Override
@@ -82,6 +83,8 @@ def train(
     _, complete = loop.train(method, data, strategy, settings, workdir, evaluate=evaluate, key=key, prepare=prepare)
     if jax.process_index() == 0:
         draw_curves(workdir / "metrics.jsonl", workdir / "curves.png")
+        if complete:
+            conclude(config, workdir)
     if not complete:
         logging.warning("stopped before the end; the same command goes on from the checkpoint in %s", workdir)
     return complete

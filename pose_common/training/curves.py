@@ -8,14 +8,15 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from pose_common.evaluation.tasks import in_percent
 from pose_common.training.writers import TRAIN, read_metrics
 
 FIRST = ("loss", "accuracy", "AP", "PCKh", "learning_rate", "images_per_second_per_device")
 """Panels that matter most, where a run has them; the others follow."""
+BY_DATASET = ("accuracy", "heatmap")
+"""Training's figures that have one value a dataset, `accuracy/coco`."""
 STAGE = "stage"
 """The field of a training row with the index of the run's stage."""
-MISSING = -1.0
-"""The value of a metric where there was nothing to evaluate."""
 _NO_FIGURES = ("step", "split", STAGE)
 _EVALUATION = "eval/"
 
@@ -25,7 +26,8 @@ class Panel(NamedTuple):
 
     Attributes:
       name: the metric's, without what tells its series apart.
-      series: {label: (steps, values)}; '' is the label of training's only series of that name.
+      series: {label: (steps, values)}: a dataset, or dataset and maps, `coco/heads`; '' for training's only series of
+        that name. Evaluations' figures are in percent, as in the result table.
     """
 
     name: str
@@ -43,16 +45,19 @@ def panels(rows: Sequence[Mapping[str, Any]]) -> list[Panel]:
     """The figures of `read_metrics`, those of `FIRST` first.
 
     Training's `accuracy/coco` is the series `coco` of the panel `accuracy`; AP of the split `eval/coco/heads` is the
-    series `coco/heads` of the panel `AP`. What is not finite or does not exist (`MISSING`) has no point.
+    series `coco/heads` of the panel `AP`. What is not finite, or does not exist (-1), has no point.
     """
     found: dict[str, dict[str, tuple[list[int], list[float]]]] = {}
     for row in rows:
         for name, value in row.items():
-            if name in _NO_FIGURES or value is None or value == MISSING:
+            if name in _NO_FIGURES or value is None or value == -1:
                 continue
             panel, label = name, row["split"].removeprefix(_EVALUATION)
-            if row["split"] == TRAIN:
-                panel, _, label = name.partition("/")
+            if row["split"] != TRAIN:
+                value = in_percent(name, value)
+            else:
+                prefix, _, dataset = name.partition("/")
+                panel, label = (prefix, dataset) if prefix in BY_DATASET else (name, "")
             steps, values = found.setdefault(panel, {}).setdefault(label, ([], []))
             steps.append(row["step"])
             values.append(value)
@@ -84,6 +89,13 @@ def stage_names(workdir: pathlib.Path) -> list[str]:
     return [stage["name"] for stage in json.loads(path.read_text(encoding="utf8")).get("stages", ())]
 
 
+def parts_of_labels(drawn: Sequence[Panel]) -> tuple[list[str], list[str]]:
+    """The datasets and the maps that series are of; a colour each, and a dash pattern each."""
+    labels = dict.fromkeys(label for panel in drawn for label in panel.series if label)
+    parts = [label.partition("/") for label in labels]
+    return list(dict.fromkeys(part[0] for part in parts)), list(dict.fromkeys(part[2] for part in parts if part[2]))
+
+
 def logarithmic(panel: Panel) -> bool:
     """Whether a panel is drawn on a logarithmic scale: losses, where all are above 0."""
     values = [value for _, series in panel.series.values() for value in series]
@@ -102,18 +114,21 @@ def draw_curves(metrics_path: str | pathlib.Path, picture_path: str | pathlib.Pa
     if not drawn:
         return
     starts = stage_starts(rows, stage_names(pathlib.Path(metrics_path).parent))
-    labels = list(dict.fromkeys(label for panel in drawn for label in panel.series if label))
+    datasets, maps = parts_of_labels(drawn)
     columns = min(3, len(drawn))
     lines = math.ceil(len(drawn) / columns)
-    legend = 0.25 * math.ceil(len(labels) / 4) + 0.2  # inches
+    legend = 0.25 * math.ceil(len(datasets) * max(1, len(maps)) / 4) + 0.2  # inches
     height = 2.6 * lines + legend
     figure, axes = plt.subplots(lines, columns, figsize=(5 * columns, height), squeeze=False)
     end = max(row["step"] for row in rows)
     handles = {}
     for number, (axis, panel) in enumerate(zip(axes.flat, drawn, strict=False)):
         for label, (steps, values) in panel.series.items():
-            colour = plt.get_cmap("tab20")(labels.index(label) % 20) if label else "black"
-            (line,) = axis.plot(steps, values, marker="o" if len(steps) < 8 else None, markersize=3, color=colour)
+            dataset, _, kind = label.partition("/")
+            colour = plt.get_cmap("tab20")(datasets.index(dataset) % 20) if label else "black"
+            style = ("-", "--", ":", "-.")[maps.index(kind) % 4] if kind else "-"
+            marker = "o" if len(steps) < 8 else None
+            (line,) = axis.plot(steps, values, marker=marker, markersize=3, color=colour, linestyle=style)
             if label:
                 handles[label] = line
         axis.set_title(panel.name, fontsize=9)

@@ -189,9 +189,9 @@ def test_settings_are_found_and_lines_hidden(opened):
     assert ask(browser, rows) == 1
     lines = "document.querySelectorAll('#curves .line:not(.hidden)').length"
     before = ask(browser, lines)
-    button = "document.querySelector('[data-toggle=\"coco/heads\"]')"
+    button = "document.querySelector('[data-toggle=\"coco\"]')"
     browser.execute_script(f"{button}.click()")
-    assert ask(browser, lines) == before - len(runs) and ask(browser, f"{button}.ariaPressed") == "false"
+    assert ask(browser, lines) == before - 2 * len(runs) and ask(browser, f"{button}.ariaPressed") == "false"
     browser.execute_script(f"{button}.click()")
     assert ask(browser, lines) == before
 

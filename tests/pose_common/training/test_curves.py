@@ -7,7 +7,15 @@ import json
 import cv2
 import numpy as np
 
-from pose_common.training.curves import FIRST, draw_curves, logarithmic, panels, stage_names, stage_starts
+from pose_common.training.curves import (
+    FIRST,
+    draw_curves,
+    logarithmic,
+    panels,
+    parts_of_labels,
+    stage_names,
+    stage_starts,
+)
 from pose_common.training.writers import MetricWriter, read_metrics
 
 
@@ -34,7 +42,11 @@ def test_panels_that_matter_come_first_and_nothing_is_drawn_of_nothing(tmp_path)
     assert set(names[5:]) == {"AR", "grad_norm"}, "values that do not exist make no panel"
     by_name = {panel.name: panel.series for panel in found}
     assert by_name["accuracy"] == {"coco": ([10, 20, 25, 30, 40], [0.1, 0.2, 0.25, 0.3, 0.4])}
-    assert by_name["AP"] == {"coco/heads": ([25, 40], [0.25, 0.4])}
+    assert by_name["AP"] == {"coco/heads": ([25, 40], [25.0, 40.0])} and by_name["PCKh"]["mpii/heads"][1] == [
+        25.0,
+        40.0,
+    ]
+    assert parts_of_labels(found) == (["coco", "mpii"], ["heads"])
     assert list(by_name["loss"]) == [""]
     assert [panel.name for panel in found if logarithmic(panel)] == ["loss"]
 
