@@ -31,8 +31,8 @@ def what_next(config: ConfigDict, workdir: pathlib.Path) -> str:
     """One sentence for somebody who has just seen a run end."""
     if config.synthetic:
         return (
-            "open the report in a browser; then train on your own labels (docs/your_own_dataset.md), because this model "
-            "knows rendered figures only"
+            "open the report in a browser; then train on your own labels (docs/your_own_dataset.md), because this "
+            "model knows rendered figures only"
         )
     package = "boir_jax" if config.method == "boir" else "posebh_jax"
     return f"draw poses with it: python -m {package}.predict PICTURE --checkpoint={workdir}"

@@ -12,7 +12,9 @@ from pose_common.evaluation.tasks import in_percent
 from pose_common.training.writers import TRAIN, read_metrics
 
 FIRST = ("loss", "accuracy", "AP", "PCKh", "learning_rate", "images_per_second_per_device")
-"""Panels that matter most, where a run has them; the others follow."""
+"""Panels that matter most, where a run has them; training's others follow, then those of evaluations."""
+DRAWN = 12
+"""Panels of the picture; all of them are in the report, in TensorBoard and in the file."""
 BY_DATASET = ("accuracy", "heatmap")
 """Training's figures that have one value a dataset, `accuracy/coco`."""
 STAGE = "stage"
@@ -48,7 +50,7 @@ def panels(rows: Sequence[Mapping[str, Any]]) -> list[Panel]:
     series `coco/heads` of the panel `AP`. What is not finite, or does not exist (-1), has no point.
     """
     found: dict[str, dict[str, tuple[list[int], list[float]]]] = {}
-    for row in rows:
+    for row in sorted(rows, key=lambda row: row["split"] != TRAIN):
         for name, value in row.items():
             if name in _NO_FIGURES or value is None or value == -1:
                 continue
@@ -103,14 +105,14 @@ def logarithmic(panel: Panel) -> bool:
 
 
 def draw_curves(metrics_path: str | pathlib.Path, picture_path: str | pathlib.Path) -> None:
-    """All panels in rows of three, stages marked, one legend; nothing where the run has no figures yet."""
+    """The first `DRAWN` panels in rows of three, stages marked, one legend; nothing where a run has no figures yet."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     rows = read_metrics(metrics_path)
-    drawn = panels(rows)
+    drawn = panels(rows)[:DRAWN]
     if not drawn:
         return
     starts = stage_starts(rows, stage_names(pathlib.Path(metrics_path).parent))
