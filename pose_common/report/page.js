@@ -249,6 +249,12 @@
     more();
   }
 
+  // The same annotation, by other maps or in another run.
+  function samePerson(one, other) {
+    const split = (item) => item.result.split(" ").slice(0, 2).join(" ");
+    return one.id !== null && one.id === other.id && split(one) === split(other);
+  }
+
   function open(index) {
     current = (index + chosen.length) % chosen.length;
     const item = chosen[current];
@@ -270,7 +276,12 @@
     const area = item.area === null ? "" : `, ${Math.sqrt(item.area).toFixed(0)}² px (${sizeOf(item)})`;
     const text = `${describe(item)}, score ${figure(item.score)}${area}; ${data.runs[item.run]}, step ${item.step}`;
     const pair = element("div", { class: "pair" }, tile(item, ["truth"]), tile(item, ["pose"]));
-    document.getElementById("detail-body").replaceChildren(pair, element("p", {}, text), table);
+    const same = data.items.filter((other) => other !== item && samePerson(item, other)).map((other) => {
+      const name = [other.result, data.runs[other.run], `OKS ${figure(other.oks)}`].join(" · ");
+      return element("figure", {}, tile(other, ["pose", "truth"]), element("figcaption", { class: "meta" }, name));
+    });
+    const others = same.length ? [element("h4", {}, "The same one in other results"), element("div", { class: "others" }, ...same)] : [];
+    document.getElementById("detail-body").replaceChildren(pair, element("p", {}, text), table, ...others);
     if (!detail.open) detail.showModal();
   }
 

@@ -106,6 +106,8 @@ def record_configuration(
 ) -> None:
     """Writes `config.json`, after comparing with the run that `workdir` holds; only a training run is one.
 
+    An evaluation's configuration is written where no training run is, so that its report can show it.
+
     Args:
       free: see `configuration.require_same_run`.
       accept_changes: go on whatever has changed.
@@ -113,9 +115,9 @@ def record_configuration(
     Raises:
       ConfigError: the run was started with other settings.
     """
-    if config.mode != "train":
-        return
     folder = workdir / "checkpoints"
+    if config.mode != "train" and folder.is_dir():
+        return
     found = find_checkpoint(workdir) if folder.is_dir() else None
     if found is not None:
         checkpoints = Checkpoints(folder)

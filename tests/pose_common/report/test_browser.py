@@ -153,9 +153,12 @@ def test_a_picture_opens_large_and_the_keyboard_leads_on(opened):
     browser.execute_script("document.querySelector('#cards .card').click()")
     assert ask(browser, "document.getElementById('detail').open")
     title = ask(browser, "document.getElementById('detail-title').textContent")
-    assert "(1 of " in title and ask(browser, "document.querySelectorAll('#detail-body .tile').length") == 2
+    assert "(1 of " in title and ask(browser, "document.querySelectorAll('#detail-body .pair .tile').length") == 2
+    first = ask(browser, "document.querySelectorAll('#detail-body .others figure').length")
     webdriver.ActionChains(browser).send_keys(webdriver.Keys.ARROW_RIGHT).perform()
     assert "(2 of " in ask(browser, "document.getElementById('detail-title').textContent")
+    second = ask(browser, "document.querySelectorAll('#detail-body .others figure').length")
+    assert first + second > 0, "the same person by the other maps"
     webdriver.ActionChains(browser).send_keys(webdriver.Keys.ESCAPE).perform()
     assert not ask(browser, "document.getElementById('detail').open")
 
