@@ -144,28 +144,26 @@ def _line_name(label: str, run: str, runs: Sequence[Run]) -> str:
 
 
 def _analyses(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """Tables per keypoint, one a result and run."""
-    found = []
-    for run in runs:
-        for name, document in run.analyses.items():
-            rows = [_keypoint_row(row) for row in document["keypoints"]]
-            found.append(
-                {
-                    "result": name,
-                    "run": run.name,
-                    "rows": rows,
-                    "total": _keypoint_row(document["total"]),
-                    "people": document["people"],
-                    "short": errors_row(document),
-                    "metric": document["metric"],
-                    "score": shown_figure(document["metric"], document["score"]),
-                    "costs": {kind: cost for kind, cost in document["costs"].items() if cost is not None},
-                    "largest": max((cost or 0 for cost in document["costs"].values()), default=0),
-                    "worst": document["worst"],
-                    "curves": _error_curves(runs, name),
-                }
-            )
-    return found
+    """Tables per keypoint, one a result and run; a result's are together."""
+    names = dict.fromkeys(name for run in runs for name in run.analyses)
+    pairs = [(name, run, run.analyses[name]) for name in names for run in runs if name in run.analyses]
+    return [
+        {
+            "result": name,
+            "run": run.name,
+            "rows": [_keypoint_row(row) for row in document["keypoints"]],
+            "total": _keypoint_row(document["total"]),
+            "people": document["people"],
+            "short": errors_row(document),
+            "metric": document["metric"],
+            "score": shown_figure(document["metric"], document["score"]),
+            "costs": {kind: cost for kind, cost in document["costs"].items() if cost is not None},
+            "largest": max((cost or 0 for cost in document["costs"].values()), default=0),
+            "worst": document["worst"],
+            "curves": _error_curves(runs, name),
+        }
+        for name, run, document in pairs
+    ]
 
 
 def _keypoint_row(row: Mapping[str, Any]) -> dict[str, Any]:
