@@ -22,7 +22,8 @@
 
   // The theme: the system's, until the button says otherwise.
   document.getElementById("theme").addEventListener("click", () => {
-    const dark = root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
+    const system = matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";
+    const dark = (root.dataset.theme ?? system) === "dark";
     root.dataset.theme = dark ? "light" : "dark";
   });
 
@@ -197,7 +198,8 @@
 
   function tile(item, layers, hover) {
     const source = `data:image/jpeg;base64,${item.picture}`;
-    const picture = drawing("svg", { viewBox: `0 0 ${item.width} ${item.height}`, role: "img", "aria-label": describe(item) });
+    const box = `0 0 ${item.width} ${item.height}`;
+    const picture = drawing("svg", { viewBox: box, role: "img", "aria-label": describe(item) });
     picture.append(drawing("image", { href: source, width: item.width, height: item.height }));
     // Coordinates are those of pixels' centres; pixel 0 covers 0 to 1 here.
     const moved = drawing("g", { transform: "translate(0.5 0.5)" });
@@ -229,7 +231,8 @@
     const state = item.id === null ? "nobody's" : item.pose === null ? "not found" : `OKS ${figure(item.oks)}`;
     const meta = element("span", { class: "meta" }, element("b", {}, state), ` · score ${figure(item.score)}${run}`);
     meta.append(element("br"), `${item.result} · ${item.file}`);
-    const button = element("button", { type: "button", class: "card", "aria-label": describe(item) }, tiles(item, view), meta);
+    const named = { type: "button", class: "card", "aria-label": describe(item) };
+    const button = element("button", named, tiles(item, view), meta);
     button.addEventListener("click", () => open(index));
     return button;
   }
@@ -259,7 +262,8 @@
     current = (index + chosen.length) % chosen.length;
     const item = chosen[current];
     const { keypoints } = data.skeletons[item.result];
-    document.getElementById("detail-title").textContent = `${item.file} · ${item.result} (${current + 1} of ${chosen.length})`;
+    const place = `${current + 1} of ${chosen.length}`;
+    document.getElementById("detail-title").textContent = `${item.file} · ${item.result} (${place})`;
     const rows = keypoints.map((name, k) => {
       const kind = kindOf(item, k);
       if (kind < 0 || kind === NOBODY) return null;
@@ -280,8 +284,11 @@
       const name = [other.result, data.runs[other.run], `OKS ${figure(other.oks)}`].join(" · ");
       return element("figure", {}, tile(other, ["pose", "truth"]), element("figcaption", { class: "meta" }, name));
     });
-    const others = same.length ? [element("h4", {}, "The same one in other results"), element("div", { class: "others" }, ...same)] : [];
-    document.getElementById("detail-body").replaceChildren(pair, element("p", {}, text), table, ...others);
+    const body = document.getElementById("detail-body");
+    body.replaceChildren(pair, element("p", {}, text), table);
+    if (same.length) {
+      body.append(element("h4", {}, "The same one in other results"), element("div", { class: "others" }, ...same));
+    }
     if (!detail.open) detail.showModal();
   }
 

@@ -43,7 +43,7 @@ def make_page(runs: Sequence[Run], max_pictures: float = MAX_PICTURES) -> str:
         script=Markup((_HERE / "page.js").read_text(encoding="utf8")),
         title=" and ".join(run.name for run in runs),
         runs=runs,
-        kinds=(*KINDS, NOT_FOUND),
+        kinds=[*KINDS, NOT_FOUND],
         results=_results(runs, footnotes),
         footnotes=footnotes,
         remarks=list(dict.fromkeys(remark for run in runs for remark in run.remarks)),
@@ -133,7 +133,7 @@ def _curves(runs: Sequence[Run]) -> dict[str, Any]:
         marks = [(start.step, start.name) for start in staged if start.step]
         log = all(logarithmic(panel) for _, panel in drawn)
         chart = line_chart(name, lines, logarithmic=log, marks=marks, x_range=(0, end))
-        charts.append({"name": name, "svg": chart, "log": log})
+        charts.append({"name": f"{name} (logarithmic)" if log else name, "svg": chart})
     dashes = [" ".join(filter(None, [k, runs[n].name if len(trained) > 1 else ""])) for n in trained for k in maps]
     stages = ", ".join(f"{start.name} from step {start.step}" for start in staged)
     return {"charts": charts, "datasets": datasets, "dashes": dashes if len(dashes) > 1 else [], "stages": stages}
