@@ -24,6 +24,7 @@ KINDS = ("good", "jitter", "inversion", "swap", "miss")
 UNLABELLED = -1
 NEAR, EXACT = 0.5, 0.85
 """Similarities from which a prediction is at a place at all, and from which it is good there."""
+_CHUNK = 1 << 20  # keypoints that are compared with neighbours at once
 SAME_PERSON = 0.1
 """OKS from which a pose is taken for a person's, where nothing else says whose it is (as the paper's tool has it)."""
 
@@ -154,17 +155,17 @@ def _others(
     order = np.argsort(truth.image, kind="stable")
     images = truth.image[order]
     first, end = (np.searchsorted(images, truth.image[annotation], side) for side in ("left", "right"))
-    row = np.repeat(np.arange(len(annotation)), end - first)
-    neighbour = order[np.arange(len(row)) - np.repeat(np.cumsum(end - first) - end, end - first)]
-    apart = neighbour != annotation[row]
-    row, neighbour = row[apart], neighbour[apart]
     best = np.full(found.shape[:2], -1.0)
-    if not len(row):
-        return best
-    points = found[row]
-    similarity = np.maximum(
-        _similarity(points, truth, neighbour, scale), _similarity(points, truth, neighbour, scale, partner)
-    )
-    starts = np.flatnonzero(np.r_[True, np.diff(row) > 0])
-    best[row[starts]] = np.maximum.reduceat(similarity, starts, axis=0)
+    size = max(1, int((end - first).sum()) * found.shape[1])
+    for part in np.array_split(np.arange(len(annotation)), -(-size // _CHUNK)):
+        count = (end - first)[part]
+        row = np.repeat(part, count)
+        neighbour = order[np.arange(len(row)) - np.repeat(np.cumsum(count) - count, count) + first[row]]
+        apart = neighbour != annotation[row]
+        row, neighbour = row[apart], neighbour[apart]
+        if not len(row):
+            continue
+        own, mirrored = (_similarity(found[row], truth, neighbour, scale, which) for which in (None, partner))
+        starts = np.flatnonzero(np.r_[True, np.diff(row) > 0])
+        best[row[starts]] = np.maximum.reduceat(np.maximum(own, mirrored), starts, axis=0)
     return best

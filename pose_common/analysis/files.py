@@ -68,7 +68,7 @@ def errors_row(document: Mapping[str, Any]) -> dict[str, str]:
 
     def kind(name: str) -> str:
         cost = document["costs"].get(name)
-        return f"{_percent(total[name], total['labelled'])}" + (f" (+{cost:.1f})" if cost else "")
+        return f"{_percent(total[name], total['labelled'])}" + (f" ({cost:+.1f})" if cost else "")
 
     return {
         "found": f"{people['found']}/{people['labelled']}",

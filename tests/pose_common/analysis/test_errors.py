@@ -72,6 +72,15 @@ def test_kinds_are_those_of_a_plain_loop(seed):
         assert errors.exchanged[p, k] == (kind == partner == "inversion")
 
 
+def test_neighbours_in_parts_are_neighbours_at_once(monkeypatch):
+    truth, poses = crowded(0)
+    pairs, scale = kinds.pair(COCO, truth, poses, by_instance=True), kinds.scale_of(COCO, truth)
+    whole = kinds.keypoint_errors(truth, poses, pairs, scale, FLIP)
+    monkeypatch.setattr(kinds, "_CHUNK", 200)
+    for one, other in zip(whole, kinds.keypoint_errors(truth, poses, pairs, scale, FLIP), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 @pytest.mark.parametrize("kind", [kinds.JITTER, kinds.INVERSION, kinds.SWAP, kinds.MISS])
 def test_corrected_points_have_the_named_similarity_and_others_stay(kind):
     truth, poses = crowded(1)
