@@ -1,8 +1,8 @@
-"""What an evaluation leaves for people and reports: an analysis a result, its short row, and a gallery.
+"""What an evaluation leaves for people and reports: an analysis a result, its short row, and pictures.
 
-<workdir>/results/step_<n>/analysis/<name>.json   the document of `measure.analyse`
-<workdir>/results/step_<n>/analysis/<name>.md     its table per keypoint
-<workdir>/gallery/<name>.json                     the newest evaluation's pictures
+* `<workdir>/results/step_<n>/analysis/<name>.json`: the document of `measure.analyse`; `.md`: its table per keypoint;
+* `<workdir>/gallery/<name>.json`: the newest evaluation's pictures;
+* `<workdir>/pictures/<name>_worst.png`: the worst of them on one sheet, the truth on the left.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from data_pipelines.datasets import PoseDataset
 from pose_common.analysis import gallery
 from pose_common.analysis.errors import KINDS
 from pose_common.analysis.measure import WITHIN, analyse
-from pose_common.evaluation import result_table
+from pose_common.evaluation import draw, result_table
 from pose_common.metrics.columns import GroundTruth, Poses
 
 
@@ -59,6 +59,10 @@ def write_analysis(
     if pictures:
         made = gallery.make_gallery(source, dataset.keypoints, truth, poses, pairs, errors, pictures)
         _write(workdir / "gallery" / f"{name}.json", {**about, "dataset": dataset.name, **made})
+        sheet = gallery.worst_sheet(made, dataset.keypoints, pictures)
+        if sheet is not None:
+            (workdir / "pictures").mkdir(exist_ok=True)
+            draw.save_image(workdir / "pictures" / f"{name}_worst.png", sheet)
     return errors_row(document)
 
 

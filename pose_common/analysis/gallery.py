@@ -6,7 +6,7 @@ A gallery is a document of plain values; its pictures are JPEG files in base64, 
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import cv2
@@ -15,9 +15,9 @@ import numpy as np
 from data_pipelines.records import Annotations
 from data_pipelines.skeletons import KeypointSet
 from data_pipelines.top_down.crops import decode
-from pose_common.analysis.errors import INVERSION, JITTER, MISS, SWAP, Errors, Pairs, judged
+from pose_common.analysis.errors import INVERSION, JITTER, KINDS, MISS, SWAP, Errors, Pairs, judged
 from pose_common.analysis.measure import person_oks
-from pose_common.evaluation.draw import side_of
+from pose_common.evaluation import draw
 from pose_common.metrics.columns import GroundTruth, Poses
 
 LONGEST_SIDE = 256
@@ -104,10 +104,26 @@ def make_gallery(
         )
     return {
         "keypoints": list(keypoint_set.keypoints),
-        "sides": [side_of(name) for name in keypoint_set.keypoints],
+        "sides": [draw.side_of(name) for name in keypoint_set.keypoints],
         "limbs": [list(limb) for limb in keypoint_set.limbs],
         "items": items,
     }
+
+
+def worst_sheet(made: Mapping[str, Any], keypoint_set: KeypointSet, count: int) -> np.ndarray | None:
+    """The `count` least similar poses of a gallery, truth and prediction side by side, as one RGB picture.
+
+    None where nobody has a pose.
+    """
+    found = sorted((item for item in made["items"] if item["oks"] is not None), key=lambda item: item["oks"])
+    tiles, captions = [], []
+    for item in found[:count]:
+        encoded = np.frombuffer(base64.b64decode(item["picture"]), np.uint8)
+        picture = cv2.cvtColor(cv2.imdecode(encoded, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+        tiles += [draw.draw_skeleton(picture, np.array(item[which]), keypoint_set) for which in ("truth", "pose")]
+        numbers = ((item["kinds"].count(kind), KINDS[kind]) for kind in (MISS, SWAP, INVERSION, JITTER))
+        captions += [f"OKS {item['oks']:.2f} {item['file']}", ", ".join(f"{n} {name}" for n, name in numbers if n)]
+    return draw.contact_sheet(tiles, columns=8, captions=captions) if tiles else None
 
 
 def _picture(source: Source, row: int) -> np.ndarray:

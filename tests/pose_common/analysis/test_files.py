@@ -115,6 +115,16 @@ def test_files_are_written_and_the_row_is_short(tmp_path):
     made = json.loads((tmp_path / "gallery/coco_heads.json").read_text())
     assert made["step"] == 3 and made["keypoints"] == list(COCO.keypoints.keypoints) and made["items"]
     assert not list(tmp_path.rglob("*.partial"))
+    sheet = cv2.imread(str(tmp_path / "pictures/coco_heads_worst.png"))
+    assert sheet.shape[1] > 4 * gallery.LONGEST_SIDE, "four pairs in a row"
+
+
+def test_nobody_found_makes_no_sheet(tmp_path):
+    truth, poses = crowded(0)
+    truth, nobody = inside(truth), poses.take(np.zeros(0, np.int64))
+    row = write_analysis(tmp_path, "x", {"step": 0}, Gradient(truth), truth, nobody, COCO, by_instance=True, pictures=4)
+    assert row["found"].startswith("0/") and not (tmp_path / "pictures").exists()
+    assert all(item["pose"] is None for item in json.loads((tmp_path / "gallery/x.json").read_text())["items"])
 
 
 def test_a_split_without_annotations_leaves_nothing(tmp_path):
