@@ -95,7 +95,7 @@ class _Axis:
 
     def __init__(self, low: float, high: float, start: float, end: float, logarithmic: bool):
         if low == high:
-            low, high = (low / 2, high * 2) if logarithmic else (low - 0.5, high + 0.5)
+            low, high = (low / 2, high * 2) if low > 0 else (low - 1 if low else 0, high + 1)
         self.start, self.end, self.logarithmic = start, end, logarithmic
         self.ticks = _powers(low, high) if logarithmic else _steps(low, high)
         self.low, self.high = (self._scaled(value) for value in (low, high))
