@@ -33,7 +33,7 @@ def settings() -> ConfigDict:
     config.evaluate_stages = True  # also at the start and at the end of each stage
     config.keep_checkpoints = 3
     config.keep_checkpoints_every = 0
-    config.pictures = 24  # predictions drawn per dataset
+    config.pictures = 24  # predictions drawn per dataset; the gallery has at most four times as many
     return config
 
 

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 
 from data_pipelines.datasets import PoseDataset
 from data_pipelines.top_down.loader import EvalLoader, Reading, eval_loader
+from pose_common.analysis.files import write_analysis
 from pose_common.evaluation.predictions import predict_split
 from pose_common.evaluation.published import GROUND_TRUTH
 from pose_common.evaluation.tasks import Score, check_tasks, evaluate_tasks, shown, shown_figure
@@ -98,9 +99,9 @@ class Evaluator:
             seconds = time.perf_counter() - began
             for kind, poses in predictions.items():
                 began = time.perf_counter()
-                values = self._judge(task, loader, kind, poses, step)
+                values, errors = self._judge(task, loader, kind, poses, step)
                 row = self._row(task, loader, kind, values, seconds + time.perf_counter() - began)
-                yield Score(f"{task.name}/{kind}", values, row)
+                yield Score(f"{task.name}/{kind}", values, row, errors)
 
         folder = self.workdir / "results" / f"step_{step}"
         return evaluate_tasks(self.tasks, self._loader, evaluate_task, folder, f"step {step}, percent (EPE in pixels)")
@@ -140,7 +141,9 @@ class Evaluator:
 
     def _judge(
         self, task: Task, loader: EvalLoader, kind: str, predictions: columns.Poses, step: int
-    ) -> dict[str, float]:
+    ) -> tuple[dict[str, float], dict[str, Any]]:
+        """Metrics, and the row of errors; writes results, pictures and analysis."""
+        errors: dict[str, Any] = {}
         truth = columns.ground_truth(loader.annotations)
         poses = evaluate.final_poses(task.protocol, truth, predictions, **self.selection)
         if jax.process_index() == 0:
@@ -149,9 +152,18 @@ class Evaluator:
             if self.pictures:
                 path = self.workdir / "pictures" / f"{task.name}_{kind}.png"
                 visualise.draw_predictions(path, loader.source, predictions, self.pictures)
-        if not len(truth.id):
-            return {}
-        return evaluate.metrics_of(task.protocol, truth, poses)
+            errors = write_analysis(
+                self.workdir,
+                f"{task.name}_{kind}",
+                {"step": step, "split": task.split, "maps": kind},
+                loader.source,
+                truth,
+                poses,
+                task.protocol,
+                by_instance=loader.boxes == "ground_truth",
+                pictures=self.pictures,
+            )
+        return evaluate.metrics_of(task.protocol, truth, poses) if len(truth.id) else {}, errors
 
     def _row(
         self, task: Task, loader: EvalLoader, kind: str, values: Mapping[str, float], seconds: float

@@ -16,13 +16,14 @@ from ml_collections import ConfigDict
 from data_pipelines.builders.synthetic import SYNTHETIC, prepare_synthetic
 from data_pipelines.records import DatasetNotPrepared
 from data_pipelines.top_down.loader import Reading, TrainIterator
+from pose_common.report.ending import conclude
 from pose_common.training import configuration, distributed, loop, parallel, report
 from pose_common.training.checkpoints import Checkpoints
 from pose_common.training.configuration import Override
+from pose_common.training.curves import draw_curves
 from pose_common.training.nonfinite import NonFiniteError
 from pose_common.training.state import TrainState
 from pose_common.training.workdir import make_workdir
-from pose_common.training.writers import draw_curves
 
 Metrics = dict[str, Mapping[str, float]]
 Read = Callable[[str, Sequence[Override]], ConfigDict]
@@ -85,6 +86,8 @@ def train(
     _, complete = loop.train(method, data, strategy, settings, workdir, evaluate=evaluate, key=key, prepare=prepare)
     if jax.process_index() == 0:
         draw_curves(workdir / "metrics.jsonl", workdir / "curves.png")
+        if complete:
+            conclude(config, workdir)
     if not complete:
         logging.warning("stopped before the end; the same command goes on from the checkpoint in %s", workdir)
     return complete
@@ -106,6 +109,8 @@ def record_configuration(
 ) -> None:
     """Writes `config.json`, after comparing with the run that `workdir` holds; only a training run is one.
 
+    An evaluation's configuration is written where no training run is, so that its report can show it.
+
     Args:
       free: see `configuration.require_same_run`.
       accept_changes: go on whatever has changed.
@@ -113,9 +118,9 @@ def record_configuration(
     Raises:
       ConfigError: the run was started with other settings.
     """
-    if config.mode != "train":
-        return
     folder = workdir / "checkpoints"
+    if config.mode != "train" and folder.is_dir():
+        return
     checkpoints = Checkpoints(folder, read_only=True) if folder.is_dir() else None
     found = checkpoints.newest(lambda step: checkpoints.read_info(step)["config"]) if checkpoints else None
     if found is not None:

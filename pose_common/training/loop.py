@@ -18,6 +18,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from pose_common.training import nonfinite, parallel, report
 from pose_common.training.checkpoints import Checkpoints, NonFiniteStateError
+from pose_common.training.curves import STAGE, draw_curves
 from pose_common.training.distributed import StopSignal
 from pose_common.training.fingerprints import named_leaves
 from pose_common.training.optimizers import GroupedAdamW
@@ -255,13 +256,15 @@ class _Loop:
         weights = self.strategy.to_global(run.state).weights
         for split, values in self.evaluate(weights, run.step).items():
             self.writer.write(run.step, f"eval/{split}", values)
+        if jax.process_index() == 0:
+            draw_curves(self.writer.path, self.writer.path.with_name("curves.png"))
         self.metrics.restart_clock()
 
     def _log(self, run: _Run, bar) -> None:
         self._check(run)
         values = self.metrics.collect()
         if values:
-            self.writer.write(run.step, TRAIN, values)
+            self.writer.write(run.step, TRAIN, {**values, STAGE: run.stage})
             bar.set_postfix(loss=f"{values['loss']:.3g}")
 
     def _save(self, run: _Run) -> None:

@@ -76,6 +76,9 @@ def test_perfect_predictions_score_100(synthetic, tmp_path, capsys):
         results = json.loads((tmp_path / f"results/step_3/{task.name}.json").read_text())
         assert len(results) == sum(map(len, task.predictor.known.values()))
         assert (tmp_path / f"pictures/{task.name}.png").exists()
+        analysis = json.loads((tmp_path / f"results/step_3/analysis/{task.name}.json").read_text())
+        people = analysis["people"]
+        assert people["found"] == people["labelled"] and analysis["total"]["good"] == analysis["total"]["labelled"]
     for text in (capsys.readouterr().out, *table["remarks"]):
         assert "scripts.prepare_data crowdpose" in text
 

@@ -93,9 +93,14 @@ def test_perfect_predictions_score_100_on_every_dataset(synthetic, tmp_path, cap
         assert row["metrics"] == figures[f"{row['dataset']}_val/heads"]
         assert (tmp_path / f"results/step_7/{row['dataset']}_val_heads.json").exists()
         assert (tmp_path / f"pictures/{row['dataset']}_val_heads.png").exists()
+        analysis = json.loads((tmp_path / f"results/step_7/analysis/{row['dataset']}_val_heads.json").read_text())
+        assert analysis["total"]["good"] == analysis["total"]["labelled"] == analysis["total"]["found"] > 0
+        assert (tmp_path / f"gallery/{row['dataset']}_val_heads.json").exists()
         assert ("AP of body 100.0, foot 100.0" in "; ".join(row["notes"])) == ("wholebody" in row["dataset"])
     with (tmp_path / "results/step_7/table.csv").open() as file:
         assert [row["ours"] for row in csv.DictReader(file)] == [row["ours"] for row in rows["rows"]]
+    errors = json.loads((tmp_path / "results/step_7/errors.json").read_text())["rows"]
+    assert [row["PCK@0.05"] for row in errors] == ["100.0"] * len(DATASETS)
     for text in (
         capsys.readouterr().out,
         (tmp_path / "results/step_7/table.md").read_text(),
