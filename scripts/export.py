@@ -1,0 +1,119 @@
+"""Writes prediction with one model as a file that runs without this code.
+
+    python -m scripts.export workdir/base --format=stablehlo --dataset=coco --out=pose.stablehlo
+    python -m scripts.export vitpose++_base.pth --format=onnx --dataset=coco --out=pose.onnx
+    python -m scripts.export boir_w32.pth --format=onnx --size=768,512 --out=people.onnx
+
+SOURCE is whatever `posebh_jax.load` or `boir_jax.load` take, by default the embedded model. Pictures go in (uint8, RGB),
+keypoints come out, decoded; `<out>.json` says the rest. ONNX files need jax2onnx: docs/export.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+import sys
+import time
+from collections.abc import Sequence
+
+import numpy as np
+
+import boir_jax.export
+import boir_jax.predict
+import posebh_jax.export
+import posebh_jax.predict
+from pose_common.export.onnx import run_onnx, write_onnx
+from pose_common.export.program import Program, describe, largest_differences
+from pose_common.export.stablehlo import run_stablehlo, write_stablehlo
+from posebh_jax.predictor import HEADS, PROTOTYPES
+
+FORMATS = {"stablehlo": (write_stablehlo, run_stablehlo), "onnx": (write_onnx, run_onnx)}
+METHODS = ("posebh", "boir")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns the exit status."""
+    args = _parse(argv)
+    try:
+        program, batch = _program(args)
+        write, run = FORMATS[args.format]
+        began = time.perf_counter()
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        write(program, args.out, batch)
+        about = describe(program, args.out, batch)
+        seconds = time.perf_counter() - began
+        images = example(program, batch or 2)
+        differences = largest_differences(run(args.out, images), program.function(images))
+    except (ValueError, KeyError, OSError, NotImplementedError) as error:
+        if args.debug:
+            raise
+        print(f"error: {' '.join(str(error.args[0] if error.args else error).split())}", file=sys.stderr)
+        return 1
+    print(program.about["model"])
+    shape = ", ".join(map(str, [batch or "batch", *reversed(program.size), 3]))
+    print(f"image uint8 [{shape}] -> {', '.join(program.outputs)}")
+    named = ", ".join(f"{name} {value:.1e}" for name, value in zip(program.outputs, differences, strict=True))
+    print(f"largest difference from JAX on noise: {named}")
+    print(f"{args.out} ({args.out.stat().st_size / 2**20:.1f} MiB, {seconds:.0f} s); {about} describes it")
+    return 0
+
+
+def example(program: Program, batch: int) -> np.ndarray:
+    """Pictures of noise."""
+    width, height = program.size
+    return np.random.default_rng(0).integers(0, 256, (batch, height, width, 3), dtype=np.uint8)
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        "scripts.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("source", nargs="?", help="weights; without, the embedded model of --method")
+    parser.add_argument("--format", choices=sorted(FORMATS), required=True)
+    parser.add_argument("--out", type=pathlib.Path, required=True, help="the file to write")
+    parser.add_argument("--method", choices=METHODS, help="what the weights are; found out by default")
+    parser.add_argument("--dataset", help="PoseBH: the skeleton to draw; the model's first by default")
+    parser.add_argument("--datasets", help="PoseBH: the datasets of the weights' heads, where the file does not say")
+    parser.add_argument("--maps", choices=(HEADS, PROTOTYPES), default=HEADS, help="PoseBH: what to decode")
+    parser.add_argument("--flip", action="store_true", help="PoseBH: average with the mirrored crop, at twice the cost")
+    parser.add_argument("--size", help="BoIR: width,height of the pictures, multiples of 64")
+    parser.add_argument("--batch_size", type=int, help="pictures at once; any number by default (BoIR in ONNX: 1)")
+    parser.add_argument("--debug", action="store_true", help="show errors with their traceback")
+    return parser.parse_args(argv)
+
+
+def _program(args: argparse.Namespace) -> tuple[Program, int | None]:
+    """What is exported, and the number of pictures where it is fixed."""
+    if args.batch_size is not None and args.batch_size < 1:
+        raise ValueError(f"--batch_size={args.batch_size}: expected 1 or more")
+    model = _load(args)
+    if isinstance(model, posebh_jax.predict.PoseModel):
+        return posebh_jax.export.program(model, args.dataset, flip=args.flip, maps=args.maps), args.batch_size
+    try:
+        size = tuple(map(int, args.size.split(","))) if args.size else None
+    except ValueError:
+        size = ()
+    if size is not None and len(size) != 2:
+        raise ValueError(f"--size={args.size}: expected width,height")
+    # The rows that people's cells pick have no translation for an open number of pictures.
+    return boir_jax.export.program(model, size), args.batch_size or (1 if args.format == "onnx" else None)
+
+
+def _load(args: argparse.Namespace) -> posebh_jax.predict.PoseModel | boir_jax.predict.PoseModel:
+    """The model, of the method that was named or else of the first that knows the weights."""
+    datasets = args.datasets.split(",") if args.datasets else None
+    if args.method == "boir":
+        return boir_jax.load(args.source)
+    try:
+        return posebh_jax.load(args.source, datasets=datasets)
+    except ValueError as posebh_error:
+        if args.method:
+            raise
+        try:
+            return boir_jax.load(args.source)
+        except ValueError as boir_error:
+            raise posebh_error from boir_error
+
+
+if __name__ == "__main__":
+    sys.exit(main())
