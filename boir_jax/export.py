@@ -27,9 +27,7 @@ def program(model: PoseModel, size: tuple[int, int] | None = None) -> Program:
     width, height = size or (model.input_size,) * 2
     if width % MULTIPLE or height % MULTIPLE or min(width, height) < MULTIPLE:
         raise ValueError(f"size {width},{height}: sides must be multiples of {MULTIPLE}")
-    weights = {
-        name: jax.tree.map(np.asarray, without_training_heads(group)) for name, group in model.weights.items()
-    }
+    weights = {name: jax.tree.map(np.asarray, without_training_heads(group)) for name, group in model.weights.items()}
 
     def predict(image: jax.Array) -> Outputs:
         found = model.predictor(weights, image, image_pixels(image.shape[0]))

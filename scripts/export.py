@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Sequence
 
+import cv2
 import numpy as np
 
 import boir_jax.export
@@ -25,6 +26,7 @@ import posebh_jax.predict
 from pose_common.export.onnx import run_onnx, write_onnx
 from pose_common.export.program import Program, describe, largest_differences
 from pose_common.export.stablehlo import run_stablehlo, write_stablehlo
+from pose_common.prediction.command import rendered_pictures
 from posebh_jax.predictor import HEADS, PROTOTYPES
 
 FORMATS = {"stablehlo": (write_stablehlo, run_stablehlo), "onnx": (write_onnx, run_onnx)}
@@ -53,15 +55,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     shape = ", ".join(map(str, [batch or "batch", *reversed(program.size), 3]))
     print(f"image uint8 [{shape}] -> {', '.join(program.outputs)}")
     named = ", ".join(f"{name} {value:.1e}" for name, value in zip(program.outputs, differences, strict=True))
-    print(f"largest difference from JAX on noise: {named}")
+    print(f"largest difference from JAX on rendered pictures: {named}")
     print(f"{args.out} ({args.out.stat().st_size / 2**20:.1f} MiB, {seconds:.0f} s); {about} describes it")
     return 0
 
 
 def example(program: Program, batch: int) -> np.ndarray:
-    """Pictures of noise."""
-    width, height = program.size
-    return np.random.default_rng(0).integers(0, 256, (batch, height, width, 3), dtype=np.uint8)
+    """Rendered pictures, uint8 [batch, H, W, 3]."""
+    return np.stack([cv2.resize(picture.image, program.size) for picture in rendered_pictures(batch)])
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -11,10 +11,14 @@ from pose_common.export.program import INPUT, Outputs, Program
 
 OPSET = 21
 """Of the operators; ONNX 1.16 and its runtimes have it."""
+ERRORS = 3
+"""Level of onnxruntime's messages that are shown."""
+LARGEST = 2**31 - 2**20
+"""Bytes of weights that one file can hold (a protocol buffer has at most 2 GiB)."""
 
 
 def write_onnx(program: Program, path: pathlib.Path, batch: int | None) -> None:
-    """Writes `path`, and beside it `<path>.data` where the weights need more than the format holds.
+    """Writes `path`, and beside it `<path>.data` where the weights are more than one file can hold.
 
     Args:
       batch: None leaves the number of pictures open.
@@ -24,23 +28,27 @@ def write_onnx(program: Program, path: pathlib.Path, batch: int | None) -> None:
     """
     try:
         import jax2onnx
+        import onnx_ir
     except ImportError as error:
-        raise ValueError("ONNX files are written by jax2onnx: pip install '.[onnx]' (docs/export.md)") from error
+        raise ValueError("ONNX files are written by jax2onnx: pip install -e '.[onnx]' (docs/export.md)") from error
     spec = program.pictures(batch)
-    jax2onnx.to_onnx(
+    model = jax2onnx.to_onnx(
         straight_line(program.function, spec),
         [spec],
         opset=OPSET,
-        return_mode="file",
-        output_path=path,
+        return_mode="ir",
         input_names=[INPUT],
         output_names=list(program.outputs),
     )
+    weights = sum(value.const_value.nbytes for value in model.graph.initializers.values())
+    onnx_ir.save(model, path, external_data=path.name + ".data" if weights > LARGEST else None)
 
 
 def run_onnx(path: pathlib.Path, images: np.ndarray) -> Outputs:
     """The outputs for pictures [B, H, W, 3], by onnxruntime on the CPU."""
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = ERRORS
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     return tuple(session.run(None, {INPUT: images}))
