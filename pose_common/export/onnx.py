@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+from collections.abc import Callable
 
 import numpy as np
 
@@ -44,11 +45,11 @@ def write_onnx(program: Program, path: pathlib.Path, batch: int | None) -> None:
     onnx_ir.save(model, path, external_data=path.name + ".data" if weights > LARGEST else None)
 
 
-def run_onnx(path: pathlib.Path, images: np.ndarray) -> Outputs:
-    """The outputs for pictures [B, H, W, 3], by onnxruntime on the CPU."""
+def read_onnx(path: pathlib.Path) -> Callable[[np.ndarray], Outputs]:
+    """The file as a function of pictures [B, H, W, 3], which onnxruntime runs on the CPU."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = ERRORS
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    return tuple(session.run(None, {INPUT: images}))
+    return lambda images: tuple(session.run(None, {INPUT: images}))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+from collections.abc import Callable
 
 import jax
 import jax.export
@@ -27,6 +28,6 @@ def write_stablehlo(program: Program, path: pathlib.Path, batch: int | None) -> 
     path.write_bytes(data)
 
 
-def run_stablehlo(path: pathlib.Path, images: np.ndarray) -> Outputs:
-    """The outputs for pictures [B, H, W, 3]."""
-    return tuple(jax.export.deserialize(bytearray(path.read_bytes())).call(images))
+def read_stablehlo(path: pathlib.Path) -> Callable[[np.ndarray], Outputs]:
+    """The file as a function of pictures [B, H, W, 3]."""
+    return jax.jit(jax.export.deserialize(bytearray(path.read_bytes())).call)

@@ -15,6 +15,7 @@ import pytest
 import boir_jax
 import posebh_jax
 from data_pipelines.whole_image.pictures import inference_size
+from pose_common.export.onnx import read_onnx
 from pose_common.prediction.command import rendered_pictures
 from pose_common.prediction.pictures import Picture
 from posebh_jax.predict import crops_of
@@ -108,7 +109,7 @@ def test_onnx_of_crops_is_used_as_documented(crops, scene, tmp_path, capsys, mon
     pytest.importorskip("jax2onnx", reason="jax2onnx is not installed (the `onnx` extra)")
     out, differences = exported(tmp_path, capsys, "onnx", f"--dataset={DATASET}", "--flip")
     assert max(differences) < TOLERANCE
-    np.testing.assert_allclose(export.run_onnx(out, crops)[0], keypoints_of(crops, True), atol=TOLERANCE)
+    np.testing.assert_allclose(read_onnx(out)(crops)[0], keypoints_of(crops, True), atol=TOLERANCE)
     names = use_documented(tmp_path, monkeypatch, scene, out, "pose.onnx", 1, 2)
     (expected,) = posebh_jax.load()(scene, boxes=np.array([[20, 10, 90, 140]]), dataset=DATASET).keypoints
     # The crop's scale carries the tolerance to the picture.
