@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import pathlib
 from collections.abc import Callable
 
@@ -32,6 +33,7 @@ def write_onnx(program: Program, path: pathlib.Path, batch: int | None) -> None:
         import onnx_ir
     except ImportError as error:
         raise ValueError("ONNX files are written by jax2onnx: pip install -e '.[onnx]' (docs/export.md)") from error
+    logging.getLogger("onnx_ir").setLevel(logging.ERROR)  # it warns of every shape that it does not note
     spec = program.pictures(batch)
     model = jax2onnx.to_onnx(
         straight_line(program.function, spec),
@@ -51,5 +53,6 @@ def read_onnx(path: pathlib.Path) -> Callable[[np.ndarray], Outputs]:
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = ERRORS
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # threads that wait leave the cores alone
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     return lambda images: tuple(session.run(None, {INPUT: images}))
