@@ -131,7 +131,7 @@ def load_weights(config: ConfigDict, mesh: Mesh) -> tuple[dict[str, Any], int]:
             raise ValueError(f"{config.checkpoint} ({start.title}) has nothing for {', '.join(sorted(missing))}")
         return {name: without_training_heads(start.tree[name]) for name in ("params", "batch_stats")}
 
-    return restore.weights_at(config.checkpoint, mesh, lambda _: weight_shapes(model), convert)
+    return restore.weights_at(config.checkpoint, mesh, lambda _: weight_shapes(model), convert)[:2]
 
 
 def make_start(config: ConfigDict, mesh: Mesh) -> Callable[[TrainState], TrainState] | None:

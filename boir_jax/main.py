@@ -26,7 +26,8 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> bool:
     method = build.make_method(config, cli.steps_per_epoch(config, data))
     evaluate = build.make_evaluator(config, strategy.mesh, workdir)
     evaluate.check()
-    return cli.train(config, workdir, data, method, strategy, evaluate, build.make_start(config, strategy.mesh))
+    best = evaluate.best_metric(config.best_metric)
+    return cli.train(config, workdir, data, method, strategy, evaluate, best, build.make_start(config, strategy.mesh))
 
 
 def evaluate(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Mapping[str, float]]:

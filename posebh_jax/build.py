@@ -163,7 +163,12 @@ def make_tasks(config: ConfigDict) -> list[Task]:
 
 
 def load_weights(config: ConfigDict, mesh: Mesh) -> tuple[dict[str, Any], int]:
-    """The weights that `config.checkpoint` names, on every device, and the step they come from (0: of no run).
+    """The weights of `restore_weights`, and the step they come from (0: of no run)."""
+    return restore_weights(config, mesh)[:2]
+
+
+def restore_weights(config: ConfigDict, mesh: Mesh) -> restore.Restored:
+    """The weights that `config.checkpoint` names.
 
     Raises:
       ValueError: there are no weights, or they do not fit the configuration.

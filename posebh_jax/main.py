@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from pose_common.training import cli
 from pose_common.training.mesh import make_mesh
+from pose_common.training.state import to_evaluate
 from posebh_jax import build, configuration
 
 
@@ -25,16 +26,18 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> bool:
     method = build.make_method(config, cli.steps_per_epoch(config, data))
     evaluate = build.make_evaluator(config, strategy.mesh, workdir)
     evaluate.check()
+    best = evaluate.best_metric(config.best_metric)
     return cli.train(
-        config, workdir, data, method, strategy, evaluate, build.make_start(config, method.model, strategy.mesh)
+        config, workdir, data, method, strategy, evaluate, best, build.make_start(config, method.model, strategy.mesh)
     )
 
 
 def evaluate(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Mapping[str, float]]:
     """Evaluates `config.checkpoint` on everything that is prepared; prints and saves the table."""
     mesh = make_mesh()
-    weights, step = build.load_weights(config, mesh)
-    return cli.require_rows(build.make_evaluator(config, mesh, workdir)(weights, step))
+    found = build.restore_weights(config, mesh)
+    evaluator = build.make_evaluator(config, mesh, workdir)
+    return cli.require_rows(evaluator(to_evaluate(found.weights, found.notes), found.step))
 
 
 def run(config: ConfigDict, workdir: pathlib.Path) -> None:

@@ -99,7 +99,7 @@ def _failed(task: Any, error: Exception) -> str:
 
 def shown(names: Sequence[str], values: Mapping[str, float]) -> str:
     """Metrics as papers print them, in percent but for EPE; a dash where there was nothing to evaluate."""
-    return " / ".join(shown_figure(name, _in_percent(name, values.get(name))) for name in names)
+    return " / ".join(shown_figure(name, in_percent(name, values.get(name))) for name in names)
 
 
 def shown_figure(name: str, value: float | None) -> str:
@@ -107,7 +107,8 @@ def shown_figure(name: str, value: float | None) -> str:
     return "-" if value is None else f"{value:.{2 if name == 'EPE' else 1}f}"
 
 
-def _in_percent(name: str, value: float | None) -> float | None:
+def in_percent(name: str, value: float | None) -> float | None:
+    """A metric's value as tables show it (EPE in pixels); None where there was nothing to evaluate."""
     if value is None or value < 0:
         return None
     return value if name in _NOT_FRACTIONS else 100 * value

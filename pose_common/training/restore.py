@@ -82,12 +82,18 @@ def find_run(path: str | pathlib.Path, methods: Sequence[str]) -> Run | None:
     return Run(newest[1], str(path))
 
 
+class Restored(NamedTuple):
+    """Weights on every device, the step they come from (0: of no run), and the notes of their checkpoint ({})."""
+
+    weights: Weights
+    step: int
+    notes: dict[str, Any]
+
+
 def weights_at(
     path: str, mesh: Mesh, shapes: Callable[[Mapping[str, Any]], Weights], convert: Callable[[Weights], Weights]
-) -> tuple[Weights, int]:
-    """Weights to evaluate, on every device, and the step they come from (0: of no run).
-
-    Of a run, those of the newest checkpoint that can be read.
+) -> Restored:
+    """Weights to evaluate; of a run, those of the newest checkpoint that can be read.
 
     Args:
       path: a run's working directory, one of its checkpoints, or a folder or file of weights.
@@ -107,16 +113,18 @@ def weights_at(
             )
         weights = convert(shapes({}))
         require_finite(path, weights)
-        return jax.tree.map(lambda x: jax.device_put(x, replicated(mesh)), weights), 0
+        return Restored(jax.tree.map(lambda x: jax.device_put(x, replicated(mesh)), weights), 0, {})
     checkpoints = Checkpoints(found.directory, read_only=True)
 
-    def read(step: int) -> Weights:
-        saved = shapes(checkpoints.read_info(step)["notes"])
-        return checkpoints.restore_weights(step, saved, jax.tree.map(lambda _: replicated(mesh), saved))
+    def read(step: int) -> Restored:
+        notes = checkpoints.read_info(step)["notes"]
+        saved = shapes(notes)
+        weights = checkpoints.restore_weights(step, saved, jax.tree.map(lambda _: replicated(mesh), saved))
+        return Restored(weights, step, notes)
 
     newest = checkpoints.newest(read, found.steps)
     assert newest is not None, "steps were found"
-    return newest[1], newest[0]
+    return newest[1]
 
 
 def require_finite(source: str | pathlib.Path, weights: Mapping[str, Any]) -> None:

@@ -40,9 +40,9 @@ def damage(workdir, step: int) -> None:
 
 def test_the_newest_that_can_be_read(workdir, caplog):
     for newest in (2, 1):
-        weights, step = weights_at(workdir)
-        assert step == newest
-        jax.tree.map(np.testing.assert_array_equal, weights, state_at(newest).weights)
+        found = weights_at(workdir)
+        assert (found.step, found.notes) == (newest, {})
+        jax.tree.map(np.testing.assert_array_equal, found.weights, state_at(newest).weights)
         assert restore.find_run(workdir, ["toy"]) == restore.Run(CONFIG, str(workdir))
         damage(workdir, newest)
     assert f"{workdir}/checkpoints/2 is damaged: " in caplog.text
@@ -54,7 +54,7 @@ def test_a_step_that_is_asked_for_is_that_step(workdir):
     damage(workdir, 2)
     with pytest.raises(DamagedCheckpointError, match=r"^the checkpoint .*/2 is damaged: .*\. Before it there is 1$"):
         weights_at(workdir / "checkpoints" / "2")
-    assert weights_at(workdir / "checkpoints" / "1")[1] == 1
+    assert weights_at(workdir / "checkpoints" / "1").step == 1
 
 
 def test_a_run_of_another_method_is_none(workdir, tmp_path):
