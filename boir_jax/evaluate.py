@@ -20,6 +20,7 @@ from data_pipelines.top_down.instances import categories_of
 from data_pipelines.top_down.loader import Reading
 from data_pipelines.whole_image.loader import EvalLoader, eval_loader
 from pose_common.analysis.files import write_analysis
+from pose_common.evaluation.best import BestMetric, best_metric
 from pose_common.evaluation.predictions import predict_split
 from pose_common.evaluation.tasks import Score, check_tasks, evaluate_tasks, shown, shown_figure
 from pose_common.metrics import columns, evaluate, nms
@@ -79,6 +80,11 @@ class Evaluator:
     def check(self) -> None:
         """Raises ConfigError for what cannot be evaluated; see `check_tasks`."""
         check_tasks(self.tasks, self._loader)
+
+    def best_metric(self, pattern: str) -> BestMetric | None:
+        """What decides which checkpoint is the best; see `best.best_metric`."""
+        rows = {task.name: _figures(task) for task in self.tasks if task.field}
+        return best_metric(pattern, rows, list(rows))
 
     def __call__(self, weights: Mapping[str, Any], step: int) -> dict[str, Mapping[str, float]]:
         """Evaluates every prepared task.
@@ -157,8 +163,7 @@ class Evaluator:
         return evaluate.metrics_of(task.protocol, truth, poses) if len(truth.id) else {}, errors
 
     def _row(self, task: Task, loader: EvalLoader, values: Mapping[str, float], seconds: float) -> dict[str, Any]:
-        judged = evaluate.protocol_of(task.protocol)
-        names = ("AP", *judged.levels) if judged.levels else judged.headline
+        names = _figures(task)
         known = published(self.published_as, task.dataset, task.split)
         notes = [f"{name}: {note}" for name, note in loader.annotations.metadata.items()]
         if not values:
@@ -174,6 +179,12 @@ class Evaluator:
             "notes": notes,
             "metrics": dict(values),
         }
+
+
+def _figures(task: Task) -> tuple[str, ...]:
+    """The metrics that stand in a row of the table."""
+    judged = evaluate.protocol_of(task.protocol)
+    return ("AP", *judged.levels) if judged.levels else judged.headline
 
 
 def _category(task: Task, loader: EvalLoader) -> int:

@@ -26,7 +26,8 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> bool:
     method = build.make_method(config, cli.steps_per_epoch(config, data))
     evaluate = build.make_evaluator(config, method.model, strategy.mesh, workdir)
     evaluate.check()
-    return cli.train(config, workdir, data, method, strategy, evaluate, sources.make_start(config))
+    best = evaluate.best_metric(config.best_metric)
+    return cli.train(config, workdir, data, method, strategy, evaluate, best, sources.make_start(config))
 
 
 def evaluate(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Mapping[str, float]]:

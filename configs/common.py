@@ -26,13 +26,17 @@ def settings() -> ConfigDict:
     config.fsdp_min_size = 2**16
     config.compilation_cache = "~/.cache/posebh_jax/jax"
 
-    # What is done when; in steps, but evaluate_every in epochs. 0: at the end only.
+    # What is done when; in steps, but evaluate_every in epochs. 0: at the end only, where all of it is done anyway; but
+    # evaluate_every: about ten times a run, the first time early.
     config.log_every = 50
     config.checkpoint_every = 2000
     config.evaluate_every = 10
     config.evaluate_stages = True  # also at the start and at the end of each stage
     config.keep_checkpoints = 3
     config.keep_checkpoints_every = 0
+    # Decides which weights are kept in checkpoints/best: a pattern of figures, whose mean counts, such as
+    # "coco/heads/AP" or "*/AP"; "": the first figure of each dataset's row; "none": none are.
+    config.best_metric = ""
     config.pictures = 24  # predictions drawn per dataset; the gallery has at most four times as many
     return config
 

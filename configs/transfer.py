@@ -44,6 +44,8 @@ def get_config(arg: str = "interhand2d") -> ConfigDict:
     else:
         config.datasets = (dataset,)  # what the tables do not say is taken from its definition
     config.eval_also = ()
+    if dataset not in ROWS:
+        config.evaluate_every = 0  # epochs may be few or short: about ten times a run
     config.losses = mdt.losses()
     config.losses.label_threshold, config.losses.weigh_by_correctness = 0.2, True
     config.losses.heatmap_weight = 1.25e-5

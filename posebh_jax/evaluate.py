@@ -15,12 +15,13 @@ from jax.sharding import Mesh
 from data_pipelines.datasets import PoseDataset
 from data_pipelines.top_down.loader import EvalLoader, Reading, eval_loader
 from pose_common.analysis.files import write_analysis
+from pose_common.evaluation.best import BestMetric, best_metric
 from pose_common.evaluation.predictions import predict_split
 from pose_common.evaluation.published import GROUND_TRUTH
 from pose_common.evaluation.tasks import Score, check_tasks, evaluate_tasks, shown, shown_figure
 from pose_common.metrics import columns, evaluate
 from posebh_jax import visualise
-from posebh_jax.predictor import HEADS, Predictor
+from posebh_jax.predictor import HEADS, PROTOTYPES, Predictor
 from posebh_jax.published import published
 
 PARTS = ("body", "foot", "face", "lefthand", "righthand")
@@ -83,6 +84,13 @@ class Evaluator:
     def check(self) -> None:
         """Raises ConfigError for what cannot be evaluated; see `check_tasks`."""
         check_tasks(self.tasks, self._loader)
+
+    def best_metric(self, pattern: str) -> BestMetric | None:
+        """What decides which checkpoint is the best; see `best.best_metric`. By default the heads' figures."""
+        own = {task.name: evaluate.protocol_of(task.protocol).headline for task in self.tasks if task.field}
+        kinds = (HEADS, PROTOTYPES) if self.predictor.model.embedding_dim else (HEADS,)
+        rows = {f"{name}/{kind}": figures for kind in kinds for name, figures in own.items()}
+        return best_metric(pattern, rows, [f"{name}/{HEADS}" for name in own])
 
     def __call__(self, weights: Mapping[str, Any], step: int) -> dict[str, Mapping[str, float]]:
         """Evaluates every prepared task.

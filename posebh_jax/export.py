@@ -8,7 +8,8 @@ import numpy as np
 from pose_common.export.program import Outputs, Program, image_pixels
 from posebh_jax.predict import PoseModel
 from posebh_jax.predictor import HEADS, PROTOTYPES, Predictor
-from posebh_jax.weights.convert import manifest_of, model_of, single_dataset
+from posebh_jax.weights.manifest import manifest_of, model_of
+from posebh_jax.weights.transfer import single_dataset
 
 
 def program(pose: PoseModel, dataset: str | None = None, *, flip: bool = False, maps: str = HEADS) -> Program:

@@ -26,8 +26,9 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> bool:
     method = build.make_method(config, cli.steps_per_epoch(config, data))
     evaluate = build.make_evaluator(config, method.model, strategy.mesh, workdir)
     evaluate.check()
+    best = evaluate.best_metric(config.best_metric)
     start = sources.make_start(config, method.model)
-    return cli.train(config, workdir, data, method, strategy, evaluate, start)
+    return cli.train(config, workdir, data, method, strategy, evaluate, best, start)
 
 
 def evaluate(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Mapping[str, float]]:

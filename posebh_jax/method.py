@@ -18,8 +18,8 @@ from pose_common.collectives import global_sum, sample_keys
 from pose_common.images import normalise_pixels
 from pose_common.training.optimizers import GroupedAdamW
 from pose_common.training.stages import Stage, check_stages
-from pose_common.training.state import METHOD_STATE, TrainState
-from pose_common.training.step import LossOutput
+from pose_common.training.state import METHOD_STATE, STATE_TRAINED, TrainState
+from pose_common.training.step import ABSENT, LossOutput
 from posebh_jax import prototypes
 from posebh_jax.clusters import ClusterBank, ClusterConfig, choose_clusters
 from posebh_jax.keypoint_index import KeypointIndex
@@ -120,6 +120,9 @@ class PoseBHMethod:
             logging.info("stage %s: %s", stage.name, choice.summary())
             added, notes = {CLUSTERS: choice.bank._asdict()}, {"num_clusters": len(choice.bank.keypoint)}
 
+        if stage.updates_state or "embedding" in stage.train:
+            notes[STATE_TRAINED] = True
+
         def change(state: TrainState) -> TrainState:
             opt_state = self.optimizer.init(state.params, stage.train, old=state.opt_state)
             return state.replace(opt_state=opt_state, method_state={**state.method_state, **added})
@@ -209,7 +212,9 @@ class PoseBHMethod:
 
     def _head_metrics(self, per_dataset, maps, targets, weights, axis_name) -> dict[str, jax.Array]:
         maps, per_dataset = jax.lax.stop_gradient((maps, per_dataset))
-        accuracy, _ = keypoint_accuracy(maps, targets, weights, keypoint_index=self.keypoint_index, axis_name=axis_name)
+        index = self.keypoint_index
+        accuracy, counted = keypoint_accuracy(maps, targets, weights, keypoint_index=index, axis_name=axis_name)
+        accuracy = jnp.where(counted > 0, accuracy, ABSENT)  # of a dataset that is not in the batch
         whole = global_sum(per_dataset, axis_name)
         names = [d.name for d in self.datasets]
         return {f"heatmap/{n}": whole[i] for i, n in enumerate(names)} | {

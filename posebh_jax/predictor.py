@@ -59,21 +59,21 @@ class Predictor:
                 f"the head of {self.datasets[head].name!r} draws {self.datasets[head].keypoint_set!r} keypoints, "
                 f"{protocol.name!r} needs {protocol.keypoint_set!r}"
             )
-        features = self._features(weights, image, jnp.int32(head))
+        features = self._features(_variables(weights), image, jnp.int32(head))
         return self._decode(weights, features, inverse_warp, head, protocol.codec == "udp")
 
     def maps(self, weights: Mapping[str, Any], image: jax.Array, *, head: int, protocol: PoseDataset) -> dict:
         """The merged heatmaps {name: [B, h, w, K]} that `__call__` decodes."""
-        features = self._features(weights, image, jnp.int32(head))
+        features = self._features(_variables(weights), image, jnp.int32(head))
         return self._maps(weights, features, head, protocol.codec == "udp")
 
     @functools.partial(jax.jit, static_argnums=0)
-    def _features(self, weights, image, head):
+    def _features(self, variables, image, head):
         """Of the crops [B, h, w, C] or, with the flip test, of the crops and their mirror images [2B, h, w, C]."""
         if self.flip_test:
             image = jnp.concatenate([image, image[:, :, ::-1]])
         dataset = jnp.full(image.shape[0], head)
-        return self.model.apply(_variables(weights), normalise_pixels(image), dataset, method="features")
+        return self.model.apply(variables, normalise_pixels(image), dataset, method="features")
 
     @functools.partial(jax.jit, static_argnums=(0, 3, 4))
     def _maps(self, weights, features, head, udp):

@@ -117,7 +117,7 @@ def shown_figure(name: str, value: float | None) -> str:
 
 
 def in_percent(name: str, value: float | None) -> float | None:
-    """A metric as papers print it; None for -1, where there was nothing to evaluate."""
+    """A metric as papers print it (EPE in pixels); None for -1, where there was nothing to evaluate."""
     if value is None or value < 0:
         return None
     return value if name in _NOT_FRACTIONS else 100 * value

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from data_pipelines.builders.synthetic import SYNTHETIC, prepare_synthetic
 from data_pipelines.records import DatasetNotPrepared
 from data_pipelines.top_down.loader import Reading, TrainIterator
+from pose_common.evaluation.best import BestMetric
 from pose_common.report.ending import conclude
 from pose_common.training import configuration, distributed, loop, parallel, report
 from pose_common.training.checkpoints import Checkpoints
@@ -63,11 +64,13 @@ def train(
     method: loop.Method,
     strategy: parallel.Strategy,
     evaluate: loop.Evaluate,
+    best: BestMetric | None,
     prepare: Callable[[TrainState], TrainState] | None,
 ) -> bool:
     """Trains from the newest checkpoint in `workdir`, or from the start; False when a signal stopped it before the end.
 
     Args:
+      best: decides what is kept in `checkpoints/best`.
       prepare: fills a newly initialised state with the weights to start from; see `loop.train`.
     """
     steps = steps_per_epoch(config, data)
@@ -83,7 +86,9 @@ def train(
         config=json.loads(config.to_json()),
     )
     key = jax.random.PRNGKey(config.seed)
-    _, complete = loop.train(method, data, strategy, settings, workdir, evaluate=evaluate, key=key, prepare=prepare)
+    _, complete = loop.train(
+        method, data, strategy, settings, workdir, evaluate=evaluate, best=best, key=key, prepare=prepare
+    )
     if jax.process_index() == 0:
         draw_curves(workdir / "metrics.jsonl", workdir / "curves.png")
         if complete:

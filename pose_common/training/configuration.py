@@ -41,6 +41,7 @@ FREE = frozenset(
         "compilation_cache",
         "log_every",
         "checkpoint_every",
+        "best_metric",
         "evaluate_every",
         "evaluate_stages",
         "keep_checkpoints",

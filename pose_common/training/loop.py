@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import itertools
 import logging
 import pathlib
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -16,14 +17,16 @@ import numpy as np
 import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from pose_common.evaluation.best import BestMetric
 from pose_common.training import nonfinite, parallel, report
+from pose_common.training.best import BestCheckpoint
 from pose_common.training.checkpoints import Checkpoints, NonFiniteStateError
 from pose_common.training.curves import STAGE, draw_curves
 from pose_common.training.distributed import StopSignal
-from pose_common.training.fingerprints import named_leaves
+from pose_common.training.fingerprints import named_leaves, summarise
 from pose_common.training.optimizers import GroupedAdamW
 from pose_common.training.stages import Stage, stage_index
-from pose_common.training.state import TrainState
+from pose_common.training.state import STATE_TRAINED, TrainState, to_evaluate
 from pose_common.training.step import train_step
 from pose_common.training.workdir import require_space
 from pose_common.training.writers import TRAIN, MetricWriter
@@ -75,8 +78,9 @@ Evaluate = Callable[[dict[str, Any], int], dict[str, Mapping[str, float]]]
 class LoopSettings:
     """How often the loop does what. Epochs and steps count from 0 and are global.
 
-    `checkpoint_every` and `log_every` are in steps, `evaluate_every` in epochs; 0 means only at the end.
-    `evaluate_stages` adds an evaluation of the newly initialised state and one at the end of each stage.
+    `checkpoint_every` and `log_every` are in steps, `evaluate_every` in epochs; 0 means only at the end, but for
+    `evaluate_every` about ten times a run, the first time early. `evaluate_stages` adds an evaluation of the newly
+    initialised state and one at the end of each stage.
     """
 
     steps_per_epoch: int
@@ -107,12 +111,14 @@ def train(
     workdir: str | pathlib.Path,
     *,
     evaluate: Evaluate | None = None,
+    best: BestMetric | None = None,
     key: jax.Array,
     prepare: Callable[[TrainState], TrainState] | None = None,
 ) -> tuple[TrainState, bool]:
     """Trains to the end of the last stage, or to a stop signal, from the newest checkpoint in `workdir` if any.
 
     Args:
+      best: by which evaluations decide what is kept in `checkpoints/best`; None keeps none.
       prepare: applied to a newly initialised state's global form (loading converted weights, say); not on a resume.
 
     Returns:
@@ -126,26 +132,45 @@ def train(
     workdir = pathlib.Path(workdir)
     checkpoints = Checkpoints(workdir / "checkpoints", keep=settings.keep, keep_every=settings.keep_every)
     writer = MetricWriter(workdir, enabled=jax.process_index() == 0)
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.callback(writer.close)
+        stack.callback(checkpoints.close)
+        keeper = BestCheckpoint(checkpoints.directory, best) if best else None
+        if keeper:
+            stack.callback(keeper.close)
         run = _resume(method, data, strategy, checkpoints) or _start(method, strategy, key, prepare)
-        require_space(workdir, run.state, settings.keep, len(checkpoints.steps))
+        require_space(workdir, run.state, settings.keep, len(checkpoints.steps), best is not None)
         report.log_parameters(strategy.to_global(run.state).params, workdir)
         with StopSignal() as stop, logging_redirect_tqdm():
-            loop = _Loop(method, data, strategy, settings, workdir, checkpoints, writer, evaluate, stop)
+            loop = _Loop(method, data, strategy, settings, workdir, checkpoints, keeper, writer, evaluate, stop)
             complete = loop.run(run)
         return strategy.to_global(run.state), complete
-    finally:
-        try:
-            checkpoints.close()
-        finally:
-            writer.close()
 
 
 def _start(method: Method, strategy: parallel.Strategy, key: jax.Array, prepare) -> _Run:
     state = strategy.create(method.init, key)
+    trained = False
     if prepare is not None:
-        state = strategy.from_global(prepare(strategy.to_global(state)))
-    return _Run(state=state, step=0, stage=-1, notes={})
+        initial = strategy.to_global(state)
+        prepared = prepare(initial)
+        trained = summarise(prepared.method_state) != summarise(initial.method_state)
+        state = strategy.from_global(prepared)
+    return _Run(state=state, step=0, stage=-1, notes={STATE_TRAINED: trained})
+
+
+def evaluation_steps(settings: LoopSettings, stage_ends: Sequence[int]) -> frozenset[int]:
+    """After which steps a run is evaluated; see `LoopSettings`. Those asked for by no number keep away from others.
+
+    Args:
+      stage_ends: step at the end of each stage.
+    """
+    total, every = stage_ends[-1], settings.evaluate_every * settings.steps_per_epoch
+    fixed = {total} | ({0, *stage_ends} if settings.evaluate_stages else set())
+    if every:
+        return frozenset(fixed | set(range(every, total, every)))
+    wanted = {max(1, total // 50), *(round(total * part / 10) for part in range(1, 10))}
+    near = {step for step in wanted if min(abs(step - other) for other in fixed) <= total / 25}
+    return frozenset(fixed | wanted - near - {0})
 
 
 def _resume(method: Method, data: DataIterator, strategy: parallel.Strategy, checkpoints: Checkpoints) -> _Run | None:
@@ -167,12 +192,11 @@ def _resume(method: Method, data: DataIterator, strategy: parallel.Strategy, che
 class _Loop:
     """Step after step; everything that happens between steps is a method of its own."""
 
-    def __init__(self, method, data, strategy, settings, workdir, checkpoints, writer, evaluate, stop):
+    def __init__(self, method, data, strategy, settings, workdir, checkpoints, best, writer, evaluate, stop):
         self.method, self.data, self.strategy, self.settings, self.workdir = method, data, strategy, settings, workdir
-        self.checkpoints, self.writer, self.evaluate, self.stop = checkpoints, writer, evaluate, stop
-        ends = itertools.accumulate(stage.epochs * settings.steps_per_epoch for stage in method.stages)
-        self.stage_ends = tuple(ends)
-        self.total_steps = self.stage_ends[-1]
+        self.checkpoints, self.best, self.writer, self.evaluate, self.stop = checkpoints, best, writer, evaluate, stop
+        ends = tuple(itertools.accumulate(stage.epochs * settings.steps_per_epoch for stage in method.stages))
+        self.total_steps, self.evaluation_steps = ends[-1], evaluation_steps(settings, ends)
         self.metrics = report.Metrics()
 
     def run(self, run: _Run) -> bool:
@@ -189,7 +213,7 @@ class _Loop:
         with bar:
             while run.step < self.total_steps:
                 index = stage_index(self.method.stages, run.step // self.settings.steps_per_epoch)
-                if run.step == 0 and self.settings.evaluate_stages:
+                if run.step == 0 and 0 in self.evaluation_steps:
                     self._evaluate(run)
                 if index != run.stage:
                     self._log(run, bar)  # the next stage's figures are others
@@ -241,12 +265,11 @@ class _Loop:
 
         if due(settings.log_every):
             self._log(run, bar)
-            self.checkpoints.require_written()
+            for checkpoints in filter(None, (self.checkpoints, self.best)):
+                checkpoints.require_written()
         if due(settings.checkpoint_every):
             self._save(run)
-        if due(settings.evaluate_every * settings.steps_per_epoch) or (
-            settings.evaluate_stages and run.step in self.stage_ends
-        ):
+        if run.step in self.evaluation_steps:
             self._evaluate(run)
 
     def _evaluate(self, run: _Run) -> None:
@@ -254,8 +277,12 @@ class _Loop:
             return
         self._check(run)
         weights = self.strategy.to_global(run.state).weights
-        for split, values in self.evaluate(weights, run.step).items():
+        scores = self.evaluate(to_evaluate(weights, run.notes), run.step)
+        for split, values in scores.items():
             self.writer.write(run.step, f"eval/{split}", values)
+        if self.best and run.step:
+            with self._finite_state(run):
+                self.best.offer(run.step, scores, weights, self._info(run))
         if jax.process_index() == 0:
             draw_curves(self.writer.path, self.writer.path.with_name("curves.png"))
         self.metrics.restart_clock()
@@ -265,14 +292,23 @@ class _Loop:
         values = self.metrics.collect()
         if values:
             self.writer.write(run.step, TRAIN, {**values, STAGE: run.stage})
-            bar.set_postfix(loss=f"{values['loss']:.3g}")
+            logging.info("step %d of %d: %s", run.step, self.total_steps, report.summary_line(values))
 
     def _save(self, run: _Run) -> None:
         # A checkpoint is good only if every step before it was: look at the figures still on their way first.
         self._check(run)
-        info = {"stage": run.stage, "notes": run.notes, "data": self.data.get_state(), "config": self.settings.config}
+        with self._finite_state(run):
+            self.checkpoints.save(run.step, self.strategy.to_global(run.state), self._info(run))
+
+    def _info(self, run: _Run) -> dict[str, Any]:
+        config = self.settings.config
+        return {"stage": run.stage, "notes": run.notes, "data": self.data.get_state(), "config": config}
+
+    @contextlib.contextmanager
+    def _finite_state(self, run: _Run) -> Iterator[None]:
+        """Explains it where a state is not saved because it is not finite."""
         try:
-            self.checkpoints.save(run.step, self.strategy.to_global(run.state), info)
+            yield
         except NonFiniteStateError as error:
             last = nonfinite.NonFiniteStep(run.step - 1, self.position, (), {}, error.names)
             raise self._explained(run, last) from error

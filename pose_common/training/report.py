@@ -6,14 +6,14 @@ import logging
 import pathlib
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
 from pose_common.training.nonfinite import NonFiniteStep
-from pose_common.training.step import FINITE
+from pose_common.training.step import ABSENT, FINITE
 
 
 def start_logging() -> None:
@@ -108,12 +108,16 @@ class Metrics:
         return None
 
     def collect(self) -> dict[str, float]:
-        """Means of what was checked since the last call, images a second a device and the share of time spent waiting
-        for data.
+        """Means of what was checked since the last call, where it exists; images a second a device and the share of
+        time spent waiting for data.
         """
         if not self._checked:
             return {}
-        means = {name: float(np.mean([m[name] for m in self._checked])) for name in self._checked[-1]}
+        means = {}
+        for name in self._checked[-1]:
+            values = [metrics[name] for metrics in self._checked if metrics[name] != ABSENT]
+            if values:
+                means[name] = float(np.mean(values))
         means["learning_rate"] = float(self._checked[-1].get("learning_rate", np.nan))
         seconds = time.perf_counter() - self._began
         if self._images:
@@ -122,3 +126,16 @@ class Metrics:
         self._checked = []
         self.restart_clock()
         return means
+
+
+def summary_line(values: Mapping[str, float]) -> str:
+    """The few figures that tell whether a run goes well: loss, mean accuracy, rate, images a second, waiting."""
+    parts = [f"loss {values['loss']:.4g}"]
+    accuracies = [value for name, value in values.items() if name.split("/")[0] == "accuracy"]
+    if accuracies:
+        parts.append(f"accuracy {np.mean(accuracies):.3f}")
+    parts.append(f"rate {values['learning_rate']:.2e}")
+    if "images_per_second_per_device" in values:
+        parts.append(f"{values['images_per_second_per_device'] * jax.device_count():.3g} images/s")
+        parts.append(f"waiting {100 * values['data_wait_share']:.0f}%")
+    return ", ".join(parts)

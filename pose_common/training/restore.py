@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from pose_common.training.checkpoints import Checkpoints, Found, find_checkpoints
-from pose_common.training.state import TrainState
+from pose_common.training.state import TrainState, to_evaluate
 from pose_common.weights.keys import ConversionError, flatten, is_float, not_finite, require_fit, unflatten
 
 Weights = dict[str, Any]
@@ -82,13 +82,18 @@ def find_run(path: str | pathlib.Path, methods: Sequence[str] = ()) -> Run | Non
 
 
 def read_run(run: Run) -> tuple[Weights, int]:
-    """(weights as numpy arrays, their step) of the newest checkpoint that can be read.
+    """(weights as numpy arrays, their step) of the newest checkpoint that can be read, without prototypes that are only
+    newly initialised.
 
     Raises:
       ValueError: none can be, or the weights have NaN or infinity.
     """
     checkpoints = Checkpoints(run.found.directory, read_only=True)
-    newest = checkpoints.newest(checkpoints.read_weights, run.found.steps)
+
+    def read(step: int) -> Weights:
+        return to_evaluate(checkpoints.read_weights(step), checkpoints.read_info(step).get("notes", {}))
+
+    newest = checkpoints.newest(read, run.found.steps)
     assert newest is not None, "steps were found"
     step, weights = newest
     require_finite(run.found.directory / str(step), weights)

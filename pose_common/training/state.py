@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import flax.struct
@@ -9,6 +10,10 @@ import jax
 
 METHOD_STATE = "prototypes"
 """Name of the method state in files of weights: that of the first method that had one, which files keep."""
+
+
+STATE_TRAINED = "method_state_trained"
+"""Of a checkpoint's notes: whether the method state is more than newly initialised. Older checkpoints do not say."""
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -40,3 +45,8 @@ class TrainState(flax.struct.PyTreeNode):
         return self.replace(
             params=weights["params"], batch_stats=weights["batch_stats"], method_state=weights[METHOD_STATE]
         )
+
+
+def to_evaluate(weights: Mapping[str, Any], notes: Mapping[str, Any]) -> dict[str, Any]:
+    """Weights without a method state that is only newly initialised: there is nothing to evaluate in it."""
+    return dict(weights) if notes.get(STATE_TRAINED, True) else {**weights, METHOD_STATE: {}}

@@ -17,6 +17,10 @@ FINITE = "finite"
 """Name, among a step's metrics, of {"parameters": bool [n], "gradients": bool [n]}: whether each array was finite."""
 
 
+ABSENT = -1.0
+"""Value of a figure that does not exist, as COCO's evaluation writes it: it is not counted, written or drawn."""
+
+
 class LossOutput(flax.struct.PyTreeNode):
     """What a method's loss returns beside the value to differentiate.
 

@@ -7,6 +7,7 @@ import math
 import pathlib
 import shutil
 import tempfile
+from typing import Any
 
 import jax
 
@@ -31,18 +32,20 @@ def make_workdir(workdir: pathlib.Path) -> None:
 def checkpoint_bytes(state: TrainState) -> int:
     """Size of a checkpoint of a run, uncompressed, at most: weights, and both moments of every parameter."""
 
-    def size(tree) -> int:
-        return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
-
-    return size(state.weights) + 2 * size(state.params)
+    return _size(state.weights) + 2 * _size(state.params)
 
 
-def require_space(workdir: pathlib.Path, state: TrainState, keep: int, there: int) -> None:
+def _size(tree: Any) -> int:
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def require_space(workdir: pathlib.Path, state: TrainState, keep: int, there: int, best: bool = False) -> None:
     """Compares the room left with what the run's checkpoints will take, estimated from the size of its arrays.
 
     Args:
       keep: how many will be kept; one more is written before the oldest is deleted.
       there: how many are there already.
+      best: whether the best weights are kept as well.
 
     Raises:
       OSError: not even one checkpoint fits. Where not all do, that is a warning: they may be smaller, compressed.
@@ -50,7 +53,7 @@ def require_space(workdir: pathlib.Path, state: TrainState, keep: int, there: in
     if not workdir.is_dir() or jax.process_index() != 0:  # a bucket has no such limit
         return
     one, free = checkpoint_bytes(state), shutil.disk_usage(workdir).free
-    needed = max(1, keep + 1 - there) * one
+    needed = max(1, keep + 1 - there) * one + (2 * _size(state.weights) if best else 0)
     advice = "make room, choose another --workdir, or set a smaller config.keep_checkpoints"
     if free < one:
         raise OSError(f"{workdir}: {_shown(free)} are free, a checkpoint takes up to {_shown(one)}; {advice}")

@@ -1,4 +1,4 @@
-"""Where a run's metrics go: console, JSON lines, TensorBoard; curves are drawn from the JSON lines (`curves.py`)."""
+"""Where a run's metrics go: JSON lines, TensorBoard; curves are drawn from the JSON lines (`curves.py`)."""
 
 from __future__ import annotations
 
@@ -12,13 +12,16 @@ from collections.abc import Mapping
 
 import tensorboardX
 
+from pose_common.training.step import ABSENT
+
 TRAIN = "train"
 
 
 class MetricWriter:
     """Writes scalars of one run. Only the first process should make one; the others pass `enabled=False`.
 
-    `metrics.jsonl` gets one object a call, {"step", "split", name: value}; it is appended to when a run resumes.
+    `metrics.jsonl` gets one object a call, {"step", "split", name: value}; it is appended to when a run resumes. What
+    does not exist (`ABSENT`) is left out.
     """
 
     def __init__(self, workdir: str | pathlib.Path, enabled: bool = True):
@@ -34,7 +37,7 @@ class MetricWriter:
         """Writes `values` under `split` ('train' or 'eval/<dataset>'). Raises OSError where it cannot be written."""
         if not self._enabled:
             return
-        values = {name: float(value) for name, value in values.items()}
+        values = {name: float(value) for name, value in values.items() if value != ABSENT}
         # JSON has no NaN; null keeps the file readable by any parser.
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
         try:
@@ -44,8 +47,6 @@ class MetricWriter:
             raise OSError(f"{self.path} cannot be written: {error.strerror or error}") from error
         for name, value in values.items():
             self._board.add_scalar(re.sub(r"[^\w./-]+", "_", f"{split}/{name}"), value, step)
-        if split == TRAIN:  # evaluations print a table of their own
-            logging.info("step %d: %s", step, ", ".join(f"{n} {v:.4g}" for n, v in values.items()))
 
     def close(self) -> None:
         """Flushes and closes the files; what cannot be written any more is lost."""

@@ -39,6 +39,7 @@ ARGUMENTS = (
     "--config.checkpoint_every=1000",
     "--config.pictures=0",
     "--config.evaluate_stages=False",
+    "--config.evaluate_every=100",
     "--config.warmup_steps=4",
     "--config.stages[0].epochs=1",
     "--config.stages[1].epochs=0",

@@ -32,7 +32,7 @@ def small(data_dir):
     config.steps_per_epoch, config.checkpoint_every, config.log_every = 4, 1, 50
     config.warmup_steps, config.pictures, config.evaluate_stages, config.compilation_cache = 0, 0, False, ""
     config.stages = [mdt.stage("multi-head", 2, ("backbone", "heads"), mdt.MULTI_HEAD_LOSSES)]
-    config.synthetic = type(config.synthetic)()
+    config.synthetic, config.evaluate_every = type(config.synthetic)(), 100
     configuration.fill_tables(config)
     return config
 

@@ -94,7 +94,7 @@ def small(config, dataset, data_dir):
     config.head_filters, config.embedding_width, config.embedding_dim = (8, 8), 8, 8
     config.batch_size = config.eval_batch_size = 8
     config.steps_per_epoch = config.checkpoint_every = config.log_every = 1
-    config.warmup_steps, config.pictures, config.evaluate_stages = 0, 2, False
+    config.warmup_steps, config.pictures, config.evaluate_stages, config.evaluate_every = 0, 2, False, 100
     for stage in config.stages:
         stage.epochs = 1
     return config

@@ -5,18 +5,22 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import logging
 import os
+import re
 import signal
 
 import jax
 import numpy as np
 import pytest
 
+from pose_common.evaluation.best import BestMetric
 from pose_common.training import loop, parallel
-from pose_common.training.checkpoints import Checkpoints, DamagedCheckpointError
+from pose_common.training.checkpoints import Checkpoints, DamagedCheckpointError, find_checkpoints
 from pose_common.training.loop import LoopSettings
 from pose_common.training.mesh import make_mesh
 from pose_common.training.nonfinite import NonFiniteError
+from pose_common.training.state import STATE_TRAINED
 from pose_common.training.step import train_step
 from pose_common.training.writers import read_metrics
 from tests.pose_common.training.toy import ToyData, ToyMethod
@@ -35,6 +39,9 @@ PLANS = {
     "fsdp": lambda: parallel.make_strategy("sharded", fsdp=4, fsdp_min_size=1),
     "pmap": lambda: parallel.make_strategy("pmap"),
 }
+
+
+AP = BestMetric("toy/AP", (("toy", "AP"),))
 
 
 def run(workdir, strategy="eight sharded", settings=SETTINGS, data=None, **kwargs):
@@ -185,14 +192,108 @@ def test_frozen_group_does_not_move():
 
 def test_evaluation_figures(tmp_path):
     def evaluate(weights, step):
-        return {"toy": {"AP": float(step) / 12, "norm": float(np.abs(weights["params"]["head"]["w"]).sum())}}
+        return {
+            "toy": {"AP (M)": -1.0, "AP": float(step) / 12, "norm": float(np.abs(weights["params"]["head"]["w"]).sum())}
+        }
 
     run(tmp_path, settings=dataclasses.replace(SETTINGS, evaluate_every=2), evaluate=evaluate)
     rows = read_metrics(tmp_path / "metrics.jsonl")
     assert [(r["step"], r["AP"]) for r in rows if r["split"] == "eval/toy"] == [(6, 0.5), (12, 1.0)]
+    assert all(set(row) == {"step", "split", "AP", "norm"} for row in rows if row["split"] == "eval/toy")
     train = [r for r in rows if r["split"] == "train"]
     assert {"loss", "mse", "grad_norm", "learning_rate", "images_per_second_per_device", "data_wait_share"} <= set(
         train[0]
     )
     assert "all" in (tmp_path / "parameters.txt").read_text()
     json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
+
+
+@pytest.mark.parametrize("ends", [(4,), (12,), (720,), (420, 630, 660, 720), (10**6,), (333, 1000)])
+@pytest.mark.parametrize("stages", [True, False])
+def test_evaluations_are_early_and_about_ten(ends, stages):
+    settings = LoopSettings(steps_per_epoch=1, evaluate_every=0, evaluate_stages=stages)
+    steps = sorted(loop.evaluation_steps(settings, ends))
+    total = ends[-1]
+    assert steps[-1] == total and len(steps) <= 10 + len(ends) + 1
+    assert set(ends) < set(steps) or not stages
+    if total >= 100:
+        assert steps[0] == (0 if stages else total // 50) and len(steps) >= 10
+        gaps = np.diff([0, *steps])
+        assert gaps.max() <= total * 0.15, "no long time without"
+    else:
+        assert len(steps) == len(set(steps)) and (steps[0] == 0) == stages
+
+
+@pytest.mark.parametrize("every, stages, expected", [(2, False, {6, 12}), (100, False, {12}), (3, True, {0, 6, 9, 12})])
+def test_evaluations_as_asked_for(every, stages, expected):
+    settings = LoopSettings(steps_per_epoch=3, evaluate_every=every, evaluate_stages=stages)
+    assert loop.evaluation_steps(settings, (6, 12)) == expected
+
+
+def test_the_best_weights_are_kept_through_stops_and_resumes(tmp_path):
+    """By figures that go up and down; each evaluation saves itself only if it is the best so far."""
+    seen = {}
+
+    def evaluate(weights, step):
+        seen[step] = jax.device_get(weights["params"])
+        return {"toy": {"AP": {3: 0.2, 6: 0.5, 9: 0.4, 12: 0.5}[step]}}
+
+    settings = dataclasses.replace(SETTINGS, evaluate_every=1)
+    best = tmp_path / "checkpoints" / "best"
+    run(tmp_path, settings=settings, evaluate=evaluate, best=AP, data=Interrupted(stop_after=4))
+    assert find_checkpoints(best) == (best, (3,))
+    run(tmp_path, settings=settings, evaluate=evaluate, best=AP, data=Interrupted(stop_after=8))
+    assert find_checkpoints(best) == (best, (6,)) and find_checkpoints(tmp_path).steps[0] == 8
+    run(tmp_path, settings=settings, evaluate=evaluate, best=AP)
+    assert find_checkpoints(best) == (best, (6,)), "neither a lower one nor the same again"
+    checkpoints, shapes = Checkpoints(best, read_only=True), ToyMethod().shapes(ToyMethod().stages[0], {})
+    shardings = PLANS["one device"]().shardings(shapes)
+    weights = checkpoints.restore_weights(6, shapes.weights, shardings.weights)
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(weights["params"]), seen[6])
+    info = checkpoints.read_info(6)
+    assert info["best"] == {"metric": "toy/AP", "value": 50.0} and info["notes"]["first"] and info["config"] == {}
+
+
+def test_a_damaged_best_is_replaced(tmp_path):
+    def evaluate(weights, step):
+        return {"toy": {"AP": 0.5}}
+
+    settings = dataclasses.replace(SETTINGS, evaluate_every=1)
+    best = tmp_path / "checkpoints" / "best"
+    run(tmp_path, settings=settings, evaluate=evaluate, best=AP, data=Interrupted(stop_after=4))
+    (best / "3" / "info" / "metadata").write_text("{")
+    run(tmp_path, settings=settings, evaluate=evaluate, best=AP)
+    assert find_checkpoints(best) == (best, (6,)) and (best / "3.damaged").is_dir()
+
+
+def test_a_state_that_was_not_trained_is_not_evaluated(tmp_path):
+    """Until a stage notes that it is; of a state that was given, from the beginning."""
+    seen = []
+
+    def evaluate(weights, step):
+        seen.append((step, sorted(weights["prototypes"])))
+        return {}
+
+    class Noting(ToyMethod):
+        def enter_stage(self, state, stage):
+            change, notes = super().enter_stage(state, stage)
+            return change, notes | ({STATE_TRAINED: True} if stage.name == "second" else {})
+
+    def given(state):
+        return state.replace(method_state={"bank": state.method_state["bank"] + 1})
+
+    settings = dataclasses.replace(SETTINGS, evaluate_every=1, evaluate_stages=True)
+    for prepare, first in ((None, 9), (lambda state: state, 9), (given, 0)):
+        seen.clear()
+        strategy, key = PLANS["one device"](), jax.random.PRNGKey(0)
+        workdir = tmp_path / str(len(list(tmp_path.iterdir())))
+        loop.train(Noting(), ToyData(), strategy, settings, workdir, evaluate=evaluate, key=key, prepare=prepare)
+        assert seen == [(step, ["bank"] if step >= first else []) for step in (0, 3, 6, 9, 12)]
+
+
+def test_a_line_of_the_log_is_short(tmp_path, caplog):
+    with caplog.at_level(logging.INFO):
+        run(tmp_path)
+    lines = [record.getMessage() for record in caplog.records if record.getMessage().startswith("step 5 of 12: ")]
+    assert len(lines) == 1
+    assert re.fullmatch(r"step 5 of 12: loss [\d.]+, rate 1\.00e-02, [\d.e+]+ images/s, waiting \d+%", lines[0])
