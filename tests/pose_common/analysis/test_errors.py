@@ -12,8 +12,9 @@ from pose_common.analysis import errors as kinds
 from pose_common.analysis.errors import KINDS
 from pose_common.metrics import evaluate
 from pose_common.metrics.columns import Poses
+from tests.golden_files import golden
 from tests.pose_common.analysis.cases import COCO, crowded
-from tests.pose_common.metrics.cases import random_document, truth_of
+from tests.pose_common.metrics.cases import random_document, recorded_poses, settings_of, truth_of
 
 FLIP = COCO.keypoints.flip_index
 
@@ -79,6 +80,20 @@ def test_neighbours_in_parts_are_neighbours_at_once(monkeypatch):
     monkeypatch.setattr(kinds, "_CHUNK", 200)
     for one, other in zip(whole, kinds.keypoint_errors(truth, poses, pairs, scale, FLIP), strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def test_pairs_and_kinds_are_those_of_the_released_analysis():
+    """Of poses that were scored and suppressed; the analysis matched them to annotations by itself."""
+    document, expected = golden("data/eval/coco_synth_gt.json"), golden("data/eval/coco_synth_kinds.json")
+    truth = truth_of(COCO, document)
+    predictions = recorded_poses(golden("data/eval/coco_synth_pred.json"), COCO)
+    settings = settings_of(golden("data/eval/coco_synth_expected.json"))
+    poses = evaluate.final_poses(COCO, truth, predictions, **settings)
+    pairs = kinds.pair(COCO, truth, poses, by_instance=False)
+    errors = kinds.keypoint_errors(truth, poses, pairs, kinds.scale_of(COCO, truth), FLIP)
+    letters = np.array([name[0] for name in KINDS] + ["-"])
+    found = {str(truth.id[a]): "".join(letters[row]) for a, row in zip(pairs.annotation, errors.kind, strict=True)}
+    assert found == expected and set("gjism") < set("".join(expected.values()))
 
 
 @pytest.mark.parametrize("kind", [kinds.JITTER, kinds.INVERSION, kinds.SWAP, kinds.MISS])
