@@ -24,7 +24,8 @@ from pose_common.weights.keys import flatten, unflatten
 from posebh_jax import configuration
 from posebh_jax.build import make_model
 from posebh_jax.method import weight_shapes
-from posebh_jax.weights.convert import Options, manifest_of, to_torch
+from posebh_jax.weights.convert import to_torch
+from posebh_jax.weights.manifest import Options, manifest_of
 from scripts.reliability import torch_format
 from scripts.reliability.torch_format import Global
 

@@ -9,11 +9,9 @@ import shutil
 
 import numpy as np
 
-from pose_common.training.mesh import make_mesh
 from pose_common.weights.keys import flatten
 from pose_common.weights.torch_files import TorchMissing
-from posebh_jax.build import read_run
-from posebh_jax.weights.convert import read_weights
+from posebh_jax.sources import read
 from scripts.reliability import weight_files
 from scripts.reliability.bounds import Watch
 
@@ -116,8 +114,7 @@ def _make(material: Material, number: int, place: pathlib.Path, trap: pathlib.Pa
 
 def _read(path: pathlib.Path) -> dict[str, np.ndarray]:
     """As every command reads them."""
-    conversion = read_run(path, make_mesh()) or read_weights(path, weight_files.OPTIONS)
-    return flatten(conversion.weights)
+    return flatten(read(path, weight_files.OPTIONS).weights)
 
 
 def _digest(arrays: dict[str, np.ndarray]) -> str:

@@ -12,7 +12,7 @@ import pytest
 
 from data_pipelines.builders.synthetic import prepare_synthetic
 from data_pipelines.synthetic_world.scene import render_scene
-from pose_common.prediction.embedded import read_embedded
+from pose_common.weights.embedded import read_embedded
 from pose_common.weights.folder import save_weights
 from posebh_jax.predict import EMBEDDED
 
