@@ -15,6 +15,7 @@ import pytest
 import boir_jax
 import posebh_jax
 from data_pipelines.whole_image.pictures import inference_size
+from pose_common.export import stablehlo
 from pose_common.export.onnx import read_onnx
 from pose_common.prediction.command import rendered_pictures
 from pose_common.prediction.pictures import Picture
@@ -90,7 +91,7 @@ def test_stablehlo_of_people(tmp_path, capsys):
     assert len(differences) == 3 and max(differences) < TOLERANCE
 
 
-def test_mistakes_are_named(tmp_path, capsys):
+def test_mistakes_are_named(tmp_path, capsys, monkeypatch):
     out = [f"--out={tmp_path / 'x'}", "--format=stablehlo"]
     for arguments, message in (
         (["--dataset=horse"], "dataset 'horse'"),
@@ -101,6 +102,8 @@ def test_mistakes_are_named(tmp_path, capsys):
     ):
         assert export.main([*out, *arguments]) == 1
         assert message in capsys.readouterr().err
+    monkeypatch.setattr(stablehlo, "LARGEST", 2**20)
+    assert export.main(out) == 1 and "more than a StableHLO file can hold" in capsys.readouterr().err
     assert not (tmp_path / "x").exists()
 
 
