@@ -9,14 +9,12 @@ from collections.abc import Callable
 import numpy as np
 
 from pose_common.export.primitives import straight_line
-from pose_common.export.program import INPUT, Outputs, Program
+from pose_common.export.program import INPUT, LARGEST, Outputs, Program
 
 OPSET = 21
 """Of the operators; ONNX 1.16 and its runtimes have it."""
 ERRORS = 3
 """Level of onnxruntime's messages that are shown."""
-LARGEST = 2**31 - 2**20
-"""Bytes of weights that one file can hold (a protocol buffer has at most 2 GiB)."""
 
 
 def write_onnx(program: Program, path: pathlib.Path, batch: int | None) -> None:

@@ -15,6 +15,8 @@ import numpy as np
 
 INPUT = "image"
 Outputs = tuple[jax.Array, ...]
+LARGEST = 2**31 - 2**20
+"""Bytes of weights that one file can hold: both formats' containers have at most 2 GiB."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ import jax
 import jax.export
 import numpy as np
 
-from pose_common.export.program import Outputs, Program
+from pose_common.export.program import LARGEST, Outputs, Program
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
@@ -18,9 +18,12 @@ def write_stablehlo(program: Program, path: pathlib.Path, batch: int | None) -> 
     """Writes `path`, to be read by `jax.export.deserialize`; `batch` None leaves the number of pictures open.
 
     Raises:
-      ValueError: flatbuffers, with which JAX writes, is not installed.
+      ValueError: flatbuffers, with which JAX writes, is not installed, or the weights are more than a file can hold.
     """
     exported = jax.export.export(jax.jit(program.function), platforms=PLATFORMS)(program.pictures(batch))
+    if len(exported.mlir_module_serialized) > LARGEST:
+        size = len(exported.mlir_module_serialized) / 2**30
+        raise ValueError(f"{size:.1f} GiB of weights are more than a StableHLO file can hold (2): use --format=onnx")
     try:
         data = exported.serialize()
     except ImportError as error:

@@ -14,7 +14,9 @@ import pytest
 
 import boir_jax
 import posebh_jax
+from data_pipelines import geometry
 from data_pipelines.whole_image.pictures import inference_size
+from pose_common.export import stablehlo
 from pose_common.export.onnx import read_onnx
 from pose_common.prediction.command import rendered_pictures
 from pose_common.prediction.pictures import Picture
@@ -23,9 +25,10 @@ from scripts import export
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compilation")]  # compiles whole models
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-# Float32 sums in another order: of pixels of crops some 100 wide, after DARK's division by a curvature.
+# Float32 sums in another order: of pixels of crops some 100 wide.
 TOLERANCE = 1e-4
 DATASET = "synthetic_aic"
+"""Of the MSRA codec: a quarter of a cell, not DARK, follows the peak."""
 SHORT_SIDE = 192
 
 
@@ -55,11 +58,11 @@ def exported(folder, capsys, file_format, *arguments):
     return out, [float(word) for word in re.findall(r"[0-9.]+e[-+][0-9]+", line)]
 
 
-def keypoints_of(crops, flip):
+def keypoints_of(crops, flip, dataset=DATASET):
     """What prediction finds, with all experts and heads in their places."""
     pose = posebh_jax.load()
     identity = np.broadcast_to(np.eye(2, 3, dtype=np.float32), (len(crops), 2, 3))
-    head, protocol = list(pose.datasets).index(DATASET), pose.datasets[DATASET]
+    head, protocol = list(pose.datasets).index(dataset), pose.datasets[dataset]
     return pose.predictors[flip](pose.weights, crops, identity, head=head, protocol=protocol)["heads"]
 
 
@@ -90,7 +93,7 @@ def test_stablehlo_of_people(tmp_path, capsys):
     assert len(differences) == 3 and max(differences) < TOLERANCE
 
 
-def test_mistakes_are_named(tmp_path, capsys):
+def test_mistakes_are_named(tmp_path, capsys, monkeypatch):
     out = [f"--out={tmp_path / 'x'}", "--format=stablehlo"]
     for arguments, message in (
         (["--dataset=horse"], "dataset 'horse'"),
@@ -101,19 +104,37 @@ def test_mistakes_are_named(tmp_path, capsys):
     ):
         assert export.main([*out, *arguments]) == 1
         assert message in capsys.readouterr().err
+    monkeypatch.setattr(stablehlo, "LARGEST", 2**20)
+    assert export.main(out) == 1 and "more than a StableHLO file can hold" in capsys.readouterr().err
     assert not (tmp_path / "x").exists()
 
 
+def test_the_documented_crop_is_that_of_evaluation():
+    names: dict = {}
+    exec(documented(1), names)
+    pose, box = posebh_jax.load(), (20.0, 10.0, 90.0, 140.0)
+    size = pose.predictors[False].input_size
+    for dataset in pose.datasets.values():
+        udp, aspect = dataset.codec == "udp", size[0] / size[1] if dataset.aspect_box else None
+        centre, scale = geometry.box_to_crop(np.array(box), aspect, dataset.padding)
+        about = {"size": size, "padding": dataset.padding, "grow_to_aspect": aspect is not None, "codec": dataset.codec}
+        matrix = names["to_crop"](box, about)
+        np.testing.assert_allclose(matrix, geometry.warp_matrix(centre, scale, 0.0, size, udp), rtol=1e-12, atol=1e-12)
+        point = np.array([[30.0, 40.0, 0.5]])
+        moved = np.column_stack([geometry.transform(matrix, point[:, :2]), point[:, 2]])
+        np.testing.assert_allclose(names["to_picture"](moved, matrix), point, rtol=1e-12)
+
+
 @pytest.mark.onnx
-def test_onnx_of_crops_is_used_as_documented(crops, scene, tmp_path, capsys, monkeypatch):
+def test_onnx_of_crops_is_used_as_documented(scene, crops, tmp_path, capsys, monkeypatch):
+    """By DARK, which divides by the curvature of a map: where that is next to nothing rounding moves a keypoint."""
     pytest.importorskip("jax2onnx", reason="jax2onnx is not installed (the `onnx` extra)")
-    out, differences = exported(tmp_path, capsys, "onnx", f"--dataset={DATASET}", "--flip")
-    assert max(differences) < TOLERANCE
-    np.testing.assert_allclose(read_onnx(out)(crops)[0], keypoints_of(crops, True), atol=TOLERANCE)
+    out, _ = exported(tmp_path, capsys, "onnx", "--dataset=synthetic_coco", "--flip")
+    difference = np.abs(read_onnx(out)(crops)[0] - keypoints_of(crops, True, "synthetic_coco"))
+    assert difference[..., 2].max() < 1e-5 and np.median(difference) < TOLERANCE and difference.max() < 0.02
     names = use_documented(tmp_path, monkeypatch, scene, out, "pose.onnx", 1, 2)
-    (expected,) = posebh_jax.load()(scene, boxes=np.array([[20, 10, 90, 140]]), dataset=DATASET).keypoints
-    # The crop's scale carries the tolerance to the picture.
-    np.testing.assert_allclose(names["pose"], expected, atol=2 * TOLERANCE)
+    (expected,) = posebh_jax.load()(scene, boxes=np.array([[20, 10, 90, 140]]), dataset="synthetic_coco").keypoints
+    np.testing.assert_allclose(names["pose"], expected, atol=0.02)
 
 
 @pytest.mark.onnx

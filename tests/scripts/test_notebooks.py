@@ -15,6 +15,7 @@ from data_pipelines.synthetic_world.scene import render_scene
 from pose_common.weights.embedded import read_embedded
 from pose_common.weights.folder import save_weights
 from posebh_jax.predict import EMBEDDED
+from posebh_jax.weights.convert import single_dataset
 
 pytestmark = pytest.mark.slow  # runs the commands, which compile whole models
 SCRIPTS = pathlib.Path(__file__).resolve().parents[2] / "scripts"
@@ -54,19 +55,21 @@ def test_predict(tmp_path):
 
 
 def test_evaluation(tmp_path):
+    """Of one dataset's part of the embedded weights, on four rendered pictures."""
     conversion = read_embedded(EMBEDDED)
-    save_weights(tmp_path / "weights", conversion.weights, conversion.manifest)
-    prepare_synthetic(tmp_path / "data", ["synthetic_coco"], num_train=1, num_val=6)
+    save_weights(tmp_path / "weights", *single_dataset(conversion.weights, conversion.manifest, "synthetic_coco"))
+    prepare_synthetic(tmp_path / "data", ["synthetic_coco"], num_train=1, num_val=4)
+    settings = {"datasets": "synthetic_coco", "fold": "true", "synthetic.num_train": 1, "synthetic.num_val": 4}
     cells = executed(
         "colab_eval.ipynb",
         tmp_path,
         DATA=str(tmp_path / "data"),
         WEIGHTS=str(tmp_path / "weights"),
         CONFIG="mdt:demo",
-        SETTINGS="--config.eval_batch_size=8 --config.flip_test=false",
+        SETTINGS=" ".join(f"--config.{name}={value}" for name, value in {**settings, "flip_test": "false"}.items()),
     )
-    (table,) = [output["data"]["text/markdown"] for output in cells["table"].outputs if "data" in output][:1]
-    assert "synthetic_coco" in table and pictures(cells["table"])
+    table = "".join(output.get("data", {}).get("text/markdown", "") for output in cells["table"].outputs)
+    assert "| synthetic_coco | val | heads |" in table and pictures(cells["table"])
 
 
 def test_evaluation_without_data_says_so(tmp_path):
