@@ -2,10 +2,11 @@
 PYTHON ?= python3
 VENV ?= .venv
 TORCH_VENV ?= .venv-torch
+ONNX_VENV ?= .venv-onnx
 # Each test process compiles for itself: two use both cores of a small machine.
 TEST_PROCESSES ?= 2
 
-.PHONY: demo demo-boir lint format test test-fast test-torch test-rounding clean
+.PHONY: demo demo-boir lint format test test-fast test-torch test-onnx test-rounding clean
 
 demo: $(VENV)/.ready
 	$(VENV)/bin/python -m posebh_jax.main --config=configs/mdt.py:demo --workdir=workdir/demo
@@ -38,6 +39,10 @@ test-rounding: $(VENV)/.ready
 test-torch: $(TORCH_VENV)/.ready
 	$(TORCH_VENV)/bin/python -m pytest -n $(TEST_PROCESSES) --dist loadfile -m torch
 
+# The tests that need jax2onnx, whose pins are not those of constraints.txt.
+test-onnx: $(ONNX_VENV)/.ready
+	$(ONNX_VENV)/bin/python -m pytest -m onnx
+
 $(VENV)/.ready: pyproject.toml setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --upgrade pip
@@ -54,5 +59,13 @@ $(TORCH_VENV)/.ready: pyproject.toml setup.py constraints.txt
 	$(TORCH_VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable .[test,test-torch]
 	touch $@
 
+# Orbax is left to jax2onnx, which wants an older one.
+$(ONNX_VENV)/.ready: pyproject.toml setup.py constraints.txt
+	$(PYTHON) -m venv $(ONNX_VENV)
+	$(ONNX_VENV)/bin/python -m pip install --quiet --upgrade pip
+	grep -v orbax constraints.txt > $(ONNX_VENV)/constraints.txt
+	$(ONNX_VENV)/bin/python -m pip install --quiet --constraint $(ONNX_VENV)/constraints.txt --editable .[test,onnx]
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(TORCH_VENV) workdir .cache
+	rm -rf $(VENV) $(TORCH_VENV) $(ONNX_VENV) workdir .cache

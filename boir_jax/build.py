@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import functools
 import pathlib
-from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,23 +13,18 @@ from ml_collections import ConfigDict
 from boir_jax import configuration
 from boir_jax.evaluate import Evaluator, Task
 from boir_jax.losses import LossConfig
-from boir_jax.method import BoIRMethod, weight_shapes
+from boir_jax.method import BoIRMethod
 from boir_jax.model import VARIANTS, BoIR
-from boir_jax.predictor import TRAINING_HEADS, Predictor, without_training_heads
+from boir_jax.predictor import Predictor
 from boir_jax.proposals import ProposalConfig
-from boir_jax.weights.convert import manifest_of, read_weights
-from boir_jax.weights.transfer import start_from
 from data_pipelines.datasets import find_dataset
 from data_pipelines.top_down.loader import TrainIterator
 from data_pipelines.whole_image.loader import train_loader
 from data_pipelines.whole_image.pictures import Augmentation
 from pose_common.layers import BatchNorm
-from pose_common.training import restore
 from pose_common.training.cli import make_reading
 from pose_common.training.configuration import whole_eval_batch
 from pose_common.training.optimizers import GroupedAdamW, cosine_schedule
-from pose_common.training.state import TrainState
-from pose_common.weights.keys import Conversion, own_weights
 
 
 def make_model(config: ConfigDict) -> BoIR:
@@ -86,10 +79,10 @@ def make_loader(config: ConfigDict) -> TrainIterator:
     )
 
 
-def make_evaluator(config: ConfigDict, mesh: Mesh, workdir: str | pathlib.Path) -> Evaluator:
+def make_evaluator(config: ConfigDict, model: BoIR, mesh: Mesh, workdir: str | pathlib.Path) -> Evaluator:
     """Evaluation of the dataset and of `config.eval_also`."""
     return Evaluator(
-        make_tasks(config),
+        make_tasks(config, model),
         config.data_dir,
         whole_eval_batch(config),
         config.input_size,
@@ -101,9 +94,9 @@ def make_evaluator(config: ConfigDict, mesh: Mesh, workdir: str | pathlib.Path) 
     )
 
 
-def make_tasks(config: ConfigDict) -> list[Task]:
+def make_tasks(config: ConfigDict, model: BoIR) -> list[Task]:
     """The rows of the table."""
-    model, own = make_model(config), configuration.dataset(config)
+    own = configuration.dataset(config)
 
     @functools.cache
     def predictor(smoothing: int) -> Predictor:
@@ -115,47 +108,3 @@ def make_tasks(config: ConfigDict) -> list[Task]:
         smoothing, threshold = (table.get(dataset, table.default) for table in (config.smoothing, config.oks_nms))
         tasks.append(Task(protocol, split, predictor(smoothing), threshold, *field))
     return tasks
-
-
-def load_weights(config: ConfigDict, mesh: Mesh) -> tuple[dict[str, Any], int]:
-    """The weights that `config.checkpoint` names, on every device, and the step they come from (0: of no run).
-
-    Raises:
-      ValueError: there are no weights, or they do not fit the configuration.
-    """
-    model = make_model(config)
-
-    def convert(shapes: restore.Weights) -> restore.Weights:
-        start = start_from(read_weights(config.checkpoint), shapes, configuration.dataset(config).keypoint_set)
-        if missing := set(start.initialised) - set(TRAINING_HEADS):
-            raise ValueError(f"{config.checkpoint} ({start.title}) has nothing for {', '.join(sorted(missing))}")
-        return {name: without_training_heads(start.tree[name]) for name in ("params", "batch_stats")}
-
-    return restore.weights_at(config.checkpoint, mesh, lambda _: weight_shapes(model), convert)[:2]
-
-
-def make_start(config: ConfigDict, mesh: Mesh) -> Callable[[TrainState], TrainState] | None:
-    """What fills a newly initialised state with `config.init_from`; None where the run starts from nothing.
-
-    Raises:
-      ValueError: there are no weights.
-    """
-    if not config.init_from:
-        return None
-    conversion = read_run(config.init_from, mesh) or read_weights(config.init_from)
-    skeleton = configuration.dataset(config).keypoint_set
-    return restore.filler(config.init_from, lambda initial: start_from(conversion, initial, skeleton))
-
-
-def read_run(path: str | pathlib.Path, mesh: Mesh) -> Conversion | None:
-    """The weights of a training run, on the host; None where `path` is no run of this method or checkpoint of one."""
-    found = restore.find_run(path, configuration.METHODS)
-    if found is None:
-        return None
-    config = configuration.of_run(found.config)
-    config.checkpoint = found.checkpoint
-    weights, step = load_weights(config, mesh)
-    manifest = manifest_of(
-        make_model(config), configuration.dataset(config).keypoint_set, f"BoIR run on {config.dataset}, step {step}"
-    )
-    return own_weights(restore.on_host(weights), manifest)

@@ -8,13 +8,15 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from boir_jax.model import VARIANTS
+from boir_jax.model import VARIANTS, variant_name
 from data_pipelines.datasets import DATASETS, PoseDataset, find_dataset
 from data_pipelines.whole_image.pictures import Rules
 from pose_common.training import configuration
 from pose_common.training.configuration import ConfigError, Override, nearest, one_of
 
 METHODS = ("boir",)
+SHIPPED, RELEASED_SIZES = ("coco", "crowdpose"), ("w32", "w48")
+"""Datasets and sizes that `configs/boir.py` has the released settings for."""
 FREE = configuration.FREE | {"eval_split", "oks_nms", "proposals", "published_as", "smoothing"}
 """Settings that may change between the parts of a run; see `configuration.require_same_run`."""
 
@@ -25,16 +27,42 @@ def read(source: str, overrides: Sequence[Override] = ()) -> ConfigDict:
     Raises:
       ConfigError: a setting that cannot be.
     """
-    config = configuration.read(source)
+    return with_overrides(configuration.read(source), overrides)
+
+
+def with_overrides(config: ConfigDict, overrides: Sequence[Override]) -> ConfigDict:
+    """A configuration with settings of the command line, checked.
+
+    Raises:
+      ConfigError: a setting that cannot be.
+    """
     configuration.set_leaves(config, overrides)
     check(config)
+    return config
+
+
+def of_weights(manifest: Mapping[str, Any]) -> ConfigDict:
+    """To evaluate weights that are of no run: the released settings of their skeleton and size.
+
+    Raises:
+      ConfigError: they have no heads.
+    """
+    skeleton = manifest["keypoint_set"]
+    if skeleton is None:
+        raise ConfigError(f"{manifest['family']} finds no people: it has no heads, or those of an unknown skeleton")
+    size = variant_name(manifest["network"]["width"]) or ""
+    known = skeleton if skeleton in SHIPPED else SHIPPED[0]
+    config = configuration.read(f"boir:{known}_{size if size in RELEASED_SIZES else RELEASED_SIZES[0]}")
+    config.size, config.input_size = size, manifest.get("input_size", config.input_size)
+    if skeleton != known:
+        config.dataset, config.eval_also = skeleton, ()
     return config
 
 
 def of_run(saved: Mapping[str, Any]) -> ConfigDict:
     """The configuration saved with a checkpoint; what an older one leaves out is what it meant then."""
     dataset, size = saved["dataset"], saved["size"]
-    shipped = dataset in ("coco", "crowdpose") and size in ("w32", "w48")
+    shipped = dataset in SHIPPED and size in RELEASED_SIZES
     config = configuration.completed(saved, configuration.read(f"boir:{dataset}_{size}" if shipped else "boir:demo"))
     if config.min_area < 0:  # earlier: the dataset's own rule
         own = find_dataset(dataset, config.data_dir)
@@ -46,7 +74,8 @@ def check(config: ConfigDict) -> None:
     """Raises ConfigError for a setting that cannot be."""
     configuration.check(config)
     one_of("method", config.method, METHODS)
-    one_of("size", config.size, VARIANTS)
+    if config.mode == "train" or config.size:  # weights of no published size are evaluated, too
+        one_of("size", config.size, VARIANTS)
     one_of("losses.background", config.losses.background, ("image", "instance"))
     if config.input_size <= 0 or config.input_size % 32:
         raise ConfigError(f"config.input_size={config.input_size}: expected a multiple of 32")

@@ -19,6 +19,7 @@ from data_pipelines.datasets import PoseDataset
 from data_pipelines.top_down.instances import categories_of
 from data_pipelines.top_down.loader import Reading
 from data_pipelines.whole_image.loader import EvalLoader, eval_loader
+from pose_common.analysis.files import write_analysis
 from pose_common.evaluation.best import BestMetric, best_metric
 from pose_common.evaluation.predictions import predict_split
 from pose_common.evaluation.tasks import Score, check_tasks, evaluate_tasks, shown, shown_figure
@@ -97,8 +98,8 @@ class Evaluator:
         def evaluate_task(task: Task, loader: EvalLoader) -> Iterator[Score]:
             began = time.perf_counter()
             poses = self.find_poses(weights, task, loader)
-            values = self._judge(task, loader, poses, folder)
-            yield Score(task.name, values, self._row(task, loader, values, time.perf_counter() - began))
+            values, errors = self._judge(task, loader, poses, step)
+            yield Score(task.name, values, self._row(task, loader, values, time.perf_counter() - began), errors)
 
         return evaluate_tasks(self.tasks, self._loader, evaluate_task, folder, f"step {step}, percent")
 
@@ -109,6 +110,7 @@ class Evaluator:
             data_dir=self.data_dir,
             batch_size=self.batch_size,
             input_size=self.input_size,
+            devices=self.mesh.devices.size,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
             reading=self.reading,
@@ -136,14 +138,29 @@ class Evaluator:
         kept = nms.oks_nms(keypoints, poses.area, score, sigmas, task.oks_threshold, poses.image_id)
         return poses.take(kept)
 
-    def _judge(self, task: Task, loader: EvalLoader, poses: columns.Poses, folder: pathlib.Path) -> dict[str, float]:
+    def _judge(
+        self, task: Task, loader: EvalLoader, poses: columns.Poses, step: int
+    ) -> tuple[dict[str, float], dict[str, Any]]:
+        """Metrics, and the row of errors; writes results, pictures and analysis."""
+        truth, errors = columns.ground_truth(loader.annotations), {}
         if jax.process_index() == 0:
+            folder = self.workdir / "results" / f"step_{step}"
             columns.write_results(folder / f"{task.name}.json", poses, task.protocol.keypoints)
             if self.pictures:
                 path = self.workdir / "pictures" / f"{task.name}.png"
                 visualise.draw_people(path, loader.source, poses, self.pictures)
-        truth = columns.ground_truth(loader.annotations)
-        return evaluate.metrics_of(task.protocol, truth, poses) if len(truth.id) else {}
+            errors = write_analysis(
+                self.workdir,
+                task.name,
+                {"step": step, "split": task.split},
+                loader.source,
+                truth,
+                poses,
+                task.protocol,
+                by_instance=False,
+                pictures=self.pictures,
+            )
+        return evaluate.metrics_of(task.protocol, truth, poses) if len(truth.id) else {}, errors
 
     def _row(self, task: Task, loader: EvalLoader, values: Mapping[str, float], seconds: float) -> dict[str, Any]:
         names = _figures(task)

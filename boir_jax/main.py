@@ -1,10 +1,10 @@
 """Trains or evaluates BoIR.
 
     python -m boir_jax.main --config=configs/boir.py:coco_w32 --workdir=workdir/boir_coco_w32
-    python -m boir_jax.main --config=configs/boir.py:coco_w32 --workdir=... --config.mode=evaluate
-    --config.checkpoint=...
+    python -m boir_jax.main --workdir=... --config.mode=evaluate --config.checkpoint=...
 
-A run that finds checkpoints in its working directory goes on from the newest.
+A run that finds checkpoints in its working directory goes on from the newest. What is evaluated says its own size and
+dataset; a configuration or single settings may say otherwise.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Mapping
 
 from ml_collections import ConfigDict
 
-from boir_jax import build, configuration
+from boir_jax import build, configuration, sources
 from pose_common.training import cli
 from pose_common.training.mesh import make_mesh
 
@@ -24,17 +24,17 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> bool:
     strategy = cli.make_strategy(config)
     data = build.make_loader(config)
     method = build.make_method(config, cli.steps_per_epoch(config, data))
-    evaluate = build.make_evaluator(config, strategy.mesh, workdir)
+    evaluate = build.make_evaluator(config, method.model, strategy.mesh, workdir)
     evaluate.check()
     best = evaluate.best_metric(config.best_metric)
-    return cli.train(config, workdir, data, method, strategy, evaluate, best, build.make_start(config, strategy.mesh))
+    return cli.train(config, workdir, data, method, strategy, evaluate, best, sources.make_start(config))
 
 
 def evaluate(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Mapping[str, float]]:
     """Evaluates `config.checkpoint` on everything that is prepared; prints and saves the table."""
     mesh = make_mesh()
-    weights, step = build.load_weights(config, mesh)
-    return cli.require_rows(build.make_evaluator(config, mesh, workdir)(weights, step))
+    model, weights, step = sources.load(config, mesh)
+    return cli.require_rows(build.make_evaluator(config, model, mesh, workdir)(weights, step))
 
 
 def run(config: ConfigDict, workdir: pathlib.Path) -> None:
@@ -45,7 +45,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
 
 def main() -> None:
     """The program."""
-    cli.main(configuration.read, run, config="configs/boir.py", workdir="workdir/boir", free=configuration.FREE)
+    cli.main(sources.read_configuration, run, workdir="workdir/boir", free=configuration.FREE)
 
 
 if __name__ == "__main__":

@@ -32,6 +32,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
 """Sizes by name: `BoIR(num_keypoints=17, **VARIANTS["w32"])`."""
 
 
+def variant_name(width: Any) -> str | None:
+    """Name of a size by its backbone's width, or None."""
+    return next((name for name, own in VARIANTS.items() if own["width"] == width), None)
+
+
 class BoIR(nn.Module):
     """The network; top-level parameter groups are backbone, neck, *_head.
 

@@ -15,21 +15,22 @@ from typing import Any
 import jax
 import numpy as np
 
-from boir_jax import build, configuration
+from boir_jax import configuration, sources
 from boir_jax.hrnet import branch_widths
 from boir_jax.predictor import Predictor
 from boir_jax.proposals import ProposalConfig
-from boir_jax.weights.convert import model_of, read_weights
+from boir_jax.weights.convert import model_of
 from data_pipelines import geometry
 from data_pipelines.skeletons import KEYPOINT_SETS, KeypointSet
 from data_pipelines.whole_image.loader import resize
 from pose_common.metrics import nms
 from pose_common.prediction import command
 from pose_common.prediction.batches import Job, in_batches
-from pose_common.prediction.embedded import read_embedded
 from pose_common.prediction.pictures import Picture, ahead, is_single, pictures_of
 from pose_common.prediction.result import Result, extent_boxes
-from pose_common.training.mesh import make_mesh
+from pose_common.training import restore
+from pose_common.weights.embedded import read_embedded
+from pose_common.weights.hub_folders import local_path
 
 EMBEDDED = pathlib.Path(__file__).parent / "embedded.safetensors"
 THRESHOLD = 0.05
@@ -86,7 +87,7 @@ class PoseModel:
             for picture in pictures:
                 image, matrix = resize(np.ascontiguousarray(picture.image[..., ::-1]), self.input_size)
                 rows = [{"image": image, "inverse_warp": np.float32(geometry.invert(matrix))}]
-                yield Job(picture, image.shape, rows)
+                yield Job(picture, image.shape, rows, picture.image.nbytes)
 
         def run(kind, rows):
             return self.predictor(self.weights, rows["image"], rows["inverse_warp"])
@@ -116,13 +117,10 @@ def load(source: str | pathlib.Path | None = None, *, input_size: int | None = N
     Raises:
       ValueError: there are no weights, or none of this method.
     """
-    path = command.local_path(source or EMBEDDED)
-    if source is None:
-        conversion = read_embedded(EMBEDDED)
-    else:
-        conversion = build.read_run(path, make_mesh()) or read_weights(path)
-    run = command.saved_configuration(path, configuration.METHODS)
-    config = configuration.of_run(run) if run else None
+    path = local_path(source or EMBEDDED)
+    conversion = sources.read(path) if source is not None else read_embedded(EMBEDDED)
+    run = restore.find_run(path, configuration.METHODS)
+    config = configuration.of_run(run.config) if run else None
     released = config or configuration.read("boir")
     name = config.dataset if config is not None else conversion.manifest["keypoint_set"]
     skeleton = configuration.dataset(config).keypoints if config is not None else KEYPOINT_SETS.get(name)
@@ -133,8 +131,7 @@ def load(source: str | pathlib.Path | None = None, *, input_size: int | None = N
     model = model_of(conversion.manifest, num_keypoints=skeleton.num_keypoints)
     smoothing, oks_nms = (table.get(name, table.default) for table in (released.smoothing, released.oks_nms))
     predictor = Predictor(model, skeleton, ProposalConfig(smoothing=smoothing, **released.proposals))
-    known = conversion.manifest.get("input_size") if config is None else config.input_size
-    size = input_size or known or INPUT_SIZES.get(branch_widths(model.width)[0], 512)
+    size = input_size or conversion.manifest.get("input_size") or INPUT_SIZES.get(branch_widths(model.width)[0], 512)
     weights = jax.device_put({key: conversion.weights[key] for key in ("params", "batch_stats")})
     return PoseModel(conversion.title, predictor, weights, skeleton, name, size, oks_nms)
 
@@ -149,7 +146,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _predict(args: Any) -> tuple[str, Iterator[list[Result]]]:
     model = load(args.checkpoint, input_size=args.input_size)
-    results = model.results(pictures_of(args.source), args.batch_size, args.threshold)
+    results = model.results(pictures_of(args.source, args.left_out.append), args.batch_size, args.threshold)
     return model.title, ([result] for result in results)
 
 

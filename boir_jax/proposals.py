@@ -102,7 +102,8 @@ def predict(model: nn.Module, images: jax.Array, flip_index: jax.Array, config: 
     batch = images.shape[0]
     if config.flip:
         # Mirrored back before the heads, as released: they see the mirror image in the original frame.
-        features = jnp.concatenate([features[:batch], features[batch:, :, ::-1]])
+        plain, mirrored = jnp.split(features, 2)
+        features = jnp.concatenate([plain, mirrored[:, :, ::-1]])
     centre = clamped_sigmoid(model.dense(features, False)["centre"])
     centre = centre.reshape(views, batch, *centre.shape[1:]).mean(0)
     proposals = find_people(smooth(centre, config.smoothing)[..., 0], config)
@@ -111,7 +112,8 @@ def predict(model: nn.Module, images: jax.Array, flip_index: jax.Array, config: 
     own_image = jnp.zeros(cells.shape[:2], jnp.int32)
     maps = clamped_sigmoid(model.instance_maps(features[:, None], own_image, cells))
     if config.flip:
-        maps = 0.5 * (maps[:batch] + maps[batch:][..., flip_index])
+        plain, mirrored = jnp.split(maps, 2)
+        maps = 0.5 * (plain + mirrored[..., flip_index])
     people = maps.shape[1]
     maps = smooth(maps.reshape(batch * people, *maps.shape[2:]), config.smoothing)
     return read_poses(maps.reshape(batch, people, *maps.shape[1:]), proposals)

@@ -7,39 +7,65 @@ Arguments after the colon: `coco_w32` (default), `coco_w48`, `crowdpose_w32`, `c
 data: it renders crowds and shrinks everything, so that the whole way takes minutes on two CPU cores. Any field can be
 set on the command line: `--config.batch_size=40`.
 
+Any other argument is the name of a prepared dataset, such as one of your own: `mine` or `mine,w48`, with COCO's
+settings; `mine,small`, the demo's model on a CPU; with `finetune` behind, the shorter schedule from a model that is
+trained, `mine,w32,finetune` with `--config.init_from=boir_w32.pth`.
+
 The released runs from scratch start from HRNet's ImageNet weights.
 """
 
 from __future__ import annotations
 
+import re
+
 from ml_collections import ConfigDict
 
 from . import common
 
-ARGUMENTS = (
+PUBLISHED = (
     "coco_w32",
     "coco_w48",
     "crowdpose_w32",
     "crowdpose_w48",
     "crowdpose_w32_finetune",
     "crowdpose_w48_finetune",
-    "demo",
 )
+SIZES = ("w32", "w48", "small")
 DEVICES = 4
 """Over which the batches per device of the release are multiplied."""
 
 
 def get_config(arg: str = "coco_w32") -> ConfigDict:
-    """The configuration of a dataset and a size, or of the demo."""
-    if arg not in ARGUMENTS:
-        raise ValueError(f"configs/boir.py:{arg}: expected one of {', '.join(ARGUMENTS)}")
+    """The configuration of a published run, of the demo, or of any dataset."""
     if arg == "demo":
         return _demo(_full("w32"))
+    if arg not in PUBLISHED:
+        return _own(arg)
     dataset, size, *finetune = arg.split("_")
     config = _full(size)
     if dataset == "crowdpose":
         config = _crowdpose(config)
     return _finetune(config) if finetune else config
+
+
+def _own(arg: str) -> ConfigDict:
+    """Any prepared dataset: `<dataset>[,<size>][,finetune]`."""
+    name, *words = arg.split(",")
+    sizes = [word for word in words if word in SIZES]
+    looks_published = not words and re.search(r"_w\d", name)
+    if not name or looks_published or len(sizes) > 1 or set(words) - set(SIZES) - {"finetune"}:
+        raise ValueError(
+            f"configs/boir.py:{arg}: expected {', '.join(PUBLISHED)}, demo, or <dataset>[,{'|'.join(SIZES)}][,finetune]"
+        )
+    size = sizes[0] if sizes else "w32"
+    config = _full("w32" if size == "small" else size)
+    if "finetune" in words:
+        config = _finetune(config)
+    if size == "small":
+        config = _small(config)
+        config.learning_rate, config.epochs = 1e-3, 30
+    config.dataset, config.eval_also, config.published_as = name, (), ""
+    return config
 
 
 def _full(size: str) -> ConfigDict:
@@ -131,23 +157,30 @@ def _finetune(config: ConfigDict) -> ConfigDict:
 
 def _demo(config: ConfigDict) -> ConfigDict:
     """Rendered crowds; the small model learns from nothing."""
+    config = _small(config)
     config.dataset, config.train_split, config.eval_split = "synthetic_crowd", "train", "val"
-    config.eval_also = ()
-    config.min_area, config.labelled_images = 0.0, False
+    config.eval_also, config.published_as = (), ""
     config.synthetic = ConfigDict({"num_train": 300, "num_val": 40})
     config.data_dir = "workdir/demo_data"
+    config.learning_rate = 2e-3
+    config.epochs, config.warmup_epochs = 22, 1.0
+    config.log_every = 20
+    config.checkpoint_every = 200
+    config.evaluate_every = 0
+    config.pictures = 12
+    return config
+
+
+def _small(config: ConfigDict) -> ConfigDict:
+    """The small model, on a CPU."""
+    config.min_area, config.labelled_images = 0.0, False
     config.input_size = 128
     config.instances = 10
     config.augmentation.scale = (0.75, 1.25)
     # Small batches and a high rate: from nothing, a few minutes are worth most as many small steps.
     config.batch_size, config.eval_batch_size = 8, 8
     config.instance_group, config.instance_cap = 4, 16
-    config.learning_rate = 2e-3
     config.loader_threads = 2
-    config.size, config.dtype, config.published_as = "small", "float32", ""
-    config.epochs, config.warmup_epochs = 22, 1.0
-    config.log_every = 20
-    config.checkpoint_every = 200
-    config.evaluate_every = 0
-    config.pictures = 12
+    config.size, config.dtype = "small", "float32"
+    config.warmup_epochs = 1.0
     return config

@@ -37,7 +37,7 @@ def settings() -> ConfigDict:
     # Decides which weights are kept in checkpoints/best: a pattern of figures, whose mean counts, such as
     # "coco/heads/AP" or "*/AP"; "": the first figure of each dataset's row; "none": none are.
     config.best_metric = ""
-    config.pictures = 24  # predictions drawn per dataset
+    config.pictures = 24  # predictions drawn per dataset; the gallery has at most four times as many
     return config
 
 

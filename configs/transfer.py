@@ -4,7 +4,9 @@
         --config.init_from=posebh_base.pth
 
 Arguments after the colon: `interhand2d`, `3dpw`, `demo` (a rendered skeleton that the demo's mixture has not
-seen; it starts from the demo, `--config.init_from=workdir/demo`), or the name of a custom dataset.
+seen; it starts from the demo, `--config.init_from=workdir/demo`), the name of a custom dataset, or that name and
+`tiny`: `mine,tiny` is the demo's small model, for a few hundred people or animals in minutes on two CPU cores. It
+starts from the demo or from the model that the package carries, `--config.init_from=posebh_jax/embedded.safetensors`.
 
 A plain transformer is made from the weights, the expert of `config.fold` folded in; that dataset's head gets
 a new last convolution, the prototypes are new, the embedding head stays as it is. Everything else is as in
@@ -31,9 +33,12 @@ ROWS = {
 
 def get_config(arg: str = "interhand2d") -> ConfigDict:
     """The transfer to one dataset."""
-    config = mdt.get_config("demo" if arg == "demo" else "base")
-    config.fold = "synthetic_coco" if arg == "demo" else "coco"
-    dataset = {"3dpw": "pw3d", "demo": "synthetic_crowd"}.get(arg, arg)
+    name, comma, size = arg.partition(",")
+    if not name or comma and (size != "tiny" or name in ROWS):
+        raise ValueError(f"configs/transfer.py:{arg}: expected a dataset, or one of your own and tiny: mine,tiny")
+    config = mdt.get_config("demo" if name == "demo" or size else "base")
+    config.fold = "synthetic_coco" if name == "demo" else "synthetic_ap10k" if size else "coco"
+    dataset = {"3dpw": "pw3d", "demo": "synthetic_crowd"}.get(name, name)
     if dataset in ROWS:
         mdt.set_datasets(config, {dataset: ROWS[dataset]})
     else:
@@ -46,11 +51,11 @@ def get_config(arg: str = "interhand2d") -> ConfigDict:
     config.losses.heatmap_weight = 1.25e-5
     config.warmup_steps = 500
     config.weight_decay, config.clip_norm, config.layer_decay = 0.0, 0.0, 1.0  # Adam
-    if arg == "3dpw":
+    if name == "3dpw":
         _pw3d(config)
     else:
         _interhand2d(config)
-    return _demo(config) if arg == "demo" else config
+    return _demo(config) if name == "demo" else _tiny(config) if size else config
 
 
 def _interhand2d(config: ConfigDict) -> None:
@@ -77,4 +82,17 @@ def _demo(config: ConfigDict) -> ConfigDict:
     config.batch_size = config.eval_batch_size = 64
     config.learning_rate, config.decay_epochs, config.warmup_steps = 1e-3, (10,), 10
     config.stages[0].epochs, config.stages[1].epochs = 8, 4
+    return config
+
+
+def _tiny(config: ConfigDict) -> ConfigDict:
+    """Minutes on two CPU cores. So few steps are nothing to prototypes, so there are none: the heatmap head learns."""
+    config.method = "multi_head"
+    config.synthetic, config.data_dir = ConfigDict(), "data"
+    config.batch_size, config.eval_batch_size, config.steps_per_epoch = 32, 32, 10
+    config.learning_rate, config.decay_epochs, config.decay_factor, config.warmup_steps = 1e-3, (45, 55), 0.3, 10
+    config.stages = [
+        mdt.stage("head", 5, ("heads",), mdt.MULTI_HEAD_LOSSES),
+        mdt.stage("all", 55, ("backbone", "heads"), mdt.MULTI_HEAD_LOSSES),
+    ]
     return config

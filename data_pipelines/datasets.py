@@ -147,8 +147,9 @@ def find_dataset(name: str, data_dir: str | pathlib.Path | None = None) -> PoseD
     path = definition_path(name, data_dir)
     if not path.is_file():
         raise KeyError(
-            f"unknown dataset {name!r}: there is no {path}, where `python -m scripts.prepare_data custom"
-            f" --name={name}` would have defined it, and it is none of {', '.join(sorted(DATASETS))}"
+            f"unknown dataset {name!r}: there is no {path}, where `python -m scripts.prepare_data custom --name={name}"
+            f" --annotations=<the labels' file or folder> --data_dir={data_dir}` would have defined it, and it is none"
+            f" of {', '.join(sorted(DATASETS))}"
         )
     return read_definition(path)
 

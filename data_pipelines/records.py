@@ -35,11 +35,12 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from data_pipelines import orientation
-from data_pipelines.datasets import PoseDataset, find_dataset
+from data_pipelines.datasets import DATASETS, PoseDataset, find_dataset
 
 VERSION = "1.0.0"
 ANNOTATIONS_FILE = "annotations.npz"
 SUMMARY_FILE = "summary.json"
+_DOCUMENT = {True: "datasets.md", False: "your_own_dataset.md"}  # by whether the dataset is built in
 
 _IMAGE_FIELDS: dict[str, type] = {
     "image_id": np.int64,
@@ -336,11 +337,20 @@ def _prepared_dir(dataset: str, split: str, data_dir: str | pathlib.Path) -> pat
         raise DatasetNotPrepared(
             f"{dataset} ({split}) is not prepared: there is no {directory}"
             f"{f', only {others}' if others else ''}. Prepare it with\n"
-            f"  python -m scripts.prepare_data {dataset} --raw_dir=<the download> --data_dir={data_dir}"
-            f" --split={split}\n(docs/datasets.md says where to get it). The configuration `:demo` makes"
-            " its own data and needs none."
+            f"  {preparation_command(dataset, split, data_dir)}\n(docs/{_DOCUMENT[dataset in DATASETS]} says more). The"
+            " configuration `:demo` makes its own data and needs none."
         )
     return directory
+
+
+def preparation_command(dataset: str, split: str, data_dir: str | pathlib.Path) -> str:
+    """The command that prepares a split; what stands in <> is for the user to fill in."""
+    command, rest = "python -m scripts.prepare_data", f"--data_dir={data_dir} --split={split}"
+    if dataset.startswith("synthetic_"):
+        return f"{command} {dataset} {rest}"
+    if dataset in DATASETS:
+        return f"{command} {dataset} --raw_dir=<the download> {rest}"
+    return f"{command} custom --name={dataset} --annotations=<the labels' file or folder> {rest}"
 
 
 def _column(values: list, dtype: type, shape: tuple[int, ...]) -> np.ndarray:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -14,24 +13,19 @@ from ml_collections import ConfigDict
 
 from data_pipelines.top_down.instances import GROUND_TRUTH
 from data_pipelines.top_down.loader import Entry, TrainIterator, train_loader
-from pose_common.training import restore
 from pose_common.training.cli import make_reading
 from pose_common.training.configuration import whole_eval_batch
 from pose_common.training.optimizers import GroupedAdamW, step_schedule
 from pose_common.training.stages import make_stages
-from pose_common.training.state import TrainState
-from pose_common.weights.keys import Conversion, own_weights
 from posebh_jax import configuration
 from posebh_jax.clusters import ClusterConfig
 from posebh_jax.evaluate import Evaluator, Task
-from posebh_jax.method import PoseBHMethod, weight_shapes
+from posebh_jax.method import PoseBHMethod
 from posebh_jax.model import PoseBH, layer_ids, weight_decay_mask
 from posebh_jax.predictor import Predictor
 from posebh_jax.prototypes import PrototypeConfig
 from posebh_jax.published import model_name
-from posebh_jax.vit import SIZES
-from posebh_jax.weights.convert import Options, manifest_of, read_weights
-from posebh_jax.weights.transfer import start_from
+from posebh_jax.vit import SIZES, size_name
 
 
 def make_model(config: ConfigDict) -> PoseBH:
@@ -104,10 +98,10 @@ def make_loader(config: ConfigDict) -> TrainIterator:
     )
 
 
-def make_evaluator(config: ConfigDict, mesh: Mesh, workdir: str | pathlib.Path) -> Evaluator:
+def make_evaluator(config: ConfigDict, model: PoseBH, mesh: Mesh, workdir: str | pathlib.Path) -> Evaluator:
     """Evaluation of every dataset of the mixture by its own head, and of `config.eval_also`."""
     predictor = Predictor(
-        make_model(config),
+        model,
         configuration.datasets(config),
         tuple(config.input_size),
         config.flip_test,
@@ -124,7 +118,7 @@ def make_evaluator(config: ConfigDict, mesh: Mesh, workdir: str | pathlib.Path) 
         pathlib.Path(workdir),
         make_reading(config),
         config.pictures,
-        model_name(config.method, config.size),
+        model_name(bool(model.embedding_dim), size_name(model.size)),
     )
 
 
@@ -160,65 +154,3 @@ def make_tasks(config: ConfigDict) -> list[Task]:
         )
         for name, split, head, *boxes in config.eval_also
     ]
-
-
-def load_weights(config: ConfigDict, mesh: Mesh) -> tuple[dict[str, Any], int]:
-    """The weights of `restore_weights`, and the step they come from (0: of no run)."""
-    return restore_weights(config, mesh)[:2]
-
-
-def restore_weights(config: ConfigDict, mesh: Mesh) -> restore.Restored:
-    """The weights that `config.checkpoint` names.
-
-    Raises:
-      ValueError: there are no weights, or they do not fit the configuration.
-    """
-    model = make_model(config)
-
-    def shapes(notes: Mapping[str, Any]) -> restore.Weights:
-        size, per_keypoint = tuple(config.input_size), config.prototypes_per_keypoint
-        return weight_shapes(model, size, per_keypoint, notes.get("num_clusters", 0))
-
-    def convert(shapes: restore.Weights) -> restore.Weights:
-        start = start_from(read_weights(config.checkpoint, _options(config)), shapes, model)
-        if start.initialised:
-            raise ValueError(
-                f"{config.checkpoint} ({start.title}) has nothing for {', '.join(start.initialised)}; the multi-head "
-                "baseline is evaluated by configs/multi_head.py"
-            )
-        return start.tree
-
-    return restore.weights_at(config.checkpoint, mesh, shapes, convert)
-
-
-def make_start(config: ConfigDict, model: PoseBH, mesh: Mesh) -> Callable[[TrainState], TrainState] | None:
-    """What fills a newly initialised state with `config.init_from`; None where the run starts from nothing.
-
-    Raises:
-      ValueError: there are no weights.
-    """
-    if not config.init_from:
-        return None
-    conversion = read_run(config.init_from, mesh) or read_weights(config.init_from, _options(config))
-    return restore.filler(config.init_from, lambda initial: start_from(conversion, initial, model, fold=config.fold))
-
-
-def read_run(path: str | pathlib.Path, mesh: Mesh) -> Conversion | None:
-    """The weights of a training run, on the host; None where `path` is no run of this method or checkpoint of one."""
-    found = restore.find_run(path, configuration.METHODS)
-    if found is None:
-        return None
-    config = configuration.of_run(found.config)
-    config.checkpoint = found.checkpoint
-    weights, step = load_weights(config, mesh)
-    manifest = manifest_of(make_model(config), tuple(config.input_size), f"{config.method} run, step {step}")
-    return own_weights(restore.on_host(weights), manifest)
-
-
-def _options(config: ConfigDict) -> Options:
-    return Options(
-        expected=tuple((dataset.name, dataset.num_keypoints) for dataset in configuration.datasets(config)),
-        num_heads=SIZES[config.size].num_heads,
-        input_size=tuple(config.input_size),
-        activation=config.embedding_activation,
-    )

@@ -15,9 +15,11 @@ from data_pipelines.top_down.instances import GROUND_TRUTH
 from pose_common.training import configuration
 from pose_common.training.configuration import ConfigError, Override, nearest, one_of
 from posebh_jax.heads import ACTIVATIONS, KERNELS, NECKS
-from posebh_jax.vit import SIZES
+from posebh_jax.vit import SIZES, ViTSize, size_name
 
 METHODS = ("posebh", "multi_head")
+SHIPPED = ("base", "small", "large", "huge")
+"""Sizes that `configs/mdt.py` has settings of a real run for."""
 KNOWN = {
     "method": METHODS,
     "size": SIZES,
@@ -56,12 +58,20 @@ FREE = configuration.FREE | {
 def read(source: str, overrides: Sequence[Override] = ()) -> ConfigDict:
     """The configuration of a run from the command line.
 
+    Raises:
+      ConfigError: a setting that cannot be.
+    """
+    return with_overrides(configuration.read(source), overrides)
+
+
+def with_overrides(config: ConfigDict, overrides: Sequence[Override]) -> ConfigDict:
+    """A configuration with settings of the command line, checked.
+
     Datasets come first: an entry of a table can be set for every dataset of the run.
 
     Raises:
       ConfigError: a setting that cannot be.
     """
-    config = configuration.read(source)
     first = ("datasets", "data_dir", "eval_also")
     configuration.set_leaves(config, [override for override in overrides if override[0] in first])
     if "eval_also" not in dict(overrides):  # of the shipped rows, those that a head of these datasets can judge
@@ -80,6 +90,17 @@ def of_run(saved: Mapping[str, Any]) -> ConfigDict:
         saved = {**saved, "layer_decay": defaults.layer_decay if saved["layer_decay"] else 1.0}
     config = configuration.completed(saved, defaults)
     fill_tables(config)
+    return config
+
+
+def of_weights(manifest: Mapping[str, Any]) -> ConfigDict:
+    """To evaluate weights that are of no run: the released settings of their method and size."""
+    size = size_name(ViTSize(**manifest["backbone"])) or ""
+    file = "mdt" if manifest["embedding"] else "multi_head"
+    config = configuration.read(f"{file}:{size if size in SHIPPED else SHIPPED[0]}")
+    config.size, config.input_size = size, tuple(manifest["input_size"])
+    config.datasets = tuple(name for name, _ in manifest["datasets"])
+    config.eval_also = tuple(row for row in config.eval_also if row[2] in config.datasets)
     return config
 
 
@@ -131,7 +152,8 @@ def check(config: ConfigDict) -> None:
     """Raises ConfigError for a setting that cannot be."""
     configuration.check(config)
     for name, known in KNOWN.items():
-        one_of(name, config[name], known)
+        if name != "size" or config.mode == "train" or config.size:  # weights of no published size are evaluated, too
+            one_of(name, config[name], known)
     for name, codec in config.codec.items():
         one_of(f"codec.{name}", codec, CODECS)
     if not config.datasets or len(set(config.datasets)) != len(config.datasets):

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 
 from data_pipelines.datasets import PoseDataset
 from data_pipelines.top_down.loader import EvalLoader, Reading, eval_loader
+from pose_common.analysis.files import write_analysis
 from pose_common.evaluation.best import BestMetric, best_metric
 from pose_common.evaluation.predictions import predict_split
 from pose_common.evaluation.published import GROUND_TRUTH
@@ -106,9 +107,9 @@ class Evaluator:
             seconds = time.perf_counter() - began
             for kind, poses in predictions.items():
                 began = time.perf_counter()
-                values = self._judge(task, loader, kind, poses, step)
+                values, errors = self._judge(task, loader, kind, poses, step)
                 row = self._row(task, loader, kind, values, seconds + time.perf_counter() - began)
-                yield Score(f"{task.name}/{kind}", values, row)
+                yield Score(f"{task.name}/{kind}", values, row, errors)
 
         folder = self.workdir / "results" / f"step_{step}"
         return evaluate_tasks(self.tasks, self._loader, evaluate_task, folder, f"step {step}, percent (EPE in pixels)")
@@ -123,6 +124,7 @@ class Evaluator:
             score_threshold=self.detection_threshold,
             input_size=self.predictor.input_size,
             dataset_index=task.head,
+            devices=self.mesh.devices.size,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
             reading=self.reading,
@@ -147,7 +149,9 @@ class Evaluator:
 
     def _judge(
         self, task: Task, loader: EvalLoader, kind: str, predictions: columns.Poses, step: int
-    ) -> dict[str, float]:
+    ) -> tuple[dict[str, float], dict[str, Any]]:
+        """Metrics, and the row of errors; writes results, pictures and analysis."""
+        errors: dict[str, Any] = {}
         truth = columns.ground_truth(loader.annotations)
         poses = evaluate.final_poses(task.protocol, truth, predictions, **self.selection)
         if jax.process_index() == 0:
@@ -156,9 +160,18 @@ class Evaluator:
             if self.pictures:
                 path = self.workdir / "pictures" / f"{task.name}_{kind}.png"
                 visualise.draw_predictions(path, loader.source, predictions, self.pictures)
-        if not len(truth.id):
-            return {}
-        return evaluate.metrics_of(task.protocol, truth, poses)
+            errors = write_analysis(
+                self.workdir,
+                f"{task.name}_{kind}",
+                {"step": step, "split": task.split, "maps": kind},
+                loader.source,
+                truth,
+                poses,
+                task.protocol,
+                by_instance=loader.boxes == "ground_truth",
+                pictures=self.pictures,
+            )
+        return evaluate.metrics_of(task.protocol, truth, poses) if len(truth.id) else {}, errors
 
     def _row(
         self, task: Task, loader: EvalLoader, kind: str, values: Mapping[str, float], seconds: float

@@ -1,9 +1,10 @@
 """Trains or evaluates PoseBH, or its multi-head baseline.
 
     python -m posebh_jax.main --config=configs/mdt.py:base --workdir=workdir/base
-    python -m posebh_jax.main --config=configs/mdt.py --workdir=... --config.mode=evaluate --config.checkpoint=...
+    python -m posebh_jax.main --workdir=... --config.mode=evaluate --config.checkpoint=...
 
-A run that finds checkpoints in its working directory goes on from the newest.
+A run that finds checkpoints in its working directory goes on from the newest. What is evaluated says its own size,
+crop and datasets; a configuration or single settings may say otherwise.
 """
 
 from __future__ import annotations
@@ -15,8 +16,7 @@ from ml_collections import ConfigDict
 
 from pose_common.training import cli
 from pose_common.training.mesh import make_mesh
-from pose_common.training.state import to_evaluate
-from posebh_jax import build, configuration
+from posebh_jax import build, configuration, sources
 
 
 def train(config: ConfigDict, workdir: pathlib.Path) -> bool:
@@ -24,20 +24,18 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> bool:
     strategy = cli.make_strategy(config)
     data = build.make_loader(config)
     method = build.make_method(config, cli.steps_per_epoch(config, data))
-    evaluate = build.make_evaluator(config, strategy.mesh, workdir)
+    evaluate = build.make_evaluator(config, method.model, strategy.mesh, workdir)
     evaluate.check()
     best = evaluate.best_metric(config.best_metric)
-    return cli.train(
-        config, workdir, data, method, strategy, evaluate, best, build.make_start(config, method.model, strategy.mesh)
-    )
+    start = sources.make_start(config, method.model)
+    return cli.train(config, workdir, data, method, strategy, evaluate, best, start)
 
 
 def evaluate(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Mapping[str, float]]:
     """Evaluates `config.checkpoint` on everything that is prepared; prints and saves the table."""
     mesh = make_mesh()
-    found = build.restore_weights(config, mesh)
-    evaluator = build.make_evaluator(config, mesh, workdir)
-    return cli.require_rows(evaluator(to_evaluate(found.weights, found.notes), found.step))
+    model, weights, step = sources.load(config, mesh)
+    return cli.require_rows(build.make_evaluator(config, model, mesh, workdir)(weights, step))
 
 
 def run(config: ConfigDict, workdir: pathlib.Path) -> None:
@@ -48,7 +46,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
 
 def main() -> None:
     """The program."""
-    cli.main(configuration.read, run, config="configs/mdt.py", workdir="workdir/posebh", free=configuration.FREE)
+    cli.main(sources.read_configuration, run, workdir="workdir/posebh", free=configuration.FREE)
 
 
 if __name__ == "__main__":

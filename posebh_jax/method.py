@@ -175,10 +175,10 @@ class PoseBHMethod:
             embedding, stats["embedding"] = run("embedding", "embed", features)
             best = prototypes.best_similarities(embedding, bank[BANK])
         if asked & set(PROTOTYPE_TERMS):
-            found, seen, samples = prototype_terms(embedding, best, *labels, inputs.dataset, bank[BANK], **shared)
+            found, seen, labelled = prototype_terms(embedding, best, *labels, inputs.dataset, bank[BANK], **shared)
             values |= {name: found[name] for name in PROTOTYPE_TERMS if name in asked}
             metrics |= _named("prototype", seen, ("cross_entropy", "distance", "correct"))
-            observed = (samples, inputs.noise) if stage.updates_state else None
+            observed = (labelled, inputs.noise) if stage.updates_state else None
         if "cluster" in asked:
             clusters = ClusterBank(**bank[CLUSTERS])
             found, seen = cluster_terms(embedding, *labels, clusters, config=self.losses, axis_name=axis_name)
@@ -196,9 +196,9 @@ class PoseBHMethod:
         """Momentum update of the prototypes (section 3.2), in stages where they follow the embeddings."""
         if observed is None:
             return method_state, {}
-        samples, noise = observed
+        labelled, noise = observed
         bank, mass = prototypes.update_prototypes(
-            method_state[BANK], samples, noise, momentum=self.losses.momentum, axis_name=axis_name
+            method_state[BANK], labelled, noise, momentum=self.losses.momentum, axis_name=axis_name
         )
         return {**method_state, BANK: bank}, {"prototype/moved": (mass > 0).mean()}
 

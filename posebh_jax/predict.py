@@ -25,14 +25,15 @@ from data_pipelines.top_down.crops import Crop
 from pose_common.metrics.nms import rescore
 from pose_common.prediction import command
 from pose_common.prediction.batches import Job, in_batches
-from pose_common.prediction.embedded import read_embedded
 from pose_common.prediction.pictures import Picture, ahead, is_single, pictures_of
 from pose_common.prediction.result import Result, extent_boxes
+from pose_common.training import restore
 from pose_common.training.configuration import nearest
-from pose_common.training.mesh import make_mesh
-from posebh_jax import build, configuration
+from pose_common.weights.embedded import read_embedded
+from pose_common.weights.hub_folders import local_path
+from posebh_jax import configuration, sources
 from posebh_jax.predictor import HEADS, PROTOTYPES, Predictor
-from posebh_jax.weights.convert import Options, model_of, read_weights
+from posebh_jax.weights.manifest import Options, model_of
 
 WHOLE = "whole"
 EMBEDDED = pathlib.Path(__file__).parent / "embedded.safetensors"
@@ -120,7 +121,7 @@ class PoseModel:
                 found = find_boxes(number, picture)
                 for name in names:
                     rows = crops_of(picture, found[0], self.datasets[name], predictor.input_size)
-                    yield Job((picture, found, name), name, rows)
+                    yield Job((picture, found, name), name, rows, picture.image.nbytes)
 
         collected: dict[str, Result] = {}
         for (picture, found, name), rows in in_batches(ahead(jobs()), run, batch_size):
@@ -164,17 +165,16 @@ def load(
     Raises:
       ValueError: there are no weights, or none of this method.
     """
-    path = command.local_path(source or EMBEDDED)
+    path = local_path(source or EMBEDDED)
     if source is None:
         conversion = read_embedded(EMBEDDED)
     else:
-        options = Options(datasets=tuple(datasets) if datasets else None, num_heads=num_heads)
-        conversion = build.read_run(path, make_mesh()) or read_weights(path, options)
+        conversion = sources.read(path, Options(datasets=tuple(datasets) if datasets else None, num_heads=num_heads))
     manifest = conversion.manifest
     if not manifest["datasets"]:
         raise ValueError(f"{source} ({conversion.title}) has no head: it is a backbone to start training from")
-    run = command.saved_configuration(path, configuration.METHODS)
-    config = configuration.of_run(run) if run else None
+    run = restore.find_run(path, configuration.METHODS)
+    config = configuration.of_run(run.config) if run else None
     protocols = _protocols(path, config, [tuple(pair) for pair in manifest["datasets"]])
     released = config or configuration.read("mdt")
     model, size = model_of(manifest), tuple(manifest["input_size"])
@@ -304,9 +304,14 @@ def _predict(args: Any) -> tuple[str, Iterator[list[Result]]]:
         from boir_jax.predict import load as load_finder  # the other method, only where it was asked for
 
         boxes = load_finder(boxes)
-    results = model.results(
-        pictures_of(args.source), boxes_of(boxes), names, not args.no_flip, args.batch_size, args.maps
-    )
+    boxes_by_number = boxes_of(boxes)
+
+    def find_boxes(number: int, picture: Picture) -> Found:
+        """Numbers count the files, whether they can be read or not."""
+        return boxes_by_number(number + len(args.left_out), picture)
+
+    pictures = pictures_of(args.source, args.left_out.append)
+    results = model.results(pictures, find_boxes, names, not args.no_flip, args.batch_size, args.maps)
     return model.title, (list(found.values()) for found in results)
 
 

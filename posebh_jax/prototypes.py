@@ -4,10 +4,10 @@ Every keypoint of every skeleton owns M unit vectors in the embedding space, P [
 with all of them by the absolute cosine; the best of a keypoint's M is that keypoint's value in the *prototype
 heatmap*.
 
-Nothing here loops over datasets, keypoints or people. A labelled pixel is a *sample* with a global keypoint
-id; which samples belong to a keypoint is a 0/1 matrix [pixels, T], and everything that is "per keypoint over
-its samples" is a product with it. Products (not scatters) are deterministic on every platform and fast on
-matrix units. An image may hold several samples at one pixel, one per *slot*: G = 1 where only its own dataset
+Nothing here loops over datasets, keypoints or people. A *labelled pixel* has a global keypoint
+id; which of them belong to a keypoint is a 0/1 matrix [pixels, T], and everything that is "per keypoint over
+its labelled pixels" is a product with it. Products (not scatters) are deterministic on every platform and fast on
+matrix units. A pixel may have several labels, one per *slot*: G = 1 where only its own dataset
 labels it, G = n where every other dataset does (see `cross_type.py`). Axes: B images, h, w map, T keypoints,
 M prototypes of a keypoint, D embedding, G slots.
 
@@ -42,8 +42,8 @@ class PrototypeConfig:
       momentum: share of the old prototype that an update keeps.
       sinkhorn_epsilon: temperature of the assignment.
       sinkhorn_rounds: rounds of (columns, rows) normalisation.
-      label_threshold: a pixel is a sample where its largest target exceeds this.
-      weigh_by_correctness: samples enter an update with weight 1 when correct, else 0, instead of their
+      label_threshold: a pixel is labelled where its largest target exceeds this.
+      weigh_by_correctness: labelled pixels enter an update with weight 1 when correct, else 0, instead of their
         confidence.
       contrast_weight: weight of cross entropy and distance together.
       cross_entropy_weight, distance_weight: their weights within that.
@@ -74,10 +74,10 @@ class PrototypeConfig:
 
 
 class Labels(NamedTuple):
-    """Samples: which keypoint a pixel stands for.
+    """Labels: which keypoint a pixel stands for.
 
     Attributes:
-      keypoint: int32 [B, h, w, G], global id, -1 where the pixel is no sample.
+      keypoint: int32 [B, h, w, G], global id, -1 where the pixel is not labelled.
       confidence: float32 [B, h, w, G], target value at the pixel.
       dataset: int32 [B, G], the dataset whose keypoints compete in a slot. Slots of an image differ in it.
     """
@@ -88,13 +88,13 @@ class Labels(NamedTuple):
 
 
 class Observed(NamedTuple):
-    """What a step saw of its samples, for the prototypes' update; all without gradient.
+    """What a step saw of its labelled pixels, for the prototypes' update; all without gradient.
 
     Attributes:
       embedding: [B, h, w, D].
-      labels: the samples of each image's own dataset (one slot).
+      labels: the labelled pixels of each image's own dataset (one slot).
       assignment: [B, h, w, M] from `assign`.
-      weight: [B, h, w], confidence or correctness; samples with 0 move nothing.
+      weight: [B, h, w], confidence or correctness; labelled pixels with 0 move nothing.
     """
 
     embedding: jax.Array
@@ -152,12 +152,12 @@ def prototype_heatmaps(best: jax.Array) -> jax.Array:
 
 
 def label_pixels(targets: jax.Array, dataset: jax.Array, threshold: float) -> Labels:
-    """Samples of each image's own dataset: the keypoint with the largest target, the first on ties.
+    """Labelled pixels of each image's own dataset: the keypoint with the largest target, the first on ties.
 
     Args:
       targets: [B, h, w, T], zero for keypoints of other datasets.
       dataset: int32 [B].
-      threshold: a pixel is a sample where its largest target exceeds this.
+      threshold: a pixel is labelled where its largest target exceeds this.
 
     Returns:
       Labels with one slot.
@@ -167,8 +167,8 @@ def label_pixels(targets: jax.Array, dataset: jax.Array, threshold: float) -> La
     return Labels(keypoint[..., None], confidence[..., None], dataset[:, None])
 
 
-def sample_matrix(keypoint: jax.Array, num_keypoints: int) -> jax.Array:
-    """`Labels.keypoint` [B, h, w, G] -> float32 [B, h, w, T]: 1 where a pixel is a sample of a keypoint."""
+def pixel_matrix(keypoint: jax.Array, num_keypoints: int) -> jax.Array:
+    """`Labels.keypoint` [B, h, w, G] -> float32 [B, h, w, T]: 1 where a pixel stands for a keypoint."""
     return (keypoint[..., None] == jnp.arange(num_keypoints)).any(axis=-2).astype(jnp.float32)
 
 
@@ -178,7 +178,7 @@ def slot_members(labels: Labels, keypoint_index: KeypointIndex) -> jax.Array:
 
 
 def is_correct(labels: Labels, best: jax.Array, keypoint_index: KeypointIndex) -> jax.Array:
-    """bool [B, h, w]: the sample's own keypoint is the most similar one of its dataset (one slot).
+    """bool [B, h, w]: the labelled pixel's own keypoint is the most similar one of its dataset (one slot).
 
     Keypoints of other datasets do not compete: another skeleton's left shoulder winning is no mistake.
     """
@@ -194,30 +194,30 @@ def assign(
     config: PrototypeConfig,
     axis_name: str | None = None,
 ) -> jax.Array:
-    """Sinkhorn's soft assignment of samples to their keypoint's prototypes, for all keypoints at once.
+    """Sinkhorn's soft assignment of labelled pixels to their keypoint's prototypes, for all keypoints at once.
 
-    A keypoint's n samples share its M prototypes equally: rounds of (each prototype's column to 1/M, each
-    sample's row to 1/n), then times n. Only the ratio of such constants to the next normalisation matters, so
+    A keypoint's n labelled pixels share its M prototypes equally: rounds of (each prototype's column to 1/M, each
+    labelled pixel's row to 1/n), then times n. Only the ratio of such constants to the next normalisation matters, so
     columns are brought to 1 and rows to 1. exp(s / epsilon) would reach 5e8 at epsilon 0.05; exp((s - 1) /
-    epsilon) differs by a constant factor and lies in (2e-9, 1]. A single sample ties exactly.
+    epsilon) differs by a constant factor and lies in (2e-9, 1]. A single labelled pixel ties exactly.
 
     Args:
-      similarity: [B, h, w, M, G], similarity of a sample to its own keypoint's prototypes.
-      labels: the samples.
+      similarity: [B, h, w, M, G], similarity of a labelled pixel to its own keypoint's prototypes.
+      labels: the labelled pixels.
 
     Returns:
-      [B, h, w, M, G]: rows sum to 1 over M; zero where there is no sample.
+      [B, h, w, M, G]: rows sum to 1 over M; zero where there is no label.
     """
-    samples, members = sample_matrix(labels.keypoint, keypoint_index.total), slot_members(labels, keypoint_index)
+    pixels, members = pixel_matrix(labels.keypoint, keypoint_index.total), slot_members(labels, keypoint_index)
     valid = (labels.keypoint >= 0)[..., None, :]
     q = jnp.where(valid, jnp.exp((similarity - 1) / config.sinkhorn_epsilon), 0.0)
 
     def one_round(_, q):
-        per_slot = jnp.einsum("bhwt,bhwmg->btmg", samples, q, precision=PRECISE)
+        per_slot = jnp.einsum("bhwt,bhwmg->btmg", pixels, q, precision=PRECISE)
         columns = global_sum(jnp.einsum("btmg,btg->tm", per_slot, members, precision=PRECISE), axis_name)
         at_slot = jnp.einsum("tm,btg->btmg", columns, members, precision=PRECISE)
-        at_sample = jnp.einsum("bhwt,btmg->bhwmg", samples, at_slot, precision=PRECISE)
-        q = q / jnp.where(valid, at_sample, 1.0)
+        at_pixel = jnp.einsum("bhwt,btmg->bhwmg", pixels, at_slot, precision=PRECISE)
+        q = q / jnp.where(valid, at_pixel, 1.0)
         return q / jnp.where(valid, q.sum(axis=-2, keepdims=True), 1.0)
 
     return jax.lax.fori_loop(0, config.sinkhorn_rounds, one_round, q)
@@ -236,27 +236,27 @@ def update_prototypes(
     momentum: float,
     axis_name: str | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Momentum update: moves prototypes towards the samples that a hard Gumbel draw gives them.
+    """Momentum update: moves prototypes towards the labelled pixels that a hard Gumbel draw gives them.
 
     The noise is added to the probabilities, not to their logarithms, and the weight enters squared, both as
     released. The arg-max is all that a hard Gumbel-softmax keeps, so its temperature has no effect.
 
     Args:
       prototypes: [T, M, D] unit vectors.
-      observed: the samples.
+      observed: the labelled pixels.
       noise: [B, h, w, M] Gumbel(0, 1).
       momentum: share of the old prototype that is kept.
 
     Returns:
-      prototypes [T, M, D], those without samples untouched, and the mass [T, M] that each received.
+      prototypes [T, M, D], those without labelled pixels untouched, and the mass [T, M] that each received.
     """
     embedding, labels, assignment, weight = observed
     per_keypoint = prototypes.shape[1]
     drawn = jax.nn.one_hot(jnp.argmax(assignment + noise, axis=-1), per_keypoint) * weight[..., None]
     features = unit_length(embedding.astype(jnp.float32)) * weight[..., None]
     pulls = drawn[..., None] * features[..., None, :]
-    samples = sample_matrix(labels.keypoint, prototypes.shape[0])
-    mass = global_sum(jnp.einsum("bhwt,bhwm->tm", samples, drawn, precision=PRECISE), axis_name)
-    pull = global_sum(jnp.einsum("bhwt,bhwmd->tmd", samples, pulls, precision=PRECISE), axis_name)
+    pixels = pixel_matrix(labels.keypoint, prototypes.shape[0])
+    mass = global_sum(jnp.einsum("bhwt,bhwm->tm", pixels, drawn, precision=PRECISE), axis_name)
+    pull = global_sum(jnp.einsum("bhwt,bhwmd->tmd", pixels, pulls, precision=PRECISE), axis_name)
     moved = unit_length(momentum * prototypes + (1 - momentum) * unit_length(pull))
     return jnp.where(mass[..., None] > 0, moved, prototypes), mass

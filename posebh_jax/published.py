@@ -46,9 +46,9 @@ _TABLE = {  # (dataset, split): metrics, boxes, figures of the four models (None
 }
 
 
-def model_name(method: str, size: str) -> str:
-    """The papers' name of a model, such as 'PoseBH-B'."""
-    return f"{'PoseBH' if method == 'posebh' else 'ViTPose++'}-{size[0].upper()}"
+def model_name(prototypes: bool, size: str | None) -> str:
+    """The papers' name of a model with or without prototypes, such as 'PoseBH-B'; '' of another size than theirs."""
+    return f"{'PoseBH' if prototypes else 'ViTPose++'}-{size[0].upper()}" if size else ""
 
 
 def published(model: str, dataset: str, split: str) -> Published | None:

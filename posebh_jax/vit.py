@@ -52,6 +52,11 @@ SIZES: dict[str, ViTSize] = {
 }
 
 
+def size_name(size: ViTSize) -> str | None:
+    """Name of a size by its width and depth, or None."""
+    return next((name for name, own in SIZES.items() if (own.dim, own.depth) == (size.dim, size.depth)), None)
+
+
 def drop_path_rates(maximum: float, depth: int) -> np.ndarray:
     """Drop probability of each block [depth]: linear from 0 to `maximum`."""
     return np.linspace(0.0, maximum, depth, dtype=np.float32)

@@ -22,14 +22,19 @@ from typing import Any
 
 import numpy as np
 
-from boir_jax import build as boir_build
+from boir_jax import configuration as boir_configuration
+from boir_jax import sources as boir_sources
 from boir_jax.weights import convert as boir
-from pose_common.training.mesh import make_mesh
+from pose_common.training import restore
+from pose_common.weights import keys
+from pose_common.weights.embedded import is_embedded, read_embedded
 from pose_common.weights.folder import is_weights, load_weights, save_weights
-from pose_common.weights.keys import COUNTER, Conversion, flatten, unrecognised
-from pose_common.weights.torch_files import SUFFIXES, TorchMissing, read_state, write_state
-from posebh_jax import build as posebh_build
+from pose_common.weights.keys import COUNTER, Conversion, flatten, naming
+from pose_common.weights.torch_files import SUFFIXES, read_state, write_state
+from posebh_jax import sources as posebh_sources
 from posebh_jax.weights import convert as posebh
+from posebh_jax.weights.manifest import Options
+from posebh_jax.weights.transfer import expand_experts, single_dataset
 
 POSEBH_ONLY = ("num_heads", "input_size", "num_experts", "part_features", "activation", "fold")
 METHODS = {module.METHOD: module for module in (posebh, boir)}
@@ -39,12 +44,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit status."""
     args = _parse(arguments)
     try:
-        own = _own_weights(args.source)
+        own = own_weights(args.source)
         if own is not None:
-            _export(args, *own)
+            _export(args, own.weights, own.manifest)
         else:
             _convert(args)
-    except (ValueError, OSError, TorchMissing) as error:
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
@@ -71,19 +76,17 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def _convert(args: argparse.Namespace) -> None:
     if args.to.name.endswith(SUFFIXES):
         raise ValueError(f"{args.source} is converted to a folder; {args.to} looks like a file")
-    options = posebh.Options(
+    options = Options(
         datasets=tuple(args.datasets.split(",")) if args.datasets else None,
         num_heads=args.num_heads,
         input_size=tuple(map(int, args.input_size.split(","))) if args.input_size else None,
-        num_experts=args.num_experts,
-        part_features=args.part_features,
         activation=args.activation,
     )
-    state = read_state(args.source)
-    conversion = posebh.convert(state, options, args.source) or boir.convert(state, args.datasets)
-    if conversion is None:
-        raise ValueError(f"{args.source} holds no weights that are recognised but {unrecognised(state)}")
-    weights, manifest = _fold(args, conversion.weights, conversion.manifest)
+    conversion = foreign_weights(args.source, options)
+    weights, manifest = conversion.weights, conversion.manifest
+    if args.num_experts and manifest["method"] == posebh.METHOD and not manifest["num_experts"]:
+        weights, manifest = expand_experts(weights, manifest, args.num_experts, args.part_features)
+    weights, manifest = _fold(args, weights, manifest)
     save_weights(args.to, weights, manifest)
     _report(args, conversion, manifest)
 
@@ -114,18 +117,35 @@ def _fold(
     given = [f"--{option}" for option in POSEBH_ONLY if getattr(args, option)]
     if given and manifest["method"] != posebh.METHOD:
         raise ValueError(f"{', '.join(given)} does not apply to {manifest['family']}")
-    return posebh.single_dataset(weights, manifest, args.fold) if args.fold else (weights, manifest)
+    return single_dataset(weights, manifest, args.fold) if args.fold else (weights, manifest)
 
 
-def _own_weights(source: pathlib.Path) -> tuple[Mapping[str, Any], Mapping[str, Any]] | None:
-    """(weights, manifest) of a folder of weights or a run; None where `source` is something else."""
+def own_weights(source: pathlib.Path) -> Conversion | None:
+    """The weights of a folder of weights, a run, or an embedded file; None where `source` is something else."""
+    if is_embedded(source):
+        return read_embedded(source)
     if is_weights(source):
-        return load_weights(source)
-    for build in (posebh_build, boir_build):
-        run = build.read_run(source, make_mesh())
-        if run is not None:
-            return run.weights, run.manifest
-    return None
+        return keys.own_weights(*load_weights(source))
+    run = restore.find_run(source)
+    if run is None:
+        return None
+    method = boir_sources if run.config["method"] in boir_configuration.METHODS else posebh_sources
+    return method.read(source)
+
+
+def foreign_weights(source: pathlib.Path, options: Options) -> Conversion:
+    """The weights of a file, or a folder of the hub, in the names of another code.
+
+    Raises:
+      ValueError: it is not recognised, or does not fit.
+    """
+    state = read_state(source)
+    dataset = options.datasets[0] if options.datasets else None
+    with naming(source):
+        conversion = posebh.convert(state, options, source) or boir.convert(state, dataset)
+    if conversion is None:
+        raise ValueError(f"{source} holds no weights that are recognised but {keys.unrecognised(state)}")
+    return conversion
 
 
 def _export(args: argparse.Namespace, weights: Mapping[str, Any], manifest: Mapping[str, Any]) -> None:

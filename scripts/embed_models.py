@@ -12,15 +12,12 @@ import sys
 from collections.abc import Sequence
 
 import boir_jax.predict
+import boir_jax.sources
 import posebh_jax.predict
-from boir_jax import build as boir_build
-from boir_jax import configuration as boir_configuration
+import posebh_jax.sources
 from boir_jax.predictor import without_training_heads
-from pose_common.prediction.embedded import write_embedded
-from pose_common.training import restore
-from pose_common.training.mesh import make_mesh
+from pose_common.weights.embedded import write_embedded
 from pose_common.weights.keys import own_weights
-from posebh_jax import build as posebh_build
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,15 +26,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("posebh", type=pathlib.Path)
     parser.add_argument("boir", type=pathlib.Path)
     args = parser.parse_args(argv)
-    pose, finder = posebh_build.read_run(args.posebh, make_mesh()), boir_build.read_run(args.boir, make_mesh())
-    run = restore.find_run(args.boir, boir_configuration.METHODS)
-    if pose is None or finder is None or run is None:
-        print(f"error: {args.posebh} and {args.boir} are not runs of PoseBH and BoIR", file=sys.stderr)
+    try:
+        pose, finder = posebh_jax.sources.read(args.posebh), boir_jax.sources.read(args.boir)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
         return 1
     write_embedded(pose, posebh_jax.predict.EMBEDDED)
     weights = {name: without_training_heads(finder.weights[name]) for name in ("params", "batch_stats")}
     network = {**finder.manifest["network"], "training_heads": False}
-    manifest = {**finder.manifest, "network": network, "input_size": run.config["input_size"]}
+    manifest = {**finder.manifest, "network": network}
     write_embedded(own_weights(weights, manifest), boir_jax.predict.EMBEDDED)
     for path in (posebh_jax.predict.EMBEDDED, boir_jax.predict.EMBEDDED):
         print(f"{path}: {path.stat().st_size / 2**20:.1f} MiB")

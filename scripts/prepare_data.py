@@ -5,6 +5,7 @@
     python -m scripts.prepare_data coco --split=val --annotations=test_coco.json --images=pictures/
     python -m scripts.prepare_data synthetic_coco                                # rendered: needs no download
     python -m scripts.prepare_data custom --name=mine --annotations=my.json --images=pictures/  # a custom one
+    python -m scripts.prepare_data custom --name=mouse --annotations=openfield --val_share=0.2  # of a label tool
 
 `--raw_dir` is the folder of all downloads or the dataset's own; docs/datasets.md has every layout. Broken
 entries are left out and reported with file and id, in the output and in `summary.json` beside the records;
@@ -28,7 +29,7 @@ import rich.console
 import rich.markup
 import rich.table
 
-from data_pipelines import orientation, records
+from data_pipelines import importers, orientation, records
 from data_pipelines.builders import BUILDERS
 from data_pipelines.builders.base import read_summary
 from data_pipelines.builders.coco_format import CocoFormatBuilder
@@ -38,7 +39,7 @@ from data_pipelines.builders.report import NoAnnotations, RawDataError
 _SHOWN_CASES = 3
 HEAVY_LOSS = 3
 """The exit status where all was prepared, but under half of the people of a split are usable."""
-_CUSTOM_OPTIONS = ("name", "sigmas", "mirror", "upper_body", "metric")
+_CUSTOM_OPTIONS = ("name", "format", "val_share", "keypoints", "sigmas", "mirror", "upper_body", "metric")
 _COLUMNS = {  # heading -> entry of the summary
     "images": "images",
     "empty": "images_without_instances",
@@ -76,23 +77,37 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--overwrite", action="store_true", help="make finished splits again")
     args = parser.parse_args(argv)
     if args.dataset == Custom.dataset:
-        if not (args.name and args.annotations and args.images):
-            parser.error("a custom dataset needs --name, --annotations and --images")
-        args.split = args.split or ["train"]
+        _check_custom(parser, args)
     elif unfit := [name for name in _CUSTOM_OPTIONS if getattr(args, name) is not None]:
         parser.error(f"--{unfit[0]} is for custom datasets: `custom`")
-    if _reads_files(args) and args.raw_dir is None and not (args.annotations and args.images):
+    elif _reads_files(args) and args.raw_dir is None and not (args.annotations and args.images):
         parser.error("give --raw_dir, or both --annotations and --images")
     if not _reads_files(args) and (args.raw_dir or args.annotations or args.images):
         parser.error(f"{args.dataset} is rendered: it takes no --raw_dir, --annotations or --images")
-    if (args.annotations or args.images) and len(args.split or ()) != 1:
+    if args.dataset != Custom.dataset and (args.annotations or args.images) and len(args.split or ()) != 1:
         parser.error("--annotations and --images belong to one split: give --split once")
     return args
 
 
+def _check_custom(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Exits with a message where the arguments of a custom dataset do not fit together."""
+    if not (args.name and args.annotations) or args.raw_dir:
+        parser.error("a custom dataset needs --name and --annotations, a file or a folder, and no --raw_dir")
+    if args.val_share is not None and args.split:
+        parser.error("--val_share makes the splits train and val: leave --split out")
+    if args.val_share is not None and not 0 < args.val_share < 1:
+        parser.error(f"--val_share={args.val_share:g}: a share between 0 and 1 is needed, such as 0.2")
+
+
 def _add_custom_options(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("custom", "a COCO-format file with a skeleton of its own")
-    group.add_argument("--name", help="the new dataset's name: small letters, digits, underscores")
+    group = parser.add_argument_group(
+        "custom", "labels with a skeleton of their own, in COCO's format or a label tool's"
+    )
+    group.add_argument("--name", help="the new dataset's name: letters, digits, underscores")
+    group.add_argument("--format", choices=sorted(importers.FORMATS), help="of --annotations (default: recognised)")
+    group.add_argument("--val_share", type=float, help="split these pictures in two: 0.2 are val, the others train")
+    group.add_argument("--seed", type=int, default=0, help="of that choice (default: %(default)s)")
+    group.add_argument("--keypoints", type=_words, help="names in order, where the format does not say them: a,b,c")
     group.add_argument("--sigmas", type=_numbers, help="for OKS: one number, or one a keypoint: 0.03,0.05,...")
     group.add_argument("--mirror", type=_pairs, help="names that a mirror exchanges: a:b,c:d (default: by left, right)")
     group.add_argument("--upper_body", type=_words, help="names: the half-body augmentation then applies")
@@ -119,7 +134,11 @@ def prepare_splits(args: argparse.Namespace) -> tuple[dict[str, dict[str, Any]],
     summaries: dict[str, dict[str, Any]] = {}
     errors: dict[str, str] = {}
     missing: dict[str, str] = {}
-    for split in args.split or BUILDERS[args.dataset].splits:
+    try:
+        splits = _splits(args)
+    except RawDataError as error:
+        return {}, {"": str(error)}
+    for split in splits:
         try:
             summaries[split] = _prepare_split(args, split)
         except NoAnnotations as error:
@@ -128,6 +147,15 @@ def prepare_splits(args: argparse.Namespace) -> tuple[dict[str, dict[str, Any]],
             errors[split] = str(error)
     # Of the splits that a dataset may have, a user downloads some; asked for by name, a split must be there.
     return summaries, errors | (missing if args.split or not (summaries or errors) else {})
+
+
+def _splits(args: argparse.Namespace) -> Sequence[str]:
+    """The splits to prepare: those asked for, or of a label tool's files those that they have, or else train."""
+    if args.split or args.dataset != Custom.dataset:
+        return args.split or BUILDERS[args.dataset].splits
+    if args.val_share is not None:
+        return "train", "val"
+    return importers.own_splits(args.annotations, args.format) or ("train",)
 
 
 def print_summaries(dataset: str, summaries: dict[str, dict[str, Any]]) -> None:
@@ -169,7 +197,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if summaries:
         print_summaries(_name(args), summaries)
     for split, error in errors.items():
-        print(f"{_name(args)} ({split}) was not prepared: {error}", file=sys.stderr)
+        print(f"{_name(args)}{f' ({split})' if split else ''} was not prepared: {error}", file=sys.stderr)
     lossy = [split for split, summary in summaries.items() if summary.get("usable", {}).get("heavy_loss")]
     for split in () if args.allow_loss else lossy:
         print(
@@ -196,7 +224,10 @@ def _findings(summary: dict[str, Any]) -> list[str]:
 
 
 def _case(example: dict[str, Any]) -> str:
-    return f"    {example['file']}, id {example['id']}" + (f": {example['detail']}" if example["detail"] else "")
+    where = [example["file"]]
+    if example["id"] not in (None, ""):
+        where.append(example["id"] if isinstance(example["id"], str) else f"id {example['id']}")
+    return f"    {', '.join(where)}" + (f": {example['detail']}" if example["detail"] else "")
 
 
 def _prepare_split(args: argparse.Namespace, split: str) -> dict[str, Any]:
@@ -207,11 +238,17 @@ def _prepare_split(args: argparse.Namespace, split: str) -> dict[str, Any]:
         read_as = summary.get("orientation", orientation.STORED)
         if args.orientation not in (None, read_as):
             raise RawDataError(f"{directory} is prepared with --orientation={read_as}; --overwrite makes it again")
+        # Two parts of different choices would have pictures in common.
+        part, share = _val_share(args), summary.get("source", {}).get("val_share")
+        if part is not None and str(part) != share:
+            how = f"with {share}" if share else "without --val_share"
+            raise RawDataError(f"{directory} is prepared {how}; --overwrite makes it again")
         return summary
     files = {"annotations": args.annotations, "images": args.images}
     if args.dataset == Custom.dataset:
-        options = SkeletonOptions(args.sigmas, args.mirror, args.upper_body, args.metric)
-        special = files | {"dataset": args.name, "options": options}
+        options = SkeletonOptions(args.keypoints, args.sigmas, args.mirror, args.upper_body, args.metric)
+        special = files | {"dataset": args.name, "options": options, "format": args.format}
+        special["val_share"] = _val_share(args)
     else:
         special = files | {"raw_dir": args.raw_dir} if _reads_files(args) else {}
     builder = BUILDERS[args.dataset](
@@ -224,6 +261,10 @@ def _prepare_split(args: argparse.Namespace, split: str) -> dict[str, Any]:
         **special,
     )
     return builder.prepare(overwrite=args.overwrite)
+
+
+def _val_share(args: argparse.Namespace) -> importers.ValShare | None:
+    return None if args.val_share is None else importers.ValShare(args.val_share, args.seed)
 
 
 def _name(args: argparse.Namespace) -> str:

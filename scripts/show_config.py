@@ -54,7 +54,7 @@ def _configuration(source: str) -> Mapping[str, Any]:
     path = pathlib.Path(source)
     if path.suffix == ".json" and path.is_file():
         return json.loads(path.read_text(encoding="utf8"))
-    run = restore.find_run(path, METHODS)
+    run = restore.find_run(path)
     if run:
         return run.config
     if path.is_dir():

@@ -13,7 +13,7 @@ import pytest
 
 from data_pipelines import datasets as definitions
 from data_pipelines.builders.custom import DEFAULT_SIGMA, mirror_pairs
-from data_pipelines.records import load_annotations
+from data_pipelines.records import DatasetNotPrepared, load_annotations
 from data_pipelines.top_down.loader import Entry, Reading, train_loader
 from scripts import prepare_data
 from tests.data_pipelines import tiny_sets
@@ -34,7 +34,7 @@ def test_the_page_followed_literally(tmp_path):
     # A home of its own keeps compiled programs from run to run.
     environment = child_environment(devices=1) | {"HOME": str(ROOT / ".cache" / "home")}
     blocks = re.findall(r"^```(sh|python)\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
-    assert len(blocks) == 6
+    assert len(blocks) == 7
     for language, text in blocks:
         if language == "python":
             commands = [[sys.executable, "-c", text]]
@@ -52,6 +52,10 @@ def test_the_page_followed_literally(tmp_path):
     (mixture,) = (workdir / "mixture/results").glob("*/table.json")
     rows = json.loads(mixture.read_text())["rows"]
     assert [row["dataset"] for row in rows] == ["synthetic_coco"] * 2 + ["puppets"] * 2
+    (boir,) = (workdir / "boir/results").glob("*/table.json")
+    (row,) = json.loads(boir.read_text())["rows"]
+    assert (row["dataset"], row["images"]) == ("puppets", 4) and "AP" in row["metrics"]
+    assert (workdir / "boir/pictures/puppets_val.png").exists() and (workdir / "boir_poses/000012.png").exists()
     rows = json.loads((workdir / "evaluation/results/step_1/table.json").read_text())["rows"]
     assert [row["dataset"] for row in rows] == ["puppets"] * 2
     assert rows[0]["images"] == 4 and rows[0]["instances"] > 0 and "AP" in rows[0]["metrics"]
@@ -147,6 +151,35 @@ def test_what_does_not_fit_is_said_and_leaves_nothing(tmp_path, capsys, category
     assert prepare(tmp_path, kites(**category), *arguments) == 1
     assert said in capsys.readouterr().err
     assert not list(tmp_path.glob("data/**/*.json"))
+
+
+def test_the_advice_for_missing_data_is_a_command_that_works(tmp_path):
+    """With what stands in <> filled in; of a split, and of a dataset that nobody has defined."""
+    source = tmp_path / "labels"
+    for error in (KeyError, DatasetNotPrepared):
+        with pytest.raises(error) as missing:
+            load_annotations("kites", "val", tmp_path / "data")
+        advice = re.search(
+            r"python -m (scripts.prepare_data custom .*?--data_dir=[^\s`]+( --split=\w+)?)", str(missing.value)
+        )
+        arguments = advice[1].replace("<the labels' file or folder>", str(source)).split()[1:]
+        source.mkdir(exist_ok=True)
+        (source / "kites.json").write_text(json.dumps(kites()))
+        tiny_sets.write_pictures(source, kites()["images"])
+        assert prepare_data.main(arguments) == 0
+    assert load_annotations("kites", "val", tmp_path / "data").num_images == 2
+
+
+def test_people_of_whom_a_box_alone_is_drawn_are_masked_by_it(tmp_path):
+    """So that BoIR does not learn that nobody is there."""
+    content = kites()
+    content["annotations"][1] |= {"keypoints": [0] * 9, "num_keypoints": 0}
+    content["annotations"][2] |= {"iscrowd": 1}
+    content["annotations"][3] |= {"keypoints": [0] * 9, "num_keypoints": 0, "segmentation": [[1, 1, 9, 1, 9, 9]]}
+    assert prepare(tmp_path, content, "--allow_loss") == 0
+    masks = [json.loads(text) if text else None for text in load_annotations("kites", "train", tmp_path / "data").mask]
+    box = [4.25, 5, 24.25, 5, 24.25, 27.5, 4.25, 27.5]
+    assert masks == [None, [box], [box], [[1, 1, 9, 1, 9, 9]]]
 
 
 def test_splits_have_the_same_keypoints(tmp_path, capsys):

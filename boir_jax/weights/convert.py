@@ -7,7 +7,7 @@ import functools
 import pathlib
 import re
 from collections.abc import Mapping, MutableMapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,8 @@ from boir_jax.model import BoIR
 from boir_jax.weights.keys import CLASSIFIER, backbone_rules, boir_rules
 from data_pipelines.datasets import DATASETS
 from pose_common.weights import keys
-from pose_common.weights.folder import is_weights, load_weights
+from pose_common.weights.embedded import is_embedded, read_embedded
+from pose_common.weights.folder import is_weights, load_weights, read_manifest
 from pose_common.weights.keys import (
     COUNTER,
     EXTRAS,
@@ -27,6 +28,7 @@ from pose_common.weights.keys import (
     Conversion,
     ConversionError,
     flatten,
+    naming,
     own_weights,
     unflatten,
     unrecognised,
@@ -54,6 +56,14 @@ TRAINING = r"multihead\.(buk|emb|bbox)_head\..*"
 Shapes = Mapping[str, tuple[int, ...]]
 
 
+class Recognised(NamedTuple):
+    """What a state dict holds: the manifest, its table of names, the entries that are no weights of it."""
+
+    manifest: dict[str, Any]
+    rules: Sequence[keys.Rule]
+    dropped: tuple[str, ...]
+
+
 def read_weights(
     path: str | pathlib.Path, dataset: str | None = None, dilations: Sequence[int] = DILATIONS
 ) -> Conversion:
@@ -66,17 +76,37 @@ def read_weights(
     Raises:
       ValueError: a damaged or foreign file, or weights that do not fit.
     """
+    if is_embedded(path):
+        embedded = read_embedded(pathlib.Path(path))
+        _own(embedded.manifest, path)
+        return embedded
     if is_weights(path):
         weights, manifest = load_weights(path)
-        if manifest.get("method") != METHOD:
-            problem = f"{path} holds weights of another method: {manifest.get('family')}"
-            raise ConversionError("not recognised", [problem])
-        return own_weights(weights, manifest)
+        return own_weights(weights, _own(manifest, path))
     state = read_state(path)
-    conversion = convert(state, dataset, dilations)
+    with naming(path):
+        conversion = convert(state, dataset, dilations)
     if conversion is None:
-        raise ConversionError("not recognised", [f"{path} holds no weights of BoIR or HRNet but {unrecognised(state)}"])
+        raise _foreign(state, path)
     return conversion
+
+
+def describe_weights(path: str | pathlib.Path, dataset: str | None = None) -> dict[str, Any]:
+    """The manifest alone of what `read_weights` would give.
+
+    Raises:
+      ValueError: see there.
+    """
+    if is_embedded(path):
+        return _own(read_embedded(pathlib.Path(path)).manifest, path)
+    if is_weights(path):
+        return _own(read_manifest(path), path)
+    state = read_state(path)
+    with naming(path):
+        recognised = recognise(_shapes(state), dataset)
+    if recognised is None:
+        raise _foreign(state, path)
+    return recognised.manifest
 
 
 def convert(
@@ -94,35 +124,44 @@ def convert(
     Raises:
       ConversionError: it is recognised, but something does not fit; everything that does not is listed.
     """
-    shapes = {name: tuple(value.shape) for name, value in state.items()}
-    if any(name.startswith("stage2.0.branches.0.") for name in shapes):
-        prefixed = {f"backbone.{name}": shape for name, shape in shapes.items()}
-        network = network_sizes(prefixed, BACKBONE_WIDTHS)
-        keypoint_set, family = None, f"HRNet-W{branch_widths(network['width'])[0]}, ImageNet"
-        rules = backbone_rules()
-        dropped: tuple[str, ...] = (*EXTRAS, CLASSIFIER)
-    elif any(name.startswith("backbone.stage2.") for name in shapes) and any(
-        name.startswith(("kpt_head.", "multihead.")) for name in shapes
-    ):
-        training = any(re.fullmatch(TRAINING, name) for name in shapes)
-        network = network_sizes(shapes, TRAINING_WIDTHS if training else WIDTHS)
-        network["training_heads"] = training
-        network |= _other_dilations(dilations)
-        keypoint_set = _keypoint_set(network["num_keypoints"], dataset)
-        family = f"BoIR-W{branch_widths(network['width'])[0]}, {network['num_keypoints']} keypoints"
-        family += f" of {keypoint_set}" if keypoint_set else ""
-        family += "" if training else ", for inference"
-        rules, dropped = boir_rules(dilations), EXTRAS
-    else:
+    recognised = recognise(_shapes(state), dataset, dilations)
+    if recognised is None:
         return None
-    manifest = {
-        "method": METHOD,
-        "family": family,
-        "keypoint_set": keypoint_set,
-        "network": network,
-    }
+    manifest, rules, dropped = recognised
     converted = keys.to_flax(state, rules, targets(manifest), dropped=dropped)
-    return Conversion(family, unflatten(converted.tree), manifest, converted)
+    return Conversion(manifest["family"], unflatten(converted.tree), manifest, converted)
+
+
+def recognise(shapes: Shapes, dataset: str | None = None, dilations: Sequence[int] = DILATIONS) -> Recognised | None:
+    """What a state dict of these shapes holds; None where it is none of this method's weights.
+
+    Args:
+      dataset, dilations: see `convert`.
+
+    Raises:
+      ConversionError: nothing tells one of the sizes.
+    """
+    if any(name.startswith("stage2.0.branches.0.") for name in shapes):
+        network = network_sizes({f"backbone.{name}": shape for name, shape in shapes.items()}, BACKBONE_WIDTHS)
+        manifest = {
+            "method": METHOD,
+            "family": f"HRNet-W{branch_widths(network['width'])[0]}, ImageNet",
+            "keypoint_set": None,
+            "network": network,
+        }
+        return Recognised(manifest, backbone_rules(), (*EXTRAS, CLASSIFIER))
+    heads = any(name.startswith(("kpt_head.", "multihead.")) for name in shapes)
+    if not heads or not any(name.startswith("backbone.stage2.") for name in shapes):
+        return None
+    training = any(re.fullmatch(TRAINING, name) for name in shapes)
+    network = network_sizes(shapes, TRAINING_WIDTHS if training else WIDTHS)
+    network["training_heads"] = training
+    network |= _other_dilations(dilations)
+    keypoint_set = _keypoint_set(network["num_keypoints"], dataset)
+    family = f"BoIR-W{branch_widths(network['width'])[0]}, {network['num_keypoints']} keypoints"
+    family += (f" of {keypoint_set}" if keypoint_set else "") + ("" if training else ", for inference")
+    manifest = {"method": METHOD, "family": family, "keypoint_set": keypoint_set, "network": network}
+    return Recognised(manifest, boir_rules(dilations), EXTRAS)
 
 
 def network_sizes(shapes: Shapes, widths: Mapping[str, str]) -> dict[str, Any]:
@@ -179,6 +218,22 @@ def to_torch(weights: Mapping[str, Any], manifest: Mapping[str, Any]) -> dict[st
     state = keys.to_torch(tree, boir_rules(dilations) if _is_whole(manifest) else backbone_rules())
     counters = [name.replace(VARIANCE, COUNTER) for name in state if name.endswith(VARIANCE)]
     return state | {name: np.zeros((), np.int64) for name in counters}
+
+
+def _shapes(state: Mapping[str, np.ndarray]) -> Shapes:
+    return {name: tuple(value.shape) for name, value in state.items()}
+
+
+def _own(manifest: Mapping[str, Any], path: str | pathlib.Path) -> dict[str, Any]:
+    """The manifest, if it is of this method."""
+    if manifest.get("method") != METHOD:
+        problem = f"{path} holds weights of another method: {manifest.get('family')}"
+        raise ConversionError("not recognised", [problem])
+    return dict(manifest)
+
+
+def _foreign(state: Mapping[str, np.ndarray], path: str | pathlib.Path) -> ConversionError:
+    return ConversionError("not recognised", [f"{path} holds no weights of BoIR or HRNet but {unrecognised(state)}"])
 
 
 @functools.cache

@@ -99,7 +99,7 @@ def split_release(document: dict[str, Any], whole_videos: bool = False) -> dict[
         | {
             "images": [],
             "annotations": [],
-            "categories": sorted(document.get("categories") or [], key=_category_order),
+            "categories": _sorted_categories(document.get("categories")),
         }
         for split in SPLITS
     }
@@ -110,13 +110,13 @@ def split_release(document: dict[str, Any], whole_videos: bool = False) -> dict[
         if isinstance(annotation, dict):
             annotation = {"iscrowd" if key == "is_crowd" else key: value for key, value in annotation.items()}
             video = fields.whole(annotation.get("video_id"))
-            if video is None:
+            if video not in split_of:
                 video = video_of_image.get(fields.id_key(annotation.get("image_id")))
         else:
             video = None
-        # One of no video goes where the released script puts it; the builder reports what is wrong with it.
-        split = "test" if video is None else split_of.get(video, "test")
-        parts[split]["annotations"].append(annotation)
+        # One of no video and no picture is a fault of whatever split is prepared; the builder says what is wrong.
+        for split in SPLITS if video is None else (split_of[video],):
+            parts[split]["annotations"].append(annotation)
     return parts
 
 
@@ -134,6 +134,11 @@ def _split_of_videos(images: list[dict[str, Any]], whole_videos: bool) -> dict[i
             split = SPLITS[(place >= cuts[0]) + (place >= cuts[1])]
             split_of[video] = min(split, split_of.get(video, split), key=SPLITS.index)
     return split_of
+
+
+def _sorted_categories(categories: Any) -> Any:
+    """By id; what is no list stays as it is, and is refused when it is read."""
+    return sorted(categories, key=_category_order) if isinstance(categories, list) else categories
 
 
 def _category_order(category: Any) -> float:

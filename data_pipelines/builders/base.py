@@ -119,6 +119,10 @@ class PoseBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
         """Yields every picture of the split with its record, unchecked, in the order to store them in."""
         raise NotImplementedError
 
+    def read_picture(self, picture: Picture) -> tuple[bytes, int, int]:
+        """(JPEG, width, height), in any thread. Raises Fault."""
+        return checks.read_jpeg(picture, self._decode)
+
     def describe_source(self) -> dict[str, str]:
         """What the split was made from, for its summary."""
         return {}
@@ -170,7 +174,7 @@ class PoseBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
             self.describe_source().get("annotations", ""),
             upright,
         )
-        images = _read_ahead(lambda item: _read(item, self._decode), iter(items))
+        images = _read_ahead(self._read, iter(items))
         number = itertools.count()
         with tqdm.tqdm(
             images,
@@ -189,6 +193,13 @@ class PoseBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
         self.read_as = choice
         if upright or check.tagged:
             self.metadata["orientation"] = summaries.orientation_note(choice, why, check.tagged, next(number))
+
+    def _read(self, item: tuple[Picture, dict[str, Any]]):
+        picture, record = item
+        try:
+            return picture, record, self.read_picture(picture)
+        except Fault as fault:
+            return picture, record, fault
 
     def _told(self, items: list[tuple[Picture, dict[str, Any]]]) -> tuple[str, str]:
         """('stored' or 'upright', why): as the annotated sizes tell, else as the dataset's other splits are read."""
@@ -229,8 +240,9 @@ class PoseBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
         finally:
             shards.close()
         if not counts["images"]:
+            file = self.describe_source().get("annotations", "its source")
             raise RawDataError(
-                f"{self.name} ({self.split}): not one usable image; {summaries.first_faults(self.report)}"
+                f"{self.name} ({self.split}): not one usable image in {file}; {summaries.first_faults(self.report)}"
             )
         columns = table.annotations(self.pose_dataset, self.split, self.categories, self.metadata)
         usable = (
@@ -286,14 +298,6 @@ class _ShardWriter:
         return tfds.core.SplitInfo(
             name=name, shard_lengths=self.lengths, num_bytes=sum(self.bytes), filename_template=self._template
         )
-
-
-def _read(item: tuple[Picture, dict[str, Any]], decode: bool):
-    picture, record = item
-    try:
-        return picture, record, checks.read_jpeg(picture, decode)
-    except Fault as fault:
-        return picture, record, fault
 
 
 def _read_ahead(function: Callable, items: Iterator, window: int = 64) -> Iterator:

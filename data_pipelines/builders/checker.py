@@ -45,7 +45,7 @@ class Checker:
         except Fault as fault:
             self._report.drop_image(fault, file, record.get("image_id"))
             for instance in record["instances"]:
-                self._report.remark(LOST, self._file or file, instance.get("id"))
+                self._report.remark(LOST, *(instance.get("origin") or (self._file or file, instance.get("id"))))
             return None
         self._image_ids.add(example["image_id"])
         self.tagged += tag != 1
@@ -73,17 +73,17 @@ class Checker:
         return data, example, tag
 
     def _instance(self, instance, file, width, height, categories) -> dict[str, Any] | None:
-        file = self._file or file
+        file, entry = instance.get("origin") or (self._file or file, instance.get("id"))
         try:
             checked, remarks = checks.check_instance(instance, self._num_keypoints, width, height, categories)
             if checked["id"] in self._instance_ids:
                 raise Fault("duplicate annotation id")
         except Fault as fault:
-            self._report.drop_instance(fault, file, instance.get("id"))
+            self._report.drop_instance(fault, file, entry)
             return None
         self._instance_ids.add(checked["id"])
         for what, detail in remarks:
-            self._report.remark(what, file, checked["id"], detail)
+            self._report.remark(what, file, entry, detail)
         return checked
 
 

@@ -22,6 +22,8 @@ __all__ = ["check_image_entry", "check_instance", "hashable", "integer", "number
 # A JPEG has at most 65,535 pixels a side, so a coordinate far beyond that is damage, not an occluded limb.
 MAX_COORDINATE = 1e6
 MAX_VISIBILITY = 2
+MAX_PIXELS = 178_956_970
+"""Of a picture: as many as Pillow takes, over half a gigabyte decoded. What claims more is damage, or made to harm."""
 _STANDALONE_MARKERS = frozenset([0x01, *range(0xD0, 0xD8)])
 _START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _START_OF_SCAN = 0xDA
@@ -34,7 +36,7 @@ def read_jpeg(image: pathlib.Path | bytes, decode: bool = False) -> tuple[bytes,
     `decode` decodes the pixels as well.
 
     Raises:
-      Fault: missing image, not a JPEG, truncated JPEG, undecodable JPEG.
+      Fault: missing image, not a JPEG, truncated JPEG, picture too large, undecodable JPEG.
     """
     if isinstance(image, pathlib.Path):
         try:
@@ -50,9 +52,18 @@ def read_jpeg(image: pathlib.Path | bytes, decode: bool = False) -> tuple[bytes,
     # scan's start is the end of the picture. Some cameras append other data behind it.
     if image.rfind(b"\xff\xd9", scan) < 0:
         raise Fault("truncated JPEG", f"no end-of-image marker in {len(image)} bytes")
-    if decode and cv2.imdecode(np.frombuffer(image, np.uint8), cv2.IMREAD_COLOR) is None:
+    if width * height > MAX_PIXELS:
+        raise Fault("picture too large", f"{width}x{height}; at most {MAX_PIXELS:,} pixels are read")
+    if decode and not _can_be_decoded(image):
         raise Fault("undecodable JPEG", f"{width}x{height}, {len(image)} bytes")
     return image, width, height
+
+
+def _can_be_decoded(image: bytes) -> bool:
+    try:
+        return cv2.imdecode(np.frombuffer(image, np.uint8), cv2.IMREAD_COLOR) is not None
+    except cv2.error:
+        return False
 
 
 def jpeg_size(data: bytes) -> tuple[int, int]:
@@ -162,6 +173,8 @@ def _keypoints(instance: Mapping[str, Any], count: int, crowd: bool, remarks: li
     if crowd and (value is None or (isinstance(value, (list, np.ndarray)) and not len(value))):
         return np.zeros((count, 3))
     labels = keypoints(instance, "keypoints", count)
+    beyond = (np.abs(labels[:, :2]) > MAX_COORDINATE).any(axis=1) & (labels[:, 2] == 0)
+    labels[beyond, :2] = 0  # means nothing, and would overflow on its way through crops
     _check_range("keypoints", labels[labels[:, 2] > 0])
     if (unknown := labels[:, 2][labels[:, 2] > MAX_VISIBILITY]).size:
         detail = f"visibility {unknown[0]:g}; 0 (not labelled), 1 (hidden) and 2 (visible) are known"

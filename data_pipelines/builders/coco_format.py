@@ -11,7 +11,8 @@ import numpy as np
 from data_pipelines import fields
 from data_pipelines.builders import raw_files
 from data_pipelines.builders.base import PoseBuilder
-from data_pipelines.builders.raw_files import Layout
+from data_pipelines.builders.checker import LOST
+from data_pipelines.builders.raw_files import Layout, RawFiles
 from data_pipelines.builders.report import Fault
 
 BOXES_ONLY = "of a category without keypoints (left out)"
@@ -59,7 +60,11 @@ class CocoFormatBuilder(PoseBuilder):
         # A split of the user's own (with --annotations and --images) has no layout to look for.
         self.layout = self.layouts.get(split, Layout((), ()))
         self.annotated = self.layout.annotated
-        self.files = raw_files.locate(self.folders, self.layout, raw_dir, annotations, images)
+        self.files = self.locate(raw_dir, annotations, images)
+
+    def locate(self, raw_dir, annotations, images) -> RawFiles:
+        """The split's files; see `raw_files.locate`."""
+        return raw_files.locate(self.folders, self.layout, raw_dir, annotations, images)
 
     def describe_source(self) -> dict[str, str]:
         return {"annotations": str(self.files.annotations), "images": str(self.files.images)}
@@ -86,15 +91,18 @@ class CocoFormatBuilder(PoseBuilder):
         self.annotated = self.annotated and bool(annotations)
         self.categories, boxes_only = self._categories(document)
         self.num_images = len(images)
-        by_image = self._group(images, self._with_skeleton(annotations, boxes_only))
+        by_image, ambiguous = self._group(images, self._with_skeleton(annotations, boxes_only)), shared_ids(images)
         del document, annotations
         for image in images:
             if not isinstance(image, dict) or not isinstance(image.get("file_name"), str):
                 number = image.get("id") if isinstance(image, dict) else None
                 self.report.drop_image(Fault("bad image entry", f"{image!r:.200}"), path, number)
                 continue
-            # Popped: a second image of the same id gets none, and is dropped.
-            entries = by_image.pop(fields.id_key(image.get("id")), ())
+            try:
+                entries = self._entries_of(image, by_image, ambiguous)
+            except Fault as fault:
+                self.report.drop_image(fault, path, image.get("id"))
+                continue
             yield (
                 self.picture(image["file_name"]),
                 {
@@ -151,6 +159,22 @@ class CocoFormatBuilder(PoseBuilder):
                 kept.append(annotation)
         return kept
 
+    def _entries_of(
+        self, image: dict[str, Any], by_image: dict[Any, list[dict]], ambiguous: frozenset[Any]
+    ) -> list[dict]:
+        """The annotations of a picture, taken out: a second entry of the same picture gets none, and is dropped.
+
+        Raises:
+          Fault: its id is one of the `ambiguous` (see `shared_ids`); its annotations are lost with it.
+        """
+        key = fields.id_key(image.get("id"))
+        entries = by_image.pop(key, [])
+        if key in ambiguous:
+            for entry in entries:
+                self.report.remark(LOST, self.files.annotations, entry.get("id"))
+            raise Fault("duplicate image id", f"pictures of different names have it; one is {image['file_name']!r:.80}")
+        return entries
+
     def _group(self, images: list, annotations: list) -> dict[Any, list[dict]]:
         """Annotations by image id; those that are no objects or belong to no image are reported."""
         by_image = {fields.id_key(image.get("id")): [] for image in images if isinstance(image, dict)}
@@ -169,3 +193,15 @@ class CocoFormatBuilder(PoseBuilder):
             else:
                 by_image[key].append(annotation)
         return by_image
+
+
+def shared_ids(images: list) -> frozenset[Any]:
+    """Ids (see `fields.id_key`) that pictures of different names share: whose an annotation is cannot be told."""
+    names: dict[Any, str] = {}
+    shared = set()
+    for image in images:
+        if isinstance(image, dict) and image.get("id") is not None and isinstance(image.get("file_name"), str):
+            key = fields.id_key(image["id"])
+            if names.setdefault(key, image["file_name"]) != image["file_name"]:
+                shared.add(key)
+    return frozenset(shared)

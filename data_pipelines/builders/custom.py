@@ -1,31 +1,36 @@
-"""A custom dataset: a COCO-format file with a skeleton that this project does not know.
+"""A custom dataset: labels of one's own, with a skeleton that this project does not know.
 
-Names and limbs come from the file's categories. Mirror pairs come from the names or are given, sigmas are
+They are a COCO-format file, or in a format of `data_pipelines/importers`, which makes a COCO document of it. Names and
+limbs come from its categories. Mirror pairs come from the names or are given, sigmas are
 given or all the same, and with an upper body given half-body augmentation applies; docs/your_own_dataset.md
 tells the rest. The first split that is prepared defines the dataset; the others must have the same keypoints.
 """
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from data_pipelines import datasets as definitions
+from data_pipelines import fields, importers
 from data_pipelines.builders import raw_files, sides
+from data_pipelines.builders.checker import Picture
 from data_pipelines.builders.coco_format import CocoFormatBuilder
-from data_pipelines.builders.report import RawDataError
+from data_pipelines.builders.report import Entry, RawDataError
 from data_pipelines.datasets import DATASETS, PoseDataset
 from data_pipelines.fields import Fault, integer, printable
+from data_pipelines.importers import boxes, pictures
 from data_pipelines.skeletons import KeypointSet
 
 DEFAULT_SIGMA = 0.05
 METRICS = ("coco", "hand")
-_NAME = re.compile(r"[a-z][a-z0-9_]*")
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,12 +38,14 @@ class SkeletonOptions:
     """What a COCO file does not say; None leaves it to the names, or to the defaults.
 
     Attributes:
+      keypoints: names in order, where the labels are in a format that has no order or no names.
       sigmas: one for all keypoints, or one each.
       mirror: pairs of names that a mirror exchanges.
       upper_body: names; the others are the lower body.
       metric: 'coco' (OKS) or 'hand' (PCK, AUC, EPE: no sigmas needed).
     """
 
+    keypoints: Sequence[str] | None = None
     sigmas: Sequence[float] | None = None
     mirror: Sequence[tuple[str, str]] | None = None
     upper_body: Sequence[str] | None = None
@@ -58,28 +65,45 @@ class Custom(CocoFormatBuilder):
         dataset: str,
         data_dir: str | pathlib.Path,
         annotations: str | pathlib.Path,
-        images: str | pathlib.Path,
+        images: str | pathlib.Path | None = None,
+        format: str | None = None,
+        val_share: importers.ValShare | None = None,
         options: SkeletonOptions = SkeletonOptions(),
         **kwargs,
     ):
         """
         Args:
           dataset: the new dataset's name.
+          annotations: a file, or a folder, in one of the formats of `importers.FORMATS`.
+          images: the picture folder, where it is not where the labels say.
+          format: of the annotations; None recognises it.
+          val_share: makes the splits train and val of them.
           options: its skeleton; used when it is defined, or to define it anew.
           **kwargs: those of `PoseBuilder`.
 
         Raises:
-          RawDataError: a name that is taken or no identifier, or a file that does not define a skeleton.
+          RawDataError: a name that is taken or no identifier, or labels that do not define a skeleton.
         """
         path = pathlib.Path(annotations)
-        self._document = raw_files.read_json(path)
-        found, remarks = define(dataset, self._document, path, data_dir, options)
-        super().__init__(split, dataset=found, data_dir=data_dir, annotations=annotations, images=images, **kwargs)
+        names = options.keypoints or _known_keypoints(dataset, data_dir)
+        labels = importers.read(path, format, images, names)
+        found, remarks = define(dataset, labels, path, data_dir, options)
+        self._labels: importers.Labels | None = importers.select(labels, split, val_share)
+        self._val_share = None if val_share is None else str(val_share)
+        self._reencoded: list[pathlib.Path] = []
+        self._ambiguous: dict[pathlib.Path, list[str]] = {}
+        super().__init__(split, dataset=found, data_dir=data_dir, annotations=path, images=labels.images, **kwargs)
         self._definition = definitions.definition_path(dataset, data_dir)
         self._is_new = not self._definition.is_file()
         definitions.save_definition(found, data_dir)
         for remark in remarks:
             self.report.remark(remark, path, None)
+
+    def locate(self, raw_dir, annotations, images) -> raw_files.RawFiles:
+        return raw_files.RawFiles(annotations, images)
+
+    def describe_source(self) -> dict[str, str]:
+        return super().describe_source() | ({} if self._val_share is None else {"val_share": self._val_share})
 
     def prepare(self, overwrite: bool = False) -> dict[str, Any]:
         """As `PoseBuilder.prepare`; a split that fails defines no dataset."""
@@ -95,23 +119,131 @@ class Custom(CocoFormatBuilder):
         return {"unpaired_sides": sides.unpaired(skeleton.keypoints, skeleton.flip_pairs)}
 
     def load(self) -> dict[str, Any]:
-        document, self._document = self._document, None  # let go: it may be large
-        return document if document is not None else super().load()
+        """The document, with boxes; what could not be read is reported."""
+        labels, self._labels = self._labels, None  # let go: it may be large
+        if labels is None:
+            raise RuntimeError("a builder prepares its split once")
+        for item in labels.broken:
+            drop = self.report.drop_instance if item.person else self.report.drop_image
+            drop(item.fault, item.file, Entry(item.entry))
+        for what, file, detail in labels.remarks:
+            self.report.remark(what, file, None, detail)
+        document = labels.document
+        if not isinstance(document.get("annotations"), list) or not isinstance(document.get("images"), list):
+            return document
+        by_id = {fields.id_key(image.get("id")): image for image in document["images"] if isinstance(image, dict)}
+        entries, filled = boxes.fill(
+            document["annotations"],
+            self.pose_dataset.num_keypoints,
+            lambda entry: self._size(by_id.get(fields.id_key(entry.get("image_id")))),
+        )
+        if filled:
+            self.metadata["boxes"] = (
+                f"{filled} of {len(entries)} are the extent of their keypoints and {boxes.MARGIN:.0%} of its longer"
+                " side all around, where nobody drew one"
+            )
+        return {**document, "annotations": entries}
+
+    def _size(self, image: Mapping[str, Any] | None) -> tuple[int, int] | None:
+        """(width, height) as annotated, else as the file has it; None where neither says."""
+        found = [fields.whole((image or {}).get(key)) for key in ("width", "height")]
+        if found[0] is not None and found[1] is not None:
+            return found[0], found[1]
+        try:
+            return pictures.size_of(self.picture(str((image or {}).get("file_name"))))
+        except Fault:
+            return None
+
+    def instance(self, annotation: dict[str, Any]) -> dict[str, Any]:
+        origin = annotation.get("origin")
+        mask = _box_mask(annotation, self.pose_dataset.num_keypoints)
+        return (
+            super().instance(annotation)
+            | ({"origin": origin} if isinstance(origin, tuple) else {})
+            | ({} if mask is None else {"segmentation": mask})
+        )
+
+    def picture(self, file_name: str) -> pathlib.Path:
+        return pictures.find(self.files.images, file_name)
+
+    def images(self) -> Iterator[tuple[pathlib.Path, dict[str, Any]]]:
+        """As the format's; but two names that were found as one picture, by a part of their paths, are neither."""
+        items = list(super().images())
+        self.annotated = True  # so that nobody is an error: a list of no people is no test set, but a slip
+        found = collections.defaultdict(set)
+        for path, record in items:
+            found[path].add(record["file_name"])
+        self._ambiguous = {path: sorted(names) for path, names in found.items() if len(names) > 1}
+        for path, record in items:
+            if _is_absolute(record["file_name"]):
+                inside = path.is_relative_to(self.files.images)
+                record["file_name"] = path.relative_to(self.files.images).as_posix() if inside else path.name
+            yield path, record
+
+    def read_picture(self, picture: Picture) -> tuple[bytes, int, int]:
+        if isinstance(picture, bytes):
+            return super().read_picture(picture)
+        if picture in self._ambiguous:
+            raise Fault("ambiguous picture", f"{' and '.join(self._ambiguous[picture])} would all be this one")
+        data, width, height, reencoded = pictures.read_as_jpeg(picture, self._decode)
+        if reencoded:
+            self._reencoded.append(picture)
+        return data, width, height
+
+    def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        yield from super()._generate_examples()
+        if self._reencoded:
+            kinds = ", ".join(sorted({path.suffix.lower().lstrip(".").upper() for path in self._reencoded}))
+            self.metadata["pictures"] = (
+                f"{len(self._reencoded)} ({kinds}) re-encoded as JPEG of quality {pictures.QUALITY}; JPEGs are kept"
+            )
+
+
+def _box_mask(annotation: Mapping[str, Any], num_keypoints: int) -> list[list[float]] | None:
+    """The box as a polygon, of somebody of whom neither keypoints nor a mask are labelled; None for the others.
+
+    Single-stage training then does not learn that nobody is there.
+    """
+    if annotation.get("segmentation"):
+        return None
+    try:
+        own = annotation.get("keypoints") is not None and not fields.flag(annotation, "iscrowd")
+        if own and (fields.keypoints(annotation, "keypoints", num_keypoints)[:, 2] > 0).any():
+            return None
+        x, y, width, height = fields.numbers(annotation, "bbox", 4).tolist()
+    except Fault:
+        return None  # the check of the instance says what is wrong
+    return [[x, y, x + width, y, x + width, y + height, x, y + height]] if width > 0 and height > 0 else None
+
+
+def _is_absolute(file_name: str) -> bool:
+    return pathlib.PurePosixPath(file_name).is_absolute() or pathlib.PureWindowsPath(file_name).is_absolute()
+
+
+def _known_keypoints(dataset: str, data_dir: str | pathlib.Path) -> tuple[str, ...] | None:
+    """The keypoints of a dataset that is defined already."""
+    path = definitions.definition_path(dataset, data_dir)
+    try:
+        return definitions.read_definition(path).keypoints.keypoints if path.is_file() else None
+    except ValueError as error:
+        raise RawDataError(str(error)) from error
 
 
 def define(
-    name: str, document: Any, path: pathlib.Path, data_dir: str | pathlib.Path, options: SkeletonOptions
+    name: str, labels: importers.Labels, path: pathlib.Path, data_dir: str | pathlib.Path, options: SkeletonOptions
 ) -> tuple[PoseDataset, list[str]]:
-    """The dataset that a COCO document defines, and remarks on what had to be guessed.
+    """The dataset that labels define, and remarks on what had to be guessed.
 
     A definition that is there already is kept, but for what `options` say.
 
     Raises:
       RawDataError: see `Custom`; also keypoints that differ from those of the definition.
     """
-    if name in DATASETS or not _NAME.fullmatch(name):
-        raise RawDataError(f"--name={name}: a new name of small letters, digits and underscores is needed")
-    keypoints, limbs = _category_skeleton(path, document)
+    if name.lower() in DATASETS or not _NAME.fullmatch(name):
+        raise RawDataError(f"--name={name}: a new name of letters, digits and underscores is needed")
+    keypoints, limbs = _category_skeleton(path, labels.document)
+    if options.keypoints is not None and tuple(options.keypoints) != keypoints:
+        raise RawDataError(f"--keypoints={','.join(options.keypoints)}, but {path} has {', '.join(keypoints)}")
     existing = definitions.definition_path(name, data_dir)
     try:
         if existing.is_file():
@@ -124,6 +256,8 @@ def define(
             skeleton, remarks = dataset.keypoints, []
         else:
             pairs, _ = sides.mirror_pairs(keypoints)  # names without counterpart: see `findings`
+            if labels.mirror is not None:
+                pairs = tuple((keypoints.index(a), keypoints.index(b)) for a, b in labels.mirror)
             remarks = []
             if not pairs and options.mirror is None:
                 remarks.append("no mirror pairs in the names: keypoints keep their names in mirrored pictures")

@@ -17,7 +17,7 @@ import numpy as np
 
 from data_pipelines import fields
 from data_pipelines.builders import raw_files
-from data_pipelines.builders.coco_format import CocoFormatBuilder
+from data_pipelines.builders.coco_format import CocoFormatBuilder, shared_ids
 from data_pipelines.builders.raw_files import Layout
 from data_pipelines.builders.report import Fault, RawDataError
 
@@ -49,13 +49,13 @@ class InterHand2d(CocoFormatBuilder):
         images, annotations = raw_files.document_lists(path, document, "images", "annotations")
         cameras, joints = (raw_files.read_json(self._companion(kind)) for kind in ("camera", "joint_3d"))
         self.num_images = len(images)
-        by_image = self._group(images, annotations)
+        by_image, ambiguous = self._group(images, annotations), shared_ids(images)
         hands_before = 0
         for image in images:
             number = image.get("id") if isinstance(image, dict) else None
             try:
                 record = _image_record(image)
-                found = by_image.pop(fields.id_key(number), [])
+                found = self._entries_of(image, by_image, ambiguous)
                 if not found:
                     raise Fault("image without annotation")
                 for other in found[1:]:

@@ -10,13 +10,19 @@ from typing import Any
 
 from data_pipelines.fields import Fault, printable
 
-__all__ = ["Fault", "NoAnnotations", "RawDataError", "Report"]
+__all__ = ["Entry", "Fault", "NoAnnotations", "RawDataError", "Report"]
 
 EXAMPLES_PER_REASON = 1000
 
 
 class RawDataError(RuntimeError):
     """The raw data cannot be used: a file is missing or unreadable or, in strict mode, an entry is broken."""
+
+
+class Entry(str):
+    """Where somebody stands in a label file that knows no ids, such as 'line 5': printed as it is."""
+
+    __repr__ = str.__str__
 
 
 class NoAnnotations(RawDataError):

@@ -52,7 +52,7 @@ def usable(columns: records.Annotations, report: Report, unlabelled_belong: bool
         why = ", ".join(f"{reason} {number}" for reason, number in (found["left_out"] | lost).items())
         raise RawDataError(
             f"{columns.dataset} ({columns.split}): no usable person: {found['training']} can be learned from and"
-            f" {found['evaluation']} judged ({why}); --allow_loss prepares it all the same"
+            f" {found['evaluation']} judged ({why or 'there is nobody'}); --allow_loss prepares it all the same"
         )
     return found
 

@@ -96,7 +96,10 @@ def decode(encoded: bytes, sample: Sample) -> np.ndarray:
     Raises a ValueError that names the file if it cannot be decoded or has another size than annotated.
     """
     flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
-    image = cv2.imdecode(np.frombuffer(encoded, np.uint8), flags) if encoded else None
+    try:
+        image = cv2.imdecode(np.frombuffer(encoded, np.uint8), flags) if encoded else None
+    except cv2.error as error:  # more pixels than OpenCV, or memory, takes
+        raise ValueError(f"{_origin(sample)}: cannot be decoded: {error}") from error
     if image is None:
         raise ValueError(f"{_origin(sample)}: cannot be decoded ({len(encoded)} bytes)")
     if sample.get("upright"):

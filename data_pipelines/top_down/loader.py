@@ -10,6 +10,7 @@ read. Batches follow the top-down batch contract: `image` uint8 [B, H, W, 3] RGB
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import pathlib
 import sys
@@ -25,6 +26,7 @@ from data_pipelines import geometry
 from data_pipelines import mixture as mixing
 from data_pipelines.datasets import PoseDataset, find_dataset
 from data_pipelines.records import Annotations, load_annotations, open_records
+from data_pipelines.sharing import fitting_batch, rows_of_process
 from data_pipelines.top_down import instances as boxes_of
 from data_pipelines.top_down.augmentation import Augmentation
 from data_pipelines.top_down.crops import Crop, TopDownSource, Train, decode
@@ -292,6 +294,7 @@ def eval_loader(
     score_threshold: float = 0.0,
     dataset_index: int = 0,
     num_keypoints: int | None = None,
+    devices: int = 1,
     process_index: int = 0,
     process_count: int = 1,
     reading: Reading = Reading(),
@@ -299,9 +302,11 @@ def eval_loader(
     """Every instance of a prepared split once, in image order, without augmentation.
 
     Args:
+      batch_size: largest number of rows of the global batch; see `fitting_batch`.
       boxes: 'ground_truth', or the path of a COCO detection file; `score_threshold` applies to the latter.
       dataset_index: value of the batches' `dataset`, that is, which head and expert to use.
       num_keypoints: K of the batches, the dataset's own count by default.
+      devices: of all processes, which share a batch equally.
       The others: as for `train_loader`.
     """
     source = open_source(
@@ -315,7 +320,7 @@ def eval_loader(
     )
     return EvalLoader(
         source,
-        batch_size,
+        fitting_batch(batch_size, len(source), math.lcm(devices, process_count)),
         input_size,
         num_keypoints or source.dataset.num_keypoints,
         process_index,
@@ -400,12 +405,3 @@ def _empty_batch(rows: int, input_size: tuple[int, int], num_keypoints: int) -> 
         "box_score": np.zeros(rows, np.float32),
         "area": np.zeros(rows, np.float32),
     }
-
-
-def rows_of_process(batch_size: int, process_index: int, process_count: int) -> int:
-    """Rows of a global batch that a process reads."""
-    if batch_size <= 0 or batch_size % process_count:
-        raise ValueError(f"a batch of {batch_size} cannot be shared equally by {process_count} processes")
-    if not 0 <= process_index < process_count:
-        raise ValueError(f"there is no process {process_index} of {process_count}")
-    return batch_size // process_count

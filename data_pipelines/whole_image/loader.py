@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
+import math
 import pathlib
 from collections.abc import Iterator
 
@@ -18,8 +19,9 @@ import numpy as np
 from data_pipelines import geometry, mixture
 from data_pipelines.datasets import find_dataset
 from data_pipelines.records import Annotations, load_annotations, open_records
+from data_pipelines.sharing import fitting_batch, rows_of_process
 from data_pipelines.top_down.crops import decode
-from data_pipelines.top_down.loader import Batch, Reading, TrainIterator, rows_of_process
+from data_pipelines.top_down.loader import Batch, Reading, TrainIterator
 from data_pipelines.whole_image.pictures import (
     STRIDE,
     Augmentation,
@@ -86,6 +88,7 @@ def eval_loader(
     data_dir: str | pathlib.Path,
     batch_size: int,
     input_size: int,
+    devices: int = 1,
     process_index: int = 0,
     process_count: int = 1,
     reading: Reading = Reading(),
@@ -93,11 +96,13 @@ def eval_loader(
     """Every image of a prepared split once, resized, in batches of one exact picture size.
 
     Args:
-      input_size: of the short side. The others: as for `train_loader`.
+      input_size: of the short side.
+      batch_size, devices: largest number of rows of the global batch, which all devices share; see `fitting_batch`.
+      The others: as for `train_loader`.
     """
     annotations = load_annotations(dataset, split, data_dir)
     source = WholeImageSource(open_records(dataset, split, data_dir), annotations, find_dataset(dataset, data_dir))
-    return EvalLoader(source, batch_size, input_size, process_index, process_count, reading)
+    return EvalLoader(source, batch_size, input_size, devices, process_index, process_count, reading)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,6 +117,7 @@ class EvalLoader:
     source: WholeImageSource
     batch_size: int
     input_size: int
+    devices: int = 1
     process_index: int = 0
     process_count: int = 1
     reading: Reading = Reading()
@@ -124,17 +130,19 @@ class EvalLoader:
         return self.source.annotations
 
     @functools.cached_property
-    def batches(self) -> tuple[tuple[tuple[int, int], tuple[int, ...]], ...]:
-        """Picture size (width, height) and numbers of the images of every global batch."""
+    def batches(self) -> tuple[tuple[tuple[int, int], int, tuple[int, ...]], ...]:
+        """Picture size (width, height), rows and numbers of the images of every global batch."""
         by_size = collections.defaultdict(list)
         table = self.source.annotations
         for number, image in enumerate(self.source.images):
             size = (int(table.width[image]), int(table.height[image]))
             by_size[inference_size(size, self.input_size)[0]].append(number)
+        sharers = math.lcm(self.devices, self.process_count)
+        rows = {size: fitting_batch(self.batch_size, len(numbers), sharers) for size, numbers in by_size.items()}
         return tuple(
-            (size, tuple(numbers[first : first + self.batch_size]))
+            (size, rows[size], tuple(numbers[first : first + rows[size]]))
             for size, numbers in sorted(by_size.items())
-            for first in range(0, len(numbers), self.batch_size)
+            for first in range(0, len(numbers), rows[size])
         )
 
     def __len__(self) -> int:
@@ -144,8 +152,8 @@ class EvalLoader:
         return self.reading.each(self)
 
     def __getitem__(self, index: int) -> Batch:
-        (width, height), numbers = self.batches[index]
-        rows = rows_of_process(self.batch_size, self.process_index, self.process_count)
+        (width, height), batch_size, numbers = self.batches[index]
+        rows = rows_of_process(batch_size, self.process_index, self.process_count)
         batch = {
             "image": np.zeros((rows, height, width, 3), np.uint8),
             "inverse_warp": np.zeros((rows, 2, 3), np.float32),

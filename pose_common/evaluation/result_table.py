@@ -45,11 +45,17 @@ def save(rows: Sequence[Mapping[str, Any]], path: str | pathlib.Path, remarks: S
         writer = csv.DictWriter(file, names, extrasaction="ignore")
         writer.writeheader()
         writer.writerows({**row, NOTES: "; ".join(row[NOTES])} if NOTES in row else row for row in rows)
+    path.with_suffix(".md").write_text(markdown(rows, remarks), encoding="utf8")
+
+
+def markdown(rows: Sequence[Mapping[str, Any]], remarks: Sequence[str] = ()) -> str:
+    """Rows with the same fields as a table, remarks under it."""
     rows, remarks = _with_footnotes(rows, remarks)
+    names = _columns(rows)
     lines = [_markdown_row(names), "|" + "---|" * len(names)] if rows else []
     lines += [_markdown_row(row[name] for name in names) for row in rows]
     lines += ["", *(f"- {' '.join(remark.split())}" for remark in remarks)] if remarks else []
-    path.with_suffix(".md").write_text("\n".join(lines) + "\n", encoding="utf8")
+    return "\n".join(lines) + "\n"
 
 
 def _with_footnotes(rows: Sequence[Mapping[str, Any]], remarks: Sequence[str]) -> tuple[list, list[str]]:

@@ -13,15 +13,19 @@ from data_pipelines.records import DatasetNotPrepared
 from pose_common.evaluation import result_table as tables
 from pose_common.training.configuration import ConfigError
 
+ERRORS_TITLE = (
+    "keypoints, percent: PCK within a share of the box's longer side; kinds of error (in brackets their cost)"
+)
 _NOT_FRACTIONS = ("PCKh", "PCKh@0.1", "EPE")
 
 
 class Score(NamedTuple):
-    """One row: its name, {metric: value} ({} without annotations), and the table's fields."""
+    """One row: its name, {metric: value} ({} without annotations), the table's fields, and those of its errors."""
 
     name: str
     values: Mapping[str, float]
     row: Mapping[str, Any]
+    errors: Mapping[str, Any] = {}
 
 
 def evaluate_tasks(
@@ -31,7 +35,7 @@ def evaluate_tasks(
     folder: pathlib.Path,
     title: str,
 ) -> dict[str, Mapping[str, float]]:
-    """Evaluates what can be opened; shows the table and saves it as `folder`/table.*.
+    """Evaluates what can be opened; shows the table and that of errors, saves them as `folder`/table.* and errors.*.
 
     Args:
       tasks: with `dataset` and `split`.
@@ -64,6 +68,11 @@ def evaluate_tasks(
         rows = [score.row for score in scores]
         tables.show(rows, title, skipped)
         tables.save(rows, folder / "table", skipped)
+        which = ("dataset", "split", "maps")
+        errors = [{**{k: s.row[k] for k in which if k in s.row}, **s.errors} for s in scores if s.errors]
+        if errors:
+            tables.show(errors, ERRORS_TITLE)
+            tables.save(errors, folder / "errors")
     return {score.name: score.values for score in scores}
 
 
@@ -108,7 +117,7 @@ def shown_figure(name: str, value: float | None) -> str:
 
 
 def in_percent(name: str, value: float | None) -> float | None:
-    """A metric's value as tables show it (EPE in pixels); None where there was nothing to evaluate."""
+    """A metric as papers print it (EPE in pixels); None for -1, where there was nothing to evaluate."""
     if value is None or value < 0:
         return None
     return value if name in _NOT_FRACTIONS else 100 * value

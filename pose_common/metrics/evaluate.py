@@ -8,7 +8,7 @@ elsewhere.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -88,14 +88,27 @@ def metrics_of(dataset: PoseDataset, truth: GroundTruth, poses: Poses) -> dict[s
     return protocol_of(dataset).metrics(dataset, truth, poses)
 
 
+def headline_figure(dataset: PoseDataset, truth: GroundTruth, poses: Poses) -> float:
+    """The first metric of the dataset's row in a result table: AP (alone, without what stands beside), PCKh or PCK."""
+    name = protocol_of(dataset).headline[0]
+    return (oks_metrics if name == "AP" else metrics_of)(dataset, truth, poses)[name]
+
+
 def oks_metrics(
     dataset: PoseDataset, truth: GroundTruth, poses: Poses, part: tuple[int, int] | None = None
 ) -> dict[str, float]:
     """COCO's ten numbers, of all keypoints or of the range `part` = (first, end)."""
-    return _summary(*oks.average_precision(_matches(dataset, truth, poses, part)))
+    return _summary(*oks.average_precision(match_poses(dataset, truth, poses, part)))
 
 
-def _matches(dataset: PoseDataset, truth: GroundTruth, poses: Poses, part: tuple[int, int] | None = None):
+def match_poses(
+    dataset: PoseDataset,
+    truth: GroundTruth,
+    poses: Poses,
+    part: tuple[int, int] | None = None,
+    thresholds: Sequence[float] = oks.OKS_THRESHOLDS,
+) -> oks.Matches:
+    """Who is matched to whom by the dataset's protocol: `oks.match` with its sigmas, sizes and rules."""
     sigmas = np.array(dataset.keypoints.sigmas)
     if len(sigmas) != dataset.num_keypoints:
         raise ValueError(f"OKS needs a sigma for each keypoint; {dataset.keypoint_set!r} has {len(sigmas)}")
@@ -109,6 +122,7 @@ def _matches(dataset: PoseDataset, truth: GroundTruth, poses: Poses, part: tuple
         size=dataset.area,
         extent=extent,
         ignore_by_count=protocol_of(dataset).ignore_by_count,
+        thresholds=thresholds,
     )
 
 
@@ -147,7 +161,7 @@ def _wholebody(dataset: PoseDataset, truth: GroundTruth, poses: Poses) -> dict[s
 
 def _crowdpose(dataset: PoseDataset, truth: GroundTruth, poses: Poses) -> dict[str, float]:
     """AP and AR, and AP of each level's images as if they were the whole dataset, rounded to four digits."""
-    matches = _matches(dataset, truth, poses)
+    matches = match_poses(dataset, truth, poses)
     numbers = _summary(*oks.average_precision(matches))
     result = {name: numbers[name] for name in ("AP", "AP .5", "AP .75", "AR", "AR .5", "AR .75")}
     levels = np.where(np.isnan(truth.crowd_index), -1, np.digitize(truth.crowd_index, CROWD_LEVELS))

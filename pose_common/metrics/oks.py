@@ -7,6 +7,7 @@ array operations over all images instead of loops over images, thresholds and pe
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -29,8 +30,10 @@ class Matches:
     Attributes:
       image, category: int64 [D], indices into the ground truth's images and categories; detections are in the
         order of images, best first.
+      pose: int64 [D], rows of the poses.
       score: [D].
       matched, ignored: bool [A, T, D].
+      annotation: int64 [A, T, D], rows of the annotations that the detections are matched to, -1 where to none.
       truth_image, truth_category: int64 [N].
       truth_ignored: bool [A, N].
       num_categories: C.
@@ -38,9 +41,11 @@ class Matches:
 
     image: np.ndarray
     category: np.ndarray
+    pose: np.ndarray
     score: np.ndarray
     matched: np.ndarray
     ignored: np.ndarray
+    annotation: np.ndarray
     truth_image: np.ndarray
     truth_category: np.ndarray
     truth_ignored: np.ndarray
@@ -56,6 +61,7 @@ def match(
     size: str = "annotated",
     extent: slice = slice(None),
     ignore_by_count: bool = False,
+    thresholds: Sequence[float] = OKS_THRESHOLDS,
 ) -> Matches:
     """Matches detections to annotations of their image and category, greedily, best score first.
 
@@ -71,6 +77,7 @@ def match(
       size: 'annotated', or 'box' for `BOX_AREA` of the annotated box.
       extent: the keypoints whose extent is an unmatched detection's size.
       ignore_by_count: take "no labelled keypoint" from the annotation's own count, where it has one.
+      thresholds: [T], ascending.
 
     Raises:
       ValueError: a pose is of an image or category that the ground truth does not list, or not finite.
@@ -96,13 +103,14 @@ def match(
     slot = _rank_in_run(detection)
     other = truth_order[first[detection] + slot]
     oks = similarity(truth, poses.keypoints, area, sigmas, part, order[detection], other)
-    matched, ignored = _assign(oks, detection, other, _rank_in_run(group), truth_ignored, truth.crowd)
+    chosen, ignored = _assign(oks, detection, other, _rank_in_run(group), truth_ignored, truth.crowd, thresholds)
+    matched = chosen >= 0
 
     extents = extent_area(poses.keypoints[order][:, extent])
     outside = (extents < lower) | (extents > upper)
     ignored |= ~matched & outside[:, None]
-    found = image[order], category[order], poses.score[order].astype(np.float64)
-    return Matches(*found, matched, ignored, truth.image, truth_category, truth_ignored, categories)
+    found = image[order], category[order], order, poses.score[order].astype(np.float64)
+    return Matches(*found, matched, ignored, chosen, truth.image, truth_category, truth_ignored, categories)
 
 
 def similarity(
@@ -224,8 +232,8 @@ def _rank_in_run(sorted_keys: np.ndarray) -> np.ndarray:
     return position - np.maximum.accumulate(np.where(starts, position, 0))
 
 
-def _assign(oks, detection, annotation, rank, truth_ignored, crowd) -> tuple[np.ndarray, np.ndarray]:
-    """Greedy assignment. Returns matched and ignored, bool [A, T, D].
+def _assign(oks, detection, annotation, rank, truth_ignored, crowd, thresholds) -> tuple[np.ndarray, np.ndarray]:
+    """Greedy assignment. Returns the annotation of each detection (-1: none), int64 [A, T, D], and ignored, bool.
 
     Detections of equal rank in their image never compete, so ranks are the only loop. A detection takes the
     free annotation of largest OKS, one that is not ignored before any that is, the later one on ties.
@@ -235,10 +243,11 @@ def _assign(oks, detection, annotation, rank, truth_ignored, crowd) -> tuple[np.
       rank: [D] of each detection in its image and category.
       truth_ignored: bool [A, N].
       crowd: bool [N].
+      thresholds: [T], ascending.
     """
-    thresholds = np.minimum(OKS_THRESHOLDS, 1 - 1e-10)
+    thresholds = np.minimum(thresholds, 1 - 1e-10)
     shape = (len(truth_ignored), len(thresholds))
-    matched, ignored = np.zeros((*shape, len(rank)), bool), np.zeros((*shape, len(rank)), bool)
+    assigned, ignored = np.full((*shape, len(rank)), -1), np.zeros((*shape, len(rank)), bool)
     taken = np.zeros((*shape, truth_ignored.shape[1]), bool)
     close = np.flatnonzero(oks >= thresholds[0])
     oks, detection, annotation = oks[close], detection[close], annotation[close]
@@ -260,6 +269,6 @@ def _assign(oks, detection, annotation, rank, truth_ignored, crowd) -> tuple[np.
         a, t, n = np.nonzero(hit)
         chosen = winner[a, t, n]
         taken[a, t, chosen] = True
-        matched[a, t, rows[n]] = True
+        assigned[a, t, rows[n]] = chosen
         ignored[a, t, rows[n]] = truth_ignored[a, chosen]
-    return matched, ignored
+    return assigned, ignored

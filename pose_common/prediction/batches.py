@@ -18,15 +18,21 @@ class Job(NamedTuple):
       tag: given back with the outputs.
       kind: rows of one kind can share a batch (same shapes, same program).
       rows: what goes through the device, an array of inputs each; may be empty.
+      nbytes: of memory that the job holds while it waits, apart from its rows.
     """
 
     tag: Any
     kind: Hashable
     rows: Sequence[Rows]
+    nbytes: int = 0
 
 
 def in_batches(
-    jobs: Iterable[Job], run: Callable[[Hashable, Rows], Rows], batch_size: int, patience: int = 64
+    jobs: Iterable[Job],
+    run: Callable[[Hashable, Rows], Rows],
+    batch_size: int,
+    patience: int = 64,
+    most_bytes: int = 2**28,
 ) -> Iterator[tuple[Any, list[Rows]]]:
     """(tag, outputs of each row) of every job, in order.
 
@@ -35,9 +41,9 @@ def in_batches(
 
     Args:
       run: (kind, inputs with a leading batch axis) -> outputs with one.
-      patience: how many pictures may wait for their batch to fill; bounds memory.
+      patience, most_bytes: how many pictures, and of how many bytes, may wait for their batch to fill; bounds memory.
     """
-    waiting: collections.deque[tuple[Any, list[Rows | None]]] = collections.deque()
+    waiting: collections.deque[tuple[Job, list[Rows | None]]] = collections.deque()
     pending: dict[Hashable, list[tuple[list[Rows | None], int, Rows]]] = collections.defaultdict(list)
 
     def flush(kind: Hashable) -> None:
@@ -50,17 +56,17 @@ def in_batches(
 
     def finished() -> Iterator[tuple[Any, list[Rows]]]:
         while waiting and all(result is not None for result in waiting[0][1]):
-            tag, results = waiting.popleft()
-            yield tag, [result for result in results if result is not None]
+            job, results = waiting.popleft()
+            yield job.tag, [result for result in results if result is not None]
 
     for job in jobs:
         results: list[Rows | None] = [None] * len(job.rows)
-        waiting.append((job.tag, results))
+        waiting.append((job, results))
         for place, row in enumerate(job.rows):
             pending[job.kind].append((results, place, row))
             if len(pending[job.kind]) == batch_size:
                 flush(job.kind)
-        if len(waiting) > patience:
+        if len(waiting) > patience or sum(job.nbytes for job, _ in waiting) > most_bytes:
             for kind in list(pending):
                 flush(kind)
         yield from finished()

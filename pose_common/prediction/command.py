@@ -19,13 +19,12 @@ import tqdm
 from data_pipelines.synthetic_world.scene import render_scene
 from pose_common.evaluation import draw
 from pose_common.prediction import tracking
-from pose_common.prediction.embedded import NOTICE
 from pose_common.prediction.pictures import Picture, count_of
 from pose_common.prediction.result import Result
 from pose_common.prediction.video import video_writer
-from pose_common.training import distributed, restore
+from pose_common.training import distributed
+from pose_common.weights.embedded import NOTICE
 
-HUB = "hf://"
 KINDS = ("images", "json", "csv", "video")
 COMPILATION_CACHE = "~/.cache/posebh_jax/jax"
 
@@ -57,9 +56,11 @@ def run(args: argparse.Namespace, predict: Callable[[argparse.Namespace], tuple[
     """Predicts, shows progress, writes; returns the exit status.
 
     Args:
-      predict: flags -> (what the weights are, results of every picture, one a skeleton).
+      predict: flags -> (what the weights are, results of every picture, one a skeleton). The errors of pictures that
+        it leaves out go to the list `left_out` beside the flags; they are said at the end, and make the status 1.
     """
     kinds = args.save.split(",")
+    args.left_out = []
     try:
         if unknown := set(kinds) - set(KINDS):
             raise ValueError(f"--save={args.save}: {', '.join(sorted(unknown))} is none of {', '.join(KINDS)}")
@@ -81,9 +82,12 @@ def run(args: argparse.Namespace, predict: Callable[[argparse.Namespace], tuple[
             raise
         print(f"error: {' '.join(str(error.args[0] if error.args else error).split())}", file=sys.stderr)
         return 1
+    finally:
+        for left_out in args.left_out:
+            print(f"left out: {' '.join(str(left_out).split())}", file=sys.stderr)
     rate = pictures / max(seconds, 1e-9)
     print(f"{pictures} pictures, {found} poses, {rate:.2f} pictures a second; results in {args.out}/")
-    return 0
+    return 1 if args.left_out else 0
 
 
 def _write(
@@ -174,29 +178,3 @@ def rendered_pictures(count: int = 6, seed: int = 2026) -> list[Picture]:
 
 def _stem(name: str) -> str:
     return pathlib.PurePath(name).stem or "picture"
-
-
-def local_path(source: str | pathlib.Path) -> str:
-    """`source`, or the folder into which the Hugging Face hub's files of hf://owner/name were brought.
-
-    Raises:
-      ValueError: huggingface_hub is not installed, or there is no such repository within reach.
-    """
-    text = str(source)
-    if not text.startswith(HUB):
-        return text
-    try:
-        import huggingface_hub
-    except ImportError as error:
-        raise ValueError(f"{text}: weights of the hub need huggingface_hub: pip install huggingface_hub") from error
-    name = text[len(HUB) :]
-    try:
-        return huggingface_hub.snapshot_download(name, allow_patterns=["*.json", "*.safetensors"])
-    except Exception as error:
-        raise ValueError(f"{text}: not in the cache, and could not be downloaded: {error}") from error
-
-
-def saved_configuration(path: str, methods: Sequence[str]) -> dict[str, Any] | None:
-    """The configuration of the run whose working directory or checkpoint `path` is; None where it is none."""
-    found = restore.find_run(path, methods)
-    return found.config if found else None

@@ -11,11 +11,16 @@ import glob
 import pathlib
 import queue
 import threading
-from collections.abc import Iterable, Iterator
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, TypeVar
 
 import cv2
 import numpy as np
+from PIL import Image
+
+from data_pipelines.builders.checks import MAX_PIXELS
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".gif")
@@ -49,12 +54,13 @@ def is_single(source: Any) -> bool:
     return isinstance(source, (np.ndarray, Picture)) or _is_pillow(source)
 
 
-def pictures_of(source: Any) -> Iterator[Picture]:
+def pictures_of(source: Any, left_out: Callable[[PictureError], None] | None = None) -> Iterator[Picture]:
     """The pictures that `source` stands for.
 
     Args:
       source: a file, a folder (its pictures by name, not those of subfolders), a glob, a video, an RGB or grey array, a
         Pillow image, or any iterable of these.
+      left_out: given the error of each file of a folder or pattern that cannot be read; without, it is raised.
 
     Raises:
       PictureError: nothing there, or not a picture.
@@ -62,12 +68,12 @@ def pictures_of(source: Any) -> Iterator[Picture]:
     if isinstance(source, Picture):
         yield source
     elif isinstance(source, (str, pathlib.Path)):
-        yield from _from_path(str(source))
+        yield from _from_path(str(source), None if is_single(source) else left_out)
     elif isinstance(source, np.ndarray) or _is_pillow(source):
         yield Picture("picture_0", _from_array(source))
     elif isinstance(source, Iterable):
         for number, item in enumerate(source):
-            for picture in pictures_of(item):
+            for picture in pictures_of(item, left_out):
                 named = picture.name != "picture_0"
                 yield picture if named else picture._replace(name=f"picture_{number}")
     else:
@@ -84,12 +90,17 @@ def count_of(source: Any) -> int | None:
     return len(source) if hasattr(source, "__len__") else None
 
 
-def _from_path(source: str) -> Iterator[Picture]:
+def _from_path(source: str, left_out: Callable[[PictureError], None] | None) -> Iterator[Picture]:
     for path in _files(source):
-        if path.suffix.lower() in VIDEO_SUFFIXES:
-            yield from _frames(path)
-        else:
-            yield Picture(path.name, read_picture(path))
+        try:
+            if path.suffix.lower() in VIDEO_SUFFIXES:
+                yield from _frames(path)
+            else:
+                yield Picture(path.name, read_picture(path))
+        except PictureError as error:
+            if left_out is None:
+                raise
+            left_out(error)
 
 
 def _files(source: str) -> list[pathlib.Path]:
@@ -111,13 +122,30 @@ def read_picture(path: str | pathlib.Path) -> np.ndarray:
     """A file as uint8 [H, W, 3] RGB, turned upright.
 
     Raises:
-      PictureError: it cannot be decoded.
+      PictureError: it cannot be read or decoded, or has, or claims to have, more than `MAX_PIXELS`.
     """
-    data = np.fromfile(path, np.uint8)
-    image = cv2.imdecode(data, cv2.IMREAD_COLOR) if len(data) else None
+    try:
+        data = np.fromfile(path, np.uint8)
+        _refuse_too_large(path)
+        image = cv2.imdecode(data, cv2.IMREAD_COLOR) if len(data) else None
+    except (OSError, cv2.error) as error:
+        raise PictureError(f"{path}: cannot be read as a picture: {error}") from error
     if image is None:
         raise PictureError(f"{path}: cannot be decoded as a picture ({len(data)} bytes)")
     return np.ascontiguousarray(image[..., ::-1])
+
+
+def _refuse_too_large(path: str | pathlib.Path) -> None:
+    """Raises PictureError by what the file's header says; what Pillow does not know is left to OpenCV's own bound."""
+    try:
+        with warnings.catch_warnings(action="ignore"), Image.open(path) as header:
+            width, height = header.size
+    except Image.DecompressionBombError as error:
+        raise PictureError(f"{path}: {error}") from error
+    except Exception:  # whatever a damaged header makes Pillow's readers do
+        return
+    if width * height > MAX_PIXELS:
+        raise PictureError(f"{path}: {width}x{height}; at most {MAX_PIXELS:,} pixels are read")
 
 
 def _from_array(source: Any) -> np.ndarray:
@@ -156,27 +184,38 @@ def _frames(path: pathlib.Path) -> Iterator[Picture]:
         raise PictureError(f"{path}: cannot be read as a video: {error}") from error
 
 
-def ahead(items: Iterable[T], size: int = 8) -> Iterator[T]:
-    """The items, made by a thread up to `size` ahead, so that decoding does not wait for the device."""
+def ahead(items: Iterable[T], size: int = 8, most_bytes: int = 2**28) -> Iterator[T]:
+    """The items, made by a thread up to `size` ahead, so that decoding does not wait for the device.
+
+    Items with `nbytes` are fewer where they are large: as many as have `most_bytes` together, or one.
+    """
     ready: queue.Queue = queue.Queue(size)
     stop, end = threading.Event(), object()
+    made, taken = 0, 0  # bytes so far, each counted by one thread alone
 
-    def put(item) -> None:
+    def put(item, error=None) -> None:
+        nonlocal made
+        nbytes = getattr(item, "nbytes", 0)
         while not stop.is_set():
+            if made > taken and made - taken + nbytes > most_bytes:
+                time.sleep(0.01)
+                continue
             try:
-                return ready.put(item, timeout=0.1)
+                ready.put((item, error), timeout=0.1)
+                made += nbytes
+                return
             except queue.Full:
                 continue
 
     def fill() -> None:
         try:
             for item in items:
-                put((item, None))
+                put(item)
                 if stop.is_set():
                     return
-            put((end, None))
+            put(end)
         except BaseException as error:  # handed to the reader, whatever it is
-            put((end, error))
+            put(end, error)
 
     threading.Thread(target=fill, daemon=True).start()
     try:
@@ -186,6 +225,7 @@ def ahead(items: Iterable[T], size: int = 8) -> Iterator[T]:
                 raise error
             if item is end:
                 return
+            taken += getattr(item, "nbytes", 0)
             yield item
     finally:
         stop.set()

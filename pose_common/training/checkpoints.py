@@ -8,6 +8,7 @@ fingerprint of every array. An older checkpoint is deleted only after a newer on
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import pathlib
@@ -23,6 +24,7 @@ from jax.experimental import multihost_utils
 
 from pose_common.training.fingerprints import named_leaves, summarise
 from pose_common.training.state import TrainState
+from pose_common.weights.folder import read_arrays
 
 WEIGHTS, TRAINING, INFO = "weights", "training", "info"
 ARRAYS, CHECKSUM = "arrays", "checksum"
@@ -202,9 +204,15 @@ class Checkpoints:
         empty = TrainState(params={}, batch_stats={}, method_state={}, **saved[TRAINING])
         return empty.with_weights(saved[WEIGHTS])
 
-    def restore_weights(self, step: int, shapes: dict[str, Any], shardings: dict[str, Any]) -> dict[str, Any]:
-        """The weights alone; see `restore`."""
-        return self._restore(step, {WEIGHTS: _abstract(shapes, shardings)})[WEIGHTS]
+    def read_weights(self, step: int) -> dict[str, Any]:
+        """The weights alone, as numpy arrays, in whatever shapes they were saved.
+
+        Raises:
+          DamagedCheckpointError: files are missing or damaged.
+        """
+        folder = self._folder(step) / WEIGHTS
+        read = functools.partial(_read_as_saved, folder)
+        return self._unchanged(step, {WEIGHTS: self._attempt(step, read)})[WEIGHTS]
 
     def _restore(self, step: int, items: dict[str, Any]) -> dict[str, Any]:
         arrays = self._info(step).get(ARRAYS)
@@ -218,9 +226,15 @@ class Checkpoints:
                 for name, item in items.items()
             }
 
-        found = self._attempt(step, read)
+        return self._unchanged(step, self._attempt(step, read))
+
+    def _unchanged(self, step: int, found: dict[str, Any]) -> dict[str, Any]:
+        """The items as they were read, if their arrays have the fingerprints of those that were saved."""
+        arrays = self._info(step).get(ARRAYS)
         if arrays is not None:  # checkpoints of earlier versions have no fingerprints
-            changed = [name for name, value in summarise(found).items() if value.fingerprint != arrays[name][0]]
+            read = {name: value.fingerprint for name, value in summarise(found).items()}
+            saved = {name: value[0] for name, value in arrays.items() if name.split("/")[0] in found}
+            changed = sorted(name for name in read.keys() | saved.keys() if read.get(name) != saved.get(name))
             if changed:
                 raise self._damaged(step, f"{', '.join(changed[:3])} of {len(arrays)} arrays have other values")
         return found
@@ -278,6 +292,10 @@ class Checkpoints:
 
     def _title(self, step: int) -> str:
         return f"the checkpoint {self.directory / str(step)}"
+
+
+def _read_as_saved(folder: epath.Path) -> Any:
+    return read_arrays(folder, ocp.StandardCheckpointHandler().metadata(folder).tree)
 
 
 def _reason(error: Exception) -> str:

@@ -17,13 +17,14 @@ from data_pipelines.builders.synthetic import SYNTHETIC, prepare_synthetic
 from data_pipelines.records import DatasetNotPrepared
 from data_pipelines.top_down.loader import Reading, TrainIterator
 from pose_common.evaluation.best import BestMetric
+from pose_common.report.ending import conclude
 from pose_common.training import configuration, distributed, loop, parallel, report
 from pose_common.training.checkpoints import Checkpoints
 from pose_common.training.configuration import Override
+from pose_common.training.curves import draw_curves
 from pose_common.training.nonfinite import NonFiniteError
 from pose_common.training.state import TrainState
 from pose_common.training.workdir import make_workdir
-from pose_common.training.writers import draw_curves
 
 Metrics = dict[str, Mapping[str, float]]
 Read = Callable[[str, Sequence[Override]], ConfigDict]
@@ -90,6 +91,8 @@ def train(
     )
     if jax.process_index() == 0:
         draw_curves(workdir / "metrics.jsonl", workdir / "curves.png")
+        if complete:
+            conclude(config, workdir)
     if not complete:
         logging.warning("stopped before the end; the same command goes on from the checkpoint in %s", workdir)
     return complete
@@ -111,6 +114,8 @@ def record_configuration(
 ) -> None:
     """Writes `config.json`, after comparing with the run that `workdir` holds; only a training run is one.
 
+    An evaluation's configuration is written where no training run is, so that its report can show it.
+
     Args:
       free: see `configuration.require_same_run`.
       accept_changes: go on whatever has changed.
@@ -118,9 +123,9 @@ def record_configuration(
     Raises:
       ConfigError: the run was started with other settings.
     """
-    if config.mode != "train":
-        return
     folder = workdir / "checkpoints"
+    if config.mode != "train" and folder.is_dir():
+        return
     checkpoints = Checkpoints(folder, read_only=True) if folder.is_dir() else None
     found = checkpoints.newest(lambda step: checkpoints.read_info(step)["config"]) if checkpoints else None
     if found is not None:
@@ -134,20 +139,19 @@ def main(
     read: Read,
     run: Callable[[ConfigDict, pathlib.Path], None],
     *,
-    config: str,
     workdir: str,
     free: Collection[str],
 ) -> None:
     """The program.
 
     Args:
-      read: makes the method's configuration of the flags --config and --config.<leaf>.
+      read: makes the method's configuration of the flags --config ('' where it is not given) and --config.<leaf>.
       run: does what a configuration says, in a working directory that is there.
-      config, workdir: defaults of the flags.
+      workdir: default of the flag.
       free: settings that may change when a run goes on.
     """
     flags.DEFINE_string(
-        "config", config, "Configuration, `path[:argument]` or `name[:argument]`; --config.<field>=... sets a field."
+        "config", "", "Configuration, `path[:argument]` or `name[:argument]`; --config.<field>=... sets a field."
     )
     folder = flags.DEFINE_string("workdir", workdir, "Checkpoints, figures, results and pictures go here.")
     coordinator = flags.DEFINE_string("coordinator", None, "address:port of process 0, where JAX cannot find it.")
@@ -162,7 +166,7 @@ def main(
             sys.exit(f"error: {argv[1]!r} is no flag; see --help")
         report.start_logging()
         try:
-            settings = read(source or config, overrides)
+            settings = read(source, overrides)
             distributed.start(coordinator.value, num_processes.value, process_id.value)
             path = pathlib.Path(folder.value)
             make_workdir(path)

@@ -22,6 +22,8 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
+from pose_common.weights.hub_folders import HUB
+
 CHECKOUT = "configs"
 PACKAGES = (CHECKOUT, "posebh_jax.configs")
 """Where the project's own configurations are: in a checkout, and as installed."""
@@ -154,12 +156,12 @@ def _own_folders() -> dict[pathlib.Path, str]:
     return found
 
 
-def split_arguments(arguments: Sequence[str]) -> tuple[str | None, list[Override], list[str]]:
-    """Command-line arguments -> (the value of --config, [(leaf, text)] of --config.<leaf>, all others).
+def split_arguments(arguments: Sequence[str]) -> tuple[str, list[Override], list[str]]:
+    """Command-line arguments -> (the value of --config or "", [(leaf, text)] of --config.<leaf>, all others).
 
     `--config.remat` alone is true and `--noconfig.remat` false, as absl's flags have it.
     """
-    source, overrides, others = None, [], []
+    source, overrides, others = "", [], []
     waiting = list(arguments)
     while waiting:
         argument = waiting.pop(0)
@@ -171,7 +173,7 @@ def split_arguments(arguments: Sequence[str]) -> tuple[str | None, list[Override
         if text is None and not negated and waiting and not waiting[0].startswith("-"):
             text = waiting.pop(0)
         if leaf is None:
-            source = text
+            source = text or ""
         else:
             overrides.append((leaf, text if text is not None else str(not negated)))
     return source, overrides, others
@@ -255,6 +257,12 @@ def _both_numbers(*values: Any) -> bool:
 
 def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, (list, tuple)) else value
+
+
+def evaluated(overrides: Sequence[Override]) -> str:
+    """The checkpoint that the command line asks to evaluate; "" where it asks for something else."""
+    given = dict(overrides)
+    return given.get("checkpoint", "") if given.get("mode") == "evaluate" else ""
 
 
 def completed(saved: Mapping[str, Any], defaults: ConfigDict) -> ConfigDict:
@@ -371,6 +379,8 @@ def whole_eval_batch(config: ConfigDict) -> int:
 
 
 def require_path(field: str, path: str, expected: str) -> None:
-    """Raises ConfigError where there is nothing at `path`."""
+    """Raises ConfigError where there is nothing at `path`; what is on the Hugging Face hub is looked for later."""
+    if path.startswith(HUB):
+        return
     if not path or not epath.Path(path).exists():
         raise ConfigError(f"config.{field}={path!r}: there is no such file or folder; expected {expected}")

@@ -21,6 +21,7 @@ from pose_common.evaluation.best import BestMetric
 from pose_common.training import nonfinite, parallel, report
 from pose_common.training.best import BestCheckpoint
 from pose_common.training.checkpoints import Checkpoints, NonFiniteStateError
+from pose_common.training.curves import STAGE, draw_curves
 from pose_common.training.distributed import StopSignal
 from pose_common.training.fingerprints import named_leaves, summarise
 from pose_common.training.optimizers import GroupedAdamW
@@ -282,13 +283,15 @@ class _Loop:
         if self.best and run.step:
             with self._finite_state(run):
                 self.best.offer(run.step, scores, weights, self._info(run))
+        if jax.process_index() == 0:
+            draw_curves(self.writer.path, self.writer.path.with_name("curves.png"))
         self.metrics.restart_clock()
 
     def _log(self, run: _Run, bar) -> None:
         self._check(run)
         values = self.metrics.collect()
         if values:
-            self.writer.write(run.step, TRAIN, values)
+            self.writer.write(run.step, TRAIN, {**values, STAGE: run.stage})
             logging.info("step %d of %d: %s", run.step, self.total_steps, report.summary_line(values))
 
     def _save(self, run: _Run) -> None:

@@ -10,12 +10,9 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from etils import epath
-from jax.sharding import Mesh
 
-from pose_common.training.checkpoints import Checkpoints, find_checkpoints
-from pose_common.training.mesh import replicated
-from pose_common.training.state import TrainState
+from pose_common.training.checkpoints import Checkpoints, Found, find_checkpoints
+from pose_common.training.state import TrainState, to_evaluate
 from pose_common.weights.keys import ConversionError, flatten, is_float, not_finite, require_fit, unflatten
 
 Weights = dict[str, Any]
@@ -60,71 +57,47 @@ def take_parts(
 
 
 class Run(NamedTuple):
-    """A training run that was found on disk: its configuration as saved, and the path by which it was found."""
+    """A training run that was found on disk: its configuration as saved, and the checkpoints meant."""
 
     config: dict[str, Any]
-    checkpoint: str
+    found: Found
 
 
-def find_run(path: str | pathlib.Path, methods: Sequence[str]) -> Run | None:
-    """The run whose working directory or checkpoint this is.
+def find_run(path: str | pathlib.Path, methods: Sequence[str] = ()) -> Run | None:
+    """The run whose working directory or checkpoint this is; None where it is none.
 
-    Returns:
-      None where it is none, or of none of the `methods`.
+    Raises:
+      ValueError: it is a run, but of none of the `methods` (where some are given).
     """
     found = find_checkpoints(path) if path else None
     if found is None:
         return None
     checkpoints = Checkpoints(found.directory, read_only=True)
     newest = checkpoints.newest(lambda step: checkpoints.read_info(step)["config"], found.steps)
-    if newest is None or newest[1].get("method") not in methods:
-        return None
-    return Run(newest[1], str(path))
+    assert newest is not None, "steps were found"
+    config = newest[1]
+    if methods and config.get("method") not in methods:
+        raise ValueError(f"{path} is a run of {config.get('method')}, which is not {' or '.join(methods)}")
+    return Run(config, found)
 
 
-class Restored(NamedTuple):
-    """Weights on every device, the step they come from (0: of no run), and the notes of their checkpoint ({})."""
-
-    weights: Weights
-    step: int
-    notes: dict[str, Any]
-
-
-def weights_at(
-    path: str, mesh: Mesh, shapes: Callable[[Mapping[str, Any]], Weights], convert: Callable[[Weights], Weights]
-) -> Restored:
-    """Weights to evaluate; of a run, those of the newest checkpoint that can be read.
-
-    Args:
-      path: a run's working directory, one of its checkpoints, or a folder or file of weights.
-      mesh: the devices.
-      shapes: a checkpoint's notes ({} for none) -> the shapes of the model's weights.
-      convert: shapes of the model's weights -> the weights at `path`, where that is no run.
+def read_run(run: Run) -> tuple[Weights, int]:
+    """(weights as numpy arrays, their step) of the newest checkpoint that can be read, without prototypes that are only
+    newly initialised.
 
     Raises:
-      ValueError: there is nothing, it is damaged, or a run's arrays are not of the model's shapes.
+      ValueError: none can be, or the weights have NaN or infinity.
     """
-    found = find_checkpoints(path) if path else None
-    if found is None:
-        if not (path and epath.Path(path).exists()):
-            raise ValueError(
-                f"config.checkpoint={path!r} is neither a working directory with checkpoints, nor one of them, nor a "
-                "folder or file of weights"
-            )
-        weights = convert(shapes({}))
-        require_finite(path, weights)
-        return Restored(jax.tree.map(lambda x: jax.device_put(x, replicated(mesh)), weights), 0, {})
-    checkpoints = Checkpoints(found.directory, read_only=True)
+    checkpoints = Checkpoints(run.found.directory, read_only=True)
 
-    def read(step: int) -> Restored:
-        notes = checkpoints.read_info(step)["notes"]
-        saved = shapes(notes)
-        weights = checkpoints.restore_weights(step, saved, jax.tree.map(lambda _: replicated(mesh), saved))
-        return Restored(weights, step, notes)
+    def read(step: int) -> Weights:
+        return to_evaluate(checkpoints.read_weights(step), checkpoints.read_info(step).get("notes", {}))
 
-    newest = checkpoints.newest(read, found.steps)
+    newest = checkpoints.newest(read, run.found.steps)
     assert newest is not None, "steps were found"
-    return newest[1]
+    step, weights = newest
+    require_finite(run.found.directory / str(step), weights)
+    return weights, step
 
 
 def require_finite(source: str | pathlib.Path, weights: Mapping[str, Any]) -> None:
@@ -132,11 +105,6 @@ def require_finite(source: str | pathlib.Path, weights: Mapping[str, Any]) -> No
     floats = {name: value for name, value in flatten(weights).items() if is_float(value.dtype)}
     if problems := [line for name, value in floats.items() for line in not_finite(name, np.asarray(value))]:
         raise ConversionError(f"{source} holds weights that are not finite", problems)
-
-
-def on_host(weights: Weights) -> Weights:
-    """Copied arrays as numpy ones."""
-    return jax.tree.map(lambda x: np.asarray(x.addressable_data(0)), weights)
 
 
 def filler(source: str, start_from: Callable[[Mapping[str, Any]], Start]) -> Callable[[TrainState], TrainState]:

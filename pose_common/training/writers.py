@@ -1,4 +1,4 @@
-"""Where a run's metrics go: JSON lines, TensorBoard; and curves drawn from the JSON lines."""
+"""Where a run's metrics go: JSON lines, TensorBoard; curves are drawn from the JSON lines (`curves.py`)."""
 
 from __future__ import annotations
 
@@ -87,43 +87,3 @@ def read_metrics(path: str | pathlib.Path) -> list[dict]:
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path}, line {number} is damaged: {line[:80]!r}") from error
     return sorted(rows.values(), key=lambda row: (row["split"], row["step"]))
-
-
-def draw_curves(metrics_path: str | pathlib.Path, picture_path: str | pathlib.Path) -> None:
-    """One panel a figure, training and evaluation splits together, against the step; one legend for all."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    rows = read_metrics(metrics_path)
-    series: dict[str, dict[str, tuple[list, list]]] = {}
-    for row in rows:
-        for name, value in row.items():
-            if name not in ("step", "split") and value not in (None, ABSENT):
-                points = series.setdefault(name, {}).setdefault(row["split"], ([], []))
-                points[0].append(row["step"])
-                points[1].append(value)
-    if not series:
-        return
-    columns = min(4, len(series))
-    lines = math.ceil(len(series) / columns)
-    splits = list(dict.fromkeys(row["split"] for row in rows))
-    legend = 0.25 * math.ceil(len(splits) / columns) + 0.2  # inches
-    height = 2.6 * lines + legend
-    figure, axes = plt.subplots(lines, columns, figsize=(4 * columns, height), squeeze=False)
-    drawn = {}
-    for axis, (name, by_split) in zip(axes.flat, series.items(), strict=False):
-        for split, (steps, values) in by_split.items():
-            marker = "o" if len(steps) < 8 else None
-            colour = plt.get_cmap("tab20")(splits.index(split) % 20)
-            (drawn[split],) = axis.plot(steps, values, marker=marker, markersize=3, color=colour)
-        axis.set_title(name, fontsize=9)
-        if name.startswith("loss") or name.endswith("_loss"):
-            axis.set_yscale("log")
-    for axis in axes.flat[len(series) :]:
-        axis.axis("off")
-    figure.legend(drawn.values(), drawn, loc="upper center", ncols=columns, fontsize=8)
-    figure.tight_layout(rect=(0, 0, 1, 1 - legend / height))
-    figure.savefig(picture_path, dpi=90)
-    plt.close(figure)

@@ -15,8 +15,30 @@ INDEX = ".index.json"
 HUB_NAMES = ("model.safetensors", f"model.safetensors{INDEX}", "pytorch_model.bin", f"pytorch_model.bin{INDEX}")
 """In the order in which they are taken where a folder has several."""
 OTHER_SUFFIXES = (".safetensors", ".pth", ".pth.tar", ".pt", ".bin", ".ckpt")
+HUB = "hf://"
+"""Before owner/name of a repository of the hub."""
 MAX_JSON = 100_000_000
 """Bytes of an index or a config; published ones have some thousands."""
+
+
+def local_path(source: str | pathlib.Path) -> str:
+    """`source`, or the folder into which the Hugging Face hub's files of hf://owner/name were brought.
+
+    Raises:
+      ValueError: huggingface_hub is not installed, or there is no such repository within reach.
+    """
+    text = str(source)
+    if not text.startswith(HUB):
+        return text
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise ValueError(f"{text}: weights of the hub need huggingface_hub: pip install huggingface_hub") from error
+    name = text[len(HUB) :]
+    try:
+        return huggingface_hub.snapshot_download(name, allow_patterns=["*.json", "*.safetensors"])
+    except Exception as error:
+        raise ValueError(f"{text}: not in the cache, and could not be downloaded: {error}") from error
 
 
 def find_weights(path: pathlib.Path) -> pathlib.Path:

@@ -10,10 +10,12 @@ Trees are flat here: {"params/backbone/blocks/attn/qkv/kernel": array}. `flatten
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import itertools
+import pathlib
 import re
-from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any
 
 import flax.traverse_util
@@ -52,11 +54,22 @@ _PLACEHOLDER = re.compile(r"\{(\w+)(?:\+(\d+))?\}")
 
 
 class ConversionError(ValueError):
-    """Weights that do not fit; `problems` lists every reason."""
+    """Weights that do not fit; `summary` says what is wrong, `problems` lists every reason."""
 
     def __init__(self, summary: str, problems: Sequence[str]):
         super().__init__("\n  ".join([f"{summary} ({len(problems)} problems):", *problems]))
-        self.problems = tuple(problems)
+        self.summary, self.problems = summary, tuple(problems)
+
+
+@contextlib.contextmanager
+def naming(path: str | pathlib.Path) -> Iterator[None]:
+    """A `ConversionError` of the block says which file or folder it is of."""
+    try:
+        yield
+    except ConversionError as error:
+        if str(path) in str(error):
+            raise
+        raise ConversionError(f"{path}: {error.summary}", error.problems) from error
 
 
 @dataclasses.dataclass(frozen=True)

@@ -54,7 +54,7 @@ class StateFileError(ValueError):
     """A file that is not a whole and harmless file of weights; the message says what is wrong with it."""
 
 
-class TorchMissing(ImportError):
+class TorchMissing(StateFileError, ImportError):
     """PyTorch is not installed, and the file is one of PyTorch's own."""
 
 
@@ -95,7 +95,7 @@ def write_state(path: str | pathlib.Path, state: Mapping[str, np.ndarray]) -> No
     partial = path.with_name(path.name + ".partial")
     try:
         if path.suffix != ".safetensors":
-            torch = _import_torch()
+            torch = _import_torch(path)
             torch.save({"state_dict": {name: torch.from_numpy(array) for name, array in state.items()}}, partial)
         else:
             write_safetensors(partial, state)
@@ -140,20 +140,22 @@ def _read_file(path: pathlib.Path) -> dict[str, np.ndarray]:
             return _read_torch(path, mmap=False)
         look = next((look for start, look in LOOKS.items() if head.startswith(start)), f"it starts with {head[:9]!r}")
         raise ValueError(f"neither a PyTorch nor a safetensors file: {look}; {ACCEPTED}")
+    except StateFileError:
+        raise
     except (ValueError, OSError) as error:
         raise StateFileError(f"{path}: {error}") from error
 
 
-def _import_torch():
+def _import_torch(path: pathlib.Path):
     try:
         import torch
     except ImportError as error:
-        raise TorchMissing(NEEDS_TORCH) from error
+        raise TorchMissing(f"{path}: {NEEDS_TORCH}") from error
     return torch
 
 
 def _read_torch(path: pathlib.Path, mmap: bool) -> dict[str, np.ndarray]:
-    torch = _import_torch()
+    torch = _import_torch(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:

@@ -34,7 +34,7 @@ def cluster_terms(
       bank: from `choose_clusters`.
 
     Returns:
-      The weighted per-device loss {"cluster"}, and global: unweighted `cross_entropy`, `distance`, and `samples`.
+      The weighted per-device loss {"cluster"}, and global: unweighted `cross_entropy`, `distance`, and `pixels`.
     """
     keypoint_index = KeypointIndex((bank.keypoint.shape[0],))
     # A product with a 0/1 matrix copies exactly; gathers along the last axis are slow on matrix hardware.
@@ -50,5 +50,5 @@ def cluster_terms(
     images = global_batch_size(maps.shape[0], axis_name)
     error = heatmap_mse(maps, targets, keypoint_weights, images, keypoint_index).sum()
     loss = config.cluster_weight * (terms.loss + config.heatmap_weight * error)
-    aux = {"cross_entropy": terms.cross_entropy, "distance": terms.distance, "samples": terms.samples.sum()}
+    aux = {"cross_entropy": terms.cross_entropy, "distance": terms.distance, "pixels": terms.pixels.sum()}
     return {"cluster": loss}, aux

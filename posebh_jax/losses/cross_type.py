@@ -81,7 +81,7 @@ def _draw(labels: PseudoLabels, heatmap_size: tuple[int, int], sigma: float) -> 
 def label_pseudo_pixels(
     pseudo: PseudoLabels, heatmap_size: tuple[int, int], keypoint_index: KeypointIndex, config: PrototypeConfig
 ) -> Labels:
-    """Samples of each skeleton: the keypoint with the largest weight x Gaussian. One slot a dataset.
+    """Labelled pixels of each skeleton: the keypoint with the largest weight x Gaussian. One slot a dataset.
 
     The datasets' positions are laid side by side, padded to the longest: the maps over which the maximum is
     taken are never stored.

@@ -15,20 +15,20 @@ from posebh_jax.prototypes import PRECISE, Labels, Observed, PrototypeConfig
 
 
 class Contrast(NamedTuple):
-    """What the samples' embeddings say.
+    """What the labelled pixels' embeddings say.
 
     Attributes:
       loss: weighted per-device loss.
       cross_entropy, distance: unweighted, global, summed over datasets; for logging.
       assignment: [B, h, w, M, G], see `prototypes.assign`.
-      samples: float32 [n], samples of each dataset in the global batch.
+      pixels: float32 [n], labelled pixels of each dataset in the global batch.
     """
 
     loss: jax.Array
     cross_entropy: jax.Array
     distance: jax.Array
     assignment: jax.Array
-    samples: jax.Array
+    pixels: jax.Array
 
 
 def log_partition(similarity: jax.Array, members: jax.Array) -> jax.Array:
@@ -60,12 +60,12 @@ def contrastive_means(
 
     Args:
       partition: [B, h, w, G] from `log_partition`.
-      similarity: [B, h, w, M, G] of a sample to its own keypoint's prototypes.
+      similarity: [B, h, w, M, G] of a labelled pixel to its own keypoint's prototypes.
       target: int32 [B, h, w, G], the target among those M.
-      labels: the samples; the mean is over those of each dataset.
+      labels: the labelled pixels; the mean is over those of each dataset.
 
     Returns:
-      Shares [n] of both means, and the samples [n] in the global batch.
+      Shares [n] of both means, and the labelled pixels [n] in the global batch.
     """
     valid = labels.keypoint >= 0
     chosen = jax.nn.one_hot(target, similarity.shape[-2], axis=-2)
@@ -80,13 +80,13 @@ def contrastive_means(
 
 
 def _compare(embedding: jax.Array, bank: jax.Array, labels: Labels, keypoint_index: KeypointIndex):
-    """`log_partition` [B, h, w, G], and [B, h, w, M, G]: samples against their own keypoint's prototypes."""
+    """`log_partition` [B, h, w, G], and [B, h, w, M, G]: labelled pixels against their own keypoint's prototypes."""
     members = protos.slot_members(labels, keypoint_index)
 
     def band(embedding, keypoint):
         similarity = protos.similarities(embedding, bank)
-        samples = protos.sample_matrix(keypoint, keypoint_index.total)[..., None, :]
-        own = jnp.einsum("bhwmt,btg->bhwmg", similarity * samples, members, precision=PRECISE)
+        pixels = protos.pixel_matrix(keypoint, keypoint_index.total)[..., None, :]
+        own = jnp.einsum("bhwmt,btg->bhwmg", similarity * pixels, members, precision=PRECISE)
         return log_partition(similarity, members), own
 
     return protos.chunked_map(band, embedding, labels.keypoint)
@@ -101,12 +101,12 @@ def contrast(
     config: PrototypeConfig,
     axis_name: str | None = None,
 ) -> Contrast:
-    """Prototype loss of the samples (PoseBH, equations of PPC and PPD), summed over datasets.
+    """Prototype loss of the labelled pixels (PoseBH, equations of PPC and PPD), summed over datasets.
 
     Args:
       embedding: [B, h, w, D].
       bank: prototypes [T, M, D].
-      labels: the samples.
+      labels: the labelled pixels.
     """
     partition, similarity = _compare(embedding, bank, labels, keypoint_index)
     assignment = protos.assign(
@@ -149,8 +149,8 @@ def prototype_terms(
 
     Returns:
       Weighted per-device losses {"prototype", "prototype_heatmap"}; global values: the unweighted `cross_entropy` and
-      `distance`, `samples` [n], and the share of samples that are `correct`; and what `prototypes.update_prototypes`
-      needs.
+      `distance`, `pixels` [n], and the share of labelled pixels that are `correct`; and what
+      `prototypes.update_prototypes` needs.
     """
     labels = protos.label_pixels(targets, dataset, config.label_threshold)
     terms = contrast(embedding, prototypes, labels, keypoint_index=keypoint_index, config=config, axis_name=axis_name)
@@ -162,8 +162,8 @@ def prototype_terms(
     aux = {
         "cross_entropy": terms.cross_entropy,
         "distance": terms.distance,
-        "samples": terms.samples,
-        "correct": global_sum(correct.sum(), axis_name) / jnp.maximum(terms.samples.sum(), 1),
+        "pixels": terms.pixels,
+        "correct": global_sum(correct.sum(), axis_name) / jnp.maximum(terms.pixels.sum(), 1),
     }
     weight = correct if config.weigh_by_correctness else correct * labels.confidence[..., 0]
     observed = Observed(embedding, labels, terms.assignment[..., 0], weight)

@@ -9,18 +9,14 @@ from __future__ import annotations
 import collections
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import NamedTuple
 
-from data_pipelines.datasets import DATASETS
 from pose_common.weights.keys import ConversionError
-from posebh_jax.vit import SIZES, ViTSize
+from posebh_jax.vit import SIZES
 
 ORIGINAL, BACKBONE, HUGGING_FACE, MMPOSE = "original", "backbone", "hugging face", "mmpose"
 
-_WHOLE = ("coco", "aic", "mpii", "ap10k", "apt36k", "coco_wholebody")
-MIXTURES = (_WHOLE, ("coco", "aic", "mpii", "coco_wholebody"), (*_WHOLE, "interhand2d", "pw3d"))
-"""Orders of heads in published multi-dataset checkpoints."""
 
 SIMPLE_DECODER = "its decoder is the simple one (no deconvolutions), which this model does not have"
 
@@ -107,49 +103,6 @@ def recognise(shapes: Shapes) -> Contents | None:
     if _any(shapes, r"blocks\.\d+\.(attn|mlp|norm\d)\..*"):
         return _original(shapes, "", BACKBONE)
     return None
-
-
-def dataset_names(keypoints: Sequence[int], stem: str) -> tuple[str, ...] | None:
-    """Names of heads with these numbers of keypoints, or None where they cannot be told.
-
-    Args:
-      keypoints: number of maps of each head.
-      stem: the file's name, which names the dataset of a single-dataset split.
-    """
-
-    def known(name: str) -> int:
-        return DATASETS[name].num_keypoints
-
-    for names in MIXTURES:
-        if tuple(map(known, names)) == tuple(keypoints):
-            return names
-    if len(keypoints) != 1:
-        return None
-    fitting = [name for name in DATASETS if known(name) == keypoints[0]]
-    named = [name for name in fitting if name in (stem, f"coco_{stem}") or stem.endswith(f"_{name}")]
-    return tuple((named or fitting)[:1]) or None
-
-
-def backbone_size(contents: Contents, num_heads: int | None, part_features: int) -> ViTSize:
-    """The size, with the training settings of the published one where it is one.
-
-    Raises:
-      ConversionError: the number of attention heads, which weights do not show, is not known.
-    """
-    published = SIZES.get(contents.size_name or "", None)
-    if num_heads is None and published is None:
-        raise ConversionError(
-            "more must be known",
-            [f"width {contents.dim}, depth {contents.depth} is no published size: say the attention heads"],
-        )
-    heads = published.num_heads if num_heads is None and published is not None else num_heads or 0
-    if heads < 1 or contents.dim % heads:
-        raise ConversionError(
-            "the backbone does not fit", [f"{heads} attention heads do not divide width {contents.dim}"]
-        )
-    size = published or ViTSize(contents.dim, contents.depth, heads, part_features)
-    part_features = part_features or size.part_features
-    return dataclasses.replace(size, num_heads=heads, part_features=part_features, mlp_ratio=contents.mlp_ratio)
 
 
 def _original(shapes: Shapes, prefix: str, family: str) -> Contents:

@@ -7,6 +7,13 @@ from collections.abc import Sequence
 from pose_common.weights.keys import CONV, DECONV, LINEAR, Rule
 
 BLOCKS = "params/backbone/blocks"
+BANK, CLUSTERS, CLUSTER_KEYPOINTS = (
+    f"prototypes/{name}" for name in ("bank", "clusters/prototypes", "clusters/keypoint")
+)
+PROTOTYPES = {
+    "proto_head.kpt_prototype.prototypes": BANK,
+    "proto_head.cluster_prototype.prototypes": CLUSTERS,
+}
 LAYER = ("layer",)
 
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from pose_common.training.restore import Start, take_parts
-from pose_common.weights.keys import Conversion, flatten
+from pose_common.weights.keys import Conversion, ConversionError, flatten, unflatten
 from posebh_jax.model import PoseBH
-from posebh_jax.weights.convert import BANK, expand_experts, single_dataset
+from posebh_jax.vit import ViTSize
+from posebh_jax.weights.keys import BANK, BLOCKS
 
 
 def start_from(conversion: Conversion, initial: Mapping[str, Any], model: PoseBH, *, fold: str = "") -> Start:
@@ -46,6 +48,62 @@ def start_from(conversion: Conversion, initial: Mapping[str, Any], model: PoseBH
     return dataclasses.replace(taken, tree=tree, initialised=tuple(sorted([*taken.initialised, *new])))
 
 
+def expand_experts(
+    weights: Mapping[str, Any], manifest: Mapping[str, Any], num_experts: int, part: int | None = None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(weights, manifest) with experts made from a plain backbone: each starts as the last features of fc2.
+
+    Args:
+      part: features of an expert; None for the published size's.
+
+    Raises:
+      ConversionError: the backbone is of no published size and `part` is not given.
+    """
+    size = ViTSize(**manifest["backbone"])
+    part = part or size.part_features
+    if not 0 < part < size.dim:
+        raise ConversionError("more must be known", [f"how many of the {size.dim} features an expert yields"])
+    tree = dict(flatten(weights))
+    for leaf in ("kernel", "bias"):
+        whole = tree[f"{BLOCKS}/mlp/fc2/{leaf}"]
+        tree[f"{BLOCKS}/mlp/fc2/{leaf}"] = whole[..., :-part]
+        tree[f"{BLOCKS}/mlp/experts/{leaf}"] = np.repeat(whole[:, None, ..., -part:], num_experts, axis=1)
+    backbone = dataclasses.asdict(dataclasses.replace(size, part_features=part))
+    return unflatten(tree), {**manifest, "backbone": backbone, "num_experts": num_experts}
+
+
+def single_dataset(
+    weights: Mapping[str, Any], manifest: Mapping[str, Any], dataset: str
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(weights, manifest) of a plain transformer for one dataset: its expert folded into fc2, its head, its part of
+    the prototypes.
+
+    Raises:
+      ValueError: no such dataset in these weights.
+    """
+    names = [name for name, _ in manifest["datasets"]]
+    if dataset not in names:
+        raise ValueError(f"no head for {dataset!r}; these weights have {names}")
+    index = names.index(dataset)
+    counts = [count for _, count in manifest["datasets"]]
+    whole = flatten(weights)
+    tree = {
+        path: value
+        for path, value in whole.items()
+        if not re.match(rf"{BLOCKS}/mlp/experts/|prototypes/clusters/|\w+/heads/(?!{re.escape(dataset)}/)", path)
+    }
+    if manifest["num_experts"]:
+        for leaf in ("kernel", "bias"):
+            parts = [whole[f"{BLOCKS}/mlp/fc2/{leaf}"], whole[f"{BLOCKS}/mlp/experts/{leaf}"][:, index]]
+            tree[f"{BLOCKS}/mlp/fc2/{leaf}"] = np.concatenate(parts, axis=-1)
+    if BANK in tree:
+        start = sum(counts[:index])
+        tree[BANK] = tree[BANK][start : start + counts[index]]
+    family = f"{manifest['family']}, its {dataset} expert folded in"
+    folded = {**manifest, "family": family, "num_experts": 0, "datasets": [[dataset, counts[index]]]}
+    return unflatten(tree), folded
+
+
 def _as_head_of(new: str, old: str, tree: Mapping[str, Any]) -> dict[str, Any]:
     """Gives the head of one dataset to another, without the last convolution, which is the skeleton's own."""
     own = f"params/heads/{old}/final/"
@@ -76,8 +134,13 @@ def _for_datasets(
     if BANK in loaded and BANK in initial and any(pair in known for pair in pairs):
         ends = np.cumsum([count for _, count in known])
         rows = {pair: loaded[BANK][end - pair[1] : end] for pair, end in zip(known, ends, strict=True)}
-        start = np.split(np.asarray(initial[BANK]), np.cumsum([count for _, count in pairs])[:-1])
-        tree[BANK] = np.concatenate([rows.get(pair, own) for pair, own in zip(pairs, start, strict=True)])
+        ends = np.cumsum([count for _, count in pairs])
+        tree[BANK] = np.concatenate(
+            [
+                rows[pair] if pair in rows else np.asarray(initial[BANK])[end - pair[1] : end]
+                for pair, end in zip(pairs, ends, strict=True)
+            ]
+        )
         new += [f"prototypes of {pair[0]}" for pair in pairs if pair not in known]
     return tree, new
 

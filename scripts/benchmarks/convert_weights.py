@@ -22,8 +22,9 @@ from pose_common.weights.keys import expected_sources
 from pose_common.weights.torch_files import write_state
 from posebh_jax.model import PoseBH
 from posebh_jax.vit import SIZES
-from posebh_jax.weights.convert import BANK, model_targets, read_weights
-from posebh_jax.weights.keys import posebh_rules
+from posebh_jax.weights.convert import read_weights
+from posebh_jax.weights.keys import BANK, posebh_rules
+from posebh_jax.weights.manifest import model_targets
 
 MIXTURE = (("coco", 17), ("aic", 14), ("mpii", 16), ("ap10k", 17), ("apt36k", 17), ("coco_wholebody", 133))
 

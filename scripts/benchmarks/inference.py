@@ -35,7 +35,7 @@ def make_predict(config: ConfigDict) -> Callable:
     build = build_of(config)
     method = build.make_method(config, steps_per_epoch=1)
     weights = jax.jit(method.init)(jax.random.PRNGKey(0)).weights
-    evaluator = build.make_evaluator(config, make_mesh(), "")
+    evaluator = build.make_evaluator(config, method.model, make_mesh(), "")
     if config.method == BOIR:
         predictor = evaluator.tasks[0].predictor
         return lambda image, inverse_warp: predictor(weights, image, inverse_warp)

@@ -6,8 +6,11 @@ import jax
 import numpy as np
 import pytest
 
-from boir_jax import build
+from boir_jax import build, configuration
 from configs import boir
+from data_pipelines.datasets import PoseDataset, save_definition
+from data_pipelines.skeletons import KeypointSet
+from pose_common.training.configuration import ConfigError
 
 pytestmark = pytest.mark.slow  # makes every published model's shapes
 
@@ -28,7 +31,7 @@ CROWDPOSE = ("crowdpose", "trainval", "test", ["crowdpose"])
 )
 def test_released_settings(arg, size, data, input_size, epochs, warmup, box_weight, level):
     config = boir.get_config(arg)
-    evaluated = [task.dataset for task in build.make_tasks(config)]
+    evaluated = [task.dataset for task in build.make_tasks(config, build.make_model(config))]
     assert (config.dataset, config.train_split, config.eval_split, evaluated) == data
     assert (config.input_size, config.batch_size) == (input_size, 80)
     method = build.make_method(config, steps_per_epoch=100)
@@ -55,8 +58,29 @@ def test_statistics_of_batch_norm_are_global_or_of_groups():
     assert build.make_model(config).norm().group == 5
 
 
+@pytest.mark.parametrize(
+    "words, size, input_size, box_weight",
+    [
+        ("", "w32", 512, 0.25),
+        (",w48", "w48", 640, 0.25),
+        (",w32,finetune", "w32", 512, 1.0),
+        (",small", "small", 128, 0.25),
+    ],
+)
+def test_any_dataset_has_a_configuration(words, size, input_size, box_weight, tmp_path):
+    """Of its own name, keypoints and splits; no other dataset's rows are evaluated."""
+    with pytest.raises(ConfigError, match=r"unknown dataset 'mine'.*scripts.prepare_data custom --name=mine"):
+        configuration.read(f"boir:mine{words}", [("data_dir", str(tmp_path))])
+    skeleton = KeypointSet("mine", ("a", "b", "c"), ((1, 2),), (), sigmas=(0.05,) * 3)
+    save_definition(PoseDataset("mine", "mine", skeleton=skeleton), tmp_path)
+    config = configuration.read(f"boir:mine{words}", [("data_dir", str(tmp_path))])
+    assert (config.size, config.input_size, config.losses.box) == (size, input_size, box_weight)
+    assert [(task.dataset, task.split) for task in build.make_tasks(config)] == [("mine", "val")]
+    assert build.make_model(config).num_keypoints == 3 and not config.published_as
+
+
 def test_mistakes_are_named():
-    for wrong in ("mpii_w32", "coco", "coco_w32_finetune", "crowdpose_w18", "crowdpose_w32_small"):
+    for wrong in ("mpii_w32", "coco_w32_finetune", "crowdpose_w18", "mine,w18", "mine,w32,w48", ",w32"):
         with pytest.raises(ValueError, match=f"configs/boir.py:{wrong}"):
             boir.get_config(wrong)
     config = boir.get_config("demo")

@@ -76,6 +76,9 @@ def test_perfect_predictions_score_100(synthetic, tmp_path, capsys):
         results = json.loads((tmp_path / f"results/step_3/{task.name}.json").read_text())
         assert len(results) == sum(map(len, task.predictor.known.values()))
         assert (tmp_path / f"pictures/{task.name}.png").exists()
+        analysis = json.loads((tmp_path / f"results/step_3/analysis/{task.name}.json").read_text())
+        people = analysis["people"]
+        assert people["found"] == people["labelled"] and analysis["total"]["good"] == analysis["total"]["labelled"]
     for text in (capsys.readouterr().out, *table["remarks"]):
         assert "scripts.prepare_data crowdpose" in text
 
@@ -132,12 +135,17 @@ def test_published_lookup():
     assert not published("W32", "synthetic_crowd", "val") and not published("", "coco", "val")
 
 
+def tasks_of(name):
+    config = boir.get_config(name)
+    return build.make_tasks(config, build.make_model(config))
+
+
 def test_the_rows_of_a_configuration():
-    coco = build.make_tasks(boir.get_config("coco_w32"))
+    coco = tasks_of("coco_w32")
     assert [(task.dataset, task.split) for task in coco] == [("coco", "val"), ("ochuman", "test")]
     assert [task.oks_threshold for task in coco] == [0.8, 0.7]
     assert [task.predictor.proposals.smoothing for task in coco] == [3, 11]
-    (crowd,) = build.make_tasks(boir.get_config("crowdpose_w48"))
+    (crowd,) = tasks_of("crowdpose_w48")
     assert (crowd.dataset, crowd.split, crowd.predictor.proposals.maximum) == ("crowdpose", "test", 30)
     with pytest.raises(ValueError, match="'crowdpose' has other keypoints"):
         configuration.read("boir:coco_w32", [("eval_also", "(('crowdpose','test'),)")])

@@ -31,7 +31,7 @@ class Download:
     name: str = "people_data.json"
 
     def prepare(self, folder: pathlib.Path, content: Any = None, **options) -> tuple[dict, records.Annotations]:
-        """(summary, table) of the split, with other content if given."""
+        """(summary, table) of the split, with other content if given, as an object or as the file's bytes."""
         for name, width, height in self.pictures:
             path = folder / "pictures" / name
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -39,7 +39,8 @@ class Download:
                 path.write_bytes(tiny_sets.jpeg(width, height))
         for name, path in self.beside.items():
             (folder / name).write_bytes(path.read_bytes())
-        (folder / self.name).write_text(json.dumps(self.content if content is None else content))
+        text = content if isinstance(content, bytes) else json.dumps(self.content if content is None else content)
+        (folder / self.name).write_bytes(text if isinstance(text, bytes) else text.encode())
         more = {"dataset": "beasts"} if self.dataset == "custom" else {}
         builder = BUILDERS[self.dataset](
             self.split,

@@ -119,7 +119,12 @@ def test_test_sets_lose_nobody(tmp_path):
     (tmp_path / "mpii/annotations").mkdir()
     (tmp_path / "mpii/annotations/mpii_test.json").write_text(json.dumps(entries))
     assert prepare_data.main(["mpii", f"--raw_dir={tmp_path}", f"--data_dir={tmp_path / 'data'}"]) == 0
-    assert custom(tmp_path, [])[0] == 0
+
+
+def test_a_custom_file_of_nobody_is_an_error(tmp_path, capsys):
+    assert custom(tmp_path, [])[0] == 1
+    assert "no usable person" in capsys.readouterr().err
+    assert custom(tmp_path, [], "--allow_loss")[0] == 0
 
 
 def test_unlabelled_people_of_published_sets_are_no_loss(tmp_path):

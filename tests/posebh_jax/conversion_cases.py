@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from posebh_jax.weights.convert import PATCH, Options, describe
 from posebh_jax.weights.detect import recognise
+from posebh_jax.weights.manifest import PATCH, Options, describe
 from tests.golden_files import golden, golden_config
 from tests.posebh_jax.golden_weights import golden_state
 

@@ -122,7 +122,7 @@ def test_cluster_loss_and_gradient():
     close(loss, case["loss/fixed/cps_loss"], rel=1e-6)
     contrastive = CONFIG.cross_entropy_weight * aux["cross_entropy"] + CONFIG.distance_weight * aux["distance"]
     close(CONFIG.contrast_weight * contrastive, case["loss/fixed/proto_loss"], rel=1e-6)
-    assert aux["samples"] == (case["loss/fixed/sample_class"] >= 0).sum()
+    assert aux["pixels"] == (case["loss/fixed/sample_class"] >= 0).sum()
     close(jnp.moveaxis(gradient, -1, 1), case["loss/fixed/grad_embedding"], rel=1e-5)
     only = recorded_settings(FILE, heatmap_weight=0.0, cluster_weight=1.0)
     _, gradient = with_gradient(batch.embedding, *rows, only)
@@ -152,7 +152,7 @@ def test_a_batch_without_cluster_keypoints_gives_zero():
     bank = ClusterBank(random_prototypes()[:4], jnp.arange(4))
     empty = 0 * batch.targets, 0 * batch.weights
     (loss, aux), gradient = with_gradient(batch.embedding, *empty, bank)
-    assert float(loss) == 0 and aux["samples"] == 0 and not gradient.any()
+    assert float(loss) == 0 and aux["pixels"] == 0 and not gradient.any()
 
 
 @pytest.mark.slow  # compiles for eight devices

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -41,7 +42,8 @@ class Oracle:
     def __init__(self, data_dir, datasets):
         self.known = {}
         for name in datasets:
-            loader = eval_loader(name, "val", data_dir=data_dir, batch_size=BATCH, input_size=SIZE, reading=READING)
+            shared = {"batch_size": BATCH, "devices": jax.device_count()}
+            loader = eval_loader(name, "val", data_dir=data_dir, input_size=SIZE, reading=READING, **shared)
             for batch in loader:
                 truth = heatmaps.to_image(batch["keypoints"], batch["inverse_warp"])
                 for warp, keypoints in zip(batch["inverse_warp"], np.asarray(truth), strict=True):
@@ -91,9 +93,14 @@ def test_perfect_predictions_score_100_on_every_dataset(synthetic, tmp_path, cap
         assert row["metrics"] == figures[f"{row['dataset']}_val/heads"]
         assert (tmp_path / f"results/step_7/{row['dataset']}_val_heads.json").exists()
         assert (tmp_path / f"pictures/{row['dataset']}_val_heads.png").exists()
+        analysis = json.loads((tmp_path / f"results/step_7/analysis/{row['dataset']}_val_heads.json").read_text())
+        assert analysis["total"]["good"] == analysis["total"]["labelled"] == analysis["total"]["found"] > 0
+        assert (tmp_path / f"gallery/{row['dataset']}_val_heads.json").exists()
         assert ("AP of body 100.0, foot 100.0" in "; ".join(row["notes"])) == ("wholebody" in row["dataset"])
     with (tmp_path / "results/step_7/table.csv").open() as file:
         assert [row["ours"] for row in csv.DictReader(file)] == [row["ours"] for row in rows["rows"]]
+    errors = json.loads((tmp_path / "results/step_7/errors.json").read_text())["rows"]
+    assert [row["PCK@0.05"] for row in errors] == ["100.0"] * len(DATASETS)
     for text in (
         capsys.readouterr().out,
         (tmp_path / "results/step_7/table.md").read_text(),
@@ -162,7 +169,7 @@ def test_splits_without_annotations_give_a_file_for_submission(coco, tmp_path, c
 
 
 def test_published_figures_stand_beside_ours(coco, tmp_path):
-    run = evaluator(Constant(), [task("coco")], coco, tmp_path, published_as=model_name("posebh", "base"))
+    run = evaluator(Constant(), [task("coco")], coco, tmp_path, published_as=model_name(True, "base"))
     run({}, 0)
     (row,) = json.loads((tmp_path / "results/step_0/table.json").read_text())["rows"]
     assert (row["ours"], row["published"]) == ("100.0 / 100.0", "77.3 / 82.4")
@@ -170,7 +177,7 @@ def test_published_figures_stand_beside_ours(coco, tmp_path):
 
 
 def test_published_lookup():
-    assert model_name("multi_head", "huge") == "ViTPose++-H"
+    assert model_name(False, "huge") == "ViTPose++-H"
     assert published("PoseBH-H", "ochuman", "test").figures == {"AP": 87.0, "AR": 88.4}
     assert published("PoseBH-B", "ochuman", "val").compare("val", "ground truth") == "published on test"
     assert published("PoseBH-B", "coco", "test-dev").figures == {"AP": 76.6, "AR": 81.7}

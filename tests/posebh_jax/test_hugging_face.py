@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from pose_common.weights.keys import ConversionError
-from posebh_jax.weights.convert import model_of, read_weights
+from posebh_jax.weights.convert import read_weights
+from posebh_jax.weights.manifest import model_of
 
 pytestmark = pytest.mark.torch
 

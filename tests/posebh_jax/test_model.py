@@ -12,8 +12,8 @@ from configs.mdt import REGULARISATION
 from pose_common.weights.keys import expected_sources, flatten
 from posebh_jax.model import PoseBH, layer_ids, weight_decay_mask
 from posebh_jax.vit import SIZES, ViTSize
-from posebh_jax.weights.convert import model_of
 from posebh_jax.weights.keys import posebh_rules
+from posebh_jax.weights.manifest import model_of
 from tests.golden_files import golden
 from tests.posebh_jax.conversion_cases import KEYS, published
 

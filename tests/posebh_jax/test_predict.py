@@ -23,7 +23,7 @@ from pose_common.prediction.video import video_writer
 from pose_common.weights.folder import save_weights
 from posebh_jax import predict
 from posebh_jax.predictor import Predictor
-from posebh_jax.weights.convert import manifest_of
+from posebh_jax.weights.manifest import manifest_of
 from tests.boir_jax import step_program as boir_program
 from tests.posebh_jax.step_program import global_batch, spread_embeddings, tiny_method
 from tests.settings import DARK_KERNEL

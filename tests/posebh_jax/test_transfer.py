@@ -12,12 +12,16 @@ import pytest
 from configs import mdt, multi_head, transfer
 from data_pipelines.builders.interhand2d import InterHand2d
 from data_pipelines.builders.synthetic import prepare_synthetic
+from data_pipelines.datasets import PoseDataset, save_definition
+from data_pipelines.skeletons import KeypointSet
 from pose_common.training.mesh import make_mesh
 from pose_common.training.stages import make_stages, stage_index
+from pose_common.weights.embedded import read_embedded
 from pose_common.weights.folder import load_weights, save_weights
 from pose_common.weights.keys import flatten
-from posebh_jax import build, configuration, main
-from posebh_jax.weights.convert import manifest_of
+from posebh_jax import build, configuration, main, sources
+from posebh_jax.predict import EMBEDDED
+from posebh_jax.weights.manifest import manifest_of
 from scripts import convert_weights
 from tests.golden_files import shared_path
 
@@ -53,6 +57,34 @@ def test_released_schedules(arg, dataset, batch, epochs, thawed, prototypes_unti
     for epoch, rate in rates.items():
         assert optimizer.schedule(epoch * 1000 + 500, np) == pytest.approx(rate)
     assert optimizer.schedule(0, np) == pytest.approx(rates[0] / 1000)
+
+
+@pytest.mark.parametrize("wrong", ["mine,base", "interhand2d,tiny", ",tiny", "mine,"])
+def test_sizes_that_are_not_there(wrong):
+    with pytest.raises(ValueError, match=f"configs/transfer.py:{wrong}: expected"):
+        transfer.get_config(wrong)
+
+
+def test_the_small_model_starts_from_the_embedded_one(tmp_path):
+    """Backbone and deconvolutions are taken over, the rendered animals' expert folded in; the last layer is new."""
+    skeleton = KeypointSet("mine", ("a", "b", "c"), ((1, 2),), (), sigmas=(0.05,) * 3)
+    save_definition(PoseDataset("mine", "mine", codec="udp", skeleton=skeleton), tmp_path)
+    overrides = [("data_dir", str(tmp_path)), ("init_from", str(EMBEDDED))]
+    config = configuration.read("transfer:mine,tiny", overrides)
+    assert config.datasets == ("mine",) and config.codec.mine == "udp" and config.method == "multi_head"
+    model = build.make_model(config)
+    method = build.make_method(config, 10)
+    state = sources.make_start(config, model)(method.init(jax.random.PRNGKey(0)))
+    given, found = flatten(read_embedded(EMBEDDED).weights), flatten({"params": state.params})
+    for name in ("deconv1/kernel", "deconv2/kernel"):
+        own, other = (found[f"params/heads/mine/upsampling/{name}"], f"params/heads/synthetic_ap10k/upsampling/{name}")
+        np.testing.assert_array_equal(own, given[other])
+    backbone = [name for name in given if "/backbone/" in name and "expert" not in name and "fc2" not in name]
+    assert backbone
+    for name in backbone:
+        np.testing.assert_array_equal(found[name], given[name], err_msg=name)
+    (last,) = [value for name, value in found.items() if name.endswith("heads/mine/final/kernel")]
+    assert last.shape[-1] == 3
 
 
 def small(config, dataset, data_dir):
@@ -99,7 +131,7 @@ def transfer_to(dataset, data_dir, mixture, workdir, num_stages):
     steps = []
     for step in range(1, num_stages + 1):
         config.checkpoint = str(workdir / "checkpoints" / str(step))
-        weights, found = build.load_weights(config, make_mesh())
+        _, weights, found = sources.load(config, make_mesh())
         assert found == step
         steps.append(flatten(jax.device_get(weights)))
     return config, steps
@@ -158,28 +190,44 @@ def test_what_a_transfer_needs_is_said(mixture, tmp_path):
         configuration.check(config)
     config.init_from = str(tmp_path / "absent.pth")
     with pytest.raises((ValueError, OSError), match="absent.pth"):
-        build.make_start(config, model, make_mesh())
+        sources.make_start(config, model)
     config.datasets = ("synthetic_crowd", "synthetic_coco")
     config.init_from = str(mixture[0])
     with pytest.raises(ValueError, match="to one dataset"):
         configuration.check(config)
 
 
-def test_evaluation_needs_weights_for_every_part(mixture, tmp_path):
+def test_weights_say_what_is_evaluated(mixture, tmp_path):
     weights, manifest = load_weights(mixture[0])
     config = small(mdt.get_config("demo"), "synthetic_crowd", tmp_path)
     config.checkpoint = str(mixture[0])
-    with pytest.raises(ValueError, match="experts"):
-        build.load_weights(config, make_mesh())
-    config.datasets = tuple(name for name, _ in manifest["datasets"])
-    assert build.load_weights(config, make_mesh())[1] == 0
+    with pytest.raises(ValueError, match="has the heads synthetic_mpii.*you asked for synthetic_crowd"):
+        sources.load(config, make_mesh())
+    config.size = "base"
+    with pytest.raises(ValueError, match="is tiny; the configuration is base: use --config=mdt:tiny"):
+        sources.load(config, make_mesh())
+    config.size, config.input_size = "tiny", (96, 128)
+    with pytest.raises(ValueError, match="takes crops of 48x64"):
+        sources.load(config, make_mesh())
+    config.input_size, config.datasets = (48, 64), tuple(name for name, _ in manifest["datasets"])
+    whole = sources.load(config, make_mesh())
+    assert whole.step == 0 and whole.model.embedding_dim == 8
+    # One of the heads: its expert and its prototypes come along, the others stay behind.
+    name, count = manifest["datasets"][1]
+    config.datasets = (name,)
+    one = sources.load(config, make_mesh())
+    assert one.model.datasets == ((name, count),) and one.model.num_experts == 1
+    np.testing.assert_array_equal(one.weights["prototypes"]["bank"], whole.weights["prototypes"]["bank"][-count:])
+    experts = [flatten(loaded.weights)["params/backbone/blocks/mlp/experts/kernel"] for loaded in (one, whole)]
+    np.testing.assert_array_equal(experts[0], experts[1][:, 1:])
+    # Without prototypes it is the multi-head baseline, whatever the configuration says.
     for collection in ("params", "batch_stats"):
         del weights[collection]["embedding"]
     del weights["prototypes"]
     save_weights(tmp_path / "heads", weights, manifest | {"embedding": None})
     config.checkpoint = str(tmp_path / "heads")
-    with pytest.raises(ValueError, match="nothing for embedding, prototypes/bank"):
-        build.load_weights(config, make_mesh())
+    heads = sources.load(config, make_mesh())
+    assert not heads.model.embedding_dim and not heads.weights["prototypes"]
 
 
 @pytest.mark.parametrize("datasets", [("synthetic_coco", "synthetic_mpii"), ("synthetic_coco",)])
@@ -198,7 +246,27 @@ def test_the_baseline_is_evaluated_from_a_file_of_the_original_names(datasets, t
         metrics = main.evaluate(config, tmp_path / "out")
         assert set(metrics) == {"synthetic_coco/heads"}
     config.init_from, config.checkpoint = config.checkpoint, ""
-    loaded = build.make_start(config, method.model, make_mesh())(jax.jit(method.init)(jax.random.key(6)))
+    loaded = sources.make_start(config, method.model)(jax.jit(method.init)(jax.random.key(6)))
     expected = flatten(weights)
     for name, value in flatten(jax.device_get(loaded.weights)).items():
         np.testing.assert_array_equal(value, expected[name], err_msg=name)
+
+
+def test_evaluation_without_a_configuration(mixture, tmp_path):
+    """A run, a folder and a file say themselves what they are; a flag chooses among their heads."""
+    weights, manifest = load_weights(mixture[0])
+    names = [name for name, _ in manifest["datasets"]]
+    prepare_synthetic(tmp_path / "data", names, num_train=1, num_val=2)
+    folder = mixture[0]
+    asked = [("mode", "evaluate"), ("checkpoint", str(folder)), ("data_dir", str(tmp_path / "data"))]
+    config = sources.read_configuration("", asked)
+    assert (config.size, config.input_size, list(config.datasets)) == ("tiny", (48, 64), names)
+    config = sources.read_configuration("", [*asked, ("datasets", names[1]), (f"boxes.{names[1]}", "ground_truth")])
+    config.pictures = 0
+    assert set(main.evaluate(config, tmp_path / "out")) == {f"{names[1]}/heads", f"{names[1]}/prototypes"}
+    # A file of the original names, whose heads nothing names.
+    file = tmp_path / "file.safetensors"
+    assert convert_weights.main([str(folder), f"--to={file}"]) == 0
+    asked[1] = ("checkpoint", str(file))
+    config = sources.read_configuration("", [*asked, ("datasets", ",".join(names))])
+    assert config.method == "posebh" and list(config.datasets) == names

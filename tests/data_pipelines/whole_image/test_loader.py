@@ -143,10 +143,10 @@ def test_evaluation_batches_by_exact_size(data_dir):
     annotations = loader.annotations
     oblong = dataclasses.replace(annotations, width=np.where(np.arange(5) < 2, 400, 300), height=np.full(5, 200))
     loader.source.annotations = oblong
-    assert [(size, len(numbers)) for size, numbers in loader.batches] == [
-        ((192, 128), 2),
-        ((192, 128), 1),
-        ((256, 128), 2),
+    assert [(size, rows, len(numbers)) for size, rows, numbers in loader.batches] == [
+        ((192, 128), 2, 2),
+        ((192, 128), 2, 1),
+        ((256, 128), 2, 2),
     ]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import cv2
 import numpy as np
 import pytest
@@ -129,3 +131,52 @@ def test_reading_ahead_keeps_order_and_hands_errors_on():
     assert next(reader) == 1
     with pytest.raises(PictureError, match="the second is none"):
         next(reader)
+
+
+def test_one_bad_file_of_a_folder_costs_itself(folder):
+    (folder / "1.png").write_bytes(b"no picture")
+    left_out = []
+    names = [picture.name for picture in pictures_of(folder, left_out.append)]
+    assert names == ["0.png", "2.png"] and "1.png" in str(left_out[0]) and len(left_out) == 1
+    with pytest.raises(PictureError, match="1.png"):
+        list(pictures_of(folder))
+    with pytest.raises(PictureError, match="1.png"):  # asked for by name, nothing is left
+        list(pictures_of(folder / "1.png", left_out.append))
+
+
+@pytest.mark.parametrize("width, height", [(60_000, 60_000), (30_000, 30_000), (2**31 - 1, 2**31 - 1)])
+def test_more_pixels_than_fit_are_refused_by_the_header(tmp_path, width, height):
+    data = bytearray(cv2.imencode(".bmp", image())[1].tobytes())
+    data[18:26] = np.array([width, height], "<i4").tobytes()
+    (tmp_path / "bomb.bmp").write_bytes(data)
+    with pytest.raises(PictureError, match="bomb.bmp"):
+        read_picture(tmp_path / "bomb.bmp")
+
+
+def test_large_items_wait_one_by_one():
+    """Whoever reads ahead holds no more of them than their bytes allow."""
+    made = []
+
+    def jobs():
+        for number in range(5):
+            made.append(number)
+            yield Job(number, 0, [], nbytes=100)
+
+    items = ahead(jobs(), most_bytes=250)
+    assert next(items).tag == 0
+    time.sleep(0.3)
+    assert len(made) <= 4  # one was taken, two wait, one is ready to
+    assert [job.tag for job in items] == [1, 2, 3, 4]
+
+
+def test_large_pictures_do_not_wait_for_their_batch_to_fill():
+    batches = []
+
+    def run(kind, rows):
+        batches.append(len(rows["x"]))
+        return {"y": rows["x"]}
+
+    jobs = [Job(number, 0, [{"x": np.float32(number)}], nbytes=100) for number in range(6)]
+    found = [(tag, float(rows[0]["y"])) for tag, rows in in_batches(jobs, run, batch_size=6, most_bytes=150)]
+    assert found == [(number, number) for number in range(6)]
+    assert batches == [6, 6, 6]  # each of two pictures, and filled

@@ -11,7 +11,7 @@ import pytest
 
 from boir_jax import configuration as boir_configuration
 from configs import boir, mdt, multi_head, transfer
-from pose_common.training import configuration
+from pose_common.training import cli, configuration
 from pose_common.training.configuration import ConfigError
 from posebh_jax import configuration as posebh_configuration
 from tests.distribution import ROOT
@@ -121,7 +121,7 @@ def test_tables_hold_the_datasets_of_the_run_and_no_others():
         ("mdt", "init_from=/nonexistent", r"config.init_from='/nonexistent': there is no such file or folder"),
         ("mdt", "boxes.coco=absent.json", r"config.boxes.coco='absent.json': there is no such file"),
         ("mdt", "input_size=190,256", r"config.input_size=\(190, 256\): expected .*multiples of 16"),
-        ("boir:coco", "", r"--config=boir:coco: .*expected"),
+        ("boir:coco_w3", "", r"--config=boir:coco_w3: .*expected"),
         ("boir", "size=w18", r"config.size='w18': expected one of .*w32"),
         ("boir", "losses.background=none", r"config.losses.background='none'"),
         ("boir", "dataset=crowdpos", r"config.dataset: unknown dataset 'crowdpos'.*did you mean 'crowdpose'"),
@@ -184,6 +184,17 @@ def test_resuming_with_other_settings():
             configuration.require_same_run(saved, other_run, posebh_configuration.FREE)
         assert f"config.{leaf}" in str(refused.value) and "--accept_changes" in str(refused.value)
         assert configuration.require_same_run(saved, other_run, posebh_configuration.FREE, accept=True)
+
+
+def test_an_evaluation_is_recorded_where_no_training_run_is(tmp_path):
+    config = read("mdt:demo", "--config.seed=5")
+    config.mode = "evaluate"
+    cli.record_configuration(config, tmp_path, posebh_configuration.FREE, False)
+    assert json.loads((tmp_path / "config.json").read_text())["seed"] == 5
+    (tmp_path / "checkpoints").mkdir()
+    config.seed = 6
+    cli.record_configuration(config, tmp_path, posebh_configuration.FREE, False)
+    assert json.loads((tmp_path / "config.json").read_text())["seed"] == 5, "the training run's own"
 
 
 def test_an_older_runs_configuration_is_completed():

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from pose_common.training import parallel, restore
-from pose_common.training.checkpoints import Checkpoints, DamagedCheckpointError
-from pose_common.training.mesh import make_mesh
+from pose_common.training.checkpoints import Checkpoints, DamagedCheckpointError, Found
 from pose_common.weights.keys import ConversionError
 from tests.pose_common.training.toy import ToyMethod
 
@@ -31,7 +30,7 @@ def workdir(tmp_path):
 
 
 def weights_at(path):
-    return restore.weights_at(str(path), make_mesh(), lambda notes: SHAPES.weights, lambda shapes: pytest.fail("a run"))
+    return restore.read_run(restore.find_run(path))
 
 
 def damage(workdir, step: int) -> None:
@@ -40,10 +39,10 @@ def damage(workdir, step: int) -> None:
 
 def test_the_newest_that_can_be_read(workdir, caplog):
     for newest in (2, 1):
-        found = weights_at(workdir)
-        assert (found.step, found.notes) == (newest, {})
-        jax.tree.map(np.testing.assert_array_equal, found.weights, state_at(newest).weights)
-        assert restore.find_run(workdir, ["toy"]) == restore.Run(CONFIG, str(workdir))
+        weights, step = weights_at(workdir)
+        assert step == newest
+        jax.tree.map(np.testing.assert_array_equal, weights, state_at(newest).weights)
+        assert restore.find_run(workdir, ["toy"]) == restore.Run(CONFIG, Found(workdir / "checkpoints", (2, 1)))
         damage(workdir, newest)
     assert f"{workdir}/checkpoints/2 is damaged: " in caplog.text
     with pytest.raises(DamagedCheckpointError, match="none of the 2 checkpoints can be read"):
@@ -54,14 +53,15 @@ def test_a_step_that_is_asked_for_is_that_step(workdir):
     damage(workdir, 2)
     with pytest.raises(DamagedCheckpointError, match=r"^the checkpoint .*/2 is damaged: .*\. Before it there is 1$"):
         weights_at(workdir / "checkpoints" / "2")
-    assert weights_at(workdir / "checkpoints" / "1").step == 1
+    assert weights_at(workdir / "checkpoints" / "1")[1] == 1
 
 
-def test_a_run_of_another_method_is_none(workdir, tmp_path):
-    assert restore.find_run(workdir, ["posebh"]) is None
+def test_a_run_of_another_method_is_named(workdir, tmp_path):
+    with pytest.raises(ValueError, match="is a run of toy, which is not posebh"):
+        restore.find_run(workdir, ["posebh"])
     assert restore.find_run(tmp_path / "absent", ["toy"]) is None
     (workdir / "checkpoints" / "2" / "info" / "metadata").write_text("{}")
-    assert restore.find_run(workdir, ["toy"]) == restore.Run(CONFIG, str(workdir))
+    assert restore.find_run(workdir, ["toy"]).config == CONFIG
 
 
 def test_weights_that_are_not_finite_are_refused_with_their_names(tmp_path):
@@ -74,4 +74,4 @@ def test_weights_that_are_not_finite_are_refused_with_their_names(tmp_path):
     with pytest.raises(ConversionError, match=rf"given.pth holds weights that are not finite[\s\S]*{name}"):
         restore.filler("given.pth", lambda initial: start)(state)
     with pytest.raises(ConversionError, match=name):
-        restore.weights_at(str(tmp_path), make_mesh(), lambda notes: SHAPES.weights, lambda shapes: spoilt)
+        restore.require_finite(tmp_path, spoilt)

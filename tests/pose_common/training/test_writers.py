@@ -1,4 +1,4 @@
-"""A run's figures: written, read again after stops of any kind, drawn."""
+"""A run's figures: written, and read again after stops of any kind."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import logging
 import numpy as np
 import pytest
 
-from pose_common.training.writers import MetricWriter, draw_curves, read_metrics
+from pose_common.training.writers import MetricWriter, read_metrics
 
 
 def write(workdir, *steps: int, split: str = "train", **values: float):
@@ -79,16 +79,3 @@ def test_other_processes_write_nothing(tmp_path):
     writer.write(1, "train", {"loss": 1.0})
     writer.close()
     assert not (tmp_path / "run").exists()
-
-
-def test_curves_are_drawn(tmp_path):
-    write(tmp_path, *range(1, 12))
-    write(tmp_path, 5, 10, split="eval/coco", AP=0.5, loss=float("nan"))
-    draw_curves(tmp_path / "metrics.jsonl", tmp_path / "curves.png")
-    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_nothing_is_drawn_of_nothing(tmp_path):
-    (tmp_path / "metrics.jsonl").write_text("")
-    draw_curves(tmp_path / "metrics.jsonl", tmp_path / "curves.png")
-    assert not (tmp_path / "curves.png").exists()

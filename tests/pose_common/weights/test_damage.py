@@ -15,9 +15,11 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from boir_jax.weights.convert import read_weights as boir_weights
 from pose_common.weights.folder import WeightsError, load_weights
 from pose_common.weights.keys import ConversionError, Rule, to_flax
 from pose_common.weights.torch_files import StateFileError, TorchMissing, read_state, write_state
+from posebh_jax.weights.convert import read_weights as posebh_weights
 from tests.weight_files import DAMAGES, assert_same, damage
 
 STATE = {
@@ -259,6 +261,24 @@ def test_code_in_a_pickle_is_not_run(tmp_path, name, packed, protocol):
         with pytest.raises((StateFileError, TorchMissing)):  # the latter before the pickle is touched
             read_state(given)
     assert not trap.exists()
+
+
+def test_without_torch_the_commands_name_the_file(tmp_path, monkeypatch, capsys):
+    from posebh_jax import predict
+
+    monkeypatch.setitem(sys.modules, "torch", None)  # importing it fails
+    path = tmp_path / "w.pth"
+    path.write_bytes(pickle.dumps({"a": 1}, 2))
+    assert predict.main(["picture.jpg", f"--checkpoint={path}", f"--out={tmp_path / 'out'}"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {path}: .pth files need PyTorch")
+
+
+def test_weights_that_do_not_fit_name_their_file(path):
+    write_state(path, STATE | {"backbone.patch_embed.proj.weight": np.ones((4, 3, 16, 16), np.float32)})
+    for read in (posebh_weights, boir_weights):
+        with pytest.raises(ConversionError, match=str(path)):
+            read(path)
 
 
 @pytest.fixture

@@ -14,17 +14,9 @@ from pose_common.weights.folder import load_weights
 from pose_common.weights.keys import COUNTER, ConversionError, expected_sources, flatten
 from pose_common.weights.torch_files import StateFileError, write_state
 from posebh_jax.vit import SIZES, ViTSize
-from posebh_jax.weights.convert import (
-    PROTOTYPES,
-    Options,
-    convert,
-    model_of,
-    model_targets,
-    read_weights,
-    to_torch,
-)
-from posebh_jax.weights.detect import MIXTURES
+from posebh_jax.weights.convert import PROTOTYPES, convert, read_weights, to_torch
 from posebh_jax.weights.keys import posebh_rules
+from posebh_jax.weights.manifest import MIXTURES, Options, model_of, model_targets
 from scripts import convert_weights
 from tests.golden_files import golden, golden_config
 from tests.posebh_jax.conversion_cases import TOLERANCE, WHOLE, published, recorded_options, tiny_posebh

@@ -13,7 +13,8 @@ import pytest
 
 from pose_common.weights.keys import COUNTER, ConversionError, flatten
 from pose_common.weights.torch_files import write_state
-from posebh_jax.weights.convert import Options, convert, model_of, read_weights
+from posebh_jax.weights.convert import convert, read_weights
+from posebh_jax.weights.manifest import Options, model_of
 from scripts import convert_weights
 from tests.golden_files import golden, golden_config
 from tests.posebh_jax.conversion_cases import TOLERANCE, recorded_options

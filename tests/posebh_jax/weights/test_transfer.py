@@ -13,20 +13,10 @@ from pose_common.weights.keys import COUNTER, ConversionError, flatten, unflatte
 from pose_common.weights.torch_files import write_state
 from posebh_jax.model import PoseBH
 from posebh_jax.vit import ViTSize
-from posebh_jax.weights.convert import (
-    Options,
-    convert,
-    expand_experts,
-    manifest_of,
-    model_of,
-    model_targets,
-    read_weights,
-    single_dataset,
-    to_torch,
-)
-from posebh_jax.weights.detect import MIXTURES
+from posebh_jax.weights.convert import convert, read_weights, to_torch
 from posebh_jax.weights.mae import cubic_matrix
-from posebh_jax.weights.transfer import start_from
+from posebh_jax.weights.manifest import MIXTURES, Options, manifest_of, model_of, model_targets
+from posebh_jax.weights.transfer import expand_experts, single_dataset, start_from
 from tests.golden_files import golden, golden_config
 from tests.posebh_jax.conversion_cases import TOLERANCE, recorded_options, tiny_posebh, tokens_in_a_column
 from tests.posebh_jax.golden_weights import golden_state, maps

@@ -9,7 +9,7 @@ import json
 import pathlib
 
 import numpy as np
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from pose_common.weights.keys import Conversion, flatten, own_weights, unflatten
@@ -27,6 +27,17 @@ def write_embedded(conversion: Conversion, path: pathlib.Path) -> None:
         for name, value in flatten(conversion.weights).items()
     }
     save_file(arrays, path, metadata={"manifest": json.dumps(conversion.manifest)})
+
+
+def is_embedded(path: str | pathlib.Path) -> bool:
+    """Whether `write_embedded` wrote this file."""
+    if pathlib.Path(path).suffix != ".safetensors" or not pathlib.Path(path).is_file():
+        return False
+    try:
+        with safe_open(path, framework="np") as file:
+            return "manifest" in (file.metadata() or {})
+    except SafetensorError:
+        return False  # whose reader says what is wrong
 
 
 def read_embedded(path: pathlib.Path) -> Conversion:

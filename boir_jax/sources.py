@@ -1,0 +1,131 @@
+"""The weights that a path means, of a run, a folder or a file, and what they tell of themselves."""
+
+from __future__ import annotations
+
+import logging
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from boir_jax import build, configuration
+from boir_jax.method import weight_shapes
+from boir_jax.model import BoIR, variant_name
+from boir_jax.predictor import TRAINING_HEADS, without_training_heads
+from boir_jax.weights.convert import describe_weights, manifest_of, model_of, read_weights
+from boir_jax.weights.transfer import start_from
+from pose_common.training import restore
+from pose_common.training.configuration import ConfigError, Override, evaluated
+from pose_common.training.mesh import replicated
+from pose_common.training.state import TrainState
+from pose_common.weights.hub_folders import local_path
+from pose_common.weights.keys import Conversion, own_weights
+
+DEFAULT = "boir"
+
+
+class Loaded(NamedTuple):
+    """A model to evaluate.
+
+    Attributes:
+      model: as its weights say.
+      weights: what inference needs of it, on every device.
+      step: of the run that they come from; 0 of none.
+    """
+
+    model: BoIR
+    weights: dict[str, Any]
+    step: int
+
+
+def read_configuration(source: str, overrides: Sequence[Override] = ()) -> ConfigDict:
+    """The configuration of the command line. Where it names none, what is evaluated says it.
+
+    Raises:
+      ValueError: a setting that cannot be, or a checkpoint that is none.
+    """
+    checkpoint = evaluated(overrides)
+    if source or not checkpoint:
+        return configuration.read(source or DEFAULT, overrides)
+    path = local_path(checkpoint)
+    run = restore.find_run(path, configuration.METHODS)
+    if run is not None:
+        return configuration.with_overrides(configuration.of_run(run.config), overrides)
+    manifest = describe_weights(path, dict(overrides).get("dataset"))
+    return configuration.with_overrides(configuration.of_weights(manifest), overrides)
+
+
+def read(source: str | pathlib.Path) -> Conversion:
+    """The weights of a run (its newest checkpoint), of a checkpoint, a folder of weights, or a file.
+
+    Args:
+      source: a path, or `hf://owner/name`.
+
+    Raises:
+      ValueError: there are no weights of this method, or they are damaged.
+    """
+    path = local_path(source)
+    run = restore.find_run(path, configuration.METHODS)
+    if run is None:
+        return read_weights(path)
+    config = configuration.of_run(run.config)
+    weights, step = restore.read_run(run)
+    skeleton, title = configuration.dataset(config).keypoint_set, f"BoIR run on {config.dataset}, step {step}"
+    manifest = manifest_of(build.make_model(config), skeleton, title)
+    return own_weights({"prototypes": {}, **weights}, manifest | {"step": step, "input_size": config.input_size})
+
+
+def load(config: ConfigDict, mesh: Mesh) -> Loaded:
+    """What `config.checkpoint` names.
+
+    Raises:
+      ValueError: there are no weights, or not of the configuration's size and skeleton.
+    """
+    conversion = read(config.checkpoint)
+    skeleton = configuration.dataset(config).keypoint_set
+    _require_same(conversion, config, skeleton)
+    model = model_of(conversion.manifest, dtype=jnp.dtype(config.dtype), remat=config.remat)
+    start = start_from(conversion, weight_shapes(model), skeleton)
+    if missing := set(start.initialised) - set(TRAINING_HEADS):
+        raise ConfigError(f"{_title(conversion, config)} has nothing for {', '.join(sorted(missing))}")
+    logging.info("evaluating %s", _title(conversion, config))
+    needed = {name: without_training_heads(start.tree[name]) for name in ("params", "batch_stats")}
+    weights = jax.tree.map(lambda x: jax.device_put(x, replicated(mesh)), needed)
+    return Loaded(model, weights, conversion.manifest.get("step", 0))
+
+
+def make_start(config: ConfigDict) -> Callable[[TrainState], TrainState] | None:
+    """What fills a newly initialised state with `config.init_from`; None where the run starts from nothing.
+
+    Raises:
+      ValueError: there are no weights.
+    """
+    if not config.init_from:
+        return None
+    conversion, skeleton = read(config.init_from), configuration.dataset(config).keypoint_set
+    return restore.filler(config.init_from, lambda initial: start_from(conversion, initial, skeleton))
+
+
+def _require_same(conversion: Conversion, config: ConfigDict, skeleton: str) -> None:
+    """Raises ConfigError, one sentence, where the weights are not of the configuration's size and skeleton."""
+    manifest, title = conversion.manifest, _title(conversion, config)
+    leave_out = "or leave --config out and let the weights say it"
+    if manifest["keypoint_set"] is None:
+        raise ConfigError(f"{title} finds no people: it has no heads, or those of an unknown skeleton")
+    if manifest["keypoint_set"] != skeleton:
+        raise ConfigError(
+            f"{title} draws the keypoints of {manifest['keypoint_set']}; config.dataset={config.dataset!r} has those of"
+            f" {skeleton}: give a dataset of the same, {leave_out}"
+        )
+    if config.size and (name := variant_name(manifest["network"]["width"])) != config.size:
+        raise ConfigError(
+            f"{title} is {name or 'of no published size'}; the configuration is {config.size}; {leave_out}"
+        )
+
+
+def _title(conversion: Conversion, config: ConfigDict) -> str:
+    return f"{config.checkpoint} ({conversion.title})"

@@ -1,0 +1,56 @@
+"""Boxes for people of whom keypoints alone are labelled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from data_pipelines import fields
+from data_pipelines.fields import Fault
+
+MARGIN = 0.2
+"""What is added on each side, as a share of the extent's longer side: a body reaches beyond its joints."""
+
+
+def fill(
+    annotations: list, num_keypoints: int, size_of: Callable[[Mapping[str, Any]], tuple[int, int] | None]
+) -> tuple[list, int]:
+    """(annotations, all with a box where that can be, how many got one).
+
+    The box is the extent of the labelled keypoints with MARGIN, clipped to the picture. A single point has no extent:
+    its box is a square of the median size of the others. Entries whose keypoints cannot be read stay as they are.
+
+    Args:
+      annotations: entries of a COCO document.
+      num_keypoints: of the skeleton.
+      size_of: annotation -> (width, height) of its picture; None where it is unknown.
+    """
+    points = {number: found for number, entry in enumerate(annotations) if (found := _labelled(entry, num_keypoints))}
+    if not points:
+        return annotations, 0
+    low, high = (np.array([getattr(np, side)(found, axis=0) for found in points.values()]) for side in ("min", "max"))
+    longer = (high - low).max(1)
+    extended = longer > 0
+    single = (0.5 + MARGIN) * np.median(longer[extended]) if extended.any() else 0.0
+    grown = np.where(extended, MARGIN * longer, single)[:, None]
+    low, high = low - grown, high + grown
+    filled = list(annotations)
+    for number, start, end in zip(points, low, high, strict=True):
+        if (size := size_of(annotations[number])) is not None:
+            # Half a pixel around the outer pixels' centres is the picture's border.
+            start, end = np.clip(start, -0.5, np.array(size) - 0.5), np.clip(end, -0.5, np.array(size) - 0.5)
+        filled[number] = {**annotations[number], "bbox": [*start.tolist(), *(end - start).tolist()]}
+    return filled, len(points)
+
+
+def _labelled(entry: Any, count: int) -> list[list[float]] | None:
+    """The labelled points [[x, y]] of an annotation without a box; None where there are none."""
+    if not isinstance(entry, dict) or entry.get("bbox") is not None:
+        return None
+    try:
+        labels = fields.keypoints(entry, "keypoints", count)
+    except Fault:
+        return None
+    return labels[labels[:, 2] > 0, :2].tolist() or None

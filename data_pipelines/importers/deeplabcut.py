@@ -1,0 +1,169 @@
+"""DeepLabCut: a project folder, `config.yaml` and `labeled-data/<video>/CollectedData_<scorer>.csv`.
+
+The tables have header rows scorer, (individuals,) bodyparts, coords, and a row a frame; a frame is named by its path,
+in one column or in three. Pictures are looked for beside their table, whatever folder the path names. Points without
+coordinates are not labelled. `config.yaml` gives the order of the body parts and the skeleton, and says whose labels
+count where several people labelled; without it the tables do.
+"""
+
+from __future__ import annotations
+
+import csv
+import pathlib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from data_pipelines import fields
+from data_pipelines.builders.report import RawDataError
+from data_pipelines.fields import Fault
+from data_pipelines.importers.labels import VISIBLE, Broken, LabelledPicture, Labels, Person, Point, assemble
+from data_pipelines.importers.text_files import read_text, read_yaml
+
+CONFIG, TABLES = "config.yaml", "labeled-data/*/CollectedData_*.csv"
+_HEADS = (["scorer", "bodyparts", "coords"], ["scorer", "individuals", "bodyparts", "coords"])
+_UNIQUE = "single"  # individual under which a multi-animal project lists what belongs to no animal
+_EMPTY = ("", "nan")
+
+
+def fits(path: pathlib.Path) -> bool:
+    """Whether this is a DeepLabCut project, its configuration or its folder."""
+    folder = path if path.is_dir() else path.parent
+    if path.is_file():
+        return path.name == CONFIG and any(folder.glob(TABLES))
+    return any(folder.glob(TABLES))
+
+
+def read(path: pathlib.Path, images: pathlib.Path | None = None, names: Sequence[str] | None = None) -> Labels:
+    """The labels of a project.
+
+    Args:
+      path: its folder, or the `config.yaml` in it.
+      images: the project's folder with the pictures, where that is another one.
+      names: the body parts in order, where there is no `config.yaml`.
+
+    Raises:
+      RawDataError: no tables, or a table or configuration that cannot be understood.
+    """
+    folder = path if path.is_dir() else path.parent
+    config = read_yaml(folder / CONFIG) if (folder / CONFIG).is_file() else {}
+    tables = _tables(folder, config)
+    own = _names(folder / CONFIG, config, "bodyparts", "multianimalbodyparts") if config else None
+    parts: dict[str, None] = {}
+    pictures: list[LabelledPicture] = []
+    broken: list[Broken] = []
+    remarks: list[tuple[str, pathlib.Path, str]] = []
+    for table in tables:
+        pictures += _read_table(table, own, parts, broken, remarks)
+    names = own or names or list(parts)
+    limbs = _limbs(folder / CONFIG, config, names, remarks)
+    return assemble(pictures, images or folder, names, limbs=limbs, broken=broken, remarks=remarks)
+
+
+def _tables(folder: pathlib.Path, config: Mapping[str, Any]) -> list[pathlib.Path]:
+    """One table a video."""
+    found = sorted(folder.glob(TABLES))
+    if not found:
+        raise RawDataError(f"{folder} has no {TABLES}; DeepLabCut writes the .csv beside each .h5 of labels")
+    by_video: dict[pathlib.Path, list[pathlib.Path]] = {}
+    for table in found:
+        by_video.setdefault(table.parent, []).append(table)
+    chosen = []
+    for video, tables in by_video.items():
+        own = [table for table in tables if table.stem == f"CollectedData_{config.get('scorer')}"]
+        if len(tables) > 1 and not own:
+            listed = ", ".join(table.name for table in tables)
+            raise RawDataError(f"{video} has {listed}; {folder / CONFIG} should name the scorer whose labels count")
+        chosen += own or tables
+    return chosen
+
+
+def _names(path: pathlib.Path, config: Mapping[str, Any], *keys: str) -> list[str]:
+    """The body parts: `bodyparts`, or in a project of several animals `multianimalbodyparts`."""
+    for key in keys:
+        if isinstance(config.get(key), list) and config[key]:
+            return [str(name) for name in config[key]]
+    raise RawDataError(f"{path}: {' or '.join(keys)} should list the body parts, not {config.get(keys[0])!r:.80}")
+
+
+def _limbs(path: pathlib.Path, config: Mapping[str, Any], names: Sequence[str], remarks: list) -> list[tuple[str, str]]:
+    """Neighbours in every chain of `skeleton`; a new project's configuration has one of names that are not there."""
+    limbs = []
+    for chain in config.get("skeleton") or ():
+        if not isinstance(chain, list):
+            raise RawDataError(f"{path}: skeleton should be a list of lists of body parts, not {chain!r:.80} in a list")
+        for a, b in zip(map(str, chain), map(str, chain[1:]), strict=False):
+            if a in names and b in names:
+                limbs.append((a, b))
+            else:
+                remarks.append(("limb of unknown body parts (left out)", path, f"{a} - {b}"))
+    return limbs
+
+
+def _read_table(
+    path: pathlib.Path, names: Sequence[str] | None, parts: dict[str, None], broken: list[Broken], remarks: list
+) -> list[LabelledPicture]:
+    """The frames of a table; adds its body parts, what is broken and remarks to the lists of all tables."""
+    rows = list(csv.reader(read_text(path).splitlines()))
+    depth = next((len(head) for head in _HEADS if [row[0] for row in rows[: len(head)] if row] == head), 0)
+    if not depth:
+        raise RawDataError(f"{path}: the first rows should be {' or '.join(map(str, _HEADS))}")
+    first = next((column for column, text in enumerate(rows[depth - 1]) if text in ("x", "y")), 0)
+    columns = _columns(path, rows[:depth], first, names)
+    parts.update(dict.fromkeys(part for individual, part, _ in columns if individual != _UNIQUE))
+    if any(individual == _UNIQUE for individual, _, _ in columns):
+        remarks.append(("unique body parts, of no animal (left out)", path, ""))
+    pictures: dict[str, LabelledPicture] = {}
+    for line, row in enumerate(rows[depth:], depth + 1):
+        if not any(row):
+            continue
+        name = re.split(r"[/\\]", "/".join(cell for cell in row[:first] if cell))[-1]
+        file_name = f"{path.parent.parent.name}/{path.parent.name}/{name}"
+        if len(row) != first + len(columns) or not name or file_name in pictures:
+            detail = f"{name} again" if file_name in pictures else f"{len(row)} cells under {first + len(columns)}"
+            broken.append(Broken(Fault("bad row", detail), path, f"line {line}", False))
+            continue
+        people, faults = _people(columns, row[first:], f"line {line}")
+        pictures[file_name] = LabelledPicture(file_name, path, people, faults)
+    return list(pictures.values())
+
+
+def _columns(
+    path: pathlib.Path, head: Sequence[Sequence[str]], first: int, names: Sequence[str] | None
+) -> list[tuple[str, str, str]]:
+    """(individual, body part, x or y) of every column of numbers."""
+    individuals = head[1][first:] if len(head) == 4 else [""] * len(head[-1][first:])
+    if not first or len({len(row) for row in head}) != 1:
+        raise RawDataError(f"{path}: the rows of the head should name x and y of each body part")
+    columns = list(zip(individuals, head[-2][first:], head[-1][first:], strict=True))
+    for number, (individual, part, axis) in enumerate(columns):
+        if axis != "xy"[number % 2] or (number % 2 and columns[number - 1][:2] != (individual, part)):
+            raise RawDataError(f"{path}: column {first + number + 1} should be {'xy'[number % 2]} of a body part")
+        if names is not None and part not in names and individual != _UNIQUE:
+            raise RawDataError(f"{path}: {part!r} is none of the body parts of {CONFIG}: {', '.join(names)}")
+    return columns
+
+
+def _people(
+    columns: Sequence[tuple[str, str, str]], cells: Sequence[str], entry: str
+) -> tuple[list[Person], list[tuple[Fault, str]]]:
+    """(animals, what is wrong) of a row."""
+    points: dict[str, dict[str, Point]] = {}
+    faults: dict[str, Fault] = {}
+    for number in range(0, len(cells), 2):
+        individual, part, _ = columns[number]
+        pair = {axis: cells[number + place].strip() for place, axis in enumerate("xy")}
+        if individual == _UNIQUE or all(text.lower() in _EMPTY for text in pair.values()):
+            continue
+        try:
+            coordinates = {f"{part} {axis}": text or None for axis, text in pair.items()}
+            x, y = (fields.number(coordinates, key) for key in coordinates)
+            points.setdefault(individual, {})[part] = (x, y, VISIBLE)
+        except Fault as fault:
+            faults.setdefault(individual, fault)
+
+    def where(individual: str) -> str:
+        return f"{entry}, {individual}" if individual else entry
+
+    people = [Person(found, where(name)) for name, found in points.items() if name not in faults]
+    return people, [(fault, where(name)) for name, fault in faults.items()]

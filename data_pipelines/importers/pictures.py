@@ -1,0 +1,77 @@
+"""Pictures as label tools leave them: under moved folders, and in any format that Pillow reads."""
+
+from __future__ import annotations
+
+import io
+import os
+import pathlib
+
+import numpy as np
+from PIL import Image
+
+from data_pipelines.builders import checks, raw_files
+from data_pipelines.fields import Fault
+
+QUALITY = 95
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+
+
+def find(folder: pathlib.Path, file_name: str) -> pathlib.Path:
+    """Where the picture of that name lies: as it is written, or with ever fewer of its folders, below `folder`.
+
+    Returns:
+      `folder / file_name` where nothing is there.
+    """
+    written = raw_files.find_picture(folder, file_name)
+    if os.path.exists(written):
+        return written
+    parts = pathlib.PurePosixPath(file_name.replace("\\", "/")).parts
+    shorter = (raw_files.find_picture(folder, "/".join(parts[start:])) for start in range(1, len(parts)))
+    return next((path for path in shorter if os.path.exists(path)), written)
+
+
+def size_of(path: pathlib.Path) -> tuple[int, int]:
+    """(width, height) as stored, from the file's head. Raises Fault: missing or unreadable image."""
+    try:
+        with Image.open(path) as image:
+            return image.size
+    except FileNotFoundError:
+        raise Fault("missing image") from None
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        raise Fault("unreadable image", str(error)) from error
+
+
+def read_as_jpeg(path: pathlib.Path, decode: bool = False) -> tuple[bytes, int, int, bool]:
+    """(JPEG, width, height, whether it was re-encoded) of a picture in any format.
+
+    A JPEG stays as it is. Anything else is encoded with QUALITY and full colour resolution, its EXIF tags kept; of
+    16 bits the upper 8 count, transparency is dropped, and of several frames the first is taken.
+
+    Raises:
+      Fault: missing, unreadable or truncated image.
+    """
+    try:
+        with path.open("rb") as file:
+            is_jpeg = file.read(3) == b"\xff\xd8\xff"
+    except OSError:
+        is_jpeg = True  # whose reader says what is wrong
+    if is_jpeg:
+        return *checks.read_jpeg(path, decode), False
+    try:
+        with Image.open(path) as image:
+            exif = image.getexif()
+            pixels = _eight_bits(image)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise Fault("unreadable image", str(error)) from error
+    buffer = io.BytesIO()
+    pixels.save(buffer, "JPEG", quality=QUALITY, subsampling=0, exif=exif)
+    return buffer.getvalue(), *pixels.size, True
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """RGB. Raises Fault for numbers of an unknown range."""
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):  # "I": before Pillow 11
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise Fault("unreadable image", f"pixels of mode {image.mode} have no known range; save it with 8 bits")
+    return image.convert("RGB")

@@ -1,0 +1,63 @@
+"""Reading the files of label tools, with one line on what is wrong."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import re
+from typing import Any
+
+import yaml
+
+from data_pipelines.builders.report import RawDataError
+
+_HEAD = 1 << 16
+
+
+def read_text(path: pathlib.Path) -> str:
+    """A text file in UTF-8, with or without a byte order mark.
+
+    Raises:
+      RawDataError: it cannot be read, or is no text.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise RawDataError(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise RawDataError(f"{path} is not text in UTF-8: {error}") from error
+
+
+def starts_like(path: pathlib.Path, pattern: str) -> bool:
+    """Whether the head of a JSON file has what a regular expression describes, which reads files of any size at once.
+
+    Raises:
+      RawDataError: the file cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(_HEAD)
+    except OSError as error:
+        raise RawDataError(f"{path} cannot be read: {error.strerror}") from error
+    return re.search(pattern, head.decode(json.detect_encoding(head), errors="ignore")) is not None
+
+
+def the_json_file(path: pathlib.Path) -> pathlib.Path | None:
+    """The file itself, or the only JSON file in a folder; None where there is no such, or several."""
+    files = [path] if path.is_file() else sorted(path.glob("*.json"))
+    return files[0] if len(files) == 1 and files[0].suffix.lower() == ".json" else None
+
+
+def read_yaml(path: pathlib.Path) -> dict[str, Any]:
+    """A YAML file that holds a mapping.
+
+    Raises:
+      RawDataError: it cannot be read, or is none.
+    """
+    try:
+        found = yaml.safe_load(read_text(path))
+    except yaml.YAMLError as error:
+        raise RawDataError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(found, dict):
+        raise RawDataError(f"{path} does not hold a mapping but a {type(found).__name__}")
+    return found

@@ -1,0 +1,1 @@
+"""Prediction as a file that runs without this code."""

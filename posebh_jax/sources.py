@@ -1,0 +1,157 @@
+"""The weights that a path means, of a run, a folder or a file, and what they tell of themselves."""
+
+from __future__ import annotations
+
+import logging
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from pose_common.training import restore
+from pose_common.training.configuration import ConfigError, Override, evaluated
+from pose_common.training.mesh import replicated
+from pose_common.training.state import TrainState
+from pose_common.weights.hub_folders import local_path
+from pose_common.weights.keys import Conversion, own_weights
+from posebh_jax import build, configuration
+from posebh_jax.method import weight_shapes
+from posebh_jax.model import PoseBH
+from posebh_jax.vit import SIZES, ViTSize, size_name
+from posebh_jax.weights.convert import describe_weights, read_weights
+from posebh_jax.weights.manifest import Options, manifest_of, model_of
+from posebh_jax.weights.transfer import start_from
+
+DEFAULT = "mdt"
+
+
+class Loaded(NamedTuple):
+    """A model to evaluate.
+
+    Attributes:
+      model: as its weights say, with the heads that were asked for.
+      weights: of it, on every device.
+      step: of the run that they come from; 0 of none.
+    """
+
+    model: PoseBH
+    weights: dict[str, Any]
+    step: int
+
+
+def read_configuration(source: str, overrides: Sequence[Override] = ()) -> ConfigDict:
+    """The configuration of the command line. Where it names none, what is evaluated says it.
+
+    Raises:
+      ValueError: a setting that cannot be, or a checkpoint that is none.
+    """
+    checkpoint = evaluated(overrides)
+    if source or not checkpoint:
+        return configuration.read(source or DEFAULT, overrides)
+    path = local_path(checkpoint)
+    run = restore.find_run(path, configuration.METHODS)
+    if run is not None:
+        return configuration.with_overrides(configuration.of_run(run.config), overrides)
+    datasets = dict(overrides).get("datasets", "").strip("()").replace(" ", "").replace("'", "")
+    options = Options(datasets=tuple(filter(None, datasets.split(","))) or None)
+    return configuration.with_overrides(configuration.of_weights(describe_weights(path, options)), overrides)
+
+
+def read(source: str | pathlib.Path, options: Options = Options()) -> Conversion:
+    """The weights of a run (its newest checkpoint), of a checkpoint, a folder of weights, or a file.
+
+    Args:
+      source: a path, or `hf://owner/name`.
+      options: what a file does not say of itself.
+
+    Raises:
+      ValueError: there are no weights of this method, or they are damaged.
+    """
+    path = local_path(source)
+    run = restore.find_run(path, configuration.METHODS)
+    if run is None:
+        return read_weights(path, options)
+    config = configuration.of_run(run.config)
+    weights, step = restore.read_run(run)
+    title = f"{config.method} run, {config.size}, step {step}"
+    manifest = manifest_of(build.make_model(config), tuple(config.input_size), title)
+    return own_weights({"prototypes": {}, **weights}, manifest | {"step": step})
+
+
+def load(config: ConfigDict, mesh: Mesh) -> Loaded:
+    """What `config.checkpoint` names, with the heads of `config.datasets`.
+
+    A model without prototypes is the multi-head baseline, whatever `config.method` says.
+
+    Raises:
+      ValueError: there are no weights, or not of the configuration's size, crop and datasets.
+    """
+    conversion = read(config.checkpoint, _options(config))
+    _require_same(conversion, config)
+    manifest, bank = conversion.manifest, conversion.weights["prototypes"].get("bank")
+    asked = [[dataset.name, dataset.num_keypoints] for dataset in configuration.datasets(config)]
+    if asked != [list(pair) for pair in manifest["datasets"]]:
+        manifest = {**manifest, "datasets": asked, "num_experts": len(asked) if manifest["num_experts"] else 0}
+    if bank is None:
+        manifest = {**manifest, "embedding": None}
+    model = model_of(manifest, dtype=jnp.dtype(config.dtype), remat=config.remat)
+    shapes = weight_shapes(model, tuple(manifest["input_size"]), 0 if bank is None else bank.shape[1], 0)
+    start = start_from(conversion, shapes, model)
+    if start.initialised:
+        raise ConfigError(f"{_title(conversion, config)} has nothing for {', '.join(start.initialised)}")
+    logging.info("evaluating %s", _title(conversion, config))
+    weights = jax.tree.map(lambda x: jax.device_put(x, replicated(mesh)), start.tree)
+    return Loaded(model, weights, manifest.get("step", 0))
+
+
+def make_start(config: ConfigDict, model: PoseBH) -> Callable[[TrainState], TrainState] | None:
+    """What fills a newly initialised state with `config.init_from`; None where the run starts from nothing.
+
+    Raises:
+      ValueError: there are no weights.
+    """
+    if not config.init_from:
+        return None
+    conversion = read(config.init_from, _options(config))
+    return restore.filler(config.init_from, lambda initial: start_from(conversion, initial, model, fold=config.fold))
+
+
+def _options(config: ConfigDict) -> Options:
+    return Options(
+        expected=tuple((dataset.name, dataset.num_keypoints) for dataset in configuration.datasets(config)),
+        num_heads=SIZES[config.size].num_heads if config.size else None,
+        input_size=tuple(config.input_size),
+        activation=config.embedding_activation,
+    )
+
+
+def _require_same(conversion: Conversion, config: ConfigDict) -> None:
+    """Raises ConfigError, one sentence, where the weights are not of the configuration's size, crop and datasets."""
+    manifest, title = conversion.manifest, _title(conversion, config)
+    backbone = ViTSize(**manifest["backbone"])
+    own = size_name(backbone) or f"width {backbone.dim}, depth {backbone.depth}"
+    asked = size_name(SIZES[config.size]) if config.size else own
+    leave_out = "or leave --config out and let the weights say it"
+    if own != asked:
+        raise ConfigError(f"{title} is {own}; the configuration is {asked}: use --config=mdt:{own}, {leave_out}")
+    if tuple(manifest["input_size"]) != tuple(config.input_size):
+        crops = "x".join(map(str, manifest["input_size"]))
+        raise ConfigError(
+            f"{title} takes crops of {crops} (width x height), not config.input_size={config.input_size}; {leave_out}"
+        )
+    heads: Mapping[str, int] = dict(manifest["datasets"])
+    absent = [d.name for d in configuration.datasets(config) if heads.get(d.name) != d.num_keypoints]
+    if absent:
+        there = ", ".join(f"{name} ({count} keypoints)" for name, count in heads.items())
+        raise ConfigError(
+            f"{title} has {f'the heads {there}' if heads else 'no head'}; you asked for {', '.join(absent)}: name those"
+            f" to evaluate by --config.datasets=..., {leave_out}"
+        )
+
+
+def _title(conversion: Conversion, config: ConfigDict) -> str:
+    return f"{config.checkpoint} ({conversion.title})"

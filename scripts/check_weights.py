@@ -1,0 +1,133 @@
+"""Says what a file or folder of weights is and what would become of it; nothing is written.
+
+    python -m scripts.check_weights vitpose++_base.pth
+    python -m scripts.check_weights hf://usyd-community/vitpose-plus-base
+    python -m scripts.check_weights workdir/base
+
+It prints the kind and the size, the SHA-256 (compared with the name where that carries one, as PyTorch's
+`name-36af842e.pth` and the Hugging Face hub's cache do), what is used, left out or to be initialised, what a PoseBH
+training would still initialise, and the command that evaluates it. The exit status is 1 where it cannot be used.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import pathlib
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from boir_jax.weights import convert as boir
+from pose_common.weights.hub_folders import find_weights, local_path
+from pose_common.weights.keys import COUNTER, Conversion
+from posebh_jax.vit import ViTSize, size_name
+from posebh_jax.weights.manifest import Options
+from scripts.convert_weights import foreign_weights, own_weights
+
+MOST = 12
+"""Names of entries that are printed of each kind."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", help="a file or folder of weights, a run, a checkpoint, or hf://owner/name")
+    parser.add_argument("--datasets", help="names of the heads, in order, separated by commas")
+    parser.add_argument("--num_heads", type=int, help="attention heads, where the size is none of the published")
+    args = parser.parse_args(arguments)
+    try:
+        path = pathlib.Path(local_path(args.source))
+        for line in _bytes(path):
+            print(line)
+        options = Options(tuple(args.datasets.split(",")) if args.datasets else None, num_heads=args.num_heads)
+        own = own_weights(path)
+        conversion = foreign_weights(path, options) if own is None else own
+        print("\n".join([conversion.title, *_described(args.source, conversion)]))
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _bytes(path: pathlib.Path) -> list[str]:
+    """Size and checksum of the file that `path` means; nothing of a run or a folder of weights.
+
+    Raises:
+      ValueError: the file's name carries another checksum.
+    """
+    try:
+        file = find_weights(path)
+    except ValueError:
+        return []
+    if not file.is_file():
+        return []
+    with file.open("rb") as stream:
+        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    expected = _expected_checksum(file)
+    if not found.startswith(expected):
+        raise ValueError(f"{file}: its SHA-256 is {found}, its name says {expected}: damaged; download it again")
+    verdict = ", as its name says" if expected else ""
+    return [f"{file}: {file.stat().st_size:,} bytes, SHA-256 {found}{verdict}"]
+
+
+def _expected_checksum(file: pathlib.Path) -> str:
+    """The (start of the) SHA-256 in a file's name, or in that of the hub's blob behind it; "" without one."""
+    blob = file.resolve().name
+    if re.fullmatch("[0-9a-f]{64}", blob):
+        return blob
+    named = re.search(r"-([0-9a-f]{8,64})\.(pth|pt|bin|safetensors|pth\.tar)$", file.name)
+    return named[1] if named else ""
+
+
+def _described(source: str, conversion: Conversion) -> list[str]:
+    manifest, converted = conversion.manifest, conversion.converted
+    lines = _of_boir(manifest) if manifest["method"] == boir.METHOD else _of_posebh(manifest, conversion.weights)
+    lines.append(f"used: {len(converted.used)} entries")
+    left_out = [name for name in converted.dropped if not name.endswith(COUNTER)]
+    for title, names in (("left out", left_out), ("to be initialised", list(converted.initialised))):
+        if names:
+            lines.append(f"{title}: {', '.join(names[:MOST])}{f' and {len(names) - MOST} more' * (len(names) > MOST)}")
+    program = "boir_jax" if manifest["method"] == boir.METHOD else "posebh_jax"
+    if manifest.get("datasets") or manifest.get("keypoint_set"):
+        lines.append(f"evaluate: python -m {program}.main --config.mode=evaluate --config.checkpoint={source}")
+        lines.append(f"predict: python -m {program}.predict PICTURE --checkpoint={source}")
+    else:
+        lines.append(f"start a training: python -m {program}.main --config=... --config.init_from={source}")
+    return lines
+
+
+def _of_posebh(manifest: Mapping[str, Any], weights: Mapping[str, Any]) -> list[str]:
+    size = ViTSize(**manifest["backbone"])
+    bank = weights["prototypes"].get("bank")
+    missing = [
+        name
+        for name, there in (
+            ("heads", manifest["datasets"]),
+            ("experts (made of the last features of fc2)", manifest["num_experts"]),
+            ("embedding head", manifest["embedding"]),
+            ("prototypes", bank is not None),
+        )
+        if not there
+    ]
+    heads = ", ".join(f"{name} ({count})" for name, count in manifest["datasets"])
+    return [
+        f"backbone: {size_name(size) or 'no published size'} (width {size.dim}, depth {size.depth}, {size.num_heads} "
+        f"attention heads), {manifest['num_experts']} experts, crops of {'x'.join(map(str, manifest['input_size']))}",
+        f"heads (keypoints): {heads or 'none'}",
+        f"prototypes: {'none' if bank is None else 'x'.join(map(str, bank.shape))}",
+        f"a PoseBH training would initialise: {', '.join(missing) or 'nothing'}",
+    ]
+
+
+def _of_boir(manifest: Mapping[str, Any]) -> list[str]:
+    network = manifest["network"]
+    if manifest["keypoint_set"] is None:
+        return [f"backbone: HRNet, width {network['width']}; a BoIR training would initialise neck and heads"]
+    kind = "with" if network["training_heads"] else "without"
+    return [f"network: width {network['width']}, keypoints of {manifest['keypoint_set']}, {kind} training heads"]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,43 @@
+"""Writes one HTML file about a run, or several to compare: figures, curves, errors of keypoints, pictures, settings.
+
+    python -m scripts.report workdir/base
+    python -m scripts.report workdir/base workdir/other --out=comparison.html
+    python -m scripts.report workdir/base/results/step_2000 workdir/base
+
+Each argument is a working directory, whose newest evaluation counts, or one evaluation in it. The file needs no network
+and no other file; docs/reports.md says what its figures mean.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+import sys
+from collections.abc import Sequence
+
+from pose_common.report.page import MAX_PICTURES, make_page
+from pose_common.report.runs import read_runs
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("workdir", nargs="+")
+    parser.add_argument("--out", type=pathlib.Path, default="report.html", help="the file to write")
+    parser.add_argument(
+        "--max_mb", type=float, default=MAX_PICTURES / 1e6, help="megabytes that the pictures may take (%(default)g)"
+    )
+    args = parser.parse_args(argv)
+    try:
+        page = make_page(read_runs(args.workdir), 1e6 * args.max_mb)
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(page, encoding="utf8")
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"{args.out}: {len(page.encode()) / 1e6:.1f} MB; open it in a browser")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

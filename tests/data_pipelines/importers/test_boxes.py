@@ -1,0 +1,47 @@
+"""Boxes from keypoints."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from data_pipelines.importers import boxes
+
+
+def entry(*points, **more):
+    return {"keypoints": [value for point in points for value in (*point, 2)] + [0] * 3 * (3 - len(points))} | more
+
+
+def fill(*entries, size=(1000, 1000)):
+    return boxes.fill(list(entries), 3, lambda _: size)
+
+
+def test_the_extent_with_a_margin_clipped_to_the_picture():
+    (found,), count = fill(entry((100, 100), (200, 150)))
+    assert count == 1 and found["bbox"] == [80, 80, 140, 90]  # 20 % of 100 pixels on each side
+    (found,), _ = fill(entry((100, 100), (200, 150)), size=(210, 1000))
+    assert found["bbox"] == [80, 80, 129.5, 90]
+    (found,), _ = fill(entry((100, 100), (200, 150)), size=None)
+    assert found["bbox"] == [80, 80, 140, 90]
+
+
+def test_boxes_move_and_grow_with_their_people():
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        points, shift, factor = rng.uniform(100, 200, (3, 2)), rng.uniform(0, 100, 2), rng.uniform(0.5, 2)
+        (one,), _ = fill(entry(*points.tolist()), size=None)
+        (other,), _ = fill(entry(*(factor * points + shift).tolist()), size=None)
+        np.testing.assert_allclose(other["bbox"][:2], factor * np.array(one["bbox"][:2]) + shift)
+        np.testing.assert_allclose(other["bbox"][2:], factor * np.array(one["bbox"][2:]))
+
+
+def test_a_single_point_gets_a_square_of_the_usual_size():
+    found, count = fill(entry((100, 100), (200, 150)), entry((500, 500)))
+    assert count == 2 and found[1]["bbox"] == [430, 430, 140, 140]
+    (alone,), _ = fill(entry((500, 500)))
+    assert alone["bbox"] == [500, 500, 0, 0], "whose loss is then told as a box without extent"
+
+
+def test_others_stay_as_they_are():
+    given = [entry((1, 2), bbox=[0, 0, 5, 5]), entry(), "x", {"keypoints": "y"}, entry((1, "z"))]
+    found, count = fill(*given)
+    assert found == given and count == 0

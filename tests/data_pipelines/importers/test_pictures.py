@@ -1,0 +1,102 @@
+"""Finding pictures under moved folders; other formats than JPEG."""
+
+from __future__ import annotations
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_pipelines.fields import Fault
+from data_pipelines.importers import pictures
+from scripts import prepare_data
+from tests.data_pipelines import tiny_sets
+
+
+def test_ever_fewer_folders_of_a_name(tmp_path):
+    path = tmp_path / "clip" / "A.png"
+    path.parent.mkdir()
+    path.write_bytes(b"")
+    for name in ("clip/A.png", "/home/x/clip/A.png", "C:\\data\\clip\\A.png", str(path)):
+        assert pictures.find(tmp_path, name) == path, name
+    assert pictures.find(path.parent, "/elsewhere/A.png") == path
+    assert pictures.find(tmp_path, "B.png") == tmp_path / "B.png"
+
+
+@pytest.mark.parametrize("suffix", [".png", ".bmp", ".webp", ".tif", ".ppm"])
+def test_other_formats_are_encoded_nearly_as_they_are(tmp_path, suffix):
+    rows, columns = np.mgrid[:40, :60]
+    image = np.stack([rows * 4, columns * 3, 255 - rows - columns], -1).astype(np.uint8)
+    path = tmp_path / f"a{suffix}"
+    assert cv2.imwrite(str(path), image)
+    data, width, height, reencoded = pictures.read_as_jpeg(path)
+    assert (width, height, reencoded) == (60, 40, True)
+    decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    # Quality 95 on gradients is within a few levels; WebP has lost as much before.
+    assert np.abs(decoded.astype(int) - image).max() <= (16 if suffix == ".webp" else 6)
+
+
+def test_a_jpeg_is_kept_whatever_its_name(tmp_path):
+    path = tmp_path / "a.png"
+    path.write_bytes(tiny_sets.jpeg(seed=1))
+    assert pictures.read_as_jpeg(path) == (tiny_sets.jpeg(seed=1), tiny_sets.WIDTH, tiny_sets.HEIGHT, False)
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "1", "CMYK", "I;16"])
+def test_all_kinds_of_pixels(tmp_path, mode):
+    path = tmp_path / "a.tif"
+    if mode == "I;16":
+        Image.fromarray(np.full((8, 8), 0x80FF, np.uint16)).save(path)
+    else:
+        Image.fromarray(np.full((8, 8, 3), 128, np.uint8)).convert(mode).save(path)
+    data, *_ = pictures.read_as_jpeg(path)
+    grey = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    assert grey.shape == (8, 8, 3) and (mode in ("1", "P") or abs(int(grey.mean()) - 128) <= 2)
+
+
+@pytest.mark.parametrize("content", [b"", b"no picture", "truncated", "float", None])
+def test_what_is_no_picture_is_a_fault(tmp_path, content):
+    path = tmp_path / "a.tif"
+    if content == "float":
+        Image.fromarray(np.ones((4, 4), np.float32)).save(path)
+    elif content == "truncated":
+        Image.fromarray(np.random.default_rng(0).integers(0, 255, (50, 50, 3), dtype=np.uint8)).save(path)
+        path.write_bytes(path.read_bytes()[:-2000])
+    elif content is not None:
+        path.write_bytes(content)
+    with pytest.raises(Fault, match="missing image" if content is None else "unreadable image"):
+        pictures.read_as_jpeg(path)
+    if content not in ("float", "truncated"):
+        with pytest.raises(Fault):
+            pictures.size_of(path)
+
+
+def test_the_orientation_tag_is_taken_along(tmp_path):
+    image = Image.fromarray(np.zeros((20, 30, 3), np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image.save(tmp_path / "a.png", exif=exif)
+    data, width, height, _ = pictures.read_as_jpeg(tmp_path / "a.png")
+    assert (width, height) == (30, 20)
+    (tmp_path / "b.jpg").write_bytes(data)
+    assert Image.open(tmp_path / "b.jpg").getexif()[0x0112] == 6
+
+
+def test_two_names_that_end_alike_are_not_guessed(tmp_path, capsys):
+    kind = {"id": 1, "name": "kite", "keypoints": ["a", "b", "c"]}
+    content = tiny_sets.document(3) | {"categories": [kind]}
+    for entry in content["annotations"]:
+        entry["keypoints"] = entry["keypoints"][:9]
+    names = ["/home/one/a.jpg", "/home/two/a.jpg", "/home/one/b.jpg"]
+    for image, name in zip(content["images"], names, strict=True):
+        image["file_name"] = name
+    (tmp_path / "labels.json").write_text(json.dumps(content))
+    for name in ("a.jpg", "b.jpg"):
+        (tmp_path / name).write_bytes(tiny_sets.jpeg())
+    command = ["custom", "--name=x", f"--annotations={tmp_path}", f"--data_dir={tmp_path / 'data'}"]
+    assert prepare_data.main(command) == prepare_data.HEAVY_LOSS
+    said = capsys.readouterr().out
+    assert "ambiguous picture: 2" in said and "/home/one/a.jpg and /home/two/a.jpg would all be" in said
+    assert "instance lost with its image: 4" in said

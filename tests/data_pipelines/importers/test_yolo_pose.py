@@ -1,0 +1,100 @@
+"""YOLO-pose: splits, names, mirror pairs, and what may be wrong with settings and lines."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from data_pipelines import records
+from data_pipelines.builders.report import RawDataError
+from data_pipelines.importers import yolo_pose
+from scripts import prepare_data
+from tests.data_pipelines.importers.same_people import HEIGHT, WIDTH, write_pictures
+
+LINE = "0 0.5 0.5 0.5 0.5"
+
+
+def write(root, line=f"{LINE} 0.25 0.5 2 0.75 0.5 1", splits=("train",), **settings):
+    for split in splits:
+        write_pictures(root / split / "images", [f"{split}.png"])
+        (root / split / "labels").mkdir(exist_ok=True)
+        (root / split / "labels" / f"{split}.txt").write_text(f"{line}\n")
+    known = {"names": ["mouse"], "kpt_shape": [2, 3]} | {split: f"{split}/images" for split in splits}
+    (root / "data.yaml").write_text(json.dumps(known | settings))
+    return root
+
+
+def test_shares_become_pixels(tmp_path):
+    labels = yolo_pose.read(write(tmp_path))
+    (person,) = labels.document["annotations"]
+    assert person["keypoints"] == [WIDTH / 4, HEIGHT / 2, 2, 3 * WIDTH / 4, HEIGHT / 2, 1]
+    assert person["bbox"] == [WIDTH / 4, HEIGHT / 4, WIDTH / 2, HEIGHT / 2]
+    assert labels.document["categories"][0]["keypoints"] == ["keypoint_1", "keypoint_2"]
+
+
+def test_two_numbers_a_keypoint(tmp_path):
+    labels = yolo_pose.read(write(tmp_path, f"{LINE} 0 0 0.5 0", kpt_shape=[2, 2]))
+    assert labels.document["annotations"][0]["keypoints"] == [0, 0, 0, WIDTH / 2, 0, 2]
+
+
+def test_its_splits_are_prepared(tmp_path):
+    root = write(tmp_path, splits=("train", "val"), flip_idx=[1, 0], path="moved")
+    command = ["custom", "--name=x", f"--annotations={root}", f"--data_dir={tmp_path / 'data'}", "--keypoints=a,b"]
+    assert prepare_data.main(command) == 0
+    for split in ("train", "val"):
+        table = records.load_annotations("x", split, tmp_path / "data")
+        assert list(table.file_name) == [f"{split}/images/{split}.png"]
+    assert table.protocol.keypoints.keypoints == ("a", "b") and table.protocol.keypoints.flip_pairs == ((0, 1),)
+    assert prepare_data.main([*command, "--split=test"]) == 1
+
+
+def test_a_list_of_pictures(tmp_path):
+    root = write(tmp_path)
+    (root / "train.txt").write_text("./train/images/train.png\n")
+    (root / "data.yaml").write_text(json.dumps({"names": {"0": "mouse"}, "kpt_shape": [2, 3], "train": "train.txt"}))
+    assert len(yolo_pose.read(root / "data.yaml").document["annotations"]) == 1
+
+
+@pytest.mark.parametrize(
+    "line, said",
+    [
+        (LINE, "wrong length: line has 5 numbers, 11 are needed"),
+        (f"{LINE} 0.25 0.5 2 0.75 x 1", "not a number"),
+        (f"3 {LINE[2:]} 0.25 0.5 2 0.75 0.5 1", "unknown category: class 3"),
+        (f"{LINE} 25 50 2 0.75 0.5 1", "number out of range: keypoint_1 at 25, 50"),
+        ("0 30 20 10 10 0.25 0.5 2 0.75 0.5 1", "number out of range: box"),
+    ],
+)
+def test_a_broken_line_is_named(tmp_path, line, said):
+    labels = yolo_pose.read(write(tmp_path, f"{LINE} 0.25 0.5 2 0.75 0.5 1\n\n{line}"))
+    (broken,) = labels.broken
+    assert str(broken.fault).startswith(said) and (broken.file.name, broken.entry) == ("train.txt", "line 3")
+    assert len(labels.document["annotations"]) == 1
+
+
+def test_a_picture_that_is_none_is_named(tmp_path):
+    root = write(tmp_path)
+    (root / "train/images/other.png").write_bytes(b"no picture")
+    labels = yolo_pose.read(root)
+    (broken,) = labels.broken
+    assert broken.file.name == "other.png" and broken.fault.reason == "unreadable image"
+
+
+@pytest.mark.parametrize(
+    "settings, said",
+    [
+        ({"kpt_shape": [2]}, "kpt_shape is"),
+        ({"kpt_shape": [2, 4]}, "bad kpt_shape"),
+        ({"kpt_shape": ["two", 3]}, "not a number: kpt_shape"),
+        ({"flip_idx": [0]}, "flip_idx is"),
+        ({"flip_idx": [1, 1]}, "bad flip_idx"),
+        ({"kpt_names": {"0": ["a"]}}, "kpt_shape says 2 keypoints"),
+        ({"names": None}, "missing field: nc"),
+        ({"train": "nowhere"}, "there is no .*nowhere"),
+        ({"train": None}, "no picture in None"),
+    ],
+)
+def test_settings_that_cannot_be_name_the_file(tmp_path, settings, said):
+    with pytest.raises(RawDataError, match=f"data.yaml: .*{said}"):
+        yolo_pose.read(write(tmp_path, **settings))

@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+
+from scripts import check_weights
+from tests.posebh_jax.conversion_cases import recorded_options, tiny_posebh
+from tests.weight_files import as_file
+
+
+def test_a_file_is_described(tmp_path, capsys):
+    file = as_file(tmp_path, dict(tiny_posebh()) | {"ema_decay": np.float32(0.9)})
+    datasets = ["--num_heads", str(recorded_options().num_heads)]
+    checksum = hashlib.sha256(file.read_bytes()).hexdigest()
+    assert check_weights.main([str(file), *datasets]) == 0
+    out = capsys.readouterr().out
+    assert checksum in out and "PoseBH" in out and "a PoseBH training would initialise: nothing" in out
+    assert "left out: ema_decay" in out
+    assert f"--config.mode=evaluate --config.checkpoint={file}" in out
+    # A name that carries the checksum is compared with the content.
+    for digits, status in ((checksum[:8], 0), ("36af842e", 1)):
+        named = file.rename(file.with_name(f"posebh-{digits}.safetensors"))
+        assert check_weights.main([str(named), *datasets]) == status
+        file = named
+    captured = capsys.readouterr()
+    assert "as its name says" in captured.out and "its name says 36af842e: damaged" in captured.err
+
+
+def test_what_is_no_weights_is_one_line(tmp_path, capsys):
+    (tmp_path / "page.pth").write_text("<html>")
+    assert check_weights.main([str(tmp_path / "page.pth")]) == 1
+    assert "a web page" in capsys.readouterr().err
+    assert check_weights.main([str(tmp_path / "absent.pth")]) == 1
+    assert "absent.pth" in capsys.readouterr().err

@@ -1,0 +1,141 @@
+"""Exported files compute what prediction computes, and are used as docs/export.md says."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import re
+import subprocess
+import sys
+
+import cv2
+import numpy as np
+import pytest
+
+import boir_jax
+import posebh_jax
+from data_pipelines.whole_image.pictures import inference_size
+from pose_common.export.onnx import read_onnx
+from pose_common.prediction.command import rendered_pictures
+from pose_common.prediction.pictures import Picture
+from posebh_jax.predict import crops_of
+from scripts import export
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compilation")]  # compiles whole models
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+# Float32 sums in another order: of pixels of crops some 100 wide, after DARK's division by a curvature.
+TOLERANCE = 1e-4
+DATASET = "synthetic_aic"
+SHORT_SIDE = 192
+
+
+@pytest.fixture(scope="module")
+def scene():
+    """A rendered picture of a size that BoIR's file is made for."""
+    image = rendered_pictures(1)[0].image
+    size, _ = inference_size(image.shape[1::-1], SHORT_SIDE)
+    return Picture("photo.png", cv2.resize(image, size))
+
+
+@pytest.fixture(scope="module")
+def crops(scene):
+    """Five of them, of PoseBH's embedded model."""
+    pose = posebh_jax.load()
+    boxes = np.array([[20 * number, 10, 70, 110] for number in range(5)], np.float64)
+    rows = crops_of(scene, boxes, pose.datasets[DATASET], pose.predictors[True].input_size)
+    return np.stack([row["image"] for row in rows])
+
+
+def exported(folder, capsys, file_format, *arguments):
+    """(file, printed differences) of the command."""
+    out = folder / f"model.{file_format}"
+    assert export.main([f"--format={file_format}", f"--out={out}", "--debug", *arguments]) == 0
+    printed = capsys.readouterr().out
+    line = next(line for line in printed.splitlines() if line.startswith("largest difference"))
+    return out, [float(word) for word in re.findall(r"[0-9.]+e[-+][0-9]+", line)]
+
+
+def keypoints_of(crops, flip):
+    """What prediction finds, with all experts and heads in their places."""
+    pose = posebh_jax.load()
+    identity = np.broadcast_to(np.eye(2, 3, dtype=np.float32), (len(crops), 2, 3))
+    head, protocol = list(pose.datasets).index(DATASET), pose.datasets[DATASET]
+    return pose.predictors[flip](pose.weights, crops, identity, head=head, protocol=protocol)["heads"]
+
+
+def documented(number):
+    """A block of Python of docs/export.md."""
+    return re.findall(r"```python\n(.*?)```", (ROOT / "docs/export.md").read_text(encoding="utf8"), re.DOTALL)[number]
+
+
+def test_stablehlo_runs_by_jax_alone_as_documented(crops, tmp_path, capsys):
+    out, differences = exported(tmp_path, capsys, "stablehlo", f"--dataset={DATASET}", "--flip")
+    assert max(differences) < TOLERANCE
+    out.rename(tmp_path / "pose.stablehlo")
+    np.save(tmp_path / "crops.npy", crops)
+    more = """
+import sys
+assert not {"flax", "posebh_jax", "pose_common"} & set(sys.modules)
+assert pose.platforms == ("cpu", "cuda", "tpu") and keypoints.shape == (5, 14, 3)
+numpy.save("found.npy", jax.jit(pose.call)(numpy.load("crops.npy"))[0])
+"""
+    subprocess.run([sys.executable, "-c", documented(0) + more], cwd=tmp_path, check=True)
+    np.testing.assert_allclose(np.load(tmp_path / "found.npy"), keypoints_of(crops, True), atol=TOLERANCE)
+    about = json.loads((tmp_path / "model.stablehlo.json").read_text())
+    assert about["dataset"] == DATASET and about["input"]["shape"] == ["batch", 128, 96, 3]
+
+
+def test_stablehlo_of_people(tmp_path, capsys):
+    _, differences = exported(tmp_path, capsys, "stablehlo", "--method=boir", "--size=128,64")
+    assert len(differences) == 3 and max(differences) < TOLERANCE
+
+
+def test_mistakes_are_named(tmp_path, capsys):
+    out = [f"--out={tmp_path / 'x'}", "--format=stablehlo"]
+    for arguments, message in (
+        (["--dataset=horse"], "dataset 'horse'"),
+        (["--method=boir", "--size=100,64"], "multiples of 64"),
+        (["--method=boir", "--size=64"], "expected width,height"),
+        (["--batch_size=0"], "expected 1 or more"),
+        ([str(tmp_path / "nowhere")], "nowhere"),
+    ):
+        assert export.main([*out, *arguments]) == 1
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.onnx
+def test_onnx_of_crops_is_used_as_documented(crops, scene, tmp_path, capsys, monkeypatch):
+    pytest.importorskip("jax2onnx", reason="jax2onnx is not installed (the `onnx` extra)")
+    out, differences = exported(tmp_path, capsys, "onnx", f"--dataset={DATASET}", "--flip")
+    assert max(differences) < TOLERANCE
+    np.testing.assert_allclose(read_onnx(out)(crops)[0], keypoints_of(crops, True), atol=TOLERANCE)
+    names = use_documented(tmp_path, monkeypatch, scene, out, "pose.onnx", 1, 2)
+    (expected,) = posebh_jax.load()(scene, boxes=np.array([[20, 10, 90, 140]]), dataset=DATASET).keypoints
+    # The crop's scale carries the tolerance to the picture.
+    np.testing.assert_allclose(names["pose"], expected, atol=2 * TOLERANCE)
+
+
+@pytest.mark.onnx
+def test_onnx_of_people_is_used_as_documented(scene, tmp_path, capsys, monkeypatch):
+    pytest.importorskip("jax2onnx", reason="jax2onnx is not installed (the `onnx` extra)")
+    height, width = scene.image.shape[:2]
+    out, differences = exported(tmp_path, capsys, "onnx", "--method=boir", f"--size={width},{height}")
+    assert max(differences) < TOLERANCE
+    names = use_documented(tmp_path, monkeypatch, scene, out, "people.onnx", 1, 3)
+    expected = boir_jax.load(input_size=SHORT_SIDE)(scene).keypoints
+    assert len(expected) > 1
+    np.testing.assert_allclose(np.stack(names["people"]), expected, atol=TOLERANCE)
+
+
+def use_documented(folder, monkeypatch, scene, file, name, *blocks):
+    """The variables after blocks of the document ran beside a file and a picture of the names that they use."""
+    file.rename(folder / name)
+    file.with_name(file.name + ".json").rename(folder / f"{name}.json")
+    cv2.imwrite(str(folder / "photo.jpg"), scene.image)
+    monkeypatch.setattr(cv2, "imread", lambda path: scene.image[..., ::-1])  # JPEG would change the pixels
+    monkeypatch.chdir(folder)
+    names: dict = {}
+    for block in blocks:
+        exec(documented(block), names)
+    return names

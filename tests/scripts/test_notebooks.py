@@ -1,0 +1,75 @@
+"""The notebooks for Colab, run outside of it."""
+
+from __future__ import annotations
+
+import base64
+import pathlib
+import re
+
+import cv2
+import numpy as np
+import pytest
+
+from data_pipelines.builders.synthetic import prepare_synthetic
+from data_pipelines.synthetic_world.scene import render_scene
+from pose_common.weights.embedded import read_embedded
+from pose_common.weights.folder import save_weights
+from posebh_jax.predict import EMBEDDED
+
+pytestmark = pytest.mark.slow  # runs the commands, which compile whole models
+SCRIPTS = pathlib.Path(__file__).resolve().parents[2] / "scripts"
+
+
+def executed(name, folder, **settings):
+    """The cells by their names after the notebook ran in `folder` with other settings."""
+    nbclient = pytest.importorskip("nbclient", reason="nbclient is not installed (the `test` extra)")
+    nbformat = pytest.importorskip("nbformat")
+    notebook = nbformat.read(SCRIPTS / name, as_version=4)
+    cells = {cell["id"]: cell for cell in notebook.cells}
+    cells["settings"].source += "".join(f"\n{key} = {value!r}" for key, value in settings.items())
+    nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(folder)}}).execute()
+    return cells
+
+
+def printed(cell):
+    return "".join(output.get("text", "") for output in cell.outputs)
+
+
+def pictures(cell):
+    found = [output["data"]["image/png"] for output in cell.outputs if "image/png" in output.get("data", {})]
+    return [cv2.imdecode(np.frombuffer(base64.b64decode(data), np.uint8), cv2.IMREAD_COLOR) for data in found]
+
+
+def test_predict(tmp_path):
+    scene = render_scene("crowd", (2026,), 7).image
+    cv2.imwrite(str(tmp_path / "own picture.png"), scene[..., ::-1])
+    cells = executed("colab_predict.ipynb", tmp_path, WEIGHTS="", PICTURES="own picture.png")
+    demo, own, python = cells["demo"], cells["own"], cells["python"]
+    assert "rendered figures only" in printed(demo) and len(pictures(demo)) == 2
+    assert "1 pictures, 1 poses" in printed(own)
+    (drawn,) = pictures(own)
+    assert drawn.shape == scene.shape and (drawn != scene[..., ::-1]).any(), "nothing was drawn"
+    assert {path.name for path in (tmp_path / "poses").iterdir()} >= {"own picture.png", "poses.csv"}
+    assert int(re.search(r"(\d+) people, 17 keypoints", printed(python))[1]) > 0 and len(pictures(python)) == 1
+
+
+def test_evaluation(tmp_path):
+    conversion = read_embedded(EMBEDDED)
+    save_weights(tmp_path / "weights", conversion.weights, conversion.manifest)
+    prepare_synthetic(tmp_path / "data", ["synthetic_coco"], num_train=1, num_val=6)
+    cells = executed(
+        "colab_eval.ipynb",
+        tmp_path,
+        DATA=str(tmp_path / "data"),
+        WEIGHTS=str(tmp_path / "weights"),
+        CONFIG="mdt:demo",
+        SETTINGS="--config.eval_batch_size=8 --config.flip_test=false",
+    )
+    (table,) = [output["data"]["text/markdown"] for output in cells["table"].outputs if "data" in output][:1]
+    assert "synthetic_coco" in table and pictures(cells["table"])
+
+
+def test_evaluation_without_data_says_so(tmp_path):
+    cells = executed("colab_eval.ipynb", tmp_path, DATA="nowhere", WEIGHTS="none.pth")
+    assert printed(cells["drive"]).count("is not there: nothing is evaluated") == 2
+    assert not cells["table"].outputs

@@ -1,0 +1,19 @@
+"""The command writes a page, or one line that says what is wrong."""
+
+from __future__ import annotations
+
+from scripts import report
+from tests.pose_common.report.cases import make_run
+
+
+def test_the_file_is_written(tmp_path, capsys):
+    out = tmp_path / "new" / "report.html"
+    assert report.main([str(make_run(tmp_path / "run")), f"--out={out}", "--max_mb=0.05"]) == 0
+    assert out.read_text(encoding="utf8").lstrip().startswith("<!DOCTYPE html>")
+    assert capsys.readouterr().out.startswith(f"{out}: 0.")
+
+
+def test_a_mistake_is_one_line(tmp_path, capsys):
+    assert report.main([str(tmp_path)]) == 1
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: ") and captured.err.count("\n") == 1 and not captured.out
