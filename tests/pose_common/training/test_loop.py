@@ -52,6 +52,12 @@ def run(workdir, strategy="eight sharded", settings=SETTINGS, data=None, **kwarg
     return loop.train(ToyMethod(), data, PLANS[strategy](), settings, workdir, key=jax.random.PRNGKey(0), **kwargs)
 
 
+@pytest.fixture
+def without_curves(monkeypatch):
+    """For many evaluations: a picture takes longer than the steps between."""
+    monkeypatch.setattr(loop, "draw_curves", lambda *paths: None)
+
+
 class Interrupted(ToyData):
     """Data that come with a signal to stop after so many steps."""
 
@@ -233,7 +239,7 @@ def test_evaluations_as_asked_for(every, stages, expected):
     assert loop.evaluation_steps(settings, (6, 12)) == expected
 
 
-def test_the_best_weights_are_kept_through_stops_and_resumes(tmp_path):
+def test_the_best_weights_are_kept_through_stops_and_resumes(tmp_path, without_curves):
     """By figures that go up and down; each evaluation saves itself only if it is the best so far."""
     seen = {}
 
@@ -255,7 +261,7 @@ def test_the_best_weights_are_kept_through_stops_and_resumes(tmp_path):
     assert info["best"] == {"metric": "toy/AP", "value": 50.0} and info["notes"]["first"] and info["config"] == {}
 
 
-def test_a_damaged_best_is_replaced(tmp_path):
+def test_a_damaged_best_is_replaced(tmp_path, without_curves):
     def evaluate(weights, step):
         return {"toy": {"AP": 0.5}}
 
@@ -267,7 +273,7 @@ def test_a_damaged_best_is_replaced(tmp_path):
     assert find_checkpoints(best) == (best, (6,)) and (best / "3.damaged").is_dir()
 
 
-def test_a_state_that_was_not_trained_is_not_evaluated(tmp_path):
+def test_a_state_that_was_not_trained_is_not_evaluated(tmp_path, without_curves):
     """Until a stage notes that it is; of a state that was given, from the beginning."""
     seen = []
 
