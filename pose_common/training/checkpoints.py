@@ -68,11 +68,19 @@ class Checkpoints:
           read_only: changes nothing; otherwise this is the only one that writes here, and what an earlier one left half
             written goes.
         """
+        # Several of these may be writing at the same time; where there are several processes, they meet by these names.
+        processes = ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=pathlib.Path(directory).name)
         if read_only:
-            options = ocp.CheckpointManagerOptions(read_only=True, create=False, save_interval_steps=0)
+            options = ocp.CheckpointManagerOptions(
+                read_only=True, create=False, save_interval_steps=0, multiprocessing_options=processes
+            )
         else:
             options = ocp.CheckpointManagerOptions(
-                max_to_keep=keep, keep_period=keep_every, create=True, cleanup_tmp_directories=True
+                max_to_keep=keep,
+                keep_period=keep_every,
+                create=True,
+                cleanup_tmp_directories=True,
+                multiprocessing_options=processes,
             )
         self._manager = ocp.CheckpointManager(
             epath.Path(directory).absolute(), item_names=(WEIGHTS, TRAINING, INFO), options=options
@@ -292,7 +300,7 @@ def _read_as_saved(folder: epath.Path) -> Any:
 
 def _reason(error: Exception) -> str:
     """The beginning of an error's text; TensorStore's goes on with the whole specification of the array."""
-    text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+    text = f"{error} is missing" if isinstance(error, KeyError) else str(error)
     if "RESOURCE_EXHAUSTED" in text or "No space left" in text:
         return "No space left on the device"
     text = " ".join(text.split(" [tensorstore_spec=")[0].split())

@@ -17,6 +17,7 @@ from data_pipelines.builders.synthetic import prepare_synthetic
 from data_pipelines.datasets import find_dataset
 from data_pipelines.top_down.loader import Reading
 from data_pipelines.whole_image.loader import eval_loader
+from pose_common.training.configuration import ConfigError
 from pose_common.training.mesh import make_mesh
 from tests.data_pipelines import tiny_sets
 
@@ -127,6 +128,27 @@ def test_several_categories_are_refused_under_the_table(tmp_path):
     assert evaluator(tasks, tmp_path, tmp_path)({}, 0) == {}
     remarks = json.loads((tmp_path / "results/step_0/table.json").read_text())["remarks"]
     assert "coco_val: the annotation file has the categories [1, 18]" in remarks[0]
+
+
+def test_what_cannot_be_evaluated_is_known_before_the_training(synthetic, tmp_path, caplog):
+    """An own split is refused, a further row is warned of; what decides which weights are the best is the own one's."""
+    config = boir.get_config("demo")
+    config.data_dir, config.eval_also = str(synthetic), (("synthetic_coco", "val"), ("synthetic_coco", "test"))
+    model = build.make_model(config)
+    evaluator = build.make_evaluator(config, model, make_mesh(), tmp_path)
+    evaluator.check()
+    assert "config.eval_also (synthetic_coco_test) will not be evaluated: synthetic_coco (test) is not" in caplog.text
+    assert evaluator.best_metric("").figures == (("synthetic_crowd_val", "AP"),)
+    assert evaluator.best_metric("*/AP(H)").name == "synthetic_crowd_val/AP(H)"
+    with pytest.raises(
+        ConfigError, match=r"config.best_metric='synthetic_coco_val/AP': .* of synthetic_crowd_val/AP, "
+    ):
+        evaluator.best_metric("synthetic_coco_val/AP")
+    config.eval_split = "vall"
+    with pytest.raises(
+        ConfigError, match=r"^config.eval_split='vall': synthetic_crowd \(vall\) .*, only val\. Prepare"
+    ):
+        build.make_evaluator(config, model, make_mesh(), tmp_path).check()
 
 
 def test_published_lookup():

@@ -83,7 +83,8 @@ def test_what_can_be_known_is_said_before_the_first_step(data_dir, tmp_path, cap
     assert not (tmp_path / "work" / "checkpoints").exists()
     # A further row may be missing; the run is told of it, and goes on (here to what stops it next).
     refused(r"config.stages", ValueError, eval_also=((DATASETS[0], "test", DATASETS[0]),), stages=[])
-    evaluator = build.make_evaluator(small(data_dir), make_mesh(), tmp_path)
+    config = small(data_dir)
+    evaluator = build.make_evaluator(config, build.make_method(config, 1).model, make_mesh(), tmp_path)
     tasks = [
         *evaluator.tasks,
         dataclasses.replace(evaluator.tasks[0], split="test", field="", name="synthetic_coco_test"),
