@@ -20,7 +20,7 @@ from data_pipelines.builders.report import RawDataError
 from data_pipelines.fields import Fault
 from data_pipelines.importers import pictures as picture_files
 from data_pipelines.importers.grouping import Mark, Rectangle, people_of
-from data_pipelines.importers.labels import VISIBLE, Broken, LabelledPicture, Labels, assemble
+from data_pipelines.importers.labels import VISIBLE, Broken, LabelledPicture, Labels, OfAnotherKind, assemble
 from data_pipelines.importers.text_files import starts_like, the_json_file
 
 POINTS, BOXES = "keypointlabels", "rectanglelabels"
@@ -120,7 +120,7 @@ def _people(results: Sequence[Any], task: str) -> tuple[list, list[tuple[Fault, 
                 (marks if item["type"] == POINTS else rectangles).append(_region(item, entry, group))
                 sizes.append((item["original_width"], item["original_height"]))
             elif item.get("type") not in ("relation", "choices", "textarea", "labels", "rating"):
-                raise Fault("unusable region", f"type {item.get('type')!r:.80}; {POINTS} and {BOXES} count")
+                raise OfAnotherKind(f"neither {POINTS} nor {BOXES}", f"type {item.get('type')!r:.80}")
         except Fault as fault:
             faults.append((fault, entry))
     tied = {mark.group for mark in marks}
