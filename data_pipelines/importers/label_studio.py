@@ -21,7 +21,7 @@ from data_pipelines.fields import Fault
 from data_pipelines.importers import pictures as picture_files
 from data_pipelines.importers.grouping import Mark, Rectangle, people_of
 from data_pipelines.importers.labels import VISIBLE, Broken, LabelledPicture, Labels, OfAnotherKind, assemble
-from data_pipelines.importers.text_files import starts_like, the_json_file
+from data_pipelines.importers.text_files import require_json_file, starts_like, the_json_file
 
 POINTS, BOXES = "keypointlabels", "rectanglelabels"
 _UPLOADED = re.compile(r"[0-9a-f]{8}-(?=.)")  # before the name of an uploaded file
@@ -48,9 +48,7 @@ def read(path: pathlib.Path, images: pathlib.Path | None = None, names: Sequence
     Raises:
       RawDataError: not such a file.
     """
-    file = the_json_file(path)
-    if file is None:
-        raise RawDataError(f"{path} has no JSON file, or several: name one")
+    file = require_json_file(path)
     tasks = raw_files.read_json(file)
     if not isinstance(tasks, list):
         raise RawDataError(f"{file} does not hold a list of tasks; export as JSON, not as JSON-MIN or COCO")

@@ -155,6 +155,12 @@ def test_shapes_of_another_kind_are_no_loss(tmp_path, capsys):
     assert "neither point nor rectangle (left out): 36" in capsys.readouterr().out
 
 
+def test_the_same_labels_are_not_two_splits(tmp_path, capsys):
+    source = written(tmp_path, "coco", random_people(0), True)
+    assert prepare(tmp_path / "data", "x", source, "--split=train", "--split=val") == 1
+    assert "give --split once, or --val_share" in capsys.readouterr().err
+
+
 def test_parts_of_different_choices_are_not_mixed(tmp_path, capsys):
     source = written(tmp_path, "coco", random_people(0), True)
     command = (tmp_path / "data", "x", source, "--val_share=0.5")
