@@ -151,11 +151,14 @@ def prepare_splits(args: argparse.Namespace) -> tuple[dict[str, dict[str, Any]],
 
 def _splits(args: argparse.Namespace) -> Sequence[str]:
     """The splits to prepare: those asked for, or of a label tool's files those that they have, or else train."""
-    if args.split or args.dataset != Custom.dataset:
+    if args.dataset != Custom.dataset:
         return args.split or BUILDERS[args.dataset].splits
     if args.val_share is not None:
         return "train", "val"
-    return importers.own_splits(args.annotations, args.format) or ("train",)
+    own = importers.own_splits(args.annotations, args.format)
+    if len(args.split or ()) > 1 and not own:
+        raise RawDataError("--annotations belong to one split: give --split once, or --val_share to make two of them")
+    return args.split or own or ("train",)
 
 
 def print_summaries(dataset: str, summaries: dict[str, dict[str, Any]]) -> None:

@@ -124,6 +124,9 @@ class Custom(CocoFormatBuilder):
         if labels is None:
             raise RuntimeError("a builder prepares its split once")
         for item in labels.broken:
+            if isinstance(item.fault, importers.OfAnotherKind):
+                self.report.remark(f"{item.fault.reason} (left out)", item.file, Entry(item.entry), item.fault.detail)
+                continue
             drop = self.report.drop_instance if item.person else self.report.drop_image
             drop(item.fault, item.file, Entry(item.entry))
         for what, file, detail in labels.remarks:

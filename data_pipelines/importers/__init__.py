@@ -14,9 +14,9 @@ from types import ModuleType
 
 from data_pipelines.builders.report import NoAnnotations, RawDataError
 from data_pipelines.importers import coco, cvat, deeplabcut, label_studio, labelme, mpii_json, yolo_pose
-from data_pipelines.importers.labels import Labels, ValShare, select
+from data_pipelines.importers.labels import Labels, OfAnotherKind, ValShare, select
 
-__all__ = ["FORMATS", "Labels", "ValShare", "own_splits", "read", "recognise", "select"]
+__all__ = ["FORMATS", "Labels", "OfAnotherKind", "ValShare", "own_splits", "read", "recognise", "select"]
 
 FORMATS: dict[str, ModuleType] = {
     "coco": coco,

@@ -6,10 +6,10 @@ import pathlib
 from collections.abc import Sequence
 
 from data_pipelines.builders import raw_files
-from data_pipelines.builders.report import NoAnnotations, RawDataError
+from data_pipelines.builders.report import NoAnnotations
 from data_pipelines.importers import labelme
 from data_pipelines.importers.labels import Labels
-from data_pipelines.importers.text_files import starts_like, the_json_file
+from data_pipelines.importers.text_files import require_json_file, starts_like, the_json_file
 
 
 def fits(path: pathlib.Path) -> bool:
@@ -32,8 +32,6 @@ def read(path: pathlib.Path, images: pathlib.Path | None = None, names: Sequence
     del names
     if not path.exists():
         raise NoAnnotations(f"no annotation file; looked for {path}")
-    file = the_json_file(path)
-    if file is None:
-        raise RawDataError(f"{path} has no JSON file, or several: name one")
+    file = require_json_file(path)
     folder = file.parent / "images"
     return Labels(raw_files.read_json(file), images or (folder if folder.is_dir() else file.parent))

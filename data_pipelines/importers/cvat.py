@@ -16,7 +16,7 @@ from data_pipelines import fields
 from data_pipelines.builders.report import RawDataError
 from data_pipelines.fields import Fault
 from data_pipelines.importers.grouping import Mark, Rectangle, people_of
-from data_pipelines.importers.labels import HIDDEN, VISIBLE, LabelledPicture, Labels, Point, assemble
+from data_pipelines.importers.labels import HIDDEN, VISIBLE, LabelledPicture, Labels, OfAnotherKind, Point, assemble
 
 Element = ElementTree.Element
 
@@ -101,7 +101,7 @@ def _picture(file: pathlib.Path, image: Element, number: int) -> LabelledPicture
                 if found and shape.tag == "skeleton":
                     of_skeleton[found[0].group] = shape.get("label") or ""
             elif shape.tag != "tag":
-                raise Fault("unusable shape", f"{shape.tag} of label {shape.get('label')!r:.80}")
+                raise OfAnotherKind("neither skeleton, points nor box", f"{shape.tag} of {shape.get('label')!r:.80}")
         except Fault as fault:
             faults.append((fault, entry))
     people, unclear = people_of(marks, rectangles, next(iter(of_skeleton.values()), "object"))

@@ -20,8 +20,8 @@ from data_pipelines.builders.report import RawDataError
 from data_pipelines.fields import Fault
 from data_pipelines.importers import pictures as picture_files
 from data_pipelines.importers.grouping import Mark, Rectangle, people_of
-from data_pipelines.importers.labels import VISIBLE, Broken, LabelledPicture, Labels, assemble
-from data_pipelines.importers.text_files import starts_like, the_json_file
+from data_pipelines.importers.labels import VISIBLE, Broken, LabelledPicture, Labels, OfAnotherKind, assemble
+from data_pipelines.importers.text_files import require_json_file, starts_like, the_json_file
 
 POINTS, BOXES = "keypointlabels", "rectanglelabels"
 _UPLOADED = re.compile(r"[0-9a-f]{8}-(?=.)")  # before the name of an uploaded file
@@ -48,9 +48,7 @@ def read(path: pathlib.Path, images: pathlib.Path | None = None, names: Sequence
     Raises:
       RawDataError: not such a file.
     """
-    file = the_json_file(path)
-    if file is None:
-        raise RawDataError(f"{path} has no JSON file, or several: name one")
+    file = require_json_file(path)
     tasks = raw_files.read_json(file)
     if not isinstance(tasks, list):
         raise RawDataError(f"{file} does not hold a list of tasks; export as JSON, not as JSON-MIN or COCO")
@@ -120,7 +118,7 @@ def _people(results: Sequence[Any], task: str) -> tuple[list, list[tuple[Fault, 
                 (marks if item["type"] == POINTS else rectangles).append(_region(item, entry, group))
                 sizes.append((item["original_width"], item["original_height"]))
             elif item.get("type") not in ("relation", "choices", "textarea", "labels", "rating"):
-                raise Fault("unusable region", f"type {item.get('type')!r:.80}; {POINTS} and {BOXES} count")
+                raise OfAnotherKind(f"neither {POINTS} nor {BOXES}", f"type {item.get('type')!r:.80}")
         except Fault as fault:
             faults.append((fault, entry))
     tied = {mark.group for mark in marks}

@@ -15,7 +15,7 @@ from data_pipelines.builders import raw_files
 from data_pipelines.builders.report import RawDataError
 from data_pipelines.fields import Fault
 from data_pipelines.importers.grouping import Mark, Rectangle, people_of
-from data_pipelines.importers.labels import HIDDEN, VISIBLE, Broken, LabelledPicture, Labels, assemble
+from data_pipelines.importers.labels import HIDDEN, VISIBLE, Broken, LabelledPicture, Labels, OfAnotherKind, assemble
 from data_pipelines.importers.text_files import starts_like
 
 PATTERN = r'"shapes"\s*:\s*\['
@@ -79,7 +79,7 @@ def _kind(shape: Any) -> str:
         raise Fault("not an object", f"{shape!r:.80}")
     kind = shape.get("shape_type")
     if kind not in ("point", "rectangle"):
-        raise Fault("unusable shape", f"{kind!r:.80} of label {shape.get('label')!r:.80}; points and rectangles count")
+        raise OfAnotherKind("neither point nor rectangle", f"{kind!r:.80} of label {shape.get('label')!r:.80}")
     if not isinstance(shape.get("label"), str) or not shape["label"]:
         raise Fault("missing field", "label")
     return kind

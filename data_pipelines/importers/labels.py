@@ -19,6 +19,10 @@ Point = tuple[float, float, float]
 """x, y in pixels, the centre of the top-left pixel at (0, 0), and COCO's visibility."""
 
 
+class OfAnotherKind(Fault):
+    """A shape that is neither keypoint nor box, such as a polygon: left out with a remark; nobody is lost with it."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Person:
     """A person or animal as labelled.

@@ -17,7 +17,7 @@ from data_pipelines.builders import raw_files
 from data_pipelines.builders.report import RawDataError
 from data_pipelines.fields import Fault
 from data_pipelines.importers.labels import VISIBLE, Broken, LabelledPicture, Labels, Person, assemble
-from data_pipelines.importers.text_files import starts_like, the_json_file
+from data_pipelines.importers.text_files import require_json_file, starts_like, the_json_file
 from data_pipelines.skeletons import KEYPOINT_SETS
 
 UNIT = 200.0  # pixels of scale 1
@@ -41,9 +41,7 @@ def read(path: pathlib.Path, images: pathlib.Path | None = None, names: Sequence
     Raises:
       RawDataError: not such a file, or joints without names.
     """
-    file = the_json_file(path)
-    if file is None:
-        raise RawDataError(f"{path} has no JSON file, or several: name one")
+    file = require_json_file(path)
     entries = raw_files.read_json(file)
     if not isinstance(entries, list):
         raise RawDataError(f"{file} does not hold a list of people but a {type(entries).__name__}")

@@ -48,6 +48,14 @@ def the_json_file(path: pathlib.Path) -> pathlib.Path | None:
     return files[0] if len(files) == 1 and files[0].suffix.lower() == ".json" else None
 
 
+def require_json_file(path: pathlib.Path) -> pathlib.Path:
+    """As `the_json_file`. Raises RawDataError where there is no such file, or several."""
+    file = the_json_file(path)
+    if file is None:
+        raise RawDataError(f"{path} has no JSON file, or several: name one")
+    return file
+
+
 def read_yaml(path: pathlib.Path) -> dict[str, Any]:
     """A YAML file that holds a mapping.
 

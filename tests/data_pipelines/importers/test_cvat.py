@@ -68,7 +68,7 @@ def test_a_box_around_one_skeleton_is_its_own(tmp_path):
         (skeleton('points="1,2" occluded="2"'), "not a flag"),
         (skeleton().replace("tail", "nose"), "keypoint twice"),
         (skeleton().replace("tail", "whisker"), "unknown keypoint"),
-        ('<polygon label="mouse" points="1,2;3,4;5,6"/>', "unusable shape: polygon"),
+        ('<polygon label="mouse" points="1,2;3,4;5,6"/>', "neither skeleton, points nor box: polygon"),
         ('<box label="mouse" xtl="0" ytl="0" xbr="5"/>', "missing field: ybr"),
         ('<box label="mouse" rotation="9" xtl="0" ytl="0" xbr="5" ybr="5"/>', "rotated region"),
         ('<box label="mouse" group_id="x" xtl="0" ytl="0" xbr="5" ybr="5"/>', "bad id"),

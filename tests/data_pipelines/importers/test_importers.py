@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import numpy as np
@@ -142,6 +143,22 @@ def test_a_share_that_leaves_nothing_is_an_error(tmp_path, capsys):
     assert prepare(tmp_path / "data", "x", source, "--val_share=0.01") == 1
     assert "leaves a split without any" in capsys.readouterr().err
     assert not list(tmp_path.glob("data/**/*.json"))
+
+
+def test_shapes_of_another_kind_are_no_loss(tmp_path, capsys):
+    source = written(tmp_path, "labelme", random_people(0), True)
+    for path in source.rglob("*.json"):
+        document = json.loads(path.read_text())
+        document["shapes"] += [{"label": "mask", "shape_type": "polygon", "points": [[1, 1]] * 3}] * 9
+        path.write_text(json.dumps(document))
+    assert prepare(tmp_path / "data", "x", source, "--strict", f"--keypoints={','.join(NAMES)}") == 0
+    assert "neither point nor rectangle (left out): 36" in capsys.readouterr().out
+
+
+def test_the_same_labels_are_not_two_splits(tmp_path, capsys):
+    source = written(tmp_path, "coco", random_people(0), True)
+    assert prepare(tmp_path / "data", "x", source, "--split=train", "--split=val") == 1
+    assert "give --split once, or --val_share" in capsys.readouterr().err
 
 
 def test_parts_of_different_choices_are_not_mixed(tmp_path, capsys):

@@ -91,7 +91,7 @@ def test_one_annotation_counts(tmp_path):
         (point("tail", 1, 1, image_rotation=90), "rotated region"),
         (point("tail", 1, 1, value=None), "missing field: value"),
         (point("tail", 1, 1, value={"x": 1, "y": 1, "keypointlabels": []}), "not one label"),
-        ({"id": "p-tail-1", "type": "polygonlabels"}, "unusable region"),
+        ({"id": "p-tail-1", "type": "polygonlabels"}, "neither keypointlabels"),
         (point("ear", 1, 1, parentID="one"), "keypoint twice"),
     ],
 )

@@ -37,7 +37,7 @@ def test_folders_keep_their_pictures(tmp_path):
 @pytest.mark.parametrize(
     "shape, said, entry",
     [
-        ({"shape_type": "polygon", "label": "x", "points": []}, "unusable shape: 'polygon'", "shape 2"),
+        ({"shape_type": "polygon", "label": "x", "points": []}, "neither point nor rectangle: 'polygon'", "shape 2"),
         ("x", "not an object", "shape 2"),
         (point(None, 1, 2), "missing field: label", "shape 2"),
         (point("tail", 1, None), "not finite", "shape 2"),

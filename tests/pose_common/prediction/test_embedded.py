@@ -1,0 +1,24 @@
+"""The file that the package carries is told from others."""
+
+from __future__ import annotations
+
+import numpy as np
+from safetensors.numpy import save_file
+
+import boir_jax.predict
+import posebh_jax.predict
+from pose_common.prediction.embedded import is_embedded, read_embedded, write_embedded
+
+
+def test_what_is_embedded_is_told_from_other_files(tmp_path):
+    assert is_embedded(posebh_jax.predict.EMBEDDED) and is_embedded(str(boir_jax.predict.EMBEDDED))
+    save_file({"a": np.zeros(1, np.float32)}, tmp_path / "other.safetensors")
+    (tmp_path / "damaged.safetensors").write_bytes(b"damaged")
+    for name in ("other.safetensors", "damaged.safetensors", "absent.safetensors", ""):
+        assert not is_embedded(tmp_path / name), name
+
+
+def test_weights_are_what_was_written_in_half_precision(tmp_path):
+    given = read_embedded(boir_jax.predict.EMBEDDED)
+    write_embedded(given, tmp_path / "again.safetensors")
+    assert (tmp_path / "again.safetensors").read_bytes() == boir_jax.predict.EMBEDDED.read_bytes()
