@@ -101,7 +101,7 @@ def _judged(number: int, kind: str, other: Program, lost: int, with_what: signal
         return Outcome(number, kind, "hangs", said, True, seconds)
     if with_what == signal.SIGTERM:  # asks all for a checkpoint, and for an end in order
         return Outcome(number, kind, "all end in order" if status == 0 else "ends", said, status != 0, seconds)
-    named = re.search(rf"(process|task:?|rank) ?{lost}\b|task_id: ?{lost}\b", text) is not None
+    named = re.search(rf"(process|task:?|rank) ?{lost}\b|task_id: ?{lost}\b", text, re.IGNORECASE) is not None
     silent = status == 0
     return Outcome(number, kind, "ends, names it" if named else "ends", said, silent or not named, seconds)
 
