@@ -23,7 +23,7 @@ COUNT = 2000
 """Steps."""
 ROWS = 20
 SAMPLE_SECONDS = 1.0
-SETTLED = 0.25
+SETTLED = 0.4
 """The share of the run after which everything is compiled and every buffer is there."""
 MOST_GROWTH = 20.0
 """MB of memory in a thousand steps, by a line through the samples of the settled part."""
@@ -51,7 +51,8 @@ def run(folder: pathlib.Path, seed: int, first: int, count: int, minutes: float 
     if status or not len(table):
         return [Outcome(0, "run", "failed", f"status {status}: {program.last_line()}", fault=True)]
     _print(table)
-    return _verdicts(table[table[:, 0] >= SETTLED * table[-1, 0]])
+    last = table[-1, 0]  # where the run ends, what it had is given back
+    return _verdicts(table[(table[:, 0] >= SETTLED * last) & (table[:, 0] < last)])
 
 
 def _settings(steps: int, epochs: Sequence[int]) -> tuple[str, ...]:
@@ -65,11 +66,14 @@ def _settings(steps: int, epochs: Sequence[int]) -> tuple[str, ...]:
 
 
 def _sample(process: int, workdir: pathlib.Path) -> tuple[float, ...] | None:
-    """(step, MB, threads, open files) of a process now; None while it starts or ends."""
+    """(step, MB, threads, open files) of a process now; None while it starts or ends.
+
+    Memory is what the process itself has filled (RssAnon): pages of files come and go with what others need.
+    """
     place, metrics = pathlib.Path("/proc") / str(process), workdir / "metrics.jsonl"
     try:
         status = (place / "status").read_text()
-        numbers = [int(re.search(rf"^{field}:\s+(\d+)", status, re.M)[1]) for field in ("VmRSS", "Threads")]
+        numbers = [int(re.search(rf"^{field}:\s+(\d+)", status, re.M)[1]) for field in ("RssAnon", "Threads")]
         lines = [line for line in metrics.read_text().splitlines() if '"train"' in line]
         return json.loads(lines[-1])["step"], numbers[0] / 1024, numbers[1], len(list((place / "fd").iterdir()))
     except (OSError, TypeError, IndexError, ValueError):
