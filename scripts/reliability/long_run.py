@@ -21,6 +21,8 @@ from scripts.reliability.outcomes import Outcome
 TITLE = "long run: memory, threads and open files"
 COUNT = 2000
 """Steps."""
+CHECKPOINTS = 200
+"""So many that the storage's caches (100 MB of Orbax's, which fill with some sixty checkpoints) are full in time."""
 ROWS = 20
 SAMPLE_SECONDS = 1.0
 SETTLED = 0.4
@@ -38,7 +40,8 @@ def run(folder: pathlib.Path, seed: int, first: int, count: int, minutes: float 
     shutil.rmtree(workdir, ignore_errors=True)
     steps = max(10, count // 10)
     epochs = (1, 0, 1, max(1, count // steps - 2))
-    arguments = training_runs.command("posebh", workdir, folder / "data", _settings(steps, epochs))
+    every = max(1, count // CHECKPOINTS)
+    arguments = training_runs.command("posebh", workdir, folder / "data", _settings(steps, epochs, every))
     program = training_runs.start(arguments, folder / "run.log")
     samples, began = [], time.monotonic()
     while program.process.poll() is None and time.monotonic() - began < 3600 * MOST_HOURS:
@@ -55,10 +58,10 @@ def run(folder: pathlib.Path, seed: int, first: int, count: int, minutes: float 
     return _verdicts(table[(table[:, 0] >= SETTLED * last) & (table[:, 0] < last)])
 
 
-def _settings(steps: int, epochs: Sequence[int]) -> tuple[str, ...]:
+def _settings(steps: int, epochs: Sequence[int], checkpoint_every: int) -> tuple[str, ...]:
     return (
         f"--config.steps_per_epoch={steps}",
-        f"--config.checkpoint_every={steps // 2}",
+        f"--config.checkpoint_every={checkpoint_every}",
         "--config.evaluate_every=1",
         f"--config.log_every={max(1, steps // 10)}",
         *(f"--config.stages[{stage}].epochs={number}" for stage, number in enumerate(epochs)),
