@@ -93,7 +93,7 @@ def split_release(document: dict[str, Any], whole_videos: bool = False) -> dict[
         for place, image in enumerate(document["images"])
         if videos[place] is not None
     ]
-    split_of = _split_of_videos(images, whole_videos)
+    split_of = _split_of_videos(_places(document["images"]), whole_videos)
     parts = {
         split: document
         | {
@@ -120,11 +120,48 @@ def split_release(document: dict[str, Any], whole_videos: bool = False) -> dict[
     return parts
 
 
-def _split_of_videos(images: list[dict[str, Any]], whole_videos: bool) -> dict[int, str]:
+def _places(images: list[Any]) -> list[tuple[str, int]]:
+    """(kind of animal, video) of every picture, whose number decides where the splits are cut.
+
+    A damaged entry counts as the others of its clip or of its video do, else as the entry before it, and one that is
+    there twice once: so it moves nobody from split to split.
+    """
+    good = [image | {"video_id": video} for image in images if (video := _video_of(image)) is not None]
+    kind_of = {image["video_id"]: _kind(image) for image in good}
+    video_of_clip = {_clip(image): image["video_id"] for image in good}
+    places: list[tuple[str, int]] = []
+    seen = set()
+    for image in images:
+        entry = image if isinstance(image, dict) else {}
+        this = fields.id_key(entry.get("id")), str(entry.get("file_name"))
+        video = _video_of(image)
+        guess = video_of_clip.get(_clip(entry), fields.whole(entry.get("video_id")))
+        if this in seen:
+            continue
+        seen.add(this)
+        if video is not None:
+            places.append((_kind(entry), video))
+        elif guess is not None and guess in kind_of:
+            places.append((kind_of[guess], guess))
+        elif places:
+            places.append(places[-1])
+    return places
+
+
+def _kind(image: dict[str, Any]) -> str:
+    return image["file_name"].split("\\")[-3]
+
+
+def _clip(image: dict[str, Any]) -> str:
+    """The folder of a picture."""
+    return str(image.get("file_name")).rpartition("\\")[0]
+
+
+def _split_of_videos(places: list[tuple[str, int]], whole_videos: bool) -> dict[int, str]:
     """Video id -> split: the first 70 % of each kind's list to train, the next 10 % to val."""
     by_kind: dict[str, list[int]] = {}
-    for image in images:
-        by_kind.setdefault(image["file_name"].split("\\")[-3], []).append(image["video_id"])
+    for kind, video in places:
+        by_kind.setdefault(kind, []).append(video)
     split_of: dict[int, str] = {}
     for videos in by_kind.values():
         if whole_videos:

@@ -186,16 +186,20 @@ def _duplicate(draw, content, name, entries, per_entry):
 def _remove(draw, content, name, entries, per_entry):
     """Nobody can say what is no longer there, but what was of it is told."""
     place = _chosen(draw, entries)
-    cost = _cost(content, name, entries[place], per_entry)
+    cost = {"images": EVERYTHING} if _by_order(name, entries) else _cost(content, name, entries[place], per_entry)
     del entries[place]
     return content, Damage("entry removed", f"{name}[{place}]", plain=True, **cost)
 
 
 def _shuffle(draw, content, name, entries, per_entry):
     entries[:] = draw(st.permutations(entries))
-    # The release of APT-36K is split by its order.
-    by_order = isinstance(content, dict) and name == "images" and any("\\" in entry["file_name"] for entry in entries)
-    return content, Damage("other order", name, images=EVERYTHING if by_order else frozenset(), plain=True)
+    images = EVERYTHING if _by_order(name, entries) else frozenset()
+    return content, Damage("other order", name, images=images, plain=True)
+
+
+def _by_order(name: str, entries: list) -> bool:
+    """Whether splits are cut at places of this list: the release of APT-36K."""
+    return name == "images" and any("\\" in entry["file_name"] for entry in entries)
 
 
 def _copied_field(draw, content, name, entries, per_entry):

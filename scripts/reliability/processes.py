@@ -96,14 +96,14 @@ def _steps_done(programs: list[Program], workdir: pathlib.Path, steps: int) -> b
 def _judged(number: int, kind: str, other: Program, lost: int, with_what: signal.Signals, seconds: float) -> Outcome:
     """How the process that was left alone ended."""
     status, text = other.process.poll(), other.text()
-    said = f"status {status} after {seconds:.0f} s: {other.last_line()[:300]}"
+    pattern = re.compile(rf"(process|task:?|rank) ?{lost}\b|task_id: ?{lost}\b", re.IGNORECASE)
+    named = next((line for line in text.splitlines() if pattern.search(line)), None)
+    said = f"status {status} after {seconds:.0f} s: {(named or other.last_line())[:300]}"
     if status is None:
         return Outcome(number, kind, "hangs", said, True, seconds)
     if with_what == signal.SIGTERM:  # asks all for a checkpoint, and for an end in order
         return Outcome(number, kind, "all end in order" if status == 0 else "ends", said, status != 0, seconds)
-    named = re.search(rf"(process|task:?|rank) ?{lost}\b|task_id: ?{lost}\b", text) is not None
-    silent = status == 0
-    return Outcome(number, kind, "ends, names it" if named else "ends", said, silent or not named, seconds)
+    return Outcome(number, kind, "ends, names it" if named else "ends", said, status == 0 or not named, seconds)
 
 
 def _gone_on(folder: pathlib.Path, method: str, workdir: pathlib.Path, number: int, kind: str) -> Outcome:

@@ -61,6 +61,46 @@ def test_apt36k_split_is_the_authors():
     assert sorted(train["annotations"][0]) == expected["first_annotation_keys"]
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda images, place: images[place].pop("file_name"),
+        lambda images, place: images[place].pop("video_id"),
+        lambda images, place: images[place].update(file_name=7, video_id=None),
+        lambda images, place: images.__setitem__(place, "junk"),
+        lambda images, place: images.insert(place, dict(images[place])),
+    ],
+    ids=["name", "video", "both", "entry", "twice"],
+)
+def test_a_damaged_entry_of_apt36k_moves_nobody_to_another_split(damage):
+    """But for the first frame of a clip, of which nothing else tells whose it is."""
+    raw = golden("data/prepro/apt36k_raw.json")
+    split_of = {i["id"]: split for split, part in apt36k.split_release(raw).items() for i in part["images"]}
+    for place in range(1, len(raw["images"])):
+        if raw["images"][place]["video_id"] != raw["images"][place - 1]["video_id"]:
+            continue
+        content = copy.deepcopy(raw)
+        damage(content["images"], place)
+        for split, part in apt36k.split_release(content).items():
+            assert all(split_of[image["id"]] == split for image in part["images"]), (place, split)
+
+
+def test_an_entry_of_apt36k_without_a_video_is_reported_with_every_split():
+    raw = copy.deepcopy(golden("data/prepro/apt36k_raw.json"))
+    raw["annotations"][0] = "junk"
+    raw["annotations"][1]["video_id"] = 987654321  # its picture tells
+    image = raw["annotations"][1]["image_id"]
+    parts = apt36k.split_release(raw)
+    assert all("junk" in part["annotations"] for part in parts.values())
+    (split,) = [split for split, part in parts.items() if image in {i["id"] for i in part["images"]}]
+    (found,) = [split for split, part in parts.items() if raw["annotations"][1]["id"] in ids_of(part["annotations"])]
+    assert found == split
+
+
+def ids_of(entries):
+    return {entry["id"] for entry in entries if isinstance(entry, dict)}
+
+
 def test_apt36k_builder_splits_the_release(tmp_path):
     raw, expected = (
         golden("data/prepro/apt36k_raw.json"),

@@ -188,6 +188,7 @@ class Ended:
     "status, said, with_what, result, fault",
     [
         (1, "error: process 1 is gone", signal.SIGKILL, "ends, names it", False),
+        (1, "UNAVAILABLE: Task 1 heartbeat timeout", signal.SIGKILL, "ends, names it", False),
         (1, "error: something is gone", signal.SIGKILL, "ends", True),
         (0, "process 1 is gone, all is well", signal.SIGKILL, "ends, names it", True),
         (None, "waiting", signal.SIGKILL, "hangs", True),
