@@ -118,6 +118,9 @@ def _full(size: str) -> ConfigDict:
     # Evaluation (the released evaluation settings).
     config.flip_test = True
     config.dark_kernel = 11  # cells; side of the Gaussian that DARK blurs UDP's maps with before it looks for the peak
+    config.dark_blur = (
+        "released"  # or "transformers": as the processor of Hugging Face's VitPose blurs (for its weights)
+    )
     config.detection_threshold = 0.0  # smallest score of a detector's box
     config.rescoring_threshold = 0.2  # confidences above it enter a pose's score
     config.suppression, config.oks_nms = "hard", 0.9  # or "soft", "none"; similarity of poses that suppress each other

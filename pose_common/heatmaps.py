@@ -22,6 +22,9 @@ import numpy as np
 
 # Bounds of the blurred map before the logarithm, as in the UDP release.
 _LOG_RANGE = (0.001, 50.0)
+BLURS = {"released": (0.0, "reflect"), "transformers": (0.8, "symmetric")}
+"""Of DARK: (standard deviation, where 0 is OpenCV's for the kernel: 11 -> 2.0; how borders are mirrored). The released
+code blurs by OpenCV, the processor of Hugging Face's VitPose by SciPy with 0.8."""
 
 
 def stride(udp: bool | jax.Array, input_size: tuple[int, int], heatmap_size: tuple[int, int]) -> jax.Array:
@@ -122,7 +125,7 @@ def decode_quarter_shift(heatmaps: jax.Array, *, per_axis: bool = False) -> tupl
     return coords + jnp.where(moves, 0.25 * jnp.sign(slope), 0.0), score
 
 
-def decode_dark_udp(heatmaps: jax.Array, kernel: int) -> tuple[jax.Array, jax.Array]:
+def decode_dark_udp(heatmaps: jax.Array, kernel: int, blur: str = "released") -> tuple[jax.Array, jax.Array]:
     """Highest cell, refined by one Newton step on the logarithm of the blurred map (DARK, in its UDP form).
 
     Only the 3x3 neighbourhood of a peak is ever blurred: a blurred row is a fixed weighting of the map's
@@ -130,7 +133,8 @@ def decode_dark_udp(heatmaps: jax.Array, kernel: int) -> tuple[jax.Array, jax.Ar
 
     Args:
       heatmaps: [B, h, w, K].
-      kernel: odd side of the Gaussian, with OpenCV's standard deviation for it (11 -> 2.0).
+      kernel: odd side of the Gaussian.
+      blur: one of `BLURS`.
 
     Returns:
       coords [B, K, 2] in heatmap cells, (-1, -1) where no value is positive, and the maximum [B, K].
@@ -138,8 +142,8 @@ def decode_dark_udp(heatmaps: jax.Array, kernel: int) -> tuple[jax.Array, jax.Ar
     height, width = heatmaps.shape[1:3]
     coords, score = decode_argmax(heatmaps)
     around = jnp.maximum(coords, 0).astype(jnp.int32)[..., None] + jnp.arange(-1, 2)  # [B, K, (x, y), 3]
-    columns = jnp.asarray(_blur_matrix(width, kernel))[jnp.clip(around[..., 0, :], 0, width - 1)]
-    rows = jnp.asarray(_blur_matrix(height, kernel))[jnp.clip(around[..., 1, :], 0, height - 1)]
+    columns = jnp.asarray(_blur_matrix(width, kernel, blur))[jnp.clip(around[..., 0, :], 0, width - 1)]
+    rows = jnp.asarray(_blur_matrix(height, kernel, blur))[jnp.clip(around[..., 1, :], 0, height - 1)]
     product = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
     patch = product("bkih,bhwk->bkiw", rows, heatmaps.astype(jnp.float32))
     patch = product("bkiw,bkjw->bkij", patch, columns)
@@ -181,7 +185,13 @@ def to_image(coords: jax.Array, inverse_warp: jax.Array) -> jax.Array:
 
 
 def decode(
-    heatmaps: jax.Array, inverse_warp: jax.Array, *, udp: bool, input_size: tuple[int, int], kernel: int
+    heatmaps: jax.Array,
+    inverse_warp: jax.Array,
+    *,
+    udp: bool,
+    input_size: tuple[int, int],
+    kernel: int,
+    blur: str = "released",
 ) -> jax.Array:
     """Maps of person crops -> keypoints in the image, by the codec's own decoder.
 
@@ -190,14 +200,14 @@ def decode(
       inverse_warp: [B, 2, 3], crop pixels -> image pixels.
       udp: codec of the dataset: DARK-UDP, else quarter shift.
       input_size: (width, height) of the crops.
-      kernel: side of DARK's Gaussian.
+      kernel, blur: of DARK's Gaussian; see `decode_dark_udp`.
 
     Returns:
       [B, K, 3]: x, y in image pixels and the map's maximum. A map without a positive value decodes to the
       cell (-1, -1).
     """
     height, width = heatmaps.shape[1:3]
-    coords, score = decode_dark_udp(heatmaps, kernel) if udp else decode_quarter_shift(heatmaps)
+    coords, score = decode_dark_udp(heatmaps, kernel, blur) if udp else decode_quarter_shift(heatmaps)
     crop = to_crop(coords, udp, input_size=input_size, heatmap_size=(width, height))
     return jnp.concatenate([to_image(crop, inverse_warp), score[..., None]], axis=-1)
 
@@ -229,10 +239,11 @@ def _newton_step(log_patch: jax.Array) -> jax.Array:
 
 
 @functools.cache
-def _blur_matrix(size: int, kernel: int) -> np.ndarray:
-    """float32 [size, size]: OpenCV's Gaussian blur along one axis, borders mirrored about their cell."""
-    taps = cv2.getGaussianKernel(kernel, 0, cv2.CV_64F)[:, 0]
-    source = np.pad(np.arange(size), kernel // 2, mode="reflect")
+def _blur_matrix(size: int, kernel: int, blur: str) -> np.ndarray:
+    """float32 [size, size]: the Gaussian blur along one axis, borders mirrored."""
+    sigma, border = BLURS[blur]
+    taps = cv2.getGaussianKernel(kernel, sigma, cv2.CV_64F)[:, 0]
+    source = np.pad(np.arange(size), kernel // 2, mode=border)  # type: ignore[call-overload]
     matrix = np.zeros((size, size))
     for row in range(size):
         np.add.at(matrix[row], source[row : row + kernel], taps)

@@ -106,6 +106,7 @@ def make_evaluator(config: ConfigDict, model: PoseBH, mesh: Mesh, workdir: str |
         tuple(config.input_size),
         config.flip_test,
         config.dark_kernel,
+        config.dark_blur,
     )
     return Evaluator(
         predictor,

@@ -12,6 +12,7 @@ from data_pipelines.datasets import CODECS, DATASETS, PoseDataset, find_dataset
 from data_pipelines.mixture import MIXTURES
 from data_pipelines.top_down.augmentation import Augmentation
 from data_pipelines.top_down.instances import GROUND_TRUTH
+from pose_common.heatmaps import BLURS
 from pose_common.training import configuration
 from pose_common.training.configuration import ConfigError, Override, nearest, one_of
 from posebh_jax.heads import ACTIVATIONS, KERNELS, NECKS
@@ -28,6 +29,7 @@ KNOWN = {
     "embedding_neck": NECKS,
     "embedding_kernel": KERNELS,
     "embedding_activation": ACTIVATIONS,
+    "dark_blur": BLURS,
 }
 """Fields that take one of a few values."""
 
@@ -43,6 +45,7 @@ TABLES = {
 
 FREE = configuration.FREE | {
     "boxes",
+    "dark_blur",
     "dark_kernel",
     "default_eval_split",
     "detection_threshold",
@@ -100,6 +103,7 @@ def of_weights(manifest: Mapping[str, Any]) -> ConfigDict:
     config = configuration.read(f"{file}:{size if size in SHIPPED else SHIPPED[0]}")
     config.size, config.input_size = size, tuple(manifest["input_size"])
     config.datasets = tuple(name for name, _ in manifest["datasets"])
+    config.dark_blur = manifest.get("dark_blur", config.dark_blur)
     config.eval_also = tuple(row for row in config.eval_also if row[2] in config.datasets)
     return config
 

@@ -33,7 +33,9 @@ def program(pose: PoseModel, dataset: str | None = None, *, flip: bool = False, 
     weights = jax.tree.map(np.asarray, pose.weights)
     weights, manifest = single_dataset(weights, manifest_of(loaded.model, loaded.input_size, pose.title), name)
     weights = {**weights, "prototypes": weights["prototypes"] if maps == PROTOTYPES else {}}
-    predictor = Predictor(model_of(manifest), (protocol,), loaded.input_size, flip, loaded.dark_kernel)
+    predictor = Predictor(
+        model_of(manifest), (protocol,), loaded.input_size, flip, loaded.dark_kernel, loaded.dark_blur
+    )
 
     def predict(image: jax.Array) -> Outputs:
         found = predictor(weights, image, image_pixels(image.shape[0]), head=0, protocol=protocol)

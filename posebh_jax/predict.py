@@ -176,11 +176,10 @@ def load(
     run = restore.find_run(path, configuration.METHODS)
     config = configuration.of_run(run.config) if run else None
     protocols = _protocols(path, config, [tuple(pair) for pair in manifest["datasets"]])
-    released = config or configuration.read("mdt")
+    released = config or configuration.of_weights(manifest)
     model, size = model_of(manifest), tuple(manifest["input_size"])
-    predictors = {
-        flip: Predictor(model, tuple(protocols.values()), size, flip, released.dark_kernel) for flip in (False, True)
-    }
+    dark = released.dark_kernel, released.dark_blur
+    predictors = {flip: Predictor(model, tuple(protocols.values()), size, flip, *dark) for flip in (False, True)}
     weights = jax.device_put({"prototypes": {}, **conversion.weights})
     return PoseModel(conversion.title, predictors, weights, protocols, released.rescoring_threshold)
 

@@ -29,7 +29,7 @@ class Predictor:
       datasets: the mixture it was trained on; a crop is judged by one of them, its *head*.
       input_size: (width, height) of a crop.
       flip_test: average with the mirrored crop's mirrored maps.
-      dark_kernel: side of the Gaussian of DARK, by which UDP's maps are decoded.
+      dark_kernel, dark_blur: the Gaussian of DARK, by which UDP's maps are decoded; see `heatmaps.decode_dark_udp`.
     """
 
     model: PoseBH
@@ -37,6 +37,7 @@ class Predictor:
     input_size: tuple[int, int]
     flip_test: bool
     dark_kernel: int
+    dark_blur: str = "released"
 
     def __call__(
         self, weights: Mapping[str, Any], image: jax.Array, inverse_warp: jax.Array, *, head: int, protocol: PoseDataset
@@ -89,8 +90,9 @@ class Predictor:
     @functools.partial(jax.jit, static_argnums=(0, 4, 5))
     def _decode(self, weights, features, inverse_warp, head, udp):
         maps = self._maps(weights, features, head, udp)
+        blur = {"kernel": self.dark_kernel, "blur": self.dark_blur}
         return {
-            kind: heatmaps.decode(value, inverse_warp, udp=udp, input_size=self.input_size, kernel=self.dark_kernel)
+            kind: heatmaps.decode(value, inverse_warp, udp=udp, input_size=self.input_size, **blur)
             for kind, value in maps.items()
         }
 

@@ -76,6 +76,7 @@ def describe(contents: Contents, options: Options, source: pathlib.Path | None) 
         "datasets": [list(pair) for pair in zip(names, contents.keypoints, strict=True)],
         "filters": list(contents.filters),
         "embedding": _described(contents.embedding, options.activation or "silu") if contents.embedding else None,
+        **({"dark_blur": "transformers"} if contents.family == HUGGING_FACE else {}),
     }, notes
 
 

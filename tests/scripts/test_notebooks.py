@@ -15,7 +15,7 @@ from data_pipelines.synthetic_world.scene import render_scene
 from pose_common.weights.embedded import read_embedded
 from pose_common.weights.folder import save_weights
 from posebh_jax.predict import EMBEDDED
-from posebh_jax.weights.convert import single_dataset
+from posebh_jax.weights.transfer import single_dataset
 
 pytestmark = pytest.mark.slow  # runs the commands, which compile whole models
 SCRIPTS = pathlib.Path(__file__).resolve().parents[2] / "scripts"

@@ -7,7 +7,7 @@ from safetensors.numpy import save_file
 
 import boir_jax.predict
 import posebh_jax.predict
-from pose_common.prediction.embedded import is_embedded, read_embedded, write_embedded
+from pose_common.weights.embedded import is_embedded, read_embedded, write_embedded
 
 
 def test_what_is_embedded_is_told_from_other_files(tmp_path):
