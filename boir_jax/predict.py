@@ -105,7 +105,9 @@ class PoseModel:
         return Result(picture, self.dataset, self.skeleton, keypoints, boxes, scores, draw_threshold=DRAW_THRESHOLD)
 
 
-def load(source: str | pathlib.Path | None = None, *, input_size: int | None = None) -> PoseModel:
+def load(
+    source: str | pathlib.Path | None = None, *, input_size: int | None = None, device: str | jax.Device | None = None
+) -> PoseModel:
     """A model with its weights.
 
     Args:
@@ -113,6 +115,7 @@ def load(source: str | pathlib.Path | None = None, *, input_size: int | None = N
         `.safetensors` file of the original repository. Without, the embedded demonstration model, which knows
         rendered figures only.
       input_size: short side of the resized picture; that of the run or of the release by default.
+      device: where to compute, such as "cpu", "gpu", "cuda:1"; JAX's first by default.
 
     Raises:
       ValueError: there are no weights, or none of this method.
@@ -132,7 +135,8 @@ def load(source: str | pathlib.Path | None = None, *, input_size: int | None = N
     smoothing, oks_nms = (table.get(name, table.default) for table in (released.smoothing, released.oks_nms))
     predictor = Predictor(model, skeleton, ProposalConfig(smoothing=smoothing, **released.proposals))
     size = input_size or conversion.manifest.get("input_size") or INPUT_SIZES.get(branch_widths(model.width)[0], 512)
-    weights = jax.device_put({key: conversion.weights[key] for key in ("params", "batch_stats")})
+    needed = {key: conversion.weights[key] for key in ("params", "batch_stats")}
+    weights = jax.device_put(needed, command.find_device(device))
     return PoseModel(conversion.title, predictor, weights, skeleton, name, size, oks_nms)
 
 
@@ -145,7 +149,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _predict(args: Any) -> tuple[str, Iterator[list[Result]]]:
-    model = load(args.checkpoint, input_size=args.input_size)
+    model = load(args.checkpoint, input_size=args.input_size, device=args.device)
     results = model.results(pictures_of(args.source, args.left_out.append), args.batch_size, args.threshold)
     return model.title, ([result] for result in results)
 

@@ -151,7 +151,11 @@ class PoseModel:
 
 
 def load(
-    source: str | pathlib.Path | None = None, *, datasets: Sequence[str] | None = None, num_heads: int | None = None
+    source: str | pathlib.Path | None = None,
+    *,
+    datasets: Sequence[str] | None = None,
+    num_heads: int | None = None,
+    device: str | jax.Device | None = None,
 ) -> PoseModel:
     """A model with its weights.
 
@@ -161,6 +165,7 @@ def load(
         `hf://usyd-community/vitpose-plus-base`. Without, the embedded demonstration model, which knows rendered
         figures only.
       datasets, num_heads: what a file does not say of itself: the datasets of its heads in order, attention heads.
+      device: where to compute, such as "cpu", "gpu", "cuda:1"; JAX's first by default.
 
     Raises:
       ValueError: there are no weights, or none of this method.
@@ -180,7 +185,7 @@ def load(
     model, size = model_of(manifest), tuple(manifest["input_size"])
     dark = released.dark_kernel, released.dark_blur
     predictors = {flip: Predictor(model, tuple(protocols.values()), size, flip, *dark) for flip in (False, True)}
-    weights = jax.device_put({"prototypes": {}, **conversion.weights})
+    weights = jax.device_put({"prototypes": {}, **conversion.weights}, command.find_device(device))
     return PoseModel(conversion.title, predictors, weights, protocols, released.rescoring_threshold)
 
 
@@ -292,17 +297,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _predict(args: Any) -> tuple[str, Iterator[list[Result]]]:
-    model = load(args.checkpoint, datasets=args.datasets.split(",") if args.datasets else None)
+    model = load(args.checkpoint, datasets=args.datasets.split(",") if args.datasets else None, device=args.device)
     names = model.names(args.dataset)
     boxes: Any = args.boxes
     if args.demo and not args.checkpoint and boxes == WHOLE:
         from boir_jax.predict import load as load_finder
 
-        boxes = load_finder()
+        boxes = load_finder(device=args.device)
     elif boxes != WHOLE and pathlib.Path(boxes).suffix.lower() != ".json":
         from boir_jax.predict import load as load_finder  # the other method, only where it was asked for
 
-        boxes = load_finder(boxes)
+        boxes = load_finder(boxes, device=args.device)
     boxes_by_number = boxes_of(boxes)
 
     def find_boxes(number: int, picture: Picture) -> Found:

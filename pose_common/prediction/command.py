@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 import tqdm
 
@@ -47,9 +48,26 @@ def parser(description: str | None, batch_size: int = 16) -> argparse.ArgumentPa
     made.add_argument("--track", action="store_true", help="the same people keep their numbers from frame to frame")
     made.add_argument("--smooth", action="store_true", help="smooth tracked keypoints (One-Euro filter)")
     made.add_argument("--batch_size", type=int, default=batch_size)
+    made.add_argument("--device", help="where to compute, such as cpu, gpu, cuda:1 (default: the first that JAX has)")
     made.add_argument("--draw_threshold", type=float, help="smallest confidence of a keypoint that is drawn")
     made.add_argument("--debug", action="store_true", help="show errors with their traceback")
     return made
+
+
+def find_device(device: str | jax.Device | None) -> jax.Device | None:
+    """The device that a name such as "cpu" or "cuda:1" means; None stays None.
+
+    Raises:
+      ValueError: there is none.
+    """
+    if not isinstance(device, str):
+        return device
+    platform, _, number = device.partition(":")
+    try:
+        return jax.devices(platform)[int(number or 0)]
+    except (RuntimeError, ValueError, IndexError) as error:
+        there = ", ".join(f"{found.platform}:{found.id}" for found in jax.devices())
+        raise ValueError(f"device {device!r}: there are {there}") from error
 
 
 def run(args: argparse.Namespace, predict: Callable[[argparse.Namespace], tuple[str, Iterator[list[Result]]]]) -> int:

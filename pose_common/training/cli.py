@@ -24,8 +24,10 @@ from pose_common.training.configuration import Override
 from pose_common.training.curves import draw_curves
 from pose_common.training.nonfinite import NonFiniteError
 from pose_common.training.state import TrainState
+from pose_common.training.usage import usage
 from pose_common.training.workdir import make_workdir
 
+HELP = frozenset({"--help", "-h", "-help", "--helpfull", "--helpshort"})
 Metrics = dict[str, Mapping[str, float]]
 Read = Callable[[str, Sequence[Override]], ConfigDict]
 """read(source, overrides) -> the checked configuration of a method."""
@@ -160,6 +162,9 @@ def main(
     accept = flags.DEFINE_bool("accept_changes", False, "Go on with a run although its settings have changed.")
     debug = flags.DEFINE_bool("debug", False, "Show errors with their traceback.")
     source, overrides, others = configuration.split_arguments(sys.argv[1:])
+    if HELP & set(others):
+        _print_usage(source, read(source, overrides))
+        return
 
     def start(argv: list[str]) -> None:
         if len(argv) > 1:
@@ -180,6 +185,13 @@ def main(
             sys.exit(f"error: {_one_line(error)}")
 
     app.run(start, argv=[sys.argv[0], *others])
+
+
+def _print_usage(source: str, config: ConfigDict) -> None:
+    """Settings are explained by the configuration's own file, then by that of its method."""
+    own = pathlib.PurePath(source.partition(":")[0]).stem
+    files = configuration.own_files(own, "boir" if config.method == "boir" else "mdt", "common")
+    print(usage(sys.modules["__main__"].__doc__ or "", __name__, config, files))
 
 
 def _one_line(error: Exception) -> str:

@@ -156,6 +156,12 @@ def _own_folders() -> dict[pathlib.Path, str]:
     return found
 
 
+def own_files(*names: str) -> list[pathlib.Path]:
+    """The project's own configuration files of these names."""
+    files = (folder / f"{name}.py" for name in names for folder in _own_folders())
+    return [file for file in files if file.is_file()]
+
+
 def split_arguments(arguments: Sequence[str]) -> tuple[str, list[Override], list[str]]:
     """Command-line arguments -> (the value of --config or "", [(leaf, text)] of --config.<leaf>, all others).
 

@@ -225,3 +225,14 @@ def test_the_demo_command_and_a_video(tmp_path, capsys):
     np.testing.assert_allclose([frame.time for frame in written], [0, 0.1, 0.2, 0.3], atol=1e-3)
     entries = json.loads((out / "poses_synthetic_coco.json").read_text())
     assert {entry["track_id"] for entry in entries} == {1} and len(entries) == 4
+
+
+def test_the_device_is_chosen_by_name(tmp_path):
+    last = jax.device_count() - 1
+    pose = posebh_jax.load(device=f"cpu:{last}")
+    assert jax.tree.leaves(pose.weights)[0].devices() == {jax.devices("cpu")[last]}
+    picture = np.full((64, 48, 3), 127, np.uint8)
+    here = posebh_jax.load()(picture, flip=False).keypoints
+    np.testing.assert_array_equal(pose(picture, flip=False).keypoints, here)
+    with pytest.raises(ValueError, match="device 'abacus:3': there are cpu:0"):
+        posebh_jax.load(device="abacus:3")
