@@ -47,7 +47,7 @@ def run(folder: pathlib.Path, seed: int, first: int, count: int, minutes: float 
         method = list(training_runs.METHODS)[chain % len(training_runs.METHODS)]
         if method not in whole:
             whole[method] = _unbroken(folder, method)
-        found = _chain(folder, method, seed, number, first + count - number, whole[method], deadline)
+        found = _chain(folder, method, f"{seed} {chain}", number, first + count - number, whole, deadline)
         outcomes += found
         print(f"{len(outcomes)} kills, the last chain of {method} had {len(found)}", file=sys.stderr)
     raise AssertionError
@@ -84,9 +84,19 @@ def _to_the_end(folder: pathlib.Path, method: str, workdir: pathlib.Path) -> Non
 
 
 def _chain(
-    folder: pathlib.Path, method: str, seed: int, first: int, most: int, seconds: float, deadline: float | None
+    folder: pathlib.Path,
+    method: str,
+    seed: str,
+    first: int,
+    most: int,
+    whole: dict[str, float],
+    deadline: float | None,
 ) -> list[Outcome]:
-    """The kills of one working directory, up to `most`, numbered from `first`."""
+    """The kills of one working directory, up to `most`, numbered from `first`.
+
+    Args:
+      whole: seconds that a run of each method takes; shortened where one comes to its end before its kill.
+    """
     workdir = folder / method / f"chain_{first}"
     shutil.rmtree(workdir, ignore_errors=True)
     kills: list[tuple[int, str, str]] = []
@@ -94,10 +104,11 @@ def _chain(
     while len(kills) < most and not _over(deadline) and not problem:
         number = first + len(kills)
         rng = random.Random(f"{seed} {number}")
-        moment = _Moment(rng, seconds)
+        moment, began = _Moment(rng, whole[method]), time.monotonic()
         with_what = signal.SIGTERM if number % 6 == 5 else signal.SIGKILL
         program = _start(folder, method, workdir)
         if not _wait_for(program, functools.partial(moment.reached, program, workdir)):
+            whole[method] = min(whole[method], time.monotonic() - began)
             break  # it came to its end before
         program.process.send_signal(with_what)
         program.process.wait(timeout=MOST_SECONDS)
@@ -112,6 +123,8 @@ def _chain(
     result = DIFFERENT if problem else SAME
     if not problem:
         shutil.rmtree(workdir)
+    if problem and not kills:
+        return [Outcome(first, f"{method}: not killed", result, problem, True)]
     return [Outcome(number, kind, result, problem or said, bool(problem)) for number, kind, said in kills]
 
 
