@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from pose_common.evaluation.tasks import in_percent
-from pose_common.training.writers import TRAIN, read_metrics
+from pose_common.training.writers import EVAL, TRAIN, read_metrics
 
 FIRST = ("loss", "accuracy", "AP", "PCKh", "learning_rate", "images_per_second_per_device")
 """Panels that matter most, where a run has them; training's others follow, then those of evaluations."""
@@ -20,7 +20,6 @@ BY_DATASET = ("accuracy", "heatmap")
 STAGE = "stage"
 """The field of a training row with the index of the run's stage."""
 _NO_FIGURES = ("step", "split", STAGE)
-_EVALUATION = "eval/"
 
 
 class Panel(NamedTuple):
@@ -54,7 +53,7 @@ def panels(rows: Sequence[Mapping[str, Any]]) -> list[Panel]:
         for name, value in row.items():
             if name in _NO_FIGURES or value is None or value == -1:
                 continue
-            panel, label = name, row["split"].removeprefix(_EVALUATION)
+            panel, label = name, row["split"].removeprefix(EVAL)
             if row["split"] != TRAIN:
                 value = in_percent(name, value)
             else:

@@ -29,7 +29,7 @@ from pose_common.training.stages import Stage, stage_index
 from pose_common.training.state import STATE_TRAINED, TrainState, to_evaluate
 from pose_common.training.step import train_step
 from pose_common.training.workdir import require_space
-from pose_common.training.writers import TRAIN, MetricWriter
+from pose_common.training.writers import EVAL, TRAIN, MetricWriter
 
 
 class Method(Protocol):
@@ -211,10 +211,11 @@ class _Loop:
         )
         step_function = None
         with bar:
+            # The evaluation of the first state; and one that a run missed which was killed after its checkpoint.
+            if run.step in self.evaluation_steps and not self.writer.evaluated(run.step):
+                self._evaluate(run)
             while run.step < self.total_steps:
                 index = stage_index(self.method.stages, run.step // self.settings.steps_per_epoch)
-                if run.step == 0 and 0 in self.evaluation_steps:
-                    self._evaluate(run)
                 if index != run.stage:
                     self._log(run, bar)  # the next stage's figures are others
                     self._enter_stage(run, index)
@@ -279,7 +280,7 @@ class _Loop:
         weights = self.strategy.to_global(run.state).weights
         scores = self.evaluate(to_evaluate(weights, run.notes), run.step)
         for split, values in scores.items():
-            self.writer.write(run.step, f"eval/{split}", values)
+            self.writer.write(run.step, f"{EVAL}{split}", values)
         if self.best and run.step:
             with self._finite_state(run):
                 self.best.offer(run.step, scores, weights, self._info(run))

@@ -13,7 +13,7 @@ import numpy as np
 
 from pose_common.training.checkpoints import Checkpoints, Found, find_checkpoints
 from pose_common.training.state import TrainState, to_evaluate
-from pose_common.weights.keys import ConversionError, flatten, is_float, not_finite, require_fit, unflatten
+from pose_common.weights.keys import ConversionError, flatten, is_float, naming, not_finite, require_fit, unflatten
 
 Weights = dict[str, Any]
 """Nested {"params": ..., "batch_stats": ..., "prototypes": ...}."""
@@ -119,7 +119,8 @@ def filler(source: str, start_from: Callable[[Mapping[str, Any]], Start]) -> Cal
 
     def fill(state: TrainState) -> TrainState:
         old = state.weights
-        start = start_from(old)
+        with naming(source):
+            start = start_from(old)
         require_finite(source, start.tree)
         logging.info("starting from %s: %s", source, start.title)
         for title, parts in (("newly initialised", start.initialised), ("left out of the weights", start.left_out)):

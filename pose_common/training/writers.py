@@ -10,11 +10,14 @@ import pathlib
 import re
 from collections.abc import Mapping
 
+import numpy as np
 import tensorboardX
+from jax.experimental import multihost_utils
 
 from pose_common.training.step import ABSENT
 
-TRAIN = "train"
+TRAIN, EVAL = "train", "eval/"
+"""Splits of the rows; of evaluations it is followed by the dataset."""
 
 
 class MetricWriter:
@@ -47,6 +50,13 @@ class MetricWriter:
             raise OSError(f"{self.path} cannot be written: {error.strerror or error}") from error
         for name, value in values.items():
             self._board.add_scalar(re.sub(r"[^\w./-]+", "_", f"{split}/{name}"), value, step)
+
+    def evaluated(self, step: int) -> bool:
+        """Whether figures of an evaluation at `step` were written; the same in every process, all of which must ask."""
+        there = self._enabled and any(
+            row["step"] == step and row["split"].startswith(EVAL) for row in read_metrics(self.path)
+        )
+        return bool(multihost_utils.broadcast_one_to_all(np.int32(there)))
 
     def close(self) -> None:
         """Flushes and closes the files; what cannot be written any more is lost."""

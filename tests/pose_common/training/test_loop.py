@@ -315,3 +315,24 @@ def test_two_processes_save_the_newest_and_the_best_and_go_on_after_damage(refer
         np.testing.assert_array_equal(found[f"again/{name}"], found[f"first/{name}"])
     folder = tmp_path / "toy" / "checkpoints"
     assert find_checkpoints(folder / "best") == (folder / "best", (12,)) and (folder / "12.damaged").is_dir()
+
+
+def test_an_evaluation_that_a_kill_took_away_is_made_up(tmp_path, without_curves):
+    """A run that is killed between its last checkpoint and the evaluation of it ends with a table all the same."""
+    seen = []
+
+    def evaluate(weights, step):
+        seen.append(step)
+        return {"toy": {"AP": step / 100}}
+
+    settings = dataclasses.replace(SETTINGS, evaluate_every=1)
+    run(tmp_path, settings=settings, evaluate=evaluate)
+    last = seen[-1]
+    file = tmp_path / "metrics.jsonl"
+    rows = file.read_text().splitlines(keepends=True)
+    file.write_text("".join(row for row in rows if not ("eval/" in row and f'"step": {last},' in row)))
+    run(tmp_path, settings=settings, evaluate=evaluate)
+    assert seen[-2:] == [last, last] and seen.count(last) == 2
+    whole = read_metrics(file)
+    run(tmp_path, settings=settings, evaluate=evaluate)
+    assert seen.count(last) == 2 and read_metrics(file) == whole
