@@ -90,11 +90,13 @@ def load(config: ConfigDict, mesh: Mesh) -> Loaded:
     Raises:
       ValueError: there are no weights, or not of the configuration's size, crop and datasets.
     """
-    conversion = read(config.checkpoint, _options(config))
-    _require_same(conversion, config)
+    asked = tuple((dataset.name, dataset.num_keypoints) for dataset in configuration.datasets(config))
+    num_heads = SIZES[config.size].num_heads if config.size else None
+    options = Options(None, asked, num_heads, tuple(config.input_size), config.embedding_activation)
+    conversion = read(config.checkpoint, options)
+    _require_same(conversion, config, asked)
     manifest, bank = conversion.manifest, conversion.weights["prototypes"].get("bank")
-    asked = [[dataset.name, dataset.num_keypoints] for dataset in configuration.datasets(config)]
-    if asked != [list(pair) for pair in manifest["datasets"]]:
+    if asked != tuple((name, count) for name, count in manifest["datasets"]):
         manifest = {**manifest, "datasets": asked, "num_experts": len(asked) if manifest["num_experts"] else 0}
     if bank is None:
         manifest = {**manifest, "embedding": None}
@@ -116,35 +118,27 @@ def make_start(config: ConfigDict, model: PoseBH) -> Callable[[TrainState], Trai
     """
     if not config.init_from:
         return None
-    conversion = read(config.init_from, _options(config))
+    options = Options(None, model.datasets, model.size.num_heads, tuple(config.input_size), model.embedding_activation)
+    conversion = read(config.init_from, options)
     return restore.filler(config.init_from, lambda initial: start_from(conversion, initial, model, fold=config.fold))
 
 
-def _options(config: ConfigDict) -> Options:
-    return Options(
-        expected=tuple((dataset.name, dataset.num_keypoints) for dataset in configuration.datasets(config)),
-        num_heads=SIZES[config.size].num_heads if config.size else None,
-        input_size=tuple(config.input_size),
-        activation=config.embedding_activation,
-    )
-
-
-def _require_same(conversion: Conversion, config: ConfigDict) -> None:
+def _require_same(conversion: Conversion, config: ConfigDict, asked: Sequence[tuple[str, int]]) -> None:
     """Raises ConfigError, one sentence, where the weights are not of the configuration's size, crop and datasets."""
     manifest, title = conversion.manifest, _title(conversion, config)
     backbone = ViTSize(**manifest["backbone"])
     own = size_name(backbone) or f"width {backbone.dim}, depth {backbone.depth}"
-    asked = size_name(SIZES[config.size]) if config.size else own
+    wanted = size_name(SIZES[config.size]) if config.size else own
     leave_out = "or leave --config out and let the weights say it"
-    if own != asked:
-        raise ConfigError(f"{title} is {own}; the configuration is {asked}: use --config=mdt:{own}, {leave_out}")
+    if own != wanted:
+        raise ConfigError(f"{title} is {own}; the configuration is {wanted}: use --config=mdt:{own}, {leave_out}")
     if tuple(manifest["input_size"]) != tuple(config.input_size):
         crops = "x".join(map(str, manifest["input_size"]))
         raise ConfigError(
             f"{title} takes crops of {crops} (width x height), not config.input_size={config.input_size}; {leave_out}"
         )
     heads: Mapping[str, int] = dict(manifest["datasets"])
-    absent = [d.name for d in configuration.datasets(config) if heads.get(d.name) != d.num_keypoints]
+    absent = [name for name, count in asked if heads.get(name) != count]
     if absent:
         there = ", ".join(f"{name} ({count} keypoints)" for name, count in heads.items())
         raise ConfigError(
