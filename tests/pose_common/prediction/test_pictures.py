@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import time
 
 import cv2
@@ -11,6 +12,7 @@ from PIL import Image
 
 from pose_common.prediction.batches import Job, in_batches
 from pose_common.prediction.pictures import Picture, PictureError, ahead, count_of, is_single, pictures_of, read_picture
+from pose_common.prediction.video import video_writer
 
 
 def image(height=6, width=9, seed=0):
@@ -180,3 +182,27 @@ def test_large_pictures_do_not_wait_for_their_batch_to_fill():
     found = [(tag, float(rows[0]["y"])) for tag, rows in in_batches(jobs, run, batch_size=6, most_bytes=150)]
     assert found == [(number, number) for number in range(6)]
     assert batches == [6, 6, 6]  # each of two pictures, and filled
+
+
+def turned_video(path, image, cosine, sine):
+    """A clip of one picture whose track's display matrix says how it is to be turned."""
+    with video_writer(path) as write:
+        for number in range(3):
+            write(image, number / 10)
+    content = bytearray(path.read_bytes())
+    place = content.index(b"tkhd") + 4 + 40  # behind version, times, track, duration, layer and volume
+    matrix = [cosine, sine, 0, -sine, cosine, 0, 0, 0, 1 << 14]  # the last has 30 binary places, the others 16
+    content[place : place + 36] = struct.pack(">9i", *(value << 16 for value in matrix))
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("cosine, sine, quarters", [(1, 0, 0), (0, -1, 1), (-1, 0, 2), (0, 1, 3)])
+def test_a_video_is_turned_as_players_turn_it(tmp_path, cosine, sine, quarters):
+    """As ffmpeg shows clips with these matrices: -1 in the first row is a quarter against the clock."""
+    image = np.zeros((64, 96, 3), np.uint8)
+    image[:32, :48], image[:32, 48:] = (255, 0, 0), (0, 255, 0)
+    turned_video(tmp_path / "clip.mp4", image, cosine, sine)
+    for picture in pictures_of(tmp_path / "clip.mp4"):
+        expected = np.rot90(image, quarters)
+        assert picture.image.shape == expected.shape
+        assert np.abs(picture.image.astype(int) - expected).mean() < 8, "what the codec loses, mostly at the edges"
