@@ -75,10 +75,11 @@ def run(args: argparse.Namespace, predict: Callable[[argparse.Namespace], tuple[
 
     Args:
       predict: flags -> (what the weights are, results of every picture, one a skeleton). The errors of pictures that
-        it leaves out go to the list `left_out` beside the flags; they are said at the end, and make the status 1.
+        it leaves out go to the list `left_out` beside the flags; they are said at the end, and make the status 1. What
+        its stages cost, in seconds by name, goes to `costs`.
     """
     kinds = args.save.split(",")
-    args.left_out = []
+    args.left_out, args.costs = [], {}
     try:
         if unknown := set(kinds) - set(KINDS):
             raise ValueError(f"--save={args.save}: {', '.join(sorted(unknown))} is none of {', '.join(KINDS)}")
@@ -104,6 +105,8 @@ def run(args: argparse.Namespace, predict: Callable[[argparse.Namespace], tuple[
         for left_out in args.left_out:
             print(f"left out: {' '.join(str(left_out).split())}", file=sys.stderr)
     rate = pictures / max(seconds, 1e-9)
+    for stage, spent in args.costs.items():
+        print(f"{stage}: {spent:.1f} s of {seconds:.1f} s, {spent / max(pictures, 1):.2f} s a picture")
     print(f"{pictures} pictures, {found} poses, {rate:.2f} pictures a second; results in {args.out}/")
     return 1 if args.left_out else 0
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.ndimage
 
 from pose_common import heatmaps
 from tests.golden_files import golden, golden_config
@@ -99,11 +100,15 @@ def test_dark_equals_the_recorded_one(kernel):
 
 @pytest.mark.parametrize("size", [(16, 12), (7, 6)])
 @pytest.mark.parametrize("kernel", [3, 5, 7, 11])
-def test_the_blur_is_opencvs(size, kernel):
+def test_the_blurs_are_opencvs_and_scipys(size, kernel):
     image = np.random.default_rng(0).random(size).astype(np.float32)
-    rows, columns = (heatmaps._blur_matrix(n, kernel) for n in size)
-    expected = cv2.GaussianBlur(image, (kernel, kernel), 0)
-    np.testing.assert_allclose(rows @ image @ columns.T, expected, atol=1e-6)
+    expected = {
+        "released": cv2.GaussianBlur(image, (kernel, kernel), 0),
+        "transformers": scipy.ndimage.gaussian_filter(image, sigma=0.8, radius=kernel // 2),
+    }
+    for blur in heatmaps.BLURS:
+        rows, columns = (heatmaps._blur_matrix(n, kernel, blur) for n in size)
+        np.testing.assert_allclose(rows @ image @ columns.T, expected[blur], atol=1e-6)
 
 
 @pytest.mark.parametrize("name, udp", [("udp_default", True), ("default", False)])
