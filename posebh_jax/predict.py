@@ -36,7 +36,7 @@ from posebh_jax import configuration, sources
 from posebh_jax.predictor import HEADS, PROTOTYPES, Predictor
 from posebh_jax.weights.manifest import Options, model_of
 
-WHOLE, FINDING = "whole", "finding the people"
+WHOLE, AUTO, FINDING = "whole", "auto", "finding the people"
 EMBEDDED = pathlib.Path(__file__).parent / "embedded.safetensors"
 
 
@@ -286,7 +286,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns the exit status."""
     parser = command.parser(__doc__)
     parser.add_argument(
-        "--boxes", default=WHOLE, help="whole (default), a COCO detection file, or BoIR weights that find the people"
+        "--boxes",
+        default=WHOLE,
+        help="whole (default), a COCO detection file, BoIR weights that find the people, or auto: the package's own "
+        "small BoIR, which knows rendered figures only",
     )
     parser.add_argument("--dataset", help="skeletons to draw, separated by commas; the model's first by default")
     parser.add_argument(
@@ -302,13 +305,11 @@ def _predict(args: Any) -> tuple[str, Iterator[list[Result]]]:
     names = model.names(args.dataset)
     boxes: Any = args.boxes
     if args.demo and not args.checkpoint and boxes == WHOLE:
-        from boir_jax.predict import load as load_finder
-
-        boxes = load_finder(device=args.device)
-    elif boxes != WHOLE and pathlib.Path(boxes).suffix.lower() != ".json":
+        boxes = AUTO
+    if boxes != WHOLE and pathlib.Path(boxes).suffix.lower() != ".json":
         from boir_jax.predict import load as load_finder  # the other method, only where it was asked for
 
-        boxes = load_finder(boxes, device=args.device)
+        boxes = load_finder(None if boxes == AUTO else boxes, device=args.device)
     boxes_by_number = boxes_of(boxes)
 
     def find_boxes(number: int, picture: Picture) -> Found:
