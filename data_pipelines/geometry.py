@@ -83,6 +83,13 @@ def mirrored(matrix: np.ndarray, width: int) -> np.ndarray:
     return flipped
 
 
+def from_reduced(matrix: np.ndarray, reduction: int) -> np.ndarray:
+    """`matrix` for a picture whose pixels are means of blocks of side `reduction`: their centres lie amid the blocks."""
+    linear = matrix[:, :2]
+    offset = matrix[:, 2:] + linear.sum(axis=1, keepdims=True) * ((reduction - 1) / 2)
+    return np.concatenate([linear * reduction, offset], axis=1)
+
+
 def invert(matrix: np.ndarray) -> np.ndarray:
     """The inverse of an affine map [2, 3]."""
     linear = np.linalg.inv(matrix[:, :2])

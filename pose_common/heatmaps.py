@@ -81,6 +81,17 @@ def encode(
     return target.astype(jnp.float32), weight.astype(jnp.float32)
 
 
+def first_maximum(x: jax.Array, axis: int) -> tuple[jax.Array, jax.Array]:
+    """Maximum along an axis and its first place, int32: `x.max(axis)`, `jnp.argmax(x, axis)`.
+
+    Two plain reductions, which a CPU runs in vector registers; XLA's reduction over (value, index) pairs takes 4 to 15
+    times as long there. Where there are NaNs the place is the last one.
+    """
+    maximum = x.max(axis)
+    place = jax.lax.broadcasted_iota(jnp.int32, x.shape, axis % x.ndim)
+    return maximum, jnp.where(x == jnp.expand_dims(maximum, axis), place, x.shape[axis] - 1).min(axis)
+
+
 def decode_argmax(heatmaps: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Highest cell of every map, the first one on ties.
 
@@ -219,9 +230,8 @@ def _flat(heatmaps: jax.Array) -> jax.Array:
 
 def _peaks(heatmaps: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Flat index of the first maximum, int32 [B, K], and its value in float32."""
-    flat = _flat(heatmaps)
-    index = jnp.argmax(flat, axis=1)
-    return index, jnp.max(flat, axis=1).astype(jnp.float32)
+    score, index = first_maximum(_flat(heatmaps), axis=1)
+    return index, score.astype(jnp.float32)
 
 
 def _newton_step(log_patch: jax.Array) -> jax.Array:

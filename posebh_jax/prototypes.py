@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 
 from pose_common.collectives import global_sum
+from pose_common.heatmaps import first_maximum
 from posebh_jax.keypoint_index import KeypointIndex
 
 PRECISE = jax.lax.Precision.HIGHEST
@@ -162,8 +163,8 @@ def label_pixels(targets: jax.Array, dataset: jax.Array, threshold: float) -> La
     Returns:
       Labels with one slot.
     """
-    confidence = targets.max(axis=-1)
-    keypoint = jnp.where(confidence > threshold, jnp.argmax(targets, axis=-1), -1)
+    confidence, largest = first_maximum(targets, axis=-1)
+    keypoint = jnp.where(confidence > threshold, largest, -1)
     return Labels(keypoint[..., None], confidence[..., None], dataset[:, None])
 
 
@@ -183,7 +184,7 @@ def is_correct(labels: Labels, best: jax.Array, keypoint_index: KeypointIndex) -
     Keypoints of other datasets do not compete: another skeleton's left shoulder winning is no mistake.
     """
     own = keypoint_index.own(labels.dataset[:, 0])[:, None, None, :]
-    return jnp.argmax(jnp.where(own, best, -1.0), axis=-1) == labels.keypoint[..., 0]
+    return first_maximum(jnp.where(own, best, -1.0), axis=-1)[1] == labels.keypoint[..., 0]
 
 
 def assign(

@@ -108,13 +108,12 @@ class Attention(nn.Module):
         return _dense(dim, self.dtype, name="proj")(out.reshape(batch, tokens, dim))
 
 
-@jax.checkpoint
 def apply_experts(x: jax.Array, dataset: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
     """Pushes every sample through the expert of its dataset, at the cost of one expert a sample.
 
     Each sample gets a copy of its expert's weights, and one batched product does the rest: nothing moves
     between the devices that share a batch, as sorting samples by expert would, and the absent experts cost
-    nothing. The copies are made again in the backward pass rather than kept, one set a block.
+    nothing. `ViT` makes the copies again in the backward pass rather than keep them, one set a block.
 
     Args:
       x: [B, N, H].
@@ -199,7 +198,7 @@ class ViT(nn.Module):
       size: width, depth, heads, expert features and width of the MLP.
       num_experts: number of experts, one a dataset; 0 for a plain transformer.
       dtype: dtype of the matrix products.
-      remat: recompute each block in the backward pass instead of keeping its activations.
+      remat: keep nothing of a block for the backward pass but its input; without, the results of its products.
       patch_size: side and stride of the patch convolution, in pixels.
       patch_padding: zero pixels around the image.
     """
@@ -228,9 +227,11 @@ class ViT(nn.Module):
         position = self.param("pos_embed", _normal, (1, height * width + 1, dim))
         x = x.reshape(batch, height * width, dim) + (position[:, 1:] + position[:, :1])
 
-        block = nn.remat(Block, prevent_cse=False) if self.remat else Block
+        # Only products are worth keeping: writing down norms, softmax, GELU and the experts' copies costs more than
+        # computing them again.
+        kept = None if self.remat else jax.checkpoint_policies.dots_saveable
         blocks = nn.scan(
-            block,
+            nn.remat(Block, prevent_cse=False, policy=kept),
             variable_axes={"params": 0},
             split_rngs={"params": True},
             in_axes=(nn.broadcast, 0 if drop_path is not None else nn.broadcast),

@@ -90,12 +90,30 @@ class TopDownSource:
         return self.records.image(image_index)
 
 
-def decode(encoded: bytes, sample: Sample) -> np.ndarray:
+_DECODED_AT = {
+    1: cv2.IMREAD_COLOR,
+    2: cv2.IMREAD_REDUCED_COLOR_2,
+    4: cv2.IMREAD_REDUCED_COLOR_4,
+    8: cv2.IMREAD_REDUCED_COLOR_8,
+}
+
+
+def reducible(encoded: bytes, sample: Sample) -> bool:
+    """Whether `decode` can reduce a picture: a JPEG that is not turned (a turned one's cut blocks would come first)."""
+    return encoded[:2] == b"\xff\xd8" and not (sample.get("upright") and orientation.tag_of(encoded) != 1)
+
+
+def decode(encoded: bytes, sample: Sample, reduction: int = 1) -> np.ndarray:
     """The picture as stored (of an `upright` sample: turned by its EXIF orientation), uint8 [height, width, 3], BGR.
+
+    Args:
+      encoded: the image file.
+      sample: whose picture it is.
+      reduction: 1, or for `reducible` pictures 2, 4 or 8: a pixel stands for a block of that side, the last ones cut.
 
     Raises a ValueError that names the file if it cannot be decoded or has another size than annotated.
     """
-    flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+    flags = _DECODED_AT[reduction] | cv2.IMREAD_IGNORE_ORIENTATION
     try:
         image = cv2.imdecode(np.frombuffer(encoded, np.uint8), flags) if encoded else None
     except cv2.error as error:  # more pixels than OpenCV, or memory, takes
@@ -104,9 +122,9 @@ def decode(encoded: bytes, sample: Sample) -> np.ndarray:
         raise ValueError(f"{_origin(sample)}: cannot be decoded ({len(encoded)} bytes)")
     if sample.get("upright"):
         image = orientation.upright(image, orientation.tag_of(encoded))
-    if image.shape[1::-1] != sample["size"]:
+    if image.shape[1::-1] != tuple(-(-side // reduction) for side in sample["size"]):
         raise ValueError(
-            f"{_origin(sample)}: is {image.shape[1]}x{image.shape[0]}, "
+            f"{_origin(sample)}: is {reduction * image.shape[1]}x{reduction * image.shape[0]}, "
             f"annotated as {sample['size'][0]}x{sample['size'][1]}"
         )
     return image
@@ -124,14 +142,21 @@ class Crop:
     size: tuple[int, int]
     udp: bool
 
-    def __call__(self, sample: Sample, image: np.ndarray) -> Sample:
+    def reduction(self, sample: Sample) -> int:
+        """The largest of 1, 2, 4, 8 by which the picture can be reduced and still has a pixel for each of the crop's."""
+        shrinks = min(side * geometry.SCALE_UNIT / pixels for side, pixels in zip(sample["scale"], self.size, strict=True))
+        return next((factor for factor in (8, 4, 2) if factor <= shrinks), 1)
+
+    def __call__(self, sample: Sample, image: np.ndarray, reduction: int = 1) -> Sample:
         """Adds `image` uint8 [H, W, 3] RGB and `matrix` float64 [2, 3] (image -> crop); moves `keypoints`.
 
-        Bilinear, zeros outside the picture. Under the plain affine hidden keypoints keep their image
+        `image` is the picture as decoded with this `reduction`. Bilinear, zeros outside the picture. Under the plain affine hidden keypoints keep their image
         coordinates.
         """
         matrix = geometry.warp_matrix(sample["centre"], sample["scale"], sample["rotation"], self.size, self.udp)
         pixels = geometry.mirrored(matrix, sample["size"][0]) if sample["mirrored"] else matrix
+        if reduction > 1:
+            pixels = geometry.from_reduced(pixels, reduction)
         # Mirroring while warping costs nothing; colours are put in order on the crop, the smaller picture.
         crop = cv2.warpAffine(image, pixels, self.size, flags=cv2.INTER_LINEAR)
         keypoints = geometry.transform(matrix, sample["keypoints"]).astype(np.float32)
@@ -158,7 +183,10 @@ class Train:
         steps, crop = self._steps[sample["dataset"]]
         for step in steps:
             sample = step.apply(sample, step.draw(rng))
-        sample = crop(sample, decode(sample["encoded"], sample))
+        encoded, reduction = sample["encoded"], 1
+        if self.augmentation and self.augmentation.reduced_decoding and reducible(encoded, sample):
+            reduction = crop.reduction(sample)
+        sample = crop(sample, decode(encoded, sample, reduction), reduction)
         return {
             "image": sample["image"],
             "keypoints": pad_keypoints(sample["keypoints"], self.num_keypoints),

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from pose_common.collectives import global_sum
-from pose_common.heatmaps import decode_dark_udp, encode
+from pose_common.heatmaps import decode_dark_udp, encode, first_maximum
 from posebh_jax.keypoint_index import KeypointIndex
 from posebh_jax.losses.heatmap import heatmap_mse
 from posebh_jax.losses.prototype import contrast
@@ -91,8 +91,8 @@ def label_pseudo_pixels(
     flat = PseudoLabels(positions[:, ids.reshape(-1)], keypoint_weights[:, ids.reshape(-1)])
     values = _draw(flat, heatmap_size, config.cross_type_sigma) * flat.weight[:, None, None, :]
     values = values.reshape(*values.shape[:3], *ids.shape)
-    confidence = values.max(axis=-1)
-    keypoint = jnp.argmax(values, axis=-1) + keypoint_index.starts
+    confidence, largest = first_maximum(values, axis=-1)
+    keypoint = largest + keypoint_index.starts
     dataset = jnp.broadcast_to(
         jnp.arange(keypoint_index.num_datasets), (confidence.shape[0], keypoint_index.num_datasets)
     )

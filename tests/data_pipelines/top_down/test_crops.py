@@ -252,6 +252,66 @@ def test_pixels_and_keypoints_move_together(udp, mirrored):
     np.testing.assert_allclose([columns.mean(), rows.mean()], cropped["keypoints"][0], atol=0.3)
 
 
+def wide_sample(shrinks: float, name: str = ".jpg") -> tuple[top_down.Sample, bytes]:
+    """A crop of 48x64 that shrinks a picture of odd sides `shrinks` times, and the picture: a smooth blob in it."""
+    y, x = np.mgrid[:603, :801]
+    blob = 255 * np.exp(-((x - 391.3) ** 2 + (y - 298.6) ** 2) / (2 * 40**2))
+    picture = np.repeat(blob.astype(np.uint8)[..., None], 3, axis=2)
+    sample = make_sample() | {"size": (801, 603), "centre": np.array([400.0, 300.0]), "rotation": 20.0}
+    sample |= {"scale": np.array(SIZE) * shrinks / geometry.SCALE_UNIT}
+    return sample, cv2.imencode(name, picture, [cv2.IMWRITE_JPEG_QUALITY, 98])[1].tobytes()
+
+
+SIZE = (48, 64)
+
+
+@pytest.mark.parametrize("mirrored", [True, False])
+@pytest.mark.parametrize("reduction", [2, 4, 8])
+def test_a_reduced_picture_gives_the_same_crop(reduction, mirrored):
+    """Blocks at the wrong place by half a picture pixel would move the blob by a sixteenth of a crop pixel or more."""
+    sample, encoded = wide_sample(8.0)
+    sample |= {"mirrored": mirrored}
+    crop = top_down.Crop(SIZE, True)
+    exact = crop(sample, top_down.decode(encoded, sample))
+    reduced = crop(sample, top_down.decode(encoded, sample, reduction), reduction)
+    np.testing.assert_array_equal(exact["keypoints"], reduced["keypoints"])
+    middles = []
+    for image in (exact["image"], reduced["image"]):
+        weights = image[..., 0].astype(float)
+        y, x = np.mgrid[: SIZE[1], : SIZE[0]]
+        middles.append([(weights * x).sum() / weights.sum(), (weights * y).sum() / weights.sum()])
+    np.testing.assert_allclose(middles[0], middles[1], atol=0.03)
+    assert np.abs(exact["image"].astype(int) - reduced["image"]).max() <= 8  # the blob's top is averaged
+
+
+@pytest.mark.parametrize("shrinks, expected", [(0.5, 1), (1.99, 1), (2.0, 2), (3.9, 2), (4.1, 4), (30.0, 8)])
+def test_a_reduced_picture_has_a_pixel_for_each_of_the_crops(shrinks, expected):
+    assert top_down.Crop(SIZE, True).reduction(wide_sample(shrinks)[0]) == expected
+
+
+@pytest.mark.parametrize("asked", [True, False])
+@pytest.mark.parametrize("name", [".jpg", ".png"])
+def test_training_reduces_where_it_is_asked_to_and_can(name, asked, monkeypatch):
+    """Pictures other than JPEGs, and those that EXIF turns, are decoded whole."""
+    sample, encoded = wide_sample(16.0, name)
+    used = []
+    decode = top_down.decode
+    monkeypatch.setattr(top_down, "decode", lambda *args: used.append(args[2]) or decode(*args))
+    settings = dataclasses.replace(AUGMENTATION, reduced_decoding=asked)
+    top_down.Train((DATASETS["mpii"],), SIZE, settings)(
+        sample | {"encoded": encoded, "dataset": 0, "keypoints": np.zeros((16, 2)), "visible": np.zeros(16)},
+        np.random.default_rng(0),
+    )
+    assert used == [8 if asked and name == ".jpg" else 1]
+
+
+def test_a_turned_picture_is_not_reduced(monkeypatch):
+    sample, encoded = wide_sample(16.0)
+    assert top_down.reducible(encoded, sample) and top_down.reducible(encoded, sample | {"upright": True})
+    monkeypatch.setattr(top_down.orientation, "tag_of", lambda encoded: 6)
+    assert not top_down.reducible(encoded, sample | {"upright": True}) and top_down.reducible(encoded, sample)
+
+
 def test_colours_are_red_green_blue():
     picture = np.zeros((90, 100, 3), np.uint8)
     picture[..., 0] = 200  # OpenCV's blue
