@@ -16,6 +16,7 @@ import json
 import pathlib
 from typing import Any
 
+from data_pipelines.paths import as_path
 from data_pipelines.skeletons import KEYPOINT_SETS, KeypointSet
 
 CODECS = ("udp", "msra")
@@ -130,7 +131,7 @@ DEFINITION_FILE = "dataset.json"
 
 def definition_path(name: str, data_dir: str | pathlib.Path) -> pathlib.Path:
     """Where the definition of a custom dataset lies."""
-    return pathlib.Path(data_dir) / name / DEFINITION_FILE
+    return as_path(data_dir) / name / DEFINITION_FILE
 
 
 def find_dataset(name: str, data_dir: str | pathlib.Path | None = None) -> PoseDataset:

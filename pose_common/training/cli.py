@@ -17,6 +17,7 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from data_pipelines.builders.synthetic import SYNTHETIC, prepare_synthetic
+from data_pipelines.paths import as_path
 from data_pipelines.records import DatasetNotPrepared
 from data_pipelines.top_down.loader import Reading, TrainIterator
 from pose_common.evaluation.best import BestMetric
@@ -173,7 +174,7 @@ def main(
             with processes.leaving_together(debug.value):
                 settings = read(source, overrides)
                 processes.require_alike("start", _identity(settings))
-                path = pathlib.Path(folder.value)
+                path = as_path(folder.value)
                 make_workdir(path)
                 if settings.mode == "train":
                     require_shared(path)

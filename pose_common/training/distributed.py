@@ -14,6 +14,7 @@ import jax
 from jax._src.clusters import ClusterEnv  # what `jax.distributed.initialize` asks; it cannot tell how many without
 from jax.experimental import multihost_utils
 
+from data_pipelines.paths import as_path, is_remote
 from pose_common.training import processes
 
 
@@ -94,7 +95,7 @@ def _require_alone(asked: bool) -> None:
 def use_compilation_cache(directory: str | None) -> None:
     """Keeps compiled programs on disk, so that a second start skips the compiler. None or '' turns it off."""
     if directory:
-        path = pathlib.Path(directory).expanduser().absolute()
+        path = as_path(directory) if is_remote(directory) else pathlib.Path(directory).expanduser().absolute()
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:

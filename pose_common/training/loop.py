@@ -17,6 +17,7 @@ import numpy as np
 import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from data_pipelines.paths import as_path
 from pose_common.evaluation.best import BestMetric
 from pose_common.training import nonfinite, parallel, processes, report
 from pose_common.training.best import BestCheckpoint
@@ -129,7 +130,7 @@ def train(
         checkpoint is from before.
       OSError: a checkpoint cannot be written.
     """
-    workdir = pathlib.Path(workdir)
+    workdir = as_path(workdir)
     checkpoints = Checkpoints(workdir / "checkpoints", keep=settings.keep, keep_every=settings.keep_every)
     writer = MetricWriter(workdir, enabled=jax.process_index() == 0)
     with contextlib.ExitStack() as stack:
@@ -294,6 +295,7 @@ class _Loop:
             with self._finite_state(run):
                 self.best.offer(run.step, scores, weights, self._info(run))
         if jax.process_index() == 0:
+            self.writer.flush()
             draw_curves(self.writer.path, self.writer.path.with_name("curves.png"))
         self.metrics.restart_clock()
 
@@ -307,6 +309,7 @@ class _Loop:
     def _save(self, run: _Run) -> None:
         # A checkpoint is good only if every step before it was: look at the figures still on their way first.
         self._check(run)
+        self.writer.flush()
         with self._finite_state(run):
             self.checkpoints.save(run.step, self.strategy.to_global(run.state), self._info(run))
 

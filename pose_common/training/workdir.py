@@ -7,13 +7,13 @@ import logging
 import math
 import pathlib
 import shutil
-import tempfile
 import time
 import uuid
 from typing import Any
 
 import jax
 
+from data_pipelines.paths import is_remote
 from pose_common.training import processes
 from pose_common.training.configuration import ConfigError
 from pose_common.training.state import TrainState
@@ -27,8 +27,9 @@ def make_workdir(workdir: pathlib.Path) -> None:
     """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=workdir) as file:
-            file.write(b" ")
+        probe = workdir / f".writable_{uuid.uuid4().hex}"
+        probe.write_text("")
+        probe.unlink()
     except OSError as error:
         raise ConfigError(f"--workdir={workdir} cannot be written: {error.strerror or error}") from error
 
@@ -87,7 +88,7 @@ def require_space(workdir: pathlib.Path, state: TrainState, keep: int, there: in
     Raises:
       OSError: not even one checkpoint fits. Where not all do, that is a warning: they may be smaller, compressed.
     """
-    if not workdir.is_dir() or jax.process_index() != 0:  # a bucket has no such limit
+    if is_remote(workdir) or jax.process_index() != 0:  # a bucket has no such limit
         return
     one, free = checkpoint_bytes(state), shutil.disk_usage(workdir).free
     needed = max(1, keep + 1 - there) * one + (2 * _size(state.weights) if best else 0)

@@ -19,6 +19,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
+from data_pipelines.paths import absolute
 from pose_common.weights.keys import flatten, not_finite, unflatten
 
 ARRAYS, MANIFEST = "arrays", "manifest.json"
@@ -46,7 +47,7 @@ def save_weights(path: str | pathlib.Path, weights: Mapping[str, Any], manifest:
     Raises:
       WeightsError: there are weights already.
     """
-    root = epath.Path(path).absolute()
+    root = absolute(path)
     if is_weights(root):
         raise WeightsError(f"{root} holds weights already; give another folder or remove it")
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_compression=False)) as checkpointer:
@@ -66,7 +67,7 @@ def load_weights(path: str | pathlib.Path) -> tuple[dict[str, Any], dict[str, An
     Raises:
       WeightsError: no weights there, or arrays that are missing, not those of the manifest, or not finite.
     """
-    root = epath.Path(path).absolute()
+    root = absolute(path)
     if not is_weights(root):
         raise WeightsError(f"{root} holds no finished weights: it has no {MANIFEST}")
     model, described = _read_manifest(root / MANIFEST)
@@ -97,7 +98,7 @@ def read_manifest(path: str | pathlib.Path) -> dict[str, Any]:
     Raises:
       WeightsError: the folder's manifest is damaged.
     """
-    return _read_manifest(epath.Path(path).absolute() / MANIFEST)[0]
+    return _read_manifest(absolute(path) / MANIFEST)[0]
 
 
 def _read_manifest(path: epath.Path) -> tuple[dict[str, Any], dict[str, Any]]:
