@@ -47,6 +47,16 @@ def absolute(path: str | os.PathLike) -> epath.Path:
     return epath.Path(path) if is_remote(path) else epath.Path(path).absolute()
 
 
+def write_whole(path: pathlib.Path, text: str) -> None:
+    """Writes a file that is there either whole or not at all, as an object of a bucket always is."""
+    if is_remote(path):
+        path.write_text(text, encoding="utf8")
+        return
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(text, encoding="utf8")
+    partial.replace(path)
+
+
 def copy_files(source: pathlib.Path, target: pathlib.Path, last: str) -> None:
     """Copies the files of a folder into a new one, the one named `last` in the end."""
     files = [file for file in sorted(source.iterdir()) if file.is_file()]

@@ -72,8 +72,9 @@ class _Object:
     SECONDS = 30.0
 
     def __init__(self, path: pathlib.Path):
-        self._path, self._put_at, self._changed = path, time.monotonic(), False
-        self._parts = [path.read_text(encoding="utf8")] if path.exists() else []
+        there = path.exists()
+        self._path, self._put_at, self._changed = path, time.monotonic(), not there
+        self._parts = [path.read_text(encoding="utf8")] if there else []
 
     def write(self, text: str) -> None:
         self._parts.append(text)
@@ -112,7 +113,7 @@ def read_metrics(path: str | pathlib.Path) -> list[dict]:
       ValueError: another line is damaged; names it.
     """
     rows: dict[tuple, dict] = {}
-    lines = as_path(path).read_text(encoding="utf8", errors="replace").split("\n")
+    lines = as_path(path).read_bytes().decode("utf8", "replace").split("\n")
     for number, line in enumerate(lines[:-1], start=1):  # what is behind the last newline is no line yet
         try:
             row = json.loads(line)

@@ -19,7 +19,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from data_pipelines.paths import absolute
+from data_pipelines.paths import absolute, as_path, write_whole
 from pose_common.weights.keys import flatten, not_finite, unflatten
 
 ARRAYS, MANIFEST = "arrays", "manifest.json"
@@ -56,9 +56,7 @@ def save_weights(path: str | pathlib.Path, weights: Mapping[str, Any], manifest:
     content = {"model": dict(manifest), "arrays": {n: _description(value) for n, value in flatten(weights).items()}}
     text = json.dumps({"format": FORMAT, CHECKSUM: _checksum_of_json(content), **content}, indent=1)
     if jax.process_index() == 0:
-        partial = root / f"{MANIFEST}.partial"
-        partial.write_text(text)
-        partial.rename(root / MANIFEST)
+        write_whole(as_path(root / MANIFEST), text)
 
 
 def load_weights(path: str | pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
