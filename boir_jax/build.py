@@ -18,6 +18,7 @@ from boir_jax.model import VARIANTS, BoIR
 from boir_jax.predictor import Predictor
 from boir_jax.proposals import ProposalConfig
 from data_pipelines.datasets import find_dataset
+from data_pipelines.paths import as_path
 from data_pipelines.top_down.loader import TrainIterator
 from data_pipelines.whole_image.loader import train_loader
 from data_pipelines.whole_image.pictures import Augmentation
@@ -87,7 +88,7 @@ def make_evaluator(config: ConfigDict, model: BoIR, mesh: Mesh, workdir: str | p
         whole_eval_batch(config),
         config.input_size,
         mesh,
-        pathlib.Path(workdir),
+        as_path(workdir),
         make_reading(config),
         config.pictures,
         config.published_as,

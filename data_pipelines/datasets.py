@@ -16,6 +16,7 @@ import json
 import pathlib
 from typing import Any
 
+from data_pipelines.paths import as_path, write_whole
 from data_pipelines.skeletons import KEYPOINT_SETS, KeypointSet
 
 CODECS = ("udp", "msra")
@@ -130,7 +131,7 @@ DEFINITION_FILE = "dataset.json"
 
 def definition_path(name: str, data_dir: str | pathlib.Path) -> pathlib.Path:
     """Where the definition of a custom dataset lies."""
-    return pathlib.Path(data_dir) / name / DEFINITION_FILE
+    return as_path(data_dir) / name / DEFINITION_FILE
 
 
 def find_dataset(name: str, data_dir: str | pathlib.Path | None = None) -> PoseDataset:
@@ -159,9 +160,7 @@ def save_definition(dataset: PoseDataset, data_dir: str | pathlib.Path) -> None:
     fields = dataclasses.asdict(dataset) | {"skeleton": dataclasses.asdict(dataset.keypoints)}
     path = definition_path(dataset.name, data_dir)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(json.dumps(fields, indent=1), encoding="utf8")
-    partial.replace(path)
+    write_whole(path, json.dumps(fields, indent=1))
 
 
 def read_definition(path: pathlib.Path) -> PoseDataset:

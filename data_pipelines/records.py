@@ -36,6 +36,7 @@ import tensorflow_datasets as tfds
 
 from data_pipelines import orientation
 from data_pipelines.datasets import DATASETS, PoseDataset, find_dataset
+from data_pipelines.paths import as_path, is_remote
 
 VERSION = "1.0.0"
 ANNOTATIONS_FILE = "annotations.npz"
@@ -90,12 +91,17 @@ def record_features(dataset: PoseDataset) -> tfds.features.FeaturesDict:
 
 def split_dir(dataset: str, split: str, data_dir: str | pathlib.Path) -> pathlib.Path:
     """The folder of a finished split."""
-    return pathlib.Path(data_dir) / dataset / split / VERSION
+    return as_path(data_dir) / dataset / split / VERSION
 
 
 def is_prepared(dataset: str, split: str, data_dir: str | pathlib.Path) -> bool:
     """Whether the split is finished; an interrupted preparation is not."""
-    return split_dir(dataset, split, data_dir).is_dir()
+    return _finished(split_dir(dataset, split, data_dir))
+
+
+def _finished(directory: pathlib.Path) -> bool:
+    """Folders are renamed when they are complete; into a bucket the summary is copied last."""
+    return (directory / SUMMARY_FILE).exists() if is_remote(directory) else directory.is_dir()
 
 
 _UNDECODED = {"image": tfds.decode.SkipDecoding()}
@@ -262,7 +268,7 @@ def load_annotations(dataset: str, split: str, data_dir: str | pathlib.Path) -> 
     """
     protocol = find_dataset(dataset, data_dir)
     path = _prepared_dir(dataset, split, data_dir) / ANNOTATIONS_FILE
-    with np.load(path, allow_pickle=False) as archive:
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
         columns = {name: archive[name] for name in archive.files}
     header = json.loads(columns.pop("header").tobytes())
     for name in ("file_name", "mask"):
@@ -331,8 +337,8 @@ class AnnotationTableWriter:
 
 def _prepared_dir(dataset: str, split: str, data_dir: str | pathlib.Path) -> pathlib.Path:
     directory = split_dir(dataset, split, data_dir)
-    if not directory.is_dir():
-        folders = pathlib.Path(data_dir, dataset).glob(f"*/{VERSION}")
+    if not _finished(directory):
+        folders = directory.parents[1].glob(f"*/{VERSION}")
         others = ", ".join(sorted(folder.parent.name for folder in folders))
         raise DatasetNotPrepared(
             f"{dataset} ({split}) is not prepared: there is no {directory}"

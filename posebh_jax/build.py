@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from data_pipelines.paths import as_path
 from data_pipelines.top_down.instances import GROUND_TRUTH
 from data_pipelines.top_down.loader import Entry, TrainIterator, train_loader
 from pose_common.training.cli import make_reading
@@ -116,7 +117,7 @@ def make_evaluator(config: ConfigDict, model: PoseBH, mesh: Mesh, workdir: str |
         config.data_dir,
         whole_eval_batch(config),
         mesh,
-        pathlib.Path(workdir),
+        as_path(workdir),
         make_reading(config),
         config.pictures,
         model_name(bool(model.embedding_dim), size_name(model.size)),

@@ -7,6 +7,7 @@ import pathlib
 import cv2
 import numpy as np
 
+from data_pipelines.paths import as_path
 from data_pipelines.top_down.crops import TopDownSource, decode
 from pose_common.evaluation import draw
 from pose_common.metrics.columns import Poses
@@ -34,7 +35,7 @@ def draw_predictions(path: str | pathlib.Path, source: TopDownSource, prediction
         window = _window(sample["centre"], sample["scale"])
         tiles += [_tile(picture, keypoints, window, source) for keypoints in (truth, predicted)]
     sheet = draw.contact_sheet(tiles, columns=8)
-    path = pathlib.Path(path)
+    path = as_path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     draw.save_image(path, sheet)
 

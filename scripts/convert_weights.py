@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import pathlib
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,6 +26,7 @@ import numpy as np
 from boir_jax import configuration as boir_configuration
 from boir_jax import sources as boir_sources
 from boir_jax.weights import convert as boir
+from data_pipelines.paths import as_path, is_remote, local
 from pose_common.training import restore
 from pose_common.weights import keys
 from pose_common.weights.embedded import is_embedded, read_embedded
@@ -48,7 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if own is not None:
             _export(args, own.weights, own.manifest)
         else:
-            _convert(args)
+            with local(args.source) as source:
+                _convert(args, source)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -59,8 +62,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         "scripts.convert_weights", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("source", type=pathlib.Path, help="file or folder of weights, or working directory of a run")
-    parser.add_argument("--to", type=pathlib.Path, required=True, help="folder to make, or file to write")
+    parser.add_argument("source", type=as_path, help="file or folder of weights, or working directory of a run")
+    parser.add_argument("--to", type=as_path, required=True, help="folder to make, or file to write")
     parser.add_argument("--datasets", help="names of the heads, in order, separated by commas")
     parser.add_argument("--num_heads", type=int, help="attention heads, where the size is none of the published")
     parser.add_argument("--input_size", help="width,height of the crops; default 192,256")
@@ -73,7 +76,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _convert(args: argparse.Namespace) -> None:
+def _convert(args: argparse.Namespace, source: pathlib.Path) -> None:
     if args.to.name.endswith(SUFFIXES):
         raise ValueError(f"{args.source} is converted to a folder; {args.to} looks like a file")
     options = Options(
@@ -82,7 +85,7 @@ def _convert(args: argparse.Namespace) -> None:
         input_size=tuple(map(int, args.input_size.split(","))) if args.input_size else None,
         activation=args.activation,
     )
-    conversion = foreign_weights(args.source, options)
+    conversion = foreign_weights(source, options)
     weights, manifest = conversion.weights, conversion.manifest
     if args.num_experts and manifest["method"] == posebh.METHOD and not manifest["num_experts"]:
         weights, manifest = expand_experts(weights, manifest, args.num_experts, args.part_features)
@@ -153,7 +156,11 @@ def _export(args: argparse.Namespace, weights: Mapping[str, Any], manifest: Mapp
         raise ValueError(f"{args.source} holds weights of an unknown method: {manifest.get('family')}")
     weights, manifest = _fold(args, weights, manifest)
     if args.to.name.endswith(SUFFIXES):
-        write_state(args.to, METHODS[manifest["method"]].to_torch(weights, manifest))
+        with tempfile.TemporaryDirectory() as folder:
+            file = pathlib.Path(folder) / args.to.name if is_remote(args.to) else args.to
+            write_state(file, METHODS[manifest["method"]].to_torch(weights, manifest))
+            if is_remote(args.to):
+                args.to.write_bytes(file.read_bytes())
     else:
         save_weights(args.to, weights, manifest)
     count = sum(np.size(value) for value in flatten(weights).values())

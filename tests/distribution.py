@@ -21,6 +21,7 @@ import jax
 import numpy as np
 
 from pose_common.training import distributed, parallel
+from pose_common.training.processes import leaving_together
 from pose_common.training.stages import Stage
 from pose_common.training.state import TrainState
 from pose_common.training.step import train_step
@@ -73,10 +74,11 @@ def program(run: Callable[[str], Arrays]) -> None:
     if int(processes) > 1:
         distributed.start(coordinator, int(processes), int(process))
     jax.config.update("jax_default_matmul_precision", "highest")
-    for layout in layouts:
-        arrays = run(layout)
-        if jax.process_index() == 0:
-            np.savez(pathlib.Path(folder) / f"{layout}.npz", **arrays)
+    with leaving_together():
+        for layout in layouts:
+            arrays = run(layout)
+            if jax.process_index() == 0:
+                np.savez(pathlib.Path(folder) / f"{layout}.npz", **arrays)
 
 
 def child_environment(devices: int) -> dict[str, str]:

@@ -18,6 +18,7 @@ from boir_jax.hrnet import branch_widths
 from boir_jax.model import BoIR
 from boir_jax.weights.keys import CLASSIFIER, backbone_rules, boir_rules
 from data_pipelines.datasets import DATASETS
+from data_pipelines.paths import is_remote, local
 from pose_common.weights import keys
 from pose_common.weights.embedded import is_embedded, read_embedded
 from pose_common.weights.folder import is_weights, load_weights, read_manifest
@@ -76,6 +77,9 @@ def read_weights(
     Raises:
       ValueError: a damaged or foreign file, or weights that do not fit.
     """
+    if is_remote(path) and not is_weights(path):
+        with local(path) as copy:
+            return read_weights(copy, dataset, dilations)
     if is_embedded(path):
         embedded = read_embedded(pathlib.Path(path))
         _own(embedded.manifest, path)
@@ -97,6 +101,9 @@ def describe_weights(path: str | pathlib.Path, dataset: str | None = None) -> di
     Raises:
       ValueError: see there.
     """
+    if is_remote(path) and not is_weights(path):
+        with local(path) as copy:
+            return describe_weights(copy, dataset)
     if is_embedded(path):
         return _own(read_embedded(pathlib.Path(path)).manifest, path)
     if is_weights(path):

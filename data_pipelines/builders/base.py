@@ -32,6 +32,7 @@ import json
 import os
 import pathlib
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ClassVar
@@ -47,6 +48,7 @@ from data_pipelines.builders.checker import Checker, Picture, told_by_sizes, vot
 from data_pipelines.builders.report import Fault, RawDataError, Report
 from data_pipelines.builders.summary import read_summary
 from data_pipelines.datasets import PoseDataset, find_dataset
+from data_pipelines.paths import as_path, copy_files, is_remote
 
 SHARD_BYTES = 512 << 20
 _CHUNK = 64  # images between two additions to the annotation table
@@ -106,8 +108,11 @@ class PoseBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
         self._decode, self._progress = decode, progress
         self._orientation, self._allow_loss = orientation or self.default_orientation, allow_loss
         self.read_as = self._orientation
+        self._target = as_path(data_dir)
+        # Records are written to a file of this machine only.
+        self._staging = tempfile.TemporaryDirectory() if is_remote(data_dir) else None
         super().__init__(
-            data_dir=os.fspath(data_dir),
+            data_dir=self._staging.name if self._staging else os.fspath(data_dir),
             file_format="array_record",
             config=next(
                 (config for config in self.BUILDER_CONFIGS if config.name == split),
@@ -138,10 +143,19 @@ class PoseBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
           RawDataError: the raw data cannot be used at all, or strict mode found a fault. Nothing is left.
         """
         directory = records.split_dir(self.name, self.split, self._data_dir_root)
+        target = records.split_dir(self.name, self.split, self._target)
+        if self._staging and not overwrite and records.is_prepared(self.name, self.split, self._target):
+            return read_summary(target)
         with _only_one(directory.parent):
             _remove_interrupted(directory, also_finished=overwrite)
             self.download_and_prepare()
-        return read_summary(directory)
+        summary = read_summary(directory)
+        if self._staging:
+            if target.exists():
+                target.rmtree()  # type: ignore[attr-defined]  # of an epath
+            copy_files(directory, target, last=records.SUMMARY_FILE)
+            self._staging.cleanup()
+        return summary
 
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
@@ -204,7 +218,7 @@ class PoseBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
     def _told(self, items: list[tuple[Picture, dict[str, Any]]]) -> tuple[str, str]:
         """('stored' or 'upright', why): as the annotated sizes tell, else as the dataset's other splits are read."""
         told = told_by_sizes(_read_ahead(lambda item: vote(*item), iter(items)))
-        others = summaries.orientation_of_others(self._data_dir_root, self.name, self.split)
+        others = summaries.orientation_of_others(self._target, self.name, self.split)
         upright = [split for split, choice in others.items() if choice == orientation.UPRIGHT]
         if told is None:
             return (orientation.UPRIGHT, f"as {upright[0]}") if upright else (orientation.STORED, "")

@@ -10,6 +10,7 @@ from typing import Any
 from data_pipelines import orientation, records
 from data_pipelines.builders.checker import LOST
 from data_pipelines.builders.report import RawDataError, Report
+from data_pipelines.paths import as_path
 from data_pipelines.top_down import instances
 
 
@@ -70,7 +71,7 @@ def orientation_note(choice: str, why: str, tagged: int, total: int) -> str:
 def orientation_of_others(data_dir: str | pathlib.Path, dataset: str, split: str) -> dict[str, str]:
     """{split: 'stored' or 'upright'} of the dataset's other finished splits, where some picture has an orientation."""
     found = {}
-    for path in sorted((pathlib.Path(data_dir) / dataset).glob(f"*/{records.VERSION}/{records.SUMMARY_FILE}")):
+    for path in sorted((as_path(data_dir) / dataset).glob(f"*/{records.VERSION}/{records.SUMMARY_FILE}")):
         note = json.loads(path.read_text()).get("metadata", {}).get("orientation", "")
         if path.parts[-3] != split and note:
             found[path.parts[-3]] = orientation.UPRIGHT if note.startswith(orientation.UPRIGHT) else orientation.STORED

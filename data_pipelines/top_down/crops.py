@@ -144,7 +144,9 @@ class Crop:
 
     def reduction(self, sample: Sample) -> int:
         """The largest of 1, 2, 4, 8 by which the picture can be reduced and still has a pixel for each of the crop's."""
-        shrinks = min(side * geometry.SCALE_UNIT / pixels for side, pixels in zip(sample["scale"], self.size, strict=True))
+        shrinks = min(
+            side * geometry.SCALE_UNIT / pixels for side, pixels in zip(sample["scale"], self.size, strict=True)
+        )
         return next((factor for factor in (8, 4, 2) if factor <= shrinks), 1)
 
     def __call__(self, sample: Sample, image: np.ndarray, reduction: int = 1) -> Sample:

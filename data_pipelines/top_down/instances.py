@@ -20,6 +20,7 @@ import numpy as np
 from data_pipelines import fields, geometry
 from data_pipelines.datasets import PoseDataset
 from data_pipelines.fields import Fault
+from data_pipelines.paths import as_path
 from data_pipelines.records import Annotations
 
 GROUND_TRUTH = "ground_truth"
@@ -297,8 +298,7 @@ def _why_not(
 
 def _read_detections(path: str) -> list:
     try:
-        with open(path, "rb") as file:
-            entries = json.loads(file.read())  # UTF-8, -16 or -32, with a byte order mark or without
+        entries = json.loads(as_path(path).read_bytes())  # UTF-8, -16 or -32, with a byte order mark or without
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not valid JSON: {error}") from error
     if not isinstance(entries, list):

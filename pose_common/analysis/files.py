@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from data_pipelines.datasets import PoseDataset
+from data_pipelines.paths import write_whole
 from pose_common.analysis import gallery
 from pose_common.analysis.errors import KINDS
 from pose_common.analysis.measure import WITHIN, analyse
@@ -110,6 +111,4 @@ def _figure(value: float | None) -> str:
 def _write(path: pathlib.Path, document: Mapping[str, Any]) -> None:
     """The file is there either complete or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(document, allow_nan=False), encoding="utf8")
-    partial.replace(path)
+    write_whole(path, json.dumps(document, allow_nan=False))

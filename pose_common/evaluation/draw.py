@@ -6,13 +6,13 @@ Every function returns a new picture and leaves its arguments alone.
 
 from __future__ import annotations
 
-import os
 import pathlib
 from collections.abc import Sequence
 
 import cv2
 import numpy as np
 
+from data_pipelines.paths import as_path
 from data_pipelines.skeletons import KeypointSet
 
 Colour = tuple[int, int, int]
@@ -166,8 +166,11 @@ def save_image(path: str | pathlib.Path, image: np.ndarray) -> None:
       OSError: it could not be written.
       cv2.error: a suffix that OpenCV does not know.
     """
-    if not cv2.imwrite(os.fspath(path), np.ascontiguousarray(image[..., ::-1])):
-        raise OSError(f"could not write {os.fspath(path)}")
+    path = as_path(path)
+    done, content = cv2.imencode(path.suffix, np.ascontiguousarray(image[..., ::-1]))
+    if not done:
+        raise OSError(f"could not write {path}")
+    path.write_bytes(content.tobytes())
 
 
 def _limb_colour(side_a: str, side_b: str) -> Colour:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -11,6 +12,8 @@ from typing import Any
 import rich.console
 import rich.markup
 import rich.table
+
+from data_pipelines.paths import as_path
 
 DETAILS = "metrics"
 """A row's field with every figure; it goes to the JSON file only."""
@@ -36,15 +39,16 @@ def show(rows: Sequence[Mapping[str, Any]], title: str = "", remarks: Sequence[s
 
 def save(rows: Sequence[Mapping[str, Any]], path: str | pathlib.Path, remarks: Sequence[str] = ()) -> None:
     """Writes `path`.json ({"rows": with every figure, "remarks"}), .csv (rows) and .md (rows and remarks)."""
-    path = pathlib.Path(path)
+    path = as_path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     document = {"rows": list(rows), "remarks": list(remarks)}
     path.with_suffix(".json").write_text(json.dumps(document, indent=1), encoding="utf8")
     names = _columns(rows)
-    with path.with_suffix(".csv").open("w", newline="", encoding="utf8") as file:
+    with io.StringIO(newline="") as file:
         writer = csv.DictWriter(file, names, extrasaction="ignore")
         writer.writeheader()
         writer.writerows({**row, NOTES: "; ".join(row[NOTES])} if NOTES in row else row for row in rows)
+        path.with_suffix(".csv").write_bytes(file.getvalue().encode())
     path.with_suffix(".md").write_text(markdown(rows, remarks), encoding="utf8")
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from data_pipelines.paths import as_path, write_whole
 from data_pipelines.records import Annotations
 from data_pipelines.skeletons import KeypointSet
 
@@ -196,8 +197,6 @@ def coco_results(poses: Poses, keypoint_set: KeypointSet) -> list[dict[str, Any]
 
 def write_results(path: str | pathlib.Path, poses: Poses, keypoint_set: KeypointSet) -> None:
     """Writes `coco_results` as JSON; the file is there either complete or not at all."""
-    path = pathlib.Path(path)
+    path = as_path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(coco_results(poses, keypoint_set)))
-    partial.replace(path)
+    write_whole(path, json.dumps(coco_results(poses, keypoint_set)))

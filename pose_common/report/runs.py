@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from data_pipelines.paths import absolute, as_path
 from pose_common.evaluation import result_table
 from pose_common.training import configuration
 from pose_common.training.curves import Panel, StageStart, panels, stage_names, stage_starts
@@ -60,7 +61,7 @@ def read_runs(paths: Sequence[str | pathlib.Path]) -> list[Run]:
     Raises:
       ValueError: nothing was evaluated there, or a file is damaged; names it.
     """
-    split = [_split(pathlib.Path(path)) for path in paths]
+    split = [_split(as_path(path)) for path in paths]
     names = _names(split)
     return [_read(name, workdir, step) for name, (workdir, step) in zip(names, split, strict=True)]
 
@@ -89,8 +90,8 @@ def _split(path: pathlib.Path) -> tuple[pathlib.Path, int]:
 def _names(split: Sequence[tuple[pathlib.Path, int]]) -> list[str]:
     """Folder names; with the step or the whole path where several have the same."""
     for names in (
-        [path.resolve().name for path, _ in split],
-        [f"{path.resolve().name} step {step}" for path, step in split],
+        [absolute(path).name for path, _ in split],
+        [f"{absolute(path).name} step {step}" for path, step in split],
         [f"{path} step {step}" for path, step in split],
     ):
         if len(set(names)) == len(names):

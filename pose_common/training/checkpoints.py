@@ -22,6 +22,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
+from data_pipelines.paths import absolute, as_path, is_remote
 from pose_common.training.fingerprints import named_leaves, summarise
 from pose_common.training.state import TrainState
 from pose_common.weights.folder import read_arrays
@@ -83,13 +84,13 @@ class Checkpoints:
                 multiprocessing_options=processes,
             )
         self._manager = ocp.CheckpointManager(
-            epath.Path(directory).absolute(), item_names=(WEIGHTS, TRAINING, INFO), options=options
+            absolute(directory), item_names=(WEIGHTS, TRAINING, INFO), options=options
         )
 
     @property
     def directory(self) -> pathlib.Path:
         """Where the steps' folders are."""
-        return pathlib.Path(self._manager.directory)
+        return as_path(self._manager.directory)
 
     @property
     def steps(self) -> tuple[int, ...]:
@@ -342,7 +343,7 @@ def find_checkpoints(path: str | pathlib.Path) -> Found | None:
     Returns:
       None where `path` is something else.
     """
-    path = pathlib.Path(path)
+    path = as_path(path)
     if _is_step(path):
         return Found(path.parent, (int(path.name),))
     for folder in (path / "checkpoints", path):
@@ -354,4 +355,5 @@ def find_checkpoints(path: str | pathlib.Path) -> Found | None:
 def _is_step(folder: pathlib.Path) -> bool:
     """Whether it is a step's folder, however damaged."""
     known = folder.parent.name == "checkpoints" or any((folder / item).is_dir() for item in (WEIGHTS, TRAINING, INFO))
-    return folder.name.isdigit() and folder.is_dir() and known
+    whole = not is_remote(folder) or ocp.utils.is_checkpoint_finalized(folder)  # a bucket cannot rename folders
+    return folder.name.isdigit() and folder.is_dir() and known and whole

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import importlib.metadata
 import json
 import logging
 import pathlib
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
 
 import jax
 from absl import app, flags
@@ -14,18 +17,18 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from data_pipelines.builders.synthetic import SYNTHETIC, prepare_synthetic
+from data_pipelines.paths import as_path
 from data_pipelines.records import DatasetNotPrepared
 from data_pipelines.top_down.loader import Reading, TrainIterator
 from pose_common.evaluation.best import BestMetric
 from pose_common.report.ending import conclude
-from pose_common.training import configuration, distributed, loop, parallel, report
+from pose_common.training import configuration, distributed, loop, parallel, processes, report
 from pose_common.training.checkpoints import Checkpoints
 from pose_common.training.configuration import Override
 from pose_common.training.curves import draw_curves
-from pose_common.training.nonfinite import NonFiniteError
 from pose_common.training.state import TrainState
 from pose_common.training.usage import usage
-from pose_common.training.workdir import make_workdir
+from pose_common.training.workdir import make_workdir, require_shared
 
 HELP = frozenset({"--help", "-h", "-help", "--helpfull", "--helpshort"})
 Metrics = dict[str, Mapping[str, float]]
@@ -77,6 +80,7 @@ def train(
     """
     steps = steps_per_epoch(config, data)
     logging.info("%d examples, %d steps an epoch", data.num_examples, steps)
+    processes.require_alike("data", {"examples": data.num_examples, "steps an epoch": steps})
     settings = loop.LoopSettings(
         steps_per_epoch=steps,
         log_every=config.log_every,
@@ -171,18 +175,22 @@ def main(
             sys.exit(f"error: {argv[1]!r} is no flag; see --help")
         report.start_logging()
         try:
-            settings = read(source, overrides)
             distributed.start(coordinator.value, num_processes.value, process_id.value)
-            path = pathlib.Path(folder.value)
-            make_workdir(path)
-            distributed.use_compilation_cache(settings.compilation_cache)
-            record_configuration(settings, path, free, accept.value)
-            run(settings, path)
-        except (ValueError, KeyError, OSError, DatasetNotPrepared, NonFiniteError) as error:
+            with processes.leaving_together(debug.value):
+                settings = read(source, overrides)
+                processes.require_alike("start", _identity(settings))
+                path = as_path(folder.value)
+                make_workdir(path)
+                if settings.mode == "train":
+                    require_shared(path)
+                distributed.use_compilation_cache(settings.compilation_cache)
+                record_configuration(settings, path, free, accept.value)
+                run(settings, path)
+        except processes.KNOWN as error:
             if debug.value:
                 raise
             # Said in full already: a traceback would only hide the advice.
-            sys.exit(f"error: {_one_line(error)}")
+            sys.exit(f"error: {processes.one_line(error)}")
 
     app.run(start, argv=[sys.argv[0], *others])
 
@@ -194,6 +202,11 @@ def _print_usage(source: str, config: ConfigDict) -> None:
     print(usage(sys.modules["__main__"].__doc__ or "", __name__, config, files))
 
 
-def _one_line(error: Exception) -> str:
-    text = error.args[0] if isinstance(error, KeyError) and error.args else error
-    return " ".join(str(text).split()) or type(error).__name__
+def _identity(config: ConfigDict) -> dict[str, Any]:
+    """What must be the same in all processes, before they share a step."""
+    digest = hashlib.sha256(config.to_json(sort_keys=True).encode()).hexdigest()[:12]
+    versions = {
+        name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint")
+    }
+    devices = {"devices": jax.local_device_count(), "kind of device": jax.local_devices()[0].device_kind}
+    return {"configuration": digest, **versions, **devices}

@@ -8,6 +8,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from data_pipelines.paths import as_path
 from pose_common.evaluation.tasks import in_percent
 from pose_common.training.writers import EVAL, TRAIN, read_metrics
 
@@ -114,7 +115,7 @@ def draw_curves(metrics_path: str | pathlib.Path, picture_path: str | pathlib.Pa
     drawn = panels(rows)[:DRAWN]
     if not drawn:
         return
-    starts = stage_starts(rows, stage_names(pathlib.Path(metrics_path).parent))
+    starts = stage_starts(rows, stage_names(as_path(metrics_path).parent))
     datasets, maps = parts_of_labels(drawn)
     columns = min(3, len(drawn))
     lines = math.ceil(len(drawn) / columns)
@@ -142,7 +143,8 @@ def draw_curves(metrics_path: str | pathlib.Path, picture_path: str | pathlib.Pa
     if handles:
         figure.legend(handles.values(), handles, loc="upper center", ncols=4, fontsize=8)
     figure.tight_layout(rect=(0, 0, 1, 1 - legend / height))
-    figure.savefig(picture_path, dpi=90)
+    with as_path(picture_path).open("wb") as file:
+        figure.savefig(file, dpi=90)
     plt.close(figure)
 
 

@@ -17,8 +17,9 @@ import numpy as np
 import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from data_pipelines.paths import as_path
 from pose_common.evaluation.best import BestMetric
-from pose_common.training import nonfinite, parallel, report
+from pose_common.training import nonfinite, parallel, processes, report
 from pose_common.training.best import BestCheckpoint
 from pose_common.training.checkpoints import Checkpoints, NonFiniteStateError
 from pose_common.training.curves import STAGE, draw_curves
@@ -129,15 +130,15 @@ def train(
         checkpoint is from before.
       OSError: a checkpoint cannot be written.
     """
-    workdir = pathlib.Path(workdir)
+    workdir = as_path(workdir)
     checkpoints = Checkpoints(workdir / "checkpoints", keep=settings.keep, keep_every=settings.keep_every)
     writer = MetricWriter(workdir, enabled=jax.process_index() == 0)
     with contextlib.ExitStack() as stack:
         stack.callback(writer.close)
-        stack.callback(checkpoints.close)
+        stack.push(_closing(checkpoints))
         keeper = BestCheckpoint(checkpoints.directory, best) if best else None
         if keeper:
-            stack.callback(keeper.close)
+            stack.push(_closing(keeper))
         run = _resume(method, data, strategy, checkpoints) or _start(method, strategy, key, prepare)
         require_space(workdir, run.state, settings.keep, len(checkpoints.steps), best is not None)
         report.log_parameters(strategy.to_global(run.state).params, workdir)
@@ -145,6 +146,16 @@ def train(
             loop = _Loop(method, data, strategy, settings, workdir, checkpoints, keeper, writer, evaluate, stop)
             complete = loop.run(run)
         return strategy.to_global(run.state), complete
+
+
+def _closing(checkpoints: Checkpoints | BestCheckpoint) -> Callable[..., None]:
+    """Closes at the end of a block; not on an error of one of several processes, where it would wait for the others."""
+
+    def leave(kind, error, trace) -> None:
+        if error is None or not processes.several():
+            checkpoints.close()
+
+    return leave
 
 
 def _start(method: Method, strategy: parallel.Strategy, key: jax.Array, prepare) -> _Run:
@@ -285,6 +296,7 @@ class _Loop:
             with self._finite_state(run):
                 self.best.offer(run.step, scores, weights, self._info(run))
         if jax.process_index() == 0:
+            self.writer.flush()
             draw_curves(self.writer.path, self.writer.path.with_name("curves.png"))
         self.metrics.restart_clock()
 
@@ -298,6 +310,7 @@ class _Loop:
     def _save(self, run: _Run) -> None:
         # A checkpoint is good only if every step before it was: look at the figures still on their way first.
         self._check(run)
+        self.writer.flush()
         with self._finite_state(run):
             self.checkpoints.save(run.step, self.strategy.to_global(run.state), self._info(run))
 

@@ -19,7 +19,7 @@ from pose_common.training.step import ABSENT, FINITE
 def start_logging() -> None:
     """The project's own messages on the console; libraries only when something is wrong."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True)
-    for library in ("absl", "jax", "orbax", "grain", "tensorboardX"):
+    for library in ("absl", "jax", "orbax", "grain", "tensorboardX", "gcsfs", "fsspec"):
         logging.getLogger(library).setLevel(logging.WARNING)
     # What Orbax tells of a failure in a thread is raised as well, where it is said in one line.
     logging.getLogger("absl").addFilter(lambda record: not record.exc_info)

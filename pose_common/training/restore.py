@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import pathlib
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from pose_common.training import processes
 from pose_common.training.checkpoints import Checkpoints, Found, find_checkpoints
 from pose_common.training.state import TrainState, to_evaluate
 from pose_common.weights.keys import ConversionError, flatten, is_float, naming, not_finite, require_fit, unflatten
@@ -122,6 +125,8 @@ def filler(source: str, start_from: Callable[[Mapping[str, Any]], Start]) -> Cal
         with naming(source):
             start = start_from(old)
         require_finite(source, start.tree)
+        if processes.several():
+            processes.require_alike("weights", {f"the checksum of {source}": _checksum(start.tree)})
         logging.info("starting from %s: %s", source, start.title)
         for title, parts in (("newly initialised", start.initialised), ("left out of the weights", start.left_out)):
             if parts:
@@ -129,6 +134,11 @@ def filler(source: str, start_from: Callable[[Mapping[str, Any]], Start]) -> Cal
         return state.with_weights(jax.tree.map(_laid_out_like, dict(start.tree), old))
 
     return fill
+
+
+def _checksum(tree: Mapping[str, Any]) -> int:
+    parts = (np.ascontiguousarray(value) for _, value in sorted(flatten(tree).items()))
+    return functools.reduce(lambda crc, part: zlib.crc32(part.reshape(-1).view(np.uint8), crc), parts, 0)
 
 
 def _laid_out_like(value: Any, like: jax.Array) -> jax.Array:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import pathlib
 import shutil
-import tempfile
+import time
+import uuid
 from typing import Any
 
 import jax
 
+from data_pipelines.paths import is_remote
+from pose_common.training import processes
 from pose_common.training.configuration import ConfigError
 from pose_common.training.state import TrainState
 
@@ -23,10 +27,44 @@ def make_workdir(workdir: pathlib.Path) -> None:
     """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=workdir) as file:
-            file.write(b" ")
+        probe = workdir / f".writable_{uuid.uuid4().hex}"
+        probe.write_text("")
+        probe.unlink()
     except OSError as error:
         raise ConfigError(f"--workdir={workdir} cannot be written: {error.strerror or error}") from error
+
+
+def require_shared(workdir: pathlib.Path) -> None:
+    """Makes sure that all processes see one folder: a checkpoint that each writes a part of elsewhere is none.
+
+    Raises:
+      ConfigError: a process does not see what process 0 writes; the same in all processes.
+    """
+    if not processes.several():
+        return
+    nonce = processes.gather("nonce", uuid.uuid4().hex)[0]
+    path = workdir / f".shared_{nonce}"
+    if jax.process_index() == 0:
+        path.write_text(nonce)
+    processes.gather("nonce is written", "")
+    seen = processes.gather("nonce is seen", "yes" if _reads(path, nonce) else "")
+    if jax.process_index() == 0:
+        path.unlink()
+    if blind := [process for process, answer in enumerate(seen) if not answer]:
+        raise ConfigError(
+            f"--workdir={workdir} is not shared by all processes: {', '.join(map(processes.title, blind))} cannot read"
+            f" what {processes.title(0)} writes there: use gs:// or a mount"
+        )
+
+
+def _reads(path: pathlib.Path, text: str) -> bool:
+    """Whether a file has this text, within some seconds, for which a network's file system may lag behind."""
+    for _ in range(20):
+        with contextlib.suppress(OSError):
+            if path.read_text() == text:
+                return True
+        time.sleep(0.25)
+    return False
 
 
 def checkpoint_bytes(state: TrainState) -> int:
@@ -50,7 +88,7 @@ def require_space(workdir: pathlib.Path, state: TrainState, keep: int, there: in
     Raises:
       OSError: not even one checkpoint fits. Where not all do, that is a warning: they may be smaller, compressed.
     """
-    if not workdir.is_dir() or jax.process_index() != 0:  # a bucket has no such limit
+    if is_remote(workdir) or jax.process_index() != 0:  # a bucket has no such limit
         return
     one, free = checkpoint_bytes(state), shutil.disk_usage(workdir).free
     needed = max(1, keep + 1 - there) * one + (2 * _size(state.weights) if best else 0)

@@ -8,12 +8,14 @@ import math
 import os
 import pathlib
 import re
+import time
 from collections.abc import Mapping
 
 import numpy as np
 import tensorboardX
 from jax.experimental import multihost_utils
 
+from data_pipelines.paths import as_path, is_remote
 from pose_common.training.step import ABSENT
 
 TRAIN, EVAL = "train", "eval/"
@@ -30,11 +32,11 @@ class MetricWriter:
     def __init__(self, workdir: str | pathlib.Path, enabled: bool = True):
         self._enabled = enabled
         if enabled:
-            self.path = pathlib.Path(workdir) / "metrics.jsonl"
+            self.path = as_path(workdir) / "metrics.jsonl"
             self.path.parent.mkdir(parents=True, exist_ok=True)
             _end_line(self.path)
-            self._lines = self.path.open("a", encoding="utf8")
-            self._board = tensorboardX.SummaryWriter(str(self.path.parent / "tensorboard"))
+            self._lines = _Object(self.path) if is_remote(self.path) else self.path.open("a", encoding="utf8")
+            self._board = tensorboardX.SummaryWriter(os.fspath(self.path.parent / "tensorboard"))
 
     def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
         """Writes `values` under `split` ('train' or 'eval/<dataset>'). Raises OSError where it cannot be written."""
@@ -58,6 +60,11 @@ class MetricWriter:
         )
         return bool(multihost_utils.broadcast_one_to_all(np.int32(there)))
 
+    def flush(self) -> None:
+        """Makes sure that all that was written is there, as before a checkpoint after which it is not written again."""
+        if self._enabled and isinstance(self._lines, _Object):
+            self._lines.put()
+
     def close(self) -> None:
         """Flushes and closes the files; what cannot be written any more is lost."""
         if not self._enabled:
@@ -69,9 +76,36 @@ class MetricWriter:
                 logging.warning("the last metrics cannot be written to %s: %s", self.path.parent, error)
 
 
+class _Object:
+    """A text in a bucket, to which nothing can be appended: it is put as a whole, at most every `SECONDS`."""
+
+    SECONDS = 30.0
+
+    def __init__(self, path: pathlib.Path):
+        there = path.exists()
+        self._path, self._put_at, self._changed = path, time.monotonic(), not there
+        self._parts = [path.read_text(encoding="utf8")] if there else []
+
+    def write(self, text: str) -> None:
+        self._parts.append(text)
+        self._changed = True
+
+    def flush(self) -> None:
+        if time.monotonic() - self._put_at > self.SECONDS:
+            self.put()
+
+    def put(self) -> None:
+        if self._changed:
+            self._parts = ["".join(self._parts)]
+            self._path.write_text(self._parts[0], encoding="utf8")
+            self._put_at, self._changed = time.monotonic(), False
+
+    close = put
+
+
 def _end_line(path: pathlib.Path) -> None:
     """Takes away half a last line, which a process that was killed may leave: the next row would be glued to it."""
-    if not path.exists():
+    if is_remote(path) or not path.exists():  # an object is whole
         return
     content = path.read_bytes()
     whole = content.rfind(b"\n") + 1
@@ -89,7 +123,7 @@ def read_metrics(path: str | pathlib.Path) -> list[dict]:
       ValueError: another line is damaged; names it.
     """
     rows: dict[tuple, dict] = {}
-    lines = pathlib.Path(path).read_text(encoding="utf8", errors="replace").split("\n")
+    lines = as_path(path).read_bytes().decode("utf8", "replace").split("\n")
     for number, line in enumerate(lines[:-1], start=1):  # what is behind the last newline is no line yet
         try:
             row = json.loads(line)

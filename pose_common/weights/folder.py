@@ -19,6 +19,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
+from data_pipelines.paths import absolute, as_path, write_whole
 from pose_common.weights.keys import flatten, not_finite, unflatten
 
 ARRAYS, MANIFEST = "arrays", "manifest.json"
@@ -46,7 +47,7 @@ def save_weights(path: str | pathlib.Path, weights: Mapping[str, Any], manifest:
     Raises:
       WeightsError: there are weights already.
     """
-    root = epath.Path(path).absolute()
+    root = absolute(path)
     if is_weights(root):
         raise WeightsError(f"{root} holds weights already; give another folder or remove it")
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_compression=False)) as checkpointer:
@@ -55,9 +56,7 @@ def save_weights(path: str | pathlib.Path, weights: Mapping[str, Any], manifest:
     content = {"model": dict(manifest), "arrays": {n: _description(value) for n, value in flatten(weights).items()}}
     text = json.dumps({"format": FORMAT, CHECKSUM: _checksum_of_json(content), **content}, indent=1)
     if jax.process_index() == 0:
-        partial = root / f"{MANIFEST}.partial"
-        partial.write_text(text)
-        partial.rename(root / MANIFEST)
+        write_whole(as_path(root / MANIFEST), text)
 
 
 def load_weights(path: str | pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -66,7 +65,7 @@ def load_weights(path: str | pathlib.Path) -> tuple[dict[str, Any], dict[str, An
     Raises:
       WeightsError: no weights there, or arrays that are missing, not those of the manifest, or not finite.
     """
-    root = epath.Path(path).absolute()
+    root = absolute(path)
     if not is_weights(root):
         raise WeightsError(f"{root} holds no finished weights: it has no {MANIFEST}")
     model, described = _read_manifest(root / MANIFEST)
@@ -97,7 +96,7 @@ def read_manifest(path: str | pathlib.Path) -> dict[str, Any]:
     Raises:
       WeightsError: the folder's manifest is damaged.
     """
-    return _read_manifest(epath.Path(path).absolute() / MANIFEST)[0]
+    return _read_manifest(absolute(path) / MANIFEST)[0]
 
 
 def _read_manifest(path: epath.Path) -> tuple[dict[str, Any], dict[str, Any]]:

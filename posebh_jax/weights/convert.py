@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from data_pipelines.paths import is_remote, local
 from pose_common.weights import keys
 from pose_common.weights.embedded import is_embedded, read_embedded
 from pose_common.weights.folder import is_weights, load_weights, read_manifest
@@ -56,6 +57,9 @@ def read_weights(path: str | pathlib.Path, options: Options = Options()) -> Conv
       ValueError: a damaged or foreign file (`StateFileError`, `WeightsError`) or weights that do not fit
         (`ConversionError`).
     """
+    if is_remote(path) and not is_weights(path):
+        with local(path) as copy:
+            return read_weights(copy, options)
     if is_embedded(path):
         embedded = read_embedded(pathlib.Path(path))
         _own(embedded.manifest, path)
@@ -77,6 +81,9 @@ def describe_weights(path: str | pathlib.Path, options: Options = Options()) -> 
     Raises:
       ValueError: see there.
     """
+    if is_remote(path) and not is_weights(path):
+        with local(path) as copy:
+            return describe_weights(copy, options)
     if is_embedded(path):
         return _own(read_embedded(pathlib.Path(path)).manifest, path)
     if is_weights(path):

@@ -1,0 +1,83 @@
+"""Paths of files and folders, which may be in a bucket of Google Cloud Storage: gs://bucket/folder.
+
+A bucket has neither folders nor renaming of many objects at once, and no object can be appended to: what must be there
+whole or not at all gets an object that is written last.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Iterator
+from typing import cast
+
+from etils import epath
+
+BUCKET = "gs://"
+
+
+def is_remote(path: str | os.PathLike) -> bool:
+    """Whether it is in a bucket."""
+    return os.fspath(path).startswith(BUCKET)
+
+
+def as_path(path: str | os.PathLike) -> pathlib.Path:
+    """A path of this machine, or one in a bucket with the same methods (an `epath.Path`; it has no `resolve`).
+
+    Raises:
+      ValueError: a bucket, and gcsfs is not installed; or a bucket's address that was taken for a folder's.
+    """
+    text = os.fspath(path)
+    if text.startswith("gs:/") and not is_remote(text):
+        raise ValueError(f"{text} is no path: write {BUCKET}bucket/folder")
+    if not is_remote(text):
+        return pathlib.Path(path)
+    try:
+        import gcsfs  # noqa: F401  (fsspec asks for it by name)
+    except ImportError as error:
+        raise ValueError(f"{text}: buckets need gcsfs: pip install 'posebh-boir-jax[gcs]'") from error
+    return cast(pathlib.Path, epath.Path(text))
+
+
+def absolute(path: str | os.PathLike) -> epath.Path:
+    """As Orbax wants it; a bucket's path is absolute."""
+    return epath.Path(path) if is_remote(path) else epath.Path(path).absolute()
+
+
+def write_whole(path: pathlib.Path, text: str) -> None:
+    """Writes a file that is there either whole or not at all, as an object of a bucket always is."""
+    if is_remote(path):
+        path.write_text(text, encoding="utf8")
+        return
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(text, encoding="utf8")
+    partial.replace(path)
+
+
+def copy_files(source: pathlib.Path, target: pathlib.Path, last: str) -> None:
+    """Copies the files of a folder into a new one, the one named `last` in the end."""
+    files = [file for file in sorted(source.iterdir()) if file.is_file()]
+    target.mkdir(parents=True, exist_ok=True)
+    for file in sorted(files, key=lambda file: file.name == last):
+        with file.open("rb") as read, (target / file.name).open("wb") as written:
+            shutil.copyfileobj(read, written, 2**22)
+
+
+@contextlib.contextmanager
+def local(path: str | os.PathLike) -> Iterator[pathlib.Path]:
+    """The file or folder on this machine; what is in a bucket is copied, and the copy goes at the end."""
+    if not is_remote(path):
+        yield pathlib.Path(path)
+        return
+    remote = as_path(path)
+    with tempfile.TemporaryDirectory() as folder:
+        copy = pathlib.Path(folder) / remote.name
+        if remote.is_dir():
+            copy_files(remote, copy, "")
+        else:
+            with remote.open("rb") as read, copy.open("wb") as written:
+                shutil.copyfileobj(read, written, 2**22)
+        yield copy
