@@ -84,7 +84,7 @@ def mirrored(matrix: np.ndarray, width: int) -> np.ndarray:
 
 
 def from_reduced(matrix: np.ndarray, reduction: int) -> np.ndarray:
-    """`matrix` for a picture whose pixels are means of blocks of side `reduction`: their centres lie amid the blocks."""
+    """`matrix` for a picture whose pixels are means of blocks of side `reduction`: their centres lie amid them."""
     linear = matrix[:, :2]
     offset = matrix[:, 2:] + linear.sum(axis=1, keepdims=True) * ((reduction - 1) / 2)
     return np.concatenate([linear * reduction, offset], axis=1)

@@ -33,8 +33,8 @@ class Augmentation:
       half_body_probability, half_body_min_visible, half_body_upper_below, half_body_rest_is_lower, half_body_padding:
         see `HalfBody`.
       rotation_probability: see `ScaleRotation`.
-      reduced_decoding: whether JPEGs are decoded at 1/2, 1/4 or 1/8 where the crop shrinks the picture at least as much;
-        see `crops.Crop.reduction`.
+      reduced_decoding: whether JPEGs are decoded at 1/2, 1/4 or 1/8 where the crop shrinks the picture as much or
+        more; see `crops.Crop.reduction`.
     """
 
     flip: float

@@ -143,7 +143,7 @@ class Crop:
     udp: bool
 
     def reduction(self, sample: Sample) -> int:
-        """The largest of 1, 2, 4, 8 by which the picture can be reduced and still has a pixel for each of the crop's."""
+        """The largest of 1, 2, 4, 8 by which the picture can be reduced and still has a pixel for each of the crop."""
         shrinks = min(
             side * geometry.SCALE_UNIT / pixels for side, pixels in zip(sample["scale"], self.size, strict=True)
         )
@@ -152,8 +152,8 @@ class Crop:
     def __call__(self, sample: Sample, image: np.ndarray, reduction: int = 1) -> Sample:
         """Adds `image` uint8 [H, W, 3] RGB and `matrix` float64 [2, 3] (image -> crop); moves `keypoints`.
 
-        `image` is the picture as decoded with this `reduction`. Bilinear, zeros outside the picture. Under the plain affine hidden keypoints keep their image
-        coordinates.
+        `image` is the picture as decoded with this `reduction`. Bilinear, zeros outside the picture. Under the plain
+        affine hidden keypoints keep their image coordinates.
         """
         matrix = geometry.warp_matrix(sample["centre"], sample["scale"], sample["rotation"], self.size, self.udp)
         pixels = geometry.mirrored(matrix, sample["size"][0]) if sample["mirrored"] else matrix

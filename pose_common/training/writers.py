@@ -55,9 +55,9 @@ class MetricWriter:
 
     def evaluated(self, step: int) -> bool:
         """Whether figures of an evaluation at `step` were written; the same in every process, all of which must ask."""
-        there = self._enabled and any(
-            row["step"] == step and row["split"].startswith(EVAL) for row in read_metrics(self.path)
-        )
+        self.flush()
+        rows = read_metrics(self.path) if self._enabled else []
+        there = any(row["step"] == step and row["split"].startswith(EVAL) for row in rows)
         return bool(multihost_utils.broadcast_one_to_all(np.int32(there)))
 
     def flush(self) -> None:
