@@ -16,8 +16,8 @@ from boir_jax import visualise
 from boir_jax.predictor import Predictor
 from boir_jax.published import published
 from data_pipelines.datasets import PoseDataset
+from data_pipelines.reading import Reading
 from data_pipelines.top_down.instances import categories_of
-from data_pipelines.top_down.loader import Reading
 from data_pipelines.whole_image.loader import EvalLoader, eval_loader
 from pose_common.analysis.files import write_analysis
 from pose_common.evaluation.best import BestMetric, best_metric

@@ -13,7 +13,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from data_pipelines.datasets import PoseDataset
-from data_pipelines.top_down.loader import EvalLoader, Reading, eval_loader
+from data_pipelines.reading import Reading
+from data_pipelines.top_down.loader import EvalLoader, eval_loader
 from pose_common.analysis.files import write_analysis
 from pose_common.evaluation.best import BestMetric, best_metric
 from pose_common.evaluation.predictions import predict_split

@@ -18,10 +18,11 @@ import numpy as np
 
 from data_pipelines import geometry, mixture
 from data_pipelines.datasets import find_dataset
+from data_pipelines.reading import Batch, Reading
 from data_pipelines.records import Annotations, load_annotations, open_records
 from data_pipelines.sharing import fitting_batch, rows_of_process
 from data_pipelines.top_down.crops import decode
-from data_pipelines.top_down.loader import Batch, Reading, TrainIterator
+from data_pipelines.top_down.loader import TrainIterator
 from data_pipelines.whole_image.pictures import (
     STRIDE,
     Augmentation,

@@ -18,8 +18,9 @@ from ml_collections import ConfigDict
 
 from data_pipelines.builders.synthetic import SYNTHETIC, prepare_synthetic
 from data_pipelines.paths import as_path
+from data_pipelines.reading import Reading
 from data_pipelines.records import DatasetNotPrepared
-from data_pipelines.top_down.loader import Reading, TrainIterator
+from data_pipelines.top_down.loader import TrainIterator
 from pose_common.evaluation.best import BestMetric
 from pose_common.report.ending import conclude
 from pose_common.training import configuration, distributed, loop, parallel, processes, report

@@ -28,9 +28,10 @@ import grain
 import numpy as np
 
 from data_pipelines import geometry
+from data_pipelines.reading import Reading
 from data_pipelines.top_down import crops as top_down
 from data_pipelines.top_down.augmentation import Augmentation, steps_of
-from data_pipelines.top_down.loader import Reading, TrainIterator, open_source, train_iterator
+from data_pipelines.top_down.loader import TrainIterator, open_source, train_iterator
 from posebh_jax import configuration
 
 MEAN = np.array([0.485, 0.456, 0.406], np.float32)

@@ -75,7 +75,9 @@ def test_any_dataset_has_a_configuration(words, size, input_size, box_weight, tm
     save_definition(PoseDataset("mine", "mine", skeleton=skeleton), tmp_path)
     config = configuration.read(f"boir:mine{words}", [("data_dir", str(tmp_path))])
     assert (config.size, config.input_size, config.losses.box) == (size, input_size, box_weight)
-    assert [(task.dataset, task.split) for task in build.make_tasks(config, build.make_model(config))] == [("mine", "val")]
+    assert [(task.dataset, task.split) for task in build.make_tasks(config, build.make_model(config))] == [
+        ("mine", "val")
+    ]
     assert build.make_model(config).num_keypoints == 3 and not config.published_as
 
 

@@ -15,7 +15,7 @@ from configs import boir
 from data_pipelines.builders.coco import Coco
 from data_pipelines.builders.synthetic import prepare_synthetic
 from data_pipelines.datasets import find_dataset
-from data_pipelines.top_down.loader import Reading
+from data_pipelines.reading import Reading
 from data_pipelines.whole_image.loader import eval_loader
 from pose_common.training.configuration import ConfigError
 from pose_common.training.mesh import make_mesh

@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 
 from data_pipelines import orientation, records
+from data_pipelines.reading import Reading
 from data_pipelines.top_down.crops import decode
-from data_pipelines.top_down.loader import Reading, eval_loader
+from data_pipelines.top_down.loader import eval_loader
 from data_pipelines.whole_image import loader as whole_image
 from scripts import browse, prepare_data
 from tests.data_pipelines import tiny_sets

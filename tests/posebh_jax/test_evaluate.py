@@ -14,7 +14,8 @@ from configs import mdt
 from data_pipelines.builders.coco import Coco
 from data_pipelines.builders.synthetic import prepare_synthetic
 from data_pipelines.datasets import find_dataset
-from data_pipelines.top_down.loader import Reading, eval_loader
+from data_pipelines.reading import Reading
+from data_pipelines.top_down.loader import eval_loader
 from pose_common import heatmaps
 from pose_common.training.mesh import make_mesh
 from posebh_jax import build, configuration

@@ -14,8 +14,9 @@ import posebh_jax
 from boir_jax.weights.convert import manifest_of as boir_manifest
 from data_pipelines.builders.synthetic import prepare_synthetic
 from data_pipelines.datasets import find_dataset
+from data_pipelines.reading import Reading
 from data_pipelines.records import open_records
-from data_pipelines.top_down.loader import Reading, eval_loader
+from data_pipelines.top_down.loader import eval_loader
 from data_pipelines.whole_image import loader as whole_image
 from pose_common.prediction.command import rendered_pictures
 from pose_common.prediction.pictures import Picture, pictures_of

@@ -11,7 +11,8 @@ import pytest
 from data_pipelines import importers, records
 from data_pipelines.builders.report import NoAnnotations, RawDataError
 from data_pipelines.datasets import find_dataset
-from data_pipelines.top_down.loader import Entry, Reading, train_loader
+from data_pipelines.reading import Reading
+from data_pipelines.top_down.loader import Entry, train_loader
 from scripts import prepare_data
 from tests.data_pipelines.importers.same_people import (
     BOXED,

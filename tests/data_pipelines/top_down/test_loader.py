@@ -10,8 +10,9 @@ import pytest
 
 from data_pipelines import geometry, records
 from data_pipelines.builders import BUILDERS, synthetic
+from data_pipelines.reading import Reading
 from data_pipelines.top_down import instances, loader
-from data_pipelines.top_down.loader import EvalLoader, Reading
+from data_pipelines.top_down.loader import EvalLoader
 from tests.data_pipelines import fakes
 from tests.golden_files import shared_path
 from tests.settings import AUGMENTATION

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from data_pipelines.builders.synthetic import prepare_synthetic
+from data_pipelines.reading import Reading
 from data_pipelines.records import DatasetNotPrepared, load_annotations
-from data_pipelines.top_down.loader import Reading
 from data_pipelines.whole_image.loader import eval_loader, train_loader
 from data_pipelines.whole_image.pictures import Rules, check_masks, training_images
 

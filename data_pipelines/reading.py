@@ -1,0 +1,75 @@
+"""How a process makes batches ahead of the device."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from collections.abc import Iterator
+from typing import Protocol
+
+import cv2
+import grain
+import numpy as np
+from absl import flags
+
+Batch = dict[str, np.ndarray]
+
+
+class Batches(Protocol):
+    """Random access over finite batches."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Batch: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """How a process reads ahead. None of this changes what is read.
+
+    Attributes:
+      num_threads: threads that make batches, each a whole one; 0 makes them when asked for.
+      num_workers: worker processes with `num_threads` each, for hosts where Python itself is the bottleneck
+        (OpenCV and the record reader release its lock, the rest does not); 0 reads in the calling process.
+      prefetch: batches kept ready for the process.
+    """
+
+    num_threads: int = 4
+    num_workers: int = 0
+    prefetch: int = 4
+
+    def start(self, batches: grain.MapDataset) -> grain.DatasetIterator:
+        """An iterator over `batches` from the first."""
+        ahead = self.num_threads if self.num_workers else max(self.prefetch, self.num_threads)
+        dataset = batches.to_iter_dataset(grain.ReadOptions(self.num_threads, ahead))
+        if self.num_workers:
+            if not flags.FLAGS.is_parsed():  # as in a notebook; Grain asks for flags of its own
+                flags.FLAGS.mark_as_parsed()
+            ready = max(1, self.prefetch // self.num_workers)
+            options = grain.MultiprocessingOptions(self.num_workers, per_worker_buffer_size=ready)
+            return iter(dataset.mp_prefetch(options, worker_init_fn=prepare_worker))
+        cv2.setNumThreads(0)  # one thread a batch; OpenCV's own would only compete
+        return iter(dataset)
+
+    def each(self, batches: Batches) -> Iterator[Batch]:
+        """All of `batches` in order, made ahead."""
+        reader = self.start(grain.MapDataset.source(batches))
+        try:
+            yield from reader
+        finally:
+            reader.close()
+
+
+def prepare_worker(worker_index: int = 0, worker_count: int = 1) -> None:
+    """Keeps a worker process off the accelerators, and OpenCV to one thread.
+
+    A worker imports the main module and with it JAX, which must never open a device there: on a TPU the
+    training process would find it taken.
+    """
+    del worker_index, worker_count
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    if "jax" in sys.modules:  # it is already imported, so the environment comes too late
+        sys.modules["jax"].config.update("jax_platforms", "cpu")
+    cv2.setNumThreads(0)
