@@ -1,29 +1,74 @@
 #!/usr/bin/env bash
-# Runs one command on every worker of a Cloud TPU pod slice, from this checkout's state.
+# Runs one command on every worker of a Cloud TPU slice, from this checkout's last commit, and goes on without you.
 #
-#   scripts/launch_tpu_pod.sh <tpu name> <zone> python -m posebh_jax.main --config=configs/mdt.py:base --workdir=gs://...
+#   scripts/launch_tpu_pod.sh start <tpu> <zone> python -m posebh_jax.main --config=configs/mdt.py:base --workdir=gs://...
+#   scripts/launch_tpu_pod.sh logs <tpu> <zone> [lines]       the end of every worker's log
+#   scripts/launch_tpu_pod.sh collect <tpu> <zone> <folder>   every worker's whole log
+#   scripts/launch_tpu_pod.sh stop <tpu> <zone>               the run saves and leaves at the same step everywhere
 #
-# The workers find each other by themselves (jax.distributed). Data must be readable by all of them: a mounted disk or bucket.
-# Stop with Ctrl-C here and SIGTERM there (`pkill -TERM -f posebh_jax.main` by the same means): the run saves and leaves
-# at the same step everywhere, and the same command goes on from there.
+# The command runs in a tmux session of each worker, so a lost connection does not end it. The same `start` again goes on
+# from the newest checkpoint. RESTARTS=3 starts it again up to three times after an error (a worker that was lost ends all).
+# DRY_RUN=1 prints what would be done. docs/pods.md has the rest: slices, buckets, preemption, what to do when it hangs.
 set -euo pipefail
-if [[ $# -lt 3 ]]; then
-    sed -n '2,9s/^# \{0,1\}//p' "$0"
+usage() {
+    sed -n '2,11s/^# \{0,1\}//p' "$0"
     exit 2
-fi
-tpu=$1 zone=$2
-shift 2
+}
+[[ $# -ge 3 ]] || usage
+action=$1 tpu=$2 zone=$3
+shift 3
 cd "$(dirname "$0")/.."
-archive=$(mktemp --suffix=.tar.gz)
-trap 'rm -f "$archive"' EXIT
-git archive --format=tar.gz -o "$archive" HEAD
-everywhere=(--zone="$zone" --worker=all)
-gcloud compute tpus tpu-vm scp "$archive" "$tpu":posebh_boir_jax.tar.gz "${everywhere[@]}"
-printf -v command '%q ' "$@"
-gcloud compute tpus tpu-vm ssh "$tpu" "${everywhere[@]}" --command="
+folder=posebh_boir_jax
+
+on() { # <worker> <command>
+    gcloud_ compute tpus tpu-vm ssh "$tpu" --zone="$zone" --worker="$1" --command="$2"
+}
+gcloud_() {
+    if [[ -n ${DRY_RUN:-} ]]; then
+        printf '%q ' gcloud "$@"
+        echo
+    else
+        gcloud "$@"
+    fi
+}
+
+case $action in
+start)
+    [[ $# -ge 1 ]] || usage
+    archive=$(mktemp --suffix=.tar.gz)
+    trap 'rm -f "$archive"' EXIT
+    git archive --format=tar.gz -o "$archive" HEAD
+    printf -v command '%q ' "$@"
+    once="$command & echo \$! > run.pid; wait \$!"
+    loop=". .venv/bin/activate; for try in \$(seq 0 ${RESTARTS:-0}); do $once && break; done"
+    printf -v session '%q' "{ $loop; } >> run.log 2>&1"
+    gcloud_ compute tpus tpu-vm scp "$archive" "$tpu:$folder.tar.gz" --zone="$zone" --worker=all
+    on all "
 set -e
-mkdir -p posebh_boir_jax && cd posebh_boir_jax && tar xzf ../posebh_boir_jax.tar.gz
+if tmux has-session -t $folder 2>/dev/null; then echo 'error: a run is going on here: stop it first' >&2; exit 1; fi
+command -v tmux >/dev/null || sudo apt-get install -qq -y tmux
+mkdir -p $folder && cd $folder && tar xzf ../$folder.tar.gz
 [[ -d .venv ]] || python3 -m venv .venv
 source .venv/bin/activate
 pip install --quiet --constraint constraints.txt --editable '.[tpu]'
-$command"
+tmux new-session -d -s $folder $session
+echo \"\$(hostname): started; its log is \$PWD/run.log\""
+    ;;
+logs)
+    on all "echo \"== \$(hostname)\"; tail -n ${1:-20} $folder/run.log; tmux has-session -t $folder 2>/dev/null || echo '(ended)'"
+    ;;
+collect)
+    [[ $# -eq 1 ]] || usage
+    mkdir -p "$1"
+    workers=$(on all "echo worker")
+    for ((worker = 0; worker < $(grep -c '^worker' <<<"$workers" || true); worker++)); do
+        gcloud_ compute tpus tpu-vm scp "$tpu:$folder/run.log" "$1/worker_$worker.log" --zone="$zone" --worker="$worker"
+    done
+    ;;
+stop)
+    on 0 "kill -TERM \$(cat $folder/run.pid)" # one process tells all
+    ;;
+*)
+    usage
+    ;;
+esac
