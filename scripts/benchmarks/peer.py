@@ -3,10 +3,11 @@
     python -m scripts.benchmarks.peer --size=base --batch=4
     taskset --cpu-list 0 python -m scripts.benchmarks.peer --size=base --batch=4
 
-Backbone with six experts and one heatmap head, float32, random weights, crops of 192x256; the loss is the mean square
-of the heatmaps and the gradient that of all parameters. Both run in turn on the same cores (the second line: on one),
-or on the same GPU; the minimum of `--rounds` of wall and of processor time is reported after one round that compiles. On
-a shared machine compare processor time on one core: threads of either side that wait for each other count as busy.
+Backbone with six experts and one heatmap head, float32, random weights, crops of 192x256; the loss is the mean
+square of the heatmaps and the gradient that of all parameters. Both run in turn on the same cores (the second
+line: on one), or on the same GPU; the minimum of `--rounds` of wall and of processor time is reported after one
+round that compiles. On a shared machine compare processor time on one core: threads of either side that wait for
+each other count as busy.
 Needs PyTorch (the `torch` extra) and transformers.
 """
 
