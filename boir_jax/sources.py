@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +13,7 @@ from ml_collections import ConfigDict
 
 from boir_jax import build, configuration
 from boir_jax.method import weight_shapes
-from boir_jax.model import BoIR, variant_name
+from boir_jax.model import variant_name
 from boir_jax.predictor import TRAINING_HEADS, without_training_heads
 from boir_jax.weights.convert import describe_weights, manifest_of, model_of, read_weights
 from boir_jax.weights.transfer import start_from
@@ -26,20 +25,6 @@ from pose_common.weights.hub_folders import local_path
 from pose_common.weights.keys import Conversion, own_weights
 
 DEFAULT = "boir"
-
-
-class Loaded(NamedTuple):
-    """A model to evaluate.
-
-    Attributes:
-      model: as its weights say.
-      weights: what inference needs of it, on every device.
-      step: of the run that they come from; 0 of none.
-    """
-
-    model: BoIR
-    weights: dict[str, Any]
-    step: int
 
 
 def read_configuration(source: str, overrides: Sequence[Override] = ()) -> ConfigDict:
@@ -79,7 +64,7 @@ def read(source: str | pathlib.Path) -> Conversion:
     return own_weights({"prototypes": {}, **weights}, manifest | {"step": step, "input_size": config.input_size})
 
 
-def load(config: ConfigDict, mesh: Mesh) -> Loaded:
+def load(config: ConfigDict, mesh: Mesh) -> restore.Loaded:
     """What `config.checkpoint` names.
 
     Raises:
@@ -95,7 +80,7 @@ def load(config: ConfigDict, mesh: Mesh) -> Loaded:
     logging.info("evaluating %s", _title(conversion, config))
     needed = {name: without_training_heads(start.tree[name]) for name in ("params", "batch_stats")}
     weights = jax.tree.map(lambda x: jax.device_put(x, replicated(mesh)), needed)
-    return Loaded(model, weights, conversion.manifest.get("step", 0))
+    return restore.Loaded(model, weights, conversion.manifest.get("step", 0))
 
 
 def make_start(config: ConfigDict) -> Callable[[TrainState], TrainState] | None:

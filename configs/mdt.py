@@ -108,8 +108,7 @@ def _full(size: str) -> ConfigDict:
         stage("all", 10, ("backbone", "heads", "embedding"), ALL_LOSSES),
     ]
     config.learning_rate = 1e-3
-    config.decay_epochs = (50, 90)
-    config.decay_factor = 0.1
+    config.decay_epochs, config.decay_factor = (50, 90), 0.1
     config.warmup_steps, config.warmup_ratio = 500, 0.001  # linear, from this share of the rate
     config.weight_decay = 0.1  # none on biases, norms and the position embedding
     config.clip_norm = 1.0  # 0: none
@@ -118,9 +117,7 @@ def _full(size: str) -> ConfigDict:
     # Evaluation (the released evaluation settings).
     config.flip_test = True
     config.dark_kernel = 11  # cells; side of the Gaussian that DARK blurs UDP's maps with before it looks for the peak
-    config.dark_blur = (
-        "released"  # or "transformers": as the processor of Hugging Face's VitPose blurs (for its weights)
-    )
+    config.dark_blur = "released"  # or "transformers": as the processor of Hugging Face's VitPose blurs
     config.detection_threshold = 0.0  # smallest score of a detector's box
     config.rescoring_threshold = 0.2  # confidences above it enter a pose's score
     config.suppression, config.oks_nms = "hard", 0.9  # or "soft", "none"; similarity of poses that suppress each other

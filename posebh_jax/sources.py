@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,20 +26,6 @@ from posebh_jax.weights.manifest import Options, manifest_of, model_of
 from posebh_jax.weights.transfer import start_from
 
 DEFAULT = "mdt"
-
-
-class Loaded(NamedTuple):
-    """A model to evaluate.
-
-    Attributes:
-      model: as its weights say, with the heads that were asked for.
-      weights: of it, on every device.
-      step: of the run that they come from; 0 of none.
-    """
-
-    model: PoseBH
-    weights: dict[str, Any]
-    step: int
 
 
 def read_configuration(source: str, overrides: Sequence[Override] = ()) -> ConfigDict:
@@ -82,7 +67,7 @@ def read(source: str | pathlib.Path, options: Options = Options()) -> Conversion
     return own_weights({"prototypes": {}, **weights}, manifest | {"step": step})
 
 
-def load(config: ConfigDict, mesh: Mesh) -> Loaded:
+def load(config: ConfigDict, mesh: Mesh) -> restore.Loaded:
     """What `config.checkpoint` names, with the heads of `config.datasets`.
 
     A model without prototypes is the multi-head baseline, whatever `config.method` says.
@@ -107,7 +92,7 @@ def load(config: ConfigDict, mesh: Mesh) -> Loaded:
         raise ConfigError(f"{_title(conversion, config)} has nothing for {', '.join(start.initialised)}")
     logging.info("evaluating %s", _title(conversion, config))
     weights = jax.tree.map(lambda x: jax.device_put(x, replicated(mesh)), start.tree)
-    return Loaded(model, weights, manifest.get("step", 0))
+    return restore.Loaded(model, weights, manifest.get("step", 0))
 
 
 def make_start(config: ConfigDict, model: PoseBH) -> Callable[[TrainState], TrainState] | None:

@@ -66,6 +66,20 @@ class Run(NamedTuple):
     found: Found
 
 
+class Loaded(NamedTuple):
+    """A model to evaluate.
+
+    Attributes:
+      model: the network, as its weights say.
+      weights: what evaluation needs of it, on every device.
+      step: of the run that they come from; 0 of none.
+    """
+
+    model: Any
+    weights: Weights
+    step: int
+
+
 def find_run(path: str | pathlib.Path, methods: Sequence[str] = ()) -> Run | None:
     """The run whose working directory or checkpoint this is; None where it is none.
 
