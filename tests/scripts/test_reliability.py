@@ -29,6 +29,8 @@ from scripts.reliability.outcomes import Outcome
 from tests.data_pipelines import annotation_formats
 from tests.scripts import faulty_part
 
+pytestmark = pytest.mark.slow  # runs parts of the campaign
+
 
 def campaign(folder: pathlib.Path, part: str, count: int) -> list[Outcome]:
     """The command on a part, which must find no fault."""

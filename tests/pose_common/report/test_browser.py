@@ -16,7 +16,10 @@ from tests.pose_common.report.cases import make_run
 webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium, of the extra test")
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 DRIVER = shutil.which("chromedriver")
-pytestmark = pytest.mark.skipif(not (BROWSER and DRIVER), reason="needs chromium and chromedriver")
+pytestmark = [
+    pytest.mark.slow,  # starts a browser
+    pytest.mark.skipif(not (BROWSER and DRIVER), reason="needs chromium and chromedriver"),
+]
 FLAGS = (
     "--headless",
     "--no-sandbox",
