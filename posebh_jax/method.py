@@ -22,6 +22,7 @@ from pose_common.training.state import METHOD_STATE, STATE_TRAINED, TrainState
 from pose_common.training.step import ABSENT, LossOutput
 from posebh_jax import prototypes
 from posebh_jax.clusters import ClusterBank, ClusterConfig, choose_clusters
+from posebh_jax.comparison import compare
 from posebh_jax.keypoint_index import KeypointIndex
 from posebh_jax.losses.cluster import cluster_terms
 from posebh_jax.losses.cross_type import cross_type_terms
@@ -173,9 +174,9 @@ class PoseBHMethod:
             metrics |= self._head_metrics(per_dataset, maps, *labels, axis_name)
         if asked - {"heatmap"}:
             embedding, stats["embedding"] = run("embedding", "embed", features)
-            best = prototypes.best_similarities(embedding, bank[BANK])
+            compared = compare(embedding, bank[BANK], self.keypoint_index)
         if asked & set(PROTOTYPE_TERMS):
-            found, seen, labelled = prototype_terms(embedding, best, *labels, inputs.dataset, bank[BANK], **shared)
+            found, seen, labelled = prototype_terms(embedding, compared, *labels, inputs.dataset, bank[BANK], **shared)
             values |= {name: found[name] for name in PROTOTYPE_TERMS if name in asked}
             metrics |= _named("prototype", seen, ("cross_entropy", "distance", "correct"))
             observed = (labelled, inputs.noise) if stage.updates_state else None
@@ -185,7 +186,7 @@ class PoseBHMethod:
             values |= found
             metrics |= _named("cluster", seen, ("cross_entropy", "distance"))
         if "cross_type" in asked:
-            found, seen = cross_type_terms(embedding, maps, best, inputs.dataset, bank[BANK], **shared)
+            found, seen = cross_type_terms(embedding, maps, compared, inputs.dataset, bank[BANK], **shared)
             values |= found
             metrics["cross_type/pseudo_labels"] = seen["selected"].sum()
         total = sum(values[name] for name in stage.losses)

@@ -13,9 +13,10 @@ import jax.numpy as jnp
 from data_pipelines.datasets import PoseDataset
 from pose_common import heatmaps
 from pose_common.images import normalise_pixels
-from posebh_jax import prototypes
+from posebh_jax.comparison import best_similarities
 from posebh_jax.keypoint_index import KeypointIndex
 from posebh_jax.model import PoseBH
+from posebh_jax.prototypes import prototype_heatmaps
 
 HEADS, PROTOTYPES = "heads", "prototypes"
 
@@ -84,7 +85,7 @@ class Predictor:
             start = int(self.keypoint_index.starts[head])
             bank = weights["prototypes"]["bank"][start : start + self.keypoint_index.counts[head]]
             embedding = self.model.apply(_variables(weights), features, method="embed")
-            found[PROTOTYPES] = prototypes.prototype_heatmaps(prototypes.best_similarities(embedding, bank))
+            found[PROTOTYPES] = prototype_heatmaps(best_similarities(embedding, bank))
         return {kind: self._merge(maps, head, udp) for kind, maps in found.items()}
 
     @functools.partial(jax.jit, static_argnums=(0, 4, 5))

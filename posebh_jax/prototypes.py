@@ -19,7 +19,6 @@ take `axis_name` and return values that are global and equal on all devices.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -27,9 +26,8 @@ import jax.numpy as jnp
 
 from pose_common.collectives import global_sum
 from pose_common.heatmaps import first_maximum
+from posebh_jax.comparison import PRECISE, pixel_matrix, unit_length
 from posebh_jax.keypoint_index import KeypointIndex
-
-PRECISE = jax.lax.Precision.HIGHEST
 
 # Prototype heatmaps are kept away from 0 and 1, as in the release; no gradient flows where this clips.
 HEATMAP_RANGE = (1e-4, 1 - 1e-4)
@@ -113,42 +111,8 @@ def init_prototypes(key: jax.Array, num_keypoints: int, per_keypoint: int, dim: 
     return unit_length(jax.random.normal(key, (num_keypoints, per_keypoint, dim)))
 
 
-def unit_length(x: jax.Array) -> jax.Array:
-    """Unit length along the last axis; a zero vector stays zero."""
-    return x / jnp.sqrt(jnp.maximum(jnp.sum(jnp.square(x), axis=-1, keepdims=True), 1e-24))
-
-
-def similarities(embedding: jax.Array, prototypes: jax.Array) -> jax.Array:
-    """|cos| of each pixel and each prototype: [..., D], [T, M, D] -> [..., M, T] in [0, 1].
-
-    The largest array of the method; keypoints are its last axis because reductions over them are products.
-    """
-    unit = unit_length(embedding.astype(jnp.float32))
-    bank = unit_length(jax.lax.stop_gradient(prototypes)).swapaxes(0, 1)
-    return jnp.abs(jnp.einsum("...d,mtd->...mt", unit, bank, precision=PRECISE))
-
-
-def chunked_map(function: Callable, *maps: jax.Array):
-    """Applies `function` to bands of rows of maps [B, h, w, ...], one after the other, and joins its outputs.
-
-    Arrays of every pixel and prototype would take half a gigabyte for 64 images, several times over in
-    the backward pass, so they exist for one of up to eight bands at a time and are recomputed backward. Rows
-    are cut, not images, because images may be spread over devices.
-    """
-    height = maps[0].shape[1]
-    bands = max(n for n in range(1, 9) if height % n == 0)
-    cut = [jnp.moveaxis(x.reshape(x.shape[0], bands, -1, *x.shape[2:]), 1, 0) for x in maps]
-    found = jax.lax.map(jax.checkpoint(lambda band: function(*band)), cut)
-    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(x.shape[1], height, *x.shape[3:]), found)
-
-
-def best_similarities(embedding: jax.Array, prototypes: jax.Array) -> jax.Array:
-    """Similarity to each keypoint's nearest prototype, unclipped: [B, h, w, D], [T, M, D] -> [B, h, w, T]."""
-    return chunked_map(lambda band: similarities(band, prototypes).max(axis=-2), embedding)
-
-
 def prototype_heatmaps(best: jax.Array) -> jax.Array:
-    """Heatmaps [B, h, w, T] from `best_similarities`."""
+    """Heatmaps [B, h, w, T] from `Comparison.best`."""
     return jnp.clip(best, *HEATMAP_RANGE)
 
 
@@ -166,11 +130,6 @@ def label_pixels(targets: jax.Array, dataset: jax.Array, threshold: float) -> La
     confidence, largest = first_maximum(targets, axis=-1)
     keypoint = jnp.where(confidence > threshold, largest, -1)
     return Labels(keypoint[..., None], confidence[..., None], dataset[:, None])
-
-
-def pixel_matrix(keypoint: jax.Array, num_keypoints: int) -> jax.Array:
-    """`Labels.keypoint` [B, h, w, G] -> float32 [B, h, w, T]: 1 where a pixel stands for a keypoint."""
-    return (keypoint[..., None] == jnp.arange(num_keypoints)).any(axis=-2).astype(jnp.float32)
 
 
 def slot_members(labels: Labels, keypoint_index: KeypointIndex) -> jax.Array:
@@ -209,7 +168,8 @@ def assign(
     Returns:
       [B, h, w, M, G]: rows sum to 1 over M; zero where there is no label.
     """
-    pixels, members = pixel_matrix(labels.keypoint, keypoint_index.total), slot_members(labels, keypoint_index)
+    members = slot_members(labels, keypoint_index)
+    pixels = pixel_matrix(labels.keypoint, members)
     valid = (labels.keypoint >= 0)[..., None, :]
     q = jnp.where(valid, jnp.exp((similarity - 1) / config.sinkhorn_epsilon), 0.0)
 
@@ -256,7 +216,7 @@ def update_prototypes(
     drawn = jax.nn.one_hot(jnp.argmax(assignment + noise, axis=-1), per_keypoint) * weight[..., None]
     features = unit_length(embedding.astype(jnp.float32)) * weight[..., None]
     pulls = drawn[..., None] * features[..., None, :]
-    pixels = pixel_matrix(labels.keypoint, prototypes.shape[0])
+    pixels = (labels.keypoint == jnp.arange(prototypes.shape[0])).astype(jnp.float32)  # one slot
     mass = global_sum(jnp.einsum("bhwt,bhwm->tm", pixels, drawn, precision=PRECISE), axis_name)
     pull = global_sum(jnp.einsum("bhwt,bhwmd->tmd", pixels, pulls, precision=PRECISE), axis_name)
     moved = unit_length(momentum * prototypes + (1 - momentum) * unit_length(pull))

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
 from pose_common.collectives import global_batch_size
 from posebh_jax.clusters import ClusterBank
+from posebh_jax.comparison import PRECISE, compare
 from posebh_jax.keypoint_index import KeypointIndex
 from posebh_jax.losses.heatmap import heatmap_mse
 from posebh_jax.losses.prototype import contrast
-from posebh_jax.prototypes import PRECISE, PrototypeConfig, best_similarities, label_pixels, prototype_heatmaps
+from posebh_jax.prototypes import PrototypeConfig, label_pixels, prototype_heatmaps
 
 
 def cluster_terms(
@@ -43,10 +46,10 @@ def cluster_terms(
     keypoint_weights = jnp.matmul(keypoint_weights, moves, precision=PRECISE)
 
     labels = label_pixels(targets, jnp.zeros(targets.shape[0], jnp.int32), config.label_threshold)
-    terms = contrast(
-        embedding, bank.prototypes, labels, keypoint_index=keypoint_index, config=config, axis_name=axis_name
-    )
-    maps = prototype_heatmaps(best_similarities(embedding, bank.prototypes))
+    compared = compare(embedding, bank.prototypes, keypoint_index)
+    shared: dict[str, Any] = {"keypoint_index": keypoint_index, "config": config, "axis_name": axis_name}
+    terms = contrast(embedding, compared.partition, bank.prototypes, labels, **shared)
+    maps = prototype_heatmaps(compared.best)
     images = global_batch_size(maps.shape[0], axis_name)
     error = heatmap_mse(maps, targets, keypoint_weights, images, keypoint_index).sum()
     loss = config.cluster_weight * (terms.loss + config.heatmap_weight * error)

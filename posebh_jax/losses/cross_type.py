@@ -8,13 +8,14 @@ it runs on the device, for all keypoints of all skeletons at once.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from pose_common.collectives import global_sum
 from pose_common.heatmaps import decode_dark_udp, encode, first_maximum
+from posebh_jax.comparison import Comparison
 from posebh_jax.keypoint_index import KeypointIndex
 from posebh_jax.losses.heatmap import heatmap_mse
 from posebh_jax.losses.prototype import contrast
@@ -102,7 +103,7 @@ def label_pseudo_pixels(
 def cross_type_terms(
     embedding: jax.Array,
     head_maps: jax.Array,
-    best: jax.Array,
+    compared: Comparison,
     dataset: jax.Array,
     prototypes: jax.Array,
     *,
@@ -115,7 +116,7 @@ def cross_type_terms(
     Args:
       embedding: [B, h, w, D].
       head_maps: [B, h, w, T], heatmap heads of all skeletons.
-      best: [B, h, w, T], `best_similarities(embedding, prototypes)`.
+      compared: `compare(embedding, prototypes)`.
       dataset: int32 [B].
       prototypes: [T, M, D] unit vectors; they do not move here.
 
@@ -124,7 +125,7 @@ def cross_type_terms(
       `prototype_heatmap`, and `selected` pseudo keypoints; summed over datasets `cross_entropy` and
       `distance`.
     """
-    head_maps, proto_maps = head_maps.astype(jnp.float32), prototype_heatmaps(best)
+    head_maps, proto_maps = head_maps.astype(jnp.float32), prototype_heatmaps(compared.best)
     heatmap_size = head_maps.shape[2], head_maps.shape[1]
     pseudo = pseudo_labels(head_maps, proto_maps, dataset, keypoint_index, config)
     targets = _draw(pseudo, heatmap_size, config.cross_type_sigma)
@@ -134,7 +135,8 @@ def cross_type_terms(
     proto = heatmap_mse(proto_maps, targets, pseudo.weight, images, keypoint_index)
 
     labels = label_pseudo_pixels(pseudo, heatmap_size, keypoint_index, config)
-    terms = contrast(embedding, prototypes, labels, keypoint_index=keypoint_index, config=config, axis_name=axis_name)
+    shared: dict[str, Any] = {"keypoint_index": keypoint_index, "config": config, "axis_name": axis_name}
+    terms = contrast(embedding, compared.partition, prototypes, labels, **shared)
     total = head.sum() + config.heatmap_weight * proto.sum() + terms.loss
     head, proto, selected = global_sum(jax.lax.stop_gradient((head, proto, chosen.sum(axis=0))), axis_name)
     aux = {

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from pose_common.collectives import global_sum
 from posebh_jax import prototypes as protos
+from posebh_jax.comparison import PRECISE, Comparison, label_similarities
 from posebh_jax.keypoint_index import KeypointIndex
 from posebh_jax.losses.heatmap import count_images, heatmap_mse
-from posebh_jax.prototypes import PRECISE, Labels, Observed, PrototypeConfig
+from posebh_jax.prototypes import Labels, Observed, PrototypeConfig
 
 
 class Contrast(NamedTuple):
@@ -31,22 +32,6 @@ class Contrast(NamedTuple):
     pixels: jax.Array
 
 
-def log_partition(similarity: jax.Array, members: jax.Array) -> jax.Array:
-    """log sum exp over the prototypes that compete in a slot.
-
-    Similarities lie in [0, 1], so the sum needs no shift.
-
-    Args:
-      similarity: [B, h, w, M, T].
-      members: [B, T, G].
-
-    Returns:
-      [B, h, w, G].
-    """
-    mass = jnp.exp(similarity).sum(axis=-2)
-    return jnp.log(jnp.einsum("bhwt,btg->bhwg", mass, members, precision=PRECISE))
-
-
 def contrastive_means(
     partition: jax.Array,
     similarity: jax.Array,
@@ -59,7 +44,7 @@ def contrastive_means(
     """Cross entropy to the target prototype and squared distance (1 - S)^2 from it.
 
     Args:
-      partition: [B, h, w, G] from `log_partition`.
+      partition: [B, h, w, G], log sum exp of the similarities to all prototypes that compete in a slot.
       similarity: [B, h, w, M, G] of a labelled pixel to its own keypoint's prototypes.
       target: int32 [B, h, w, G], the target among those M.
       labels: the labelled pixels; the mean is over those of each dataset.
@@ -79,21 +64,9 @@ def contrastive_means(
     return entropy / jnp.maximum(count, 1), distance / jnp.maximum(count, 1), count
 
 
-def _compare(embedding: jax.Array, bank: jax.Array, labels: Labels, keypoint_index: KeypointIndex):
-    """`log_partition` [B, h, w, G], and [B, h, w, M, G]: labelled pixels against their own keypoint's prototypes."""
-    members = protos.slot_members(labels, keypoint_index)
-
-    def band(embedding, keypoint):
-        similarity = protos.similarities(embedding, bank)
-        pixels = protos.pixel_matrix(keypoint, keypoint_index.total)[..., None, :]
-        own = jnp.einsum("bhwmt,btg->bhwmg", similarity * pixels, members, precision=PRECISE)
-        return log_partition(similarity, members), own
-
-    return protos.chunked_map(band, embedding, labels.keypoint)
-
-
 def contrast(
     embedding: jax.Array,
+    partition: jax.Array,
     bank: jax.Array,
     labels: Labels,
     *,
@@ -105,10 +78,14 @@ def contrast(
 
     Args:
       embedding: [B, h, w, D].
+      partition: [B, h, w, n], `Comparison.partition` of embedding and bank.
       bank: prototypes [T, M, D].
       labels: the labelled pixels.
     """
-    partition, similarity = _compare(embedding, bank, labels, keypoint_index)
+    slots = jax.nn.one_hot(labels.dataset, keypoint_index.num_datasets)
+    partition = jnp.einsum("bhwn,bgn->bhwg", partition, slots, precision=PRECISE)
+    members = protos.slot_members(labels, keypoint_index)
+    similarity = label_similarities(embedding, bank, labels.keypoint, members)
     assignment = protos.assign(
         jax.lax.stop_gradient(similarity), labels, keypoint_index=keypoint_index, config=config, axis_name=axis_name
     )
@@ -128,7 +105,7 @@ def contrast(
 
 def prototype_terms(
     embedding: jax.Array,
-    best: jax.Array,
+    compared: Comparison,
     targets: jax.Array,
     keypoint_weights: jax.Array,
     dataset: jax.Array,
@@ -142,7 +119,7 @@ def prototype_terms(
 
     Args:
       embedding: [B, h, w, D], any length.
-      best: [B, h, w, T], `best_similarities(embedding, prototypes)`.
+      compared: `compare(embedding, prototypes)`.
       targets, keypoint_weights: [B, h, w, T], [B, T].
       dataset: int32 [B].
       prototypes: [T, M, D] unit vectors.
@@ -153,12 +130,15 @@ def prototype_terms(
       `prototypes.update_prototypes` needs.
     """
     labels = protos.label_pixels(targets, dataset, config.label_threshold)
-    terms = contrast(embedding, prototypes, labels, keypoint_index=keypoint_index, config=config, axis_name=axis_name)
+    shared: dict[str, Any] = {"keypoint_index": keypoint_index, "config": config, "axis_name": axis_name}
+    terms = contrast(embedding, compared.partition, prototypes, labels, **shared)
     images = count_images(dataset, keypoint_index, axis_name)
-    maps_loss = heatmap_mse(protos.prototype_heatmaps(best), targets, keypoint_weights, images, keypoint_index).sum()
+    maps_loss = heatmap_mse(
+        protos.prototype_heatmaps(compared.best), targets, keypoint_weights, images, keypoint_index
+    ).sum()
     losses = {"prototype": terms.loss, "prototype_heatmap": config.heatmap_weight * maps_loss}
 
-    correct = protos.is_correct(labels, best, keypoint_index).astype(jnp.float32)
+    correct = protos.is_correct(labels, compared.best, keypoint_index).astype(jnp.float32)
     aux = {
         "cross_entropy": terms.cross_entropy,
         "distance": terms.distance,

@@ -19,12 +19,13 @@ import jax.numpy as jnp
 from pose_common.heatmaps import encode
 from pose_common.training import configuration
 from posebh_jax.clusters import ClusterBank
+from posebh_jax.comparison import compare
 from posebh_jax.keypoint_index import KeypointIndex
 from posebh_jax.losses.cluster import cluster_terms
 from posebh_jax.losses.cross_type import cross_type_terms
 from posebh_jax.losses.heatmap import head_terms
 from posebh_jax.losses.prototype import prototype_terms
-from posebh_jax.prototypes import PrototypeConfig, best_similarities, gumbel_noise, init_prototypes, update_prototypes
+from posebh_jax.prototypes import PrototypeConfig, gumbel_noise, init_prototypes, update_prototypes
 
 RELEASED = configuration.read("mdt")
 PAPER_COUNTS = (17, 14, 16, 17, 17, 133)
@@ -63,10 +64,10 @@ def terms_by_name(keypoint_index: KeypointIndex, config: PrototypeConfig, cluste
         return {"heads": head_terms(maps, x["targets"], x["weights"], keypoint_index=keypoint_index).sum()}, {}
 
     def prototype(embedding, maps, x, noise=None):
-        best = best_similarities(embedding, x["prototypes"])
+        compared = compare(embedding, x["prototypes"], keypoint_index)
         own = x["targets"], x["weights"], x["dataset"]
         losses, aux, observed = prototype_terms(
-            embedding, best, *own, x["prototypes"], keypoint_index=keypoint_index, config=config
+            embedding, compared, *own, x["prototypes"], keypoint_index=keypoint_index, config=config
         )
         if noise is not None:
             aux["prototypes"], _ = update_prototypes(x["prototypes"], observed, noise, momentum=config.momentum)
@@ -77,9 +78,9 @@ def terms_by_name(keypoint_index: KeypointIndex, config: PrototypeConfig, cluste
         return cluster_terms(embedding, x["targets"], x["weights"], bank, config=config)
 
     def cross_type(embedding, maps, x):
-        best = best_similarities(embedding, x["prototypes"])
+        compared = compare(embedding, x["prototypes"], keypoint_index)
         return cross_type_terms(
-            embedding, maps, best, x["dataset"], x["prototypes"], keypoint_index=keypoint_index, config=config
+            embedding, maps, compared, x["dataset"], x["prototypes"], keypoint_index=keypoint_index, config=config
         )
 
     def together(*parts):

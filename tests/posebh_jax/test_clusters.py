@@ -12,6 +12,7 @@ import pytest
 
 from posebh_jax import clusters
 from posebh_jax.clusters import ClusterBank
+from posebh_jax.comparison import compare
 from posebh_jax.keypoint_index import KeypointIndex
 from posebh_jax.losses import prototype as losses
 from posebh_jax.losses.cluster import cluster_terms
@@ -140,7 +141,8 @@ def test_cluster_labels():
     labels = label_pixels(targets, jnp.zeros(len(targets), jnp.int32), CONFIG.label_threshold)
     np.testing.assert_array_equal(labels.keypoint[..., 0], case["loss/fixed/sample_class"])
     contrast = jax.jit(functools.partial(losses.contrast, keypoint_index=keypoint_index, config=CONFIG))
-    q = contrast(batch.embedding, bank.prototypes, labels).assignment[..., 0]
+    partition = compare(batch.embedding, bank.prototypes, keypoint_index).partition
+    q = contrast(batch.embedding, partition, bank.prototypes, labels).assignment[..., 0]
     sampled = case["loss/fixed/sample_class"] >= 0
     target = np.where(sampled, q.argmax(-1) + PER_KEYPOINT * labels.keypoint[..., 0], -1)
     np.testing.assert_array_equal(target, case["loss/fixed/proto_target"])

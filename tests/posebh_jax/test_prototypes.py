@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from posebh_jax import prototypes as protos
+from posebh_jax.comparison import compare
 from posebh_jax.keypoint_index import KeypointIndex
 from posebh_jax.losses.prototype import contrast
 from posebh_jax.prototypes import Labels
@@ -46,7 +47,7 @@ def test_similarity_and_its_gradient():
 
     @jax.jit
     def heatmaps(feats):
-        best = protos.best_similarities(feats[None, None], case["prototypes_in"])
+        best = compare(feats[None, None], case["prototypes_in"], KeypointIndex((len(case["prototypes_in"]),))).best
         return protos.prototype_heatmaps(best)[0, 0]
 
     close(heatmaps(case["feats"]), case["kpt_class_all"], atol=1e-6)
@@ -58,8 +59,13 @@ def test_similarity_and_its_gradient():
 
 def test_prototypes_are_constants_for_the_gradient():
     case = golden("posebh/prototype_similarity.npz")
-    gradient = jax.grad(lambda p: protos.similarities(case["feats"], p).sum())(case["prototypes_in"])
-    assert not gradient.any()
+    keypoint_index = KeypointIndex((len(case["prototypes_in"]),))
+    feats = case["feats"][None, None]
+
+    def everything(bank):
+        return sum(x.sum() for x in compare(feats, bank, keypoint_index))
+
+    assert not jax.grad(everything)(case["prototypes_in"]).any()
 
 
 def test_initial_prototypes_are_unit_vectors_in_all_directions():
@@ -119,8 +125,9 @@ def test_extreme_similarities_stay_finite():
 def update_rows(prototypes, feats, labels, noise, keypoint_index, momentum, config):
     """One dataset's call of the reference: contrast, correctness, update; rows [N, ...]."""
     embedding = feats[None, None]
-    terms = contrast(embedding, prototypes, labels, keypoint_index=keypoint_index, config=config)
-    correct = protos.is_correct(labels, protos.best_similarities(embedding, prototypes), keypoint_index)
+    best, partition = compare(embedding, prototypes, keypoint_index)
+    terms = contrast(embedding, partition, prototypes, labels, keypoint_index=keypoint_index, config=config)
+    correct = protos.is_correct(labels, best, keypoint_index)
     weight = correct * labels.confidence[..., 0]
     observed = protos.Observed(embedding, labels, terms.assignment[..., 0], weight)
     moved, mass = protos.update_prototypes(prototypes, observed, noise[None, None], momentum=momentum)
@@ -207,7 +214,7 @@ def test_a_keypoint_of_another_dataset_does_not_make_a_sample_wrong():
     bank = jnp.asarray(np.eye(4, dtype=np.float32)[:, None])
     labels = row_labels([0, 0])  # the first pixel looks most like 2, of another dataset, the second like 1
     embedding = jnp.asarray([[[[0.5, 0.1, 0.9, 0.0], [0.5, 0.9, 0.1, 0.0]]]])
-    correct = protos.is_correct(labels, protos.best_similarities(embedding, bank), keypoint_index)
+    correct = protos.is_correct(labels, compare(embedding, bank, keypoint_index).best, keypoint_index)
     np.testing.assert_array_equal(correct[0, 0], [True, False])
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from posebh_jax import prototypes as protos
+from posebh_jax.comparison import compare
 from posebh_jax.keypoint_index import KeypointIndex
 from posebh_jax.losses import cross_type
 from posebh_jax.losses.prototype import contrast
@@ -63,15 +64,16 @@ def loss_and_gradients(maps, dataset, prototypes, keypoint_index, config=CONFIG)
     """((loss, aux), gradients) with respect to embedding, heads and best similarities."""
 
     def loss(embedding, heads, best):
+        compared = compare(embedding, prototypes, keypoint_index)._replace(best=best)
         losses, aux = cross_type.cross_type_terms(
-            embedding, heads, best, dataset, prototypes, keypoint_index=keypoint_index, config=config
+            embedding, heads, compared, dataset, prototypes, keypoint_index=keypoint_index, config=config
         )
         return losses["cross_type"], aux
 
     return jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)(*maps)
 
 
-best_of = jax.jit(protos.best_similarities)
+best_of = jax.jit(lambda embedding, prototypes: compare(embedding, prototypes, KeypointIndex((len(prototypes),))).best)
 
 
 @functools.partial(jax.jit, static_argnames=("keypoint_index", "config"))
@@ -87,7 +89,9 @@ def draw(position, heatmap_size):
 @functools.partial(jax.jit, static_argnames=("heatmap_size", "keypoint_index"))
 def labels_and_assignment(embedding, pseudo, prototypes, heatmap_size, keypoint_index):
     labels = cross_type.label_pseudo_pixels(pseudo, heatmap_size, keypoint_index, RECORDED)
-    return labels, contrast(embedding, prototypes, labels, keypoint_index=keypoint_index, config=RECORDED).assignment
+    partition = compare(embedding, prototypes, keypoint_index).partition
+    terms = contrast(embedding, partition, prototypes, labels, keypoint_index=keypoint_index, config=RECORDED)
+    return labels, terms.assignment
 
 
 def test_pseudo_labels():
@@ -212,10 +216,11 @@ def test_one_device_equals_eight():
 
     def terms(rows, prototypes, axis_name=None):
         (embedding, heads, best), dataset = rows
+        compared = compare(embedding, prototypes, KEYPOINT_INDEX)._replace(best=best)
         return cross_type.cross_type_terms(
             embedding,
             heads,
-            best,
+            compared,
             dataset,
             prototypes,
             keypoint_index=KEYPOINT_INDEX,

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from posebh_jax import prototypes as protos
+from posebh_jax.comparison import compare
 from posebh_jax.keypoint_index import KeypointIndex
 from posebh_jax.losses import heatmap
 from posebh_jax.losses import prototype as losses
@@ -33,10 +34,10 @@ CONFIG = dataclasses.replace(PAPER, momentum=0.9, contrast_weight=1.0, heatmap_w
 
 
 def terms_of(batch, prototypes, noise, keypoint_index, config=CONFIG):
-    best = protos.best_similarities(batch.embedding, prototypes)
+    compared = compare(batch.embedding, prototypes, keypoint_index)
     embedding, *own = batch
     terms, aux, observed = losses.prototype_terms(
-        embedding, best, *own, prototypes, keypoint_index=keypoint_index, config=config
+        embedding, compared, *own, prototypes, keypoint_index=keypoint_index, config=config
     )
     return terms, aux | moved(prototypes, observed, noise, config)
 
@@ -109,9 +110,9 @@ def test_contrastive_loss_of_given_logits(variant, target):
     @jax.jit
     def parts(logits):
         similarity = logits.reshape(1, 1, count, keypoints, per_keypoint).swapaxes(-1, -2)
-        members = protos.slot_members(labels, keypoint_index)
         own = jnp.where(jnp.arange(keypoints) == keypoint[:, None, None], similarity, 0).sum(-1)[..., None]
-        partition, chosen = losses.log_partition(similarity, members), (wanted % per_keypoint)[None, None, :, None]
+        partition = jax.nn.logsumexp(similarity, axis=(-2, -1))[..., None]
+        chosen = (wanted % per_keypoint)[None, None, :, None]
         entropy, distance, _ = losses.contrastive_means(partition, own, chosen, labels, keypoint_index=keypoint_index)
         return config.cross_entropy_weight * entropy[0], config.distance_weight * distance[0]
 
@@ -134,7 +135,7 @@ def test_prototype_terms_of_a_mixed_batch():
     for name, recorded in [("prototype", "fixed/grad_proto_loss"), ("prototype_heatmap", "grad_phm_loss")]:
         close(jnp.moveaxis(gradients[name], -1, 1), case[recorded], rel=1e-5, name=name)
 
-    best = jax.jit(protos.best_similarities)(batch.embedding, prototypes)
+    best, partition = jax.jit(compare, static_argnums=2)(batch.embedding, prototypes, keypoint_index)
     close(jnp.moveaxis(protos.prototype_heatmaps(best), -1, 1), case["kpt_class_map"], atol=1e-6)
     labels = protos.label_pixels(batch.targets, batch.dataset, config.label_threshold)
     np.testing.assert_array_equal(labels.keypoint[..., 0] >= 0, case["sample_mask"])
@@ -145,7 +146,7 @@ def test_prototype_terms_of_a_mixed_batch():
     correct = np.where(case["sample_mask"], protos.is_correct(labels, best, keypoint_index), -1)
     np.testing.assert_array_equal(correct, case["fixed/correct"])
     contrast = jax.jit(functools.partial(losses.contrast, keypoint_index=keypoint_index, config=config))
-    q = contrast(batch.embedding, prototypes, labels).assignment[..., 0]
+    q = contrast(batch.embedding, partition, prototypes, labels).assignment[..., 0]
     target = np.where(case["sample_mask"], q.argmax(-1) + prototypes.shape[1] * local, -1)
     np.testing.assert_array_equal(target, case["fixed/proto_target"])
     drawn = np.where(case["sample_mask"], (q + noise).argmax(-1), -1)
@@ -220,7 +221,7 @@ def test_gradient_against_finite_differences():
         @jax.jit
         def loss(similarity):
             chosen = jnp.where(jnp.arange(5) == own, similarity, 0).sum(-1, keepdims=True)
-            partition = losses.log_partition(similarity, members)
+            partition = jax.nn.logsumexp(similarity, axis=(-2, -1), b=members[..., 0])[..., None]
             entropy, distance, _ = losses.contrastive_means(
                 partition, chosen, target, labels, keypoint_index=keypoint_index
             )
@@ -243,10 +244,10 @@ def test_one_device_equals_eight():
 
     def terms(rows, prototypes, axis_name=None):
         (embedding, heads), targets, weights, dataset, noise = rows
-        best = protos.best_similarities(embedding, prototypes)
+        compared = compare(embedding, prototypes, KEYPOINT_INDEX)
         values, aux, observed = losses.prototype_terms(
             embedding,
-            best,
+            compared,
             targets,
             weights,
             dataset,

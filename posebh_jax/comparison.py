@@ -1,0 +1,199 @@
+"""Pixels against prototypes: every cosine is made, used and dropped inside a band of rows, forward and backward.
+
+All similarities of 32 images to 642 prototypes take 250 MB, and plain differentiation writes and reads arrays of that
+size a dozen times a term. Here they exist for one band of rows at a time, one prototype of each keypoint after the
+other, and the gradient makes them again instead of keeping them (as attention does that never stores its scores).
+What leaves a band is small: a value a keypoint, a dataset, or a label.
+
+Products are of full precision, because arg-maxes are taken of the results. Rows are cut, not images, because images
+may be spread over devices. Axes: B images, h, w map, T keypoints, M prototypes of a keypoint, D embedding, n
+datasets, G slots (see `prototypes.py`).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from posebh_jax.keypoint_index import KeypointIndex
+
+PRECISE = jax.lax.Precision.HIGHEST
+BANDS = 8
+"""At most; as many as divide the rows of a map."""
+
+_product = functools.partial(jnp.einsum, precision=PRECISE)
+
+
+class Comparison(NamedTuple):
+    """What is known of each pixel without any label.
+
+    Attributes:
+      best: [B, h, w, T], |cos| to each keypoint's nearest prototype, in [0, 1].
+      partition: [B, h, w, n], log sum exp of |cos| over all prototypes of a dataset. No shift is needed.
+    """
+
+    best: jax.Array
+    partition: jax.Array
+
+
+def unit_length(x: jax.Array) -> jax.Array:
+    """Unit length along the last axis; a zero vector stays zero."""
+    return x / _length(x)
+
+
+def _length(x: jax.Array) -> jax.Array:
+    return jnp.sqrt(jnp.maximum(jnp.sum(jnp.square(x), axis=-1, keepdims=True), 1e-24))
+
+
+def best_similarities(embedding: jax.Array, prototypes: jax.Array) -> jax.Array:
+    """`Comparison.best` of prediction, where one skeleton's keypoints are asked for: [B, h, w, D], [T, M, D]."""
+    cosines = _cosines(unit_length(embedding.astype(jnp.float32)), _bank(prototypes))
+    return functools.reduce(jnp.maximum, map(jnp.abs, cosines))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def compare(embedding: jax.Array, prototypes: jax.Array, keypoint_index: KeypointIndex) -> Comparison:
+    """Compares every pixel with all prototypes, which are constants for the gradient.
+
+    Args:
+      embedding: [B, h, w, D], of any length.
+      prototypes: [T, M, D], of any length.
+      keypoint_index: which keypoints are whose.
+    """
+    return _compare(embedding, prototypes, keypoint_index)[0]
+
+
+def _compare(embedding, prototypes, keypoint_index):
+    bank, whose = _bank(prototypes), keypoint_index.one_hot
+
+    def band(embedding):
+        best, mass = 0.0, 0.0
+        for cosine in _cosines(unit_length(embedding), bank):
+            best, mass = jnp.maximum(best, jnp.abs(cosine)), mass + jnp.exp(jnp.abs(cosine))
+        return Comparison(best, jnp.log(_product("bhwt,tn->bhwn", mass, whose)))
+
+    found = _in_bands(band, embedding.astype(jnp.float32))
+    return found, (embedding, prototypes, found.partition)
+
+
+def _compare_gradient(keypoint_index, kept, cotangent):
+    embedding, prototypes, partition = kept
+    bank, whose = _bank(prototypes), keypoint_index.one_hot
+
+    def band(embedding, to_best, to_mass):
+        cosines = _cosines(unit_length(embedding), bank)
+        best = functools.reduce(jnp.maximum, map(jnp.abs, cosines))
+        to_mass = _product("bhwn,tn->bhwt", to_mass, whose)
+        # Prototypes that tie share a gradient, as everywhere in JAX.
+        to_best = to_best / sum((jnp.abs(cosine) == best).astype(jnp.float32) for cosine in cosines)
+        to_unit = 0.0
+        for cosine, own in zip(cosines, bank, strict=True):
+            similarity = jnp.abs(cosine)
+            back = jnp.where(similarity == best, to_best, 0.0) + to_mass * jnp.exp(similarity)
+            to_unit += _product("bhwt,td->bhwd", jnp.sign(cosine) * back, own)
+        return _through_unit_length(embedding, to_unit)
+
+    to_mass = cotangent.partition * jnp.exp(-partition)
+    gradient = _in_bands(band, embedding.astype(jnp.float32), cotangent.best, to_mass)
+    return gradient.astype(embedding.dtype), jnp.zeros_like(prototypes)
+
+
+compare.defvjp(_compare, _compare_gradient)
+
+
+@jax.custom_vjp
+def label_similarities(embedding: jax.Array, prototypes: jax.Array, keypoint: jax.Array, members: jax.Array):
+    """|cos| of labelled pixels to the prototypes of their own keypoint; prototypes are constants for the gradient.
+
+    Args:
+      embedding: [B, h, w, D].
+      prototypes: [T, M, D].
+      keypoint: int32 [B, h, w, G], global id, -1 where there is no label.
+      members: float32 [B, T, G], 1 where a keypoint may label a slot.
+
+    Returns:
+      [B, h, w, M, G], 0 where there is no label.
+    """
+    return _label_similarities(embedding, prototypes, keypoint, members)[0]
+
+
+def _label_similarities(embedding, prototypes, keypoint, members):
+    bank = _bank(prototypes)
+
+    def band(embedding, keypoint):
+        labelled = pixel_matrix(keypoint, members)
+        found = [
+            _product("bhwt,btg->bhwg", labelled * cosine, members) for cosine in _cosines(unit_length(embedding), bank)
+        ]
+        return jnp.stack(found, axis=-2)
+
+    cosine = _in_bands(band, embedding.astype(jnp.float32), keypoint)
+    return jnp.abs(cosine), (embedding, prototypes, keypoint, members, jnp.sign(cosine))
+
+
+def _label_gradient(kept, cotangent):
+    embedding, prototypes, keypoint, members, sign = kept
+    bank = _bank(prototypes)
+
+    def band(embedding, keypoint, back):
+        labelled = pixel_matrix(keypoint, members)
+        to_unit = 0.0
+        for index, own in enumerate(bank):
+            at_keypoint = labelled * _product("bhwg,btg->bhwt", back[..., index, :], members)
+            to_unit += _product("bhwt,td->bhwd", at_keypoint, own)
+        return _through_unit_length(embedding, to_unit)
+
+    gradient = _in_bands(band, embedding.astype(jnp.float32), keypoint, sign * cotangent)
+    return gradient.astype(embedding.dtype), jnp.zeros_like(prototypes), None, jnp.zeros_like(members)
+
+
+label_similarities.defvjp(_label_similarities, _label_gradient)
+
+
+def pixel_matrix(keypoint: jax.Array, members: jax.Array) -> jax.Array:
+    """`Labels.keypoint` [B, h, w, G], [B, T, G] -> float32 [B, h, w, T]: 1 where a pixel stands for a keypoint.
+
+    A keypoint competes in one slot, so a product brings each slot's label to the keypoints of that slot: one
+    comparison a keypoint instead of G.
+    """
+    label = _product("bhwg,btg->bhwt", (keypoint + 1).astype(jnp.float32), members)
+    return (label == jnp.arange(1, members.shape[1] + 1)).astype(jnp.float32)
+
+
+def _bank(prototypes: jax.Array) -> list[jax.Array]:
+    """M unit vectors [T, D] of each keypoint."""
+    return list(unit_length(prototypes).swapaxes(0, 1))
+
+
+def _cosines(unit: jax.Array, bank: list[jax.Array]) -> list[jax.Array]:
+    return [_product("bhwd,td->bhwt", unit, own) for own in bank]
+
+
+def _through_unit_length(x: jax.Array, to_unit: jax.Array) -> jax.Array:
+    """Gradient of x from that of `unit_length(x)`."""
+    length = _length(x)
+    unit = x / length
+    along = jnp.where(length > 1e-12, (unit * to_unit).sum(axis=-1, keepdims=True), 0.0)
+    return (to_unit - unit * along) / length
+
+
+def _in_bands(function: Callable, *maps: jax.Array):
+    """Applies `function` to bands of rows of maps [B, h, w, ...], one after the other, into whole maps."""
+    height = maps[0].shape[1]
+    rows = height // max(count for count in range(1, BANDS + 1) if height % count == 0)
+
+    def cut(start):
+        return [jax.lax.dynamic_slice_in_dim(x, start, rows, axis=1) for x in maps]
+
+    def one(index, whole):
+        start = index * rows
+        found = function(*cut(start))
+        return jax.tree.map(lambda x, part: jax.lax.dynamic_update_slice_in_dim(x, part, start, axis=1), whole, found)
+
+    shapes = jax.eval_shape(lambda: function(*cut(0)))
+    whole = jax.tree.map(lambda x: jnp.zeros((x.shape[0], height, *x.shape[2:]), x.dtype), shapes)
+    return jax.lax.fori_loop(0, height // rows, one, whole)

@@ -1,0 +1,95 @@
+"""The comparison in bands, with its own gradient, against the plain form that stores every similarity."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from posebh_jax import comparison
+from posebh_jax.keypoint_index import KeypointIndex
+from tests.posebh_jax.method_cases import close
+
+INDEX = KeypointIndex((3, 1, 5))
+PER_KEYPOINT, DIM = 3, 8
+
+
+def example(height: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Embeddings [4, height, 5, D], one of them zero; prototypes, two of them equal; labels [4, height, 5, 3]."""
+    keys = jax.random.split(jax.random.key(height), 3)
+    embedding = 2 * jax.random.normal(keys[0], (4, height, 5, DIM))
+    prototypes = jax.random.normal(keys[1], (INDEX.total, PER_KEYPOINT, DIM))
+    local = jax.random.randint(keys[2], (4, height, 5, INDEX.num_datasets), -1, np.array(INDEX.counts))
+    keypoint = jnp.where(local >= 0, local + INDEX.starts, -1)
+    return embedding.at[0, 0, 0].set(0), prototypes.at[2, 1].set(prototypes[2, 0]), keypoint
+
+
+def similarities(embedding, prototypes):
+    """|cos| of every pixel and prototype, [B, h, w, M, T]."""
+    unit, bank = (comparison.unit_length(x) for x in (embedding, jax.lax.stop_gradient(prototypes)))
+    return jnp.abs(jnp.einsum("bhwd,tmd->bhwmt", unit, bank, precision=comparison.PRECISE))
+
+
+def plainly(embedding, prototypes, keypoint_index):
+    similarity = similarities(embedding, prototypes)
+    mass = jnp.exp(similarity).sum(axis=-2)
+    return comparison.Comparison(similarity.max(axis=-2), jnp.log(mass @ keypoint_index.one_hot))
+
+
+def labels_plainly(embedding, prototypes, keypoint, members):
+    """One comparison with every keypoint a slot."""
+    labelled = (keypoint[..., None] == jnp.arange(INDEX.total)) & (members.swapaxes(1, 2) > 0)[:, None, None]
+    return jnp.einsum("bhwmt,bhwgt->bhwmg", similarities(embedding, prototypes), labelled.astype(jnp.float32))
+
+
+def cotangents(values, seed=9):
+    """Random ones of the values' shapes."""
+    leaves, tree = jax.tree.flatten(values)
+    keys = jax.random.split(jax.random.key(seed), len(leaves))
+    return jax.tree.unflatten(tree, [jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)])
+
+
+def same_with_gradient(ours, plain, embedding):
+    """float32 values and gradients: sums of at most 27 products and exponentials differ by a few roundings."""
+    (values, pull), (expected, pull_plainly) = (jax.vjp(jax.jit(f), embedding) for f in (ours, plain))
+    jax.tree.map(lambda a, b: close(a, b, atol=1e-6), values, expected)
+    back = cotangents(values)
+    ours, plain = pull(back)[0], pull_plainly(back)[0]
+    # A cosine of 0 passes no gradient on, as in PyTorch; JAX's own abs would, divided by a length of 1e-12.
+    assert not ours[0, 0, 0].any() and jnp.abs(plain[0, 0, 0]).max() > 1e6
+    close(ours, plain.at[0, 0, 0].set(0), rel=1e-5)
+
+
+@pytest.mark.parametrize("height", [16, 7, 1])  # bands of two rows, of one, and a single one
+def test_comparison_and_its_gradient(height):
+    embedding, prototypes, _ = example(height)
+    same_with_gradient(
+        lambda x: comparison.compare(x, prototypes, INDEX), lambda x: plainly(x, prototypes, INDEX), embedding
+    )
+    best = comparison.best_similarities(embedding, prototypes)
+    close(best, plainly(embedding, prototypes, INDEX).best, atol=1e-6)
+
+
+@pytest.mark.parametrize("slots", ["a slot a dataset", "one slot"])
+def test_label_similarities_and_their_gradient(slots):
+    embedding, prototypes, keypoint = example(16)
+    members = jnp.broadcast_to(INDEX.one_hot, (4, INDEX.total, INDEX.num_datasets))
+    if slots == "one slot":  # the images' own datasets
+        own = jnp.array([0, 2, 1, 2])
+        keypoint = jnp.take_along_axis(keypoint, own[:, None, None, None], axis=-1)
+        members = INDEX.own(own)[..., None].astype(jnp.float32)
+    same_with_gradient(
+        lambda x: comparison.label_similarities(x, prototypes, keypoint, members),
+        lambda x: labels_plainly(x, prototypes, keypoint, members),
+        embedding,
+    )
+
+
+def test_bfloat16_embeddings_get_bfloat16_gradients():
+    embedding, prototypes, _ = example(4)
+    half = embedding.astype(jnp.bfloat16)
+    gradient = jax.grad(lambda x: comparison.compare(x, prototypes, INDEX).best.sum())(half)
+    whole = jax.grad(lambda x: comparison.compare(x, prototypes, INDEX).best.sum())(half.astype(jnp.float32))
+    assert gradient.dtype == jnp.bfloat16
+    close(gradient, whole.astype(jnp.bfloat16), rel=0)
