@@ -1,68 +1,136 @@
-"""Compiles every stage's training step for a TPU slice, without one, and prints what it would need of memory.
+"""Compiles every stage's training step for a TPU slice, without one, and says whether it fits and what it would take.
 
     pip install '.[tpu]'
     python -m scripts.tpu_compile_check --config=configs/mdt.py:base --topology=v5e:4x4
-    python -m scripts.tpu_compile_check --config=configs/boir.py:coco_w32 --topology=v5e:2x2
+    python -m scripts.tpu_compile_check --config=configs/boir.py:coco_w32 --topology=v5e:2x2 --top=10
 
-A program that this accepts does not fail on the pod for a layout, a dtype or a shape. It runs on any Linux machine: the
-TPU compiler is part of the `tpu` extra.
+A program that this accepts does not fail on the pod for a layout, a dtype, a shape or memory. It runs on any Linux
+machine: the TPU compiler is part of the `tpu` extra. Times are the compiler's own estimates for one chip, collectives
+between chips left out, so MFU is a bound. Stages that run the same program are compiled once.
 """
 
 from __future__ import annotations
 
+import argparse
 import functools
+import math
 import os
+import re
 import time
+from typing import Any, NamedTuple
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # only the compiler is needed, not a device
 
 import jax
 import numpy as np
-from absl import flags
 from jax.experimental import topologies
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from pose_common.evaluation import result_table as tables
+from pose_common.training import flops
+from pose_common.training.loop import Method
 from pose_common.training.mesh import BATCH_AXES, batch_sharding
 from pose_common.training.parallel import ShardedStrategy
+from pose_common.training.stages import Stage, unlike
 from pose_common.training.step import train_step
-from scripts.benchmarks.batches import build_of, random_batch, run_with_config
-
-_TOPOLOGY = flags.DEFINE_string("topology", "v5e:4x4", "Name of the slice.")
-_CLUSTERS = flags.DEFINE_integer("clusters", 64, "Size of the cluster bank, where config.num_clusters leaves it open.")
+from scripts import tpu_cycles
+from scripts.benchmarks.batches import build_of, parse_arguments, random_batch
 
 
-def main(config: ConfigDict) -> None:
-    devices = topologies.get_topology_desc(platform="tpu", topology_name=_TOPOLOGY.value).devices
-    strategy = ShardedStrategy(Mesh(np.array(devices).reshape(-1, config.fsdp), BATCH_AXES), config.fsdp_min_size)
-    method = build_of(config).make_method(config, steps_per_epoch=1)
+class Chip(NamedTuple):
+    """Clock in Hz and memory in GiB of a chip (a device of JAX), for which estimates are cycles and bytes."""
+
+    clock: float
+    memory: float
+
+
+CHIPS = {
+    "TPU v4": Chip(1.05e9, 32),
+    "TPU v5 lite": Chip(1.5e9, 16),
+    "TPU v5": Chip(1.75e9, 95),
+    "TPU v6 lite": Chip(1.75e9, 32),
+}
+"""By JAX's `device_kind`: v4, v5e, v5p, v6e. The clock follows from the published peak and the chip's matrix units."""
+
+
+def lower(method: Method, stage: Stage, config: ConfigDict, strategy: ShardedStrategy, clusters: int):
+    """(lowered step of a stage for the strategy's mesh, its FLOPs on all chips)."""
+    notes = {"num_clusters": config.num_clusters or clusters} if "cluster" in stage.losses else {}
+    shapes = method.shapes(stage, notes)
+    state = jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, strategy.shardings(shapes)
+    )
     rows = batch_sharding(strategy.mesh)
     batch = {
         name: jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=rows)
         for name, value in random_batch(config, method).items()
     }
+    step = functools.partial(train_step, method=method, stage=stage)
+    traced = strategy.compile(step, state).trace(state, batch)
+    return traced.lower(), flops.jaxpr_flops(traced.jaxpr)
+
+
+def row(
+    compiled: Any, operations: list[tpu_cycles.Operation], total_flops: float, device: jax.Device, chips: int
+) -> dict:
+    """What a compiled step takes a chip."""
+    memory, chip = compiled.memory_analysis(), CHIPS.get(device.device_kind)
+    peak, cycles = flops.peak_flops(device.device_kind), sum(each.cycles for each in operations)
+    seconds = cycles / chip.clock if chip else math.nan
+    sent = sum(tpu_cycles.shape_bytes(each.shape) * each.runs for each in operations if each.is_collective)
+    return {
+        "fits": f"yes, {memory.peak_memory_in_bytes / 2**30:.1f} of {chip.memory:g} GiB" if chip else "yes",
+        "arguments GiB": round(memory.argument_size_in_bytes / 2**30, 2),
+        "temporary GiB": round(memory.temp_size_in_bytes / 2**30, 2),
+        "TFLOP a chip": round(total_flops / chips / 1e12, 2),
+        "Mcycles": round(cycles / 1e6, 1),
+        "ms": round(1e3 * seconds, 1),
+        "MFU at most": f"{total_flops / chips / peak / seconds:.0%}" if peak and chip else "",
+        "collectives MiB": round(sent / 2**20, 1),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--topology", default="v5e:4x4", help="name of the slice")
+    parser.add_argument("--clusters", type=int, default=64, help="of the bank, where config.num_clusters is 0")
+    parser.add_argument("--stages", default="", help="names of the stages, by commas; all otherwise")
+    parser.add_argument("--top", type=int, default=0, help="also the so many operations that take most of the time")
+    parser.add_argument("--out", default="", help="also write the table to this path (.json, .csv, .md)")
+    config, options = parse_arguments(parser, "configs/mdt.py:base")
+    devices = topologies.get_topology_desc(platform="tpu", topology_name=options.topology).devices
+    strategy = ShardedStrategy(Mesh(np.array(devices).reshape(-1, config.fsdp), BATCH_AXES), config.fsdp_min_size)
+    method = build_of(config).make_method(config, steps_per_epoch=1)
+    wanted = [name for name in options.stages.split(",") if name]
+    if unknown := set(wanted) - {stage.name for stage in method.stages}:
+        parser.error(f"--stages: there is no {min(unknown)!r}; known: {', '.join(s.name for s in method.stages)}")
     found = []
-    for stage in method.stages:
-        notes = {"num_clusters": config.num_clusters or _CLUSTERS.value} if "cluster" in stage.losses else {}
-        shapes = method.shapes(stage, notes)
-        state = jax.tree.map(
-            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, strategy.shardings(shapes)
-        )
-        step = functools.partial(train_step, method=method, stage=stage)
+    for stage in unlike([stage for stage in method.stages if stage.name in (wanted or [stage.name])]):
+        lowered, total_flops = lower(method, stage, config, strategy, options.clusters)
         began = time.perf_counter()
-        compiled = strategy.compile(step, state).lower(state, batch).compile()
-        seconds, memory = time.perf_counter() - began, compiled.memory_analysis()
-        found.append(
-            {
-                "stage": stage.name,
-                "compile s": round(seconds, 1),
-                "arguments MiB": memory.argument_size_in_bytes >> 20,
-                "temporary MiB": memory.temp_size_in_bytes >> 20,
-            }
-        )
-    tables.show(found, title=f"{config.size}, batch {config.batch_size} on {_TOPOLOGY.value}, per device")
+        try:
+            compiled = lowered.compile()
+            operations = tpu_cycles.operations(compiled.as_text())
+            figures = row(compiled, operations, total_flops, devices[0].device_kind, len(devices))
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            operations, figures = [], {"fits": out_of_memory(str(error))}
+        found.append({"stage": stage.name, **figures, "compile s": round(time.perf_counter() - began, 1)})
+        if options.top and operations:
+            tables.show(tpu_cycles.longest(operations, options.top), title=f"{stage.name}: most of the estimated time")
+    title = f"{config.size}, batch {config.batch_size}, fsdp {config.fsdp} on {options.topology}, a chip"
+    tables.show(found, title=title)
+    if options.out:
+        tables.save(found, options.out)
+
+
+def out_of_memory(message: str) -> str:
+    """What the compiler says of a program that does not fit: "no, 16.52G of 15.75G"."""
+    used = re.search(r"Used ([\d.]+[KMG]?) of ([\d.]+[KMG]?) hbm", message)
+    return f"no, {used[1]} of {used[2]}" if used else f"no: {message.splitlines()[0][:120]}"
 
 
 if __name__ == "__main__":
-    run_with_config(main, "configs/mdt.py:base")
+    main()

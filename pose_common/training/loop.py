@@ -229,11 +229,11 @@ class _Loop:
                 index = stage_index(self.method.stages, run.step // self.settings.steps_per_epoch)
                 if index != run.stage:
                     self._log(run, bar)  # the next stage's figures are others
+                    if self.method.stages[index].program != self.method.stages[run.stage].program:
+                        step_function = None
                     self._enter_stage(run, index)
-                    step_function = None
-                if step_function is None:
-                    step_function = self._compile(run)
-                    bar.set_description(self.method.stages[index].name)
+                bar.set_description(self.method.stages[index].name, refresh=False)
+                step_function = step_function or self._compile(run)
                 self._step(run, step_function)
                 bar.update()
                 self._between_steps(run, bar)

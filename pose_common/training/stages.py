@@ -29,6 +29,16 @@ class Stage:
     losses: tuple[str, ...]
     updates_state: bool = False
 
+    @property
+    def program(self) -> tuple[tuple[str, ...], tuple[str, ...], bool]:
+        """What decides the compiled step: stages that agree in it run the same program."""
+        return self.train, self.losses, self.updates_state
+
+
+def unlike(stages: Sequence[Stage]) -> list[Stage]:
+    """The first stage of each program."""
+    return list({stage.program: stage for stage in reversed(stages)}.values())[::-1]
+
 
 def make_stages(rows: Sequence) -> tuple[Stage, ...]:
     """Stages from config rows (mappings with `Stage`'s fields).

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
-from collections.abc import Callable
 from types import ModuleType
 
 import numpy as np
-from absl import app, flags
 from ml_collections import ConfigDict
 
 from boir_jax import build as boir_build
@@ -25,13 +24,14 @@ def build_of(config: ConfigDict) -> ModuleType:
     return boir_build if config.method == BOIR else posebh_build
 
 
-def run_with_config(main: Callable[[ConfigDict], None], default: str) -> None:
-    """Runs `main` with the configuration of the flags --config and --config.<leaf>; other flags are absl's."""
+def parse_arguments(parser: argparse.ArgumentParser, default: str) -> tuple[ConfigDict, argparse.Namespace]:
+    """(configuration of --config, or of `default`, with the settings of --config.<leaf>; the parser's own options)."""
     source, overrides, others = configuration.split_arguments(sys.argv[1:])
-    flags.DEFINE_string("config", default, "Configuration, as of the training programs.")
+    parser.add_argument("--config", default=default, help="as of the training programs; --config.<leaf> as well")
+    options = parser.parse_args(others)
     method = configuration.read(source or default).method
     read = boir_configuration.read if method == BOIR else posebh_configuration.read
-    app.run(lambda argv: main(read(source or default, overrides)), argv=[sys.argv[0], *others])
+    return read(source or default, overrides), options
 
 
 def random_batch(config: ConfigDict, method: PoseBHMethod | BoIRMethod) -> dict[str, np.ndarray]:

@@ -9,6 +9,7 @@ people the heads find does not change the time, because proposals have a fixed c
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import time
 from collections.abc import Callable
@@ -16,18 +17,13 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import flags
 from ml_collections import ConfigDict
 
 from boir_jax.weights.convert import METHOD as BOIR
 from pose_common.evaluation import result_table as tables
 from pose_common.training.distributed import use_compilation_cache
 from pose_common.training.mesh import make_mesh
-from scripts.benchmarks.batches import build_of, run_with_config
-
-_BATCHES = flags.DEFINE_list("batches", ["1", "8"], "Sizes of the batch.")
-_ROUNDS = flags.DEFINE_integer("rounds", 5, "Timed rounds of each row, after one that compiles.")
-_OUT = flags.DEFINE_string("out", "", "Also write the table to this path (.json, .csv, .md).")
+from scripts.benchmarks.batches import build_of, parse_arguments
 
 
 def make_predict(config: ConfigDict) -> Callable:
@@ -70,14 +66,19 @@ def run(config: ConfigDict, batches: list[int], rounds: int) -> list[dict]:
     return rows
 
 
-def main(config: ConfigDict) -> None:
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batches", type=lambda text: [int(size) for size in text.split(",")], default=[1, 8])
+    parser.add_argument("--rounds", type=int, default=5, help="timed rounds of each row, after one that compiles")
+    parser.add_argument("--out", default="", help="also write the table to this path (.json, .csv, .md)")
+    config, options = parse_arguments(parser, "configs/boir.py:coco_w32")
     use_compilation_cache(config.compilation_cache)
-    rows = run(config, [int(size) for size in _BATCHES.value], _ROUNDS.value)
+    rows = run(config, options.batches, options.rounds)
     devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
     tables.show(rows, title=f"{config.method}, {config.size}, {config.dtype}, {devices}")
-    if _OUT.value:
-        tables.save(rows, _OUT.value)
+    if options.out:
+        tables.save(rows, options.out)
 
 
 if __name__ == "__main__":
-    run_with_config(main, "configs/boir.py:coco_w32")
+    main()

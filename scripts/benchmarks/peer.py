@@ -3,7 +3,7 @@
     python -m scripts.benchmarks.peer --size=base --batch=4
     taskset --cpu-list 0 python -m scripts.benchmarks.peer --size=base --batch=4
 
-Backbone with six experts and one heatmap head, float32, random weights, crops of 192x256; the loss is the mean
+Backbone with six experts and one heatmap head, random weights, crops of 192x256; the loss is the mean
 square of the heatmaps and the gradient that of all parameters. Both run in turn on the same cores (the second
 line: on one), or on the same GPU; the minimum of `--rounds` of wall and of processor time is reported after one
 round that compiles. On a shared machine compare processor time on one core: threads of either side that wait for
@@ -32,9 +32,9 @@ PASSES = ("forward", "forward + backward")
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
-def ours(size: ViTSize, batch: int) -> tuple[Callable[[], object], ...]:
+def ours(size: ViTSize, batch: int, dtype: str) -> tuple[Callable[[], object], ...]:
     """The two passes of PoseBH, compiled by their first call."""
-    model = PoseBH(size, (("coco", KEYPOINTS),), EXPERTS, embedding_dim=0)
+    model = PoseBH(size, (("coco", KEYPOINTS),), EXPERTS, embedding_dim=0, dtype=jnp.dtype(dtype))
     image = jnp.asarray(np.random.default_rng(0).normal(size=(batch, HEIGHT, WIDTH, 3)), jnp.float32)
     dataset = jnp.arange(batch, dtype=jnp.int32) % EXPERTS
     variables = jax.jit(model.init)(jax.random.key(0), image, dataset)
@@ -51,8 +51,8 @@ def ours(size: ViTSize, batch: int) -> tuple[Callable[[], object], ...]:
     return tuple(lambda step=step: jax.block_until_ready(step(variables["params"])) for step in (forward, backward))
 
 
-def theirs(size: ViTSize, batch: int) -> tuple[Callable[[], object], ...]:
-    """The same of the `transformers` model, eager."""
+def theirs(size: ViTSize, batch: int, dtype: str, compiled: bool) -> tuple[Callable[[], object], ...]:
+    """The same of the `transformers` model, eager or by `torch.compile`; bfloat16 by autocast, as one trains."""
     import torch
     import transformers
 
@@ -74,6 +74,8 @@ def theirs(size: ViTSize, batch: int) -> tuple[Callable[[], object], ...]:
         backbone_config=backbone, num_labels=KEYPOINTS, use_simple_decoder=False, attn_implementation="eager"
     )
     model = transformers.VitPoseForPoseEstimation(config).to(device)
+    network = torch.compile(model) if compiled else model
+    half = torch.autocast(device, dtype=getattr(torch, dtype), enabled=dtype != "float32")
     image = torch.randn(batch, 3, HEIGHT, WIDTH, device=device)
     dataset = torch.arange(batch, device=device) % EXPERTS
 
@@ -83,14 +85,16 @@ def theirs(size: ViTSize, batch: int) -> tuple[Callable[[], object], ...]:
 
     def forward():
         model.eval()
-        with torch.no_grad():
-            model(image, dataset_index=dataset)
+        with torch.no_grad(), half:
+            network(image, dataset_index=dataset)
         finish()
 
     def backward():
         model.train()
         model.zero_grad()
-        model(image, dataset_index=dataset).heatmaps.square().mean().backward()
+        with half:
+            loss = network(image, dataset_index=dataset).heatmaps.float().square().mean()
+        loss.backward()
         finish()
 
     return forward, backward
@@ -103,9 +107,11 @@ def seconds_of(step: Callable[[], object]) -> dict[str, float]:
     return {name: clock() - started[name] for name, clock in CLOCKS.items()}
 
 
-def run(size: ViTSize, batch: int, rounds: int) -> list[dict]:
+def run(
+    size: ViTSize, batch: int, rounds: int, *, dtype: str = "float32", compiled: bool = False
+) -> list[dict[str, str | float]]:
     """Rows of the table."""
-    sides = {"ours": ours(size, batch), "theirs": theirs(size, batch)}
+    sides = {"ours": ours(size, batch, dtype), "theirs": theirs(size, batch, dtype, compiled)}
     rows = []
     for number, name in enumerate(PASSES):
         least: dict[tuple[str, str], float] = {}
@@ -127,11 +133,13 @@ def main(argv: list[str] | None = None) -> list[dict]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=tuple(SIZES), default="base")
     parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--compiled", action="store_true", help="theirs by torch.compile")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", default="", help="also write the table to this path (.json, .csv, .md)")
     args = parser.parse_args(argv)
-    rows = run(SIZES[args.size], args.batch, args.rounds)
-    tables.show(rows, title=f"ViT {args.size}, batch {args.batch}, float32, {jax.devices()[0].device_kind}")
+    rows = run(SIZES[args.size], args.batch, args.rounds, dtype=args.dtype, compiled=args.compiled)
+    tables.show(rows, title=f"ViT {args.size}, batch {args.batch}, {args.dtype}, {jax.devices()[0].device_kind}")
     if args.out:
         tables.save(rows, args.out)
     return rows

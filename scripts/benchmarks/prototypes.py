@@ -2,8 +2,7 @@
 
     python -m scripts.benchmarks.prototypes --batch=64
 
-Each line is the compiled value and gradient of one set of terms (gradient to embedding and heads), at the
-sizes of the
+Each line is the compiled value and gradient of one set of terms (gradient to embedding and heads), at the sizes of the
 paper unless told otherwise: six datasets, 214 keypoints with 3 prototypes in 64 dimensions, maps of 48 x 64.
 """
 
@@ -11,11 +10,12 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 
+from pose_common.evaluation import result_table as tables
 from pose_common.heatmaps import encode
 from pose_common.training import configuration
 from posebh_jax.clusters import ClusterBank
@@ -128,6 +128,18 @@ def measure(terms: Callable, inputs: dict, repeats: int) -> tuple[float, float]:
     return sorted(seconds)[len(seconds) // 2], memory
 
 
+def run(counts: Sequence[int], batch: int, heatmap_size: tuple[int, int], clusters: int, repeats: int) -> list[dict]:
+    """Rows of the table."""
+    keypoint_index = KeypointIndex(tuple(counts))
+    inputs = example_inputs(keypoint_index, batch, heatmap_size)
+    config = PrototypeConfig(**RELEASED.losses)
+    rows = []
+    for name, terms in terms_by_name(keypoint_index, config, min(clusters, keypoint_index.total)).items():
+        seconds, memory = measure(terms, inputs, repeats)
+        rows.append({"terms": name, "batch": batch, "ms": round(1e3 * seconds, 2), "temporary MiB": round(memory)})
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=64, help="images on this device")
@@ -136,17 +148,10 @@ def main() -> None:
     parser.add_argument("--clusters", type=int, default=96)
     parser.add_argument("--repeats", type=int, default=10)
     args = parser.parse_args()
-
-    keypoint_index = KeypointIndex(tuple(args.counts))
-    inputs = example_inputs(keypoint_index, args.batch, tuple(args.heatmap_size))
+    rows = run(args.counts, args.batch, tuple(args.heatmap_size), args.clusters, args.repeats)
     width, height = args.heatmap_size
-    largest = args.batch * width * height * keypoint_index.total * 3 * 4 / 2**20
-    print(f"{jax.devices()[0].device_kind}, batch {args.batch}; all similarities are {largest:.0f} MiB")
-    for name, terms in terms_by_name(
-        keypoint_index, PrototypeConfig(**RELEASED.losses), min(args.clusters, keypoint_index.total)
-    ).items():
-        seconds, memory = measure(terms, inputs, args.repeats)
-        print(f"{name:48s} {1e3 * seconds:9.2f} ms  {memory:8.0f} MiB temporary")
+    largest = args.batch * width * height * sum(args.counts) * 3 * 4 / 2**20
+    tables.show(rows, title=f"{jax.devices()[0].device_kind}; all similarities are {largest:.0f} MiB")
 
 
 if __name__ == "__main__":

@@ -9,25 +9,24 @@ loss term after the other, so that a term's cost is the difference of two rows; 
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import functools
 import statistics
 import time
+from typing import Any
 
 import jax
-from absl import flags
 from ml_collections import ConfigDict
 
 from pose_common.evaluation import result_table as tables
-from pose_common.training import parallel
+from pose_common.training import flops, parallel
 from pose_common.training.distributed import use_compilation_cache
 from pose_common.training.loop import Method
-from pose_common.training.stages import Stage
+from pose_common.training.mesh import make_mesh
+from pose_common.training.stages import Stage, unlike
 from pose_common.training.step import train_step
-from scripts.benchmarks.batches import build_of, random_batch, run_with_config
-
-_STEPS = flags.DEFINE_integer("steps", 10, "Timed steps of each row, after two that are not.")
-_OUT = flags.DEFINE_string("out", "", "Also write the table to this path (.json, .csv, .md).")
+from scripts.benchmarks.batches import build_of, parse_arguments, random_batch
 
 GROUPS = ("backbone", "heads", "embedding")
 LADDER = {
@@ -38,34 +37,42 @@ LADDER = {
 }
 
 
-def time_stage(method: Method, strategy: parallel.Strategy, stage: Stage, batch, steps: int) -> dict[str, float]:
-    """Seconds to compile and the median milliseconds of a step."""
+def time_stage(method: Method, strategy: parallel.ShardedStrategy, stage: Stage, batch, steps: int) -> dict[str, Any]:
+    """Seconds to compile, the median milliseconds of a step, its FLOPs, and memory a device.
+
+    MFU is the share of the device's peak in bfloat16 (`pose_common.training.flops`); nothing where that is unknown.
+    """
     state = strategy.create(method.init, jax.random.PRNGKey(0))
     change, _ = method.enter_stage(strategy.to_global(state), stage)
     state = strategy.transform(change, state)
-    step = functools.partial(train_step, method=method, stage=stage)
-    step = strategy.compile(step, state)
+    traced = strategy.compile(functools.partial(train_step, method=method, stage=stage), state).trace(state, batch)
     began = time.perf_counter()
-    state, metrics = jax.block_until_ready(step(state, batch))
+    step = traced.lower().compile()
     compiled = time.perf_counter() - began
-    state, metrics = jax.block_until_ready(step(state, batch))
     times = []
-    for _ in range(steps):
+    for _ in range(steps + 2):
         began = time.perf_counter()
-        state, metrics = jax.block_until_ready(step(state, batch))
+        state, _ = jax.block_until_ready(step(state, batch))
         times.append(time.perf_counter() - began)
-    median = statistics.median(times)
-    return {"compile s": round(compiled - median, 1), "step ms": round(1e3 * median, 2)}
+    seconds, operations = statistics.median(times[2:]), flops.jaxpr_flops(traced.jaxpr)
+    peak, memory = flops.peak_flops(jax.devices()[0].device_kind), step.memory_analysis()
+    return {
+        "compile s": round(compiled, 1),
+        "step ms": round(1e3 * seconds, 2),
+        "TFLOP": round(operations / 1e12, 3),
+        "MFU": f"{operations / seconds / peak / jax.device_count():.1%}" if peak else "",
+        "GiB": round((memory.argument_size_in_bytes + memory.temp_size_in_bytes) / 2**30, 2),
+    }
 
 
 def run(config: ConfigDict, steps: int) -> list[dict]:
     """Rows of the table."""
     method = build_of(config).make_method(config, steps_per_epoch=1)
-    strategy = parallel.make_strategy(config.parallel, config.fsdp, config.fsdp_min_size)
+    strategy = parallel.ShardedStrategy(make_mesh(config.fsdp), config.fsdp_min_size)
     batch = strategy.put(random_batch(config, method))
     ladder = [Stage(name, 1, GROUPS, losses) for name, losses in LADDER.items()] if config.method == "posebh" else []
     rows = []
-    for stage in (*method.stages, *ladder):
+    for stage in (*unlike(method.stages), *ladder):
         # A PoseBH that starts in the stage; BoIR has but one.
         one = dataclasses.replace(method, stages=(stage,)) if ladder else method
         times = time_stage(one, strategy, stage, batch, steps)
@@ -84,14 +91,18 @@ def run(config: ConfigDict, steps: int) -> list[dict]:
     return [{"share of the step": "", **row} for row in rows]
 
 
-def main(config: ConfigDict) -> None:
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=10, help="timed steps of each row, after two that are not")
+    parser.add_argument("--out", default="", help="also write the table to this path (.json, .csv, .md)")
+    config, options = parse_arguments(parser, "configs/mdt.py:demo")
     use_compilation_cache(config.compilation_cache)
-    rows = run(config, _STEPS.value)
+    rows = run(config, options.steps)
     devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
     tables.show(rows, title=f"{config.size}, {config.dtype}, batch {config.batch_size}, {devices}")
-    if _OUT.value:
-        tables.save(rows, _OUT.value)
+    if options.out:
+        tables.save(rows, options.out)
 
 
 if __name__ == "__main__":
-    run_with_config(main, "configs/mdt.py:demo")
+    main()
