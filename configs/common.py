@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
+V5E = "_v5e"
+"""At the end of an argument: the same run on a TPU slice whose chips have 16 GB (docs/pods.md: which slice)."""
+
 
 def settings() -> ConfigDict:
     """Fields of every run: where it starts, how it reads, on which devices it runs, what is done when."""
