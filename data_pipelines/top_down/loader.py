@@ -112,7 +112,8 @@ class TrainIterator(grain.DatasetIterator):
     def _opened(self) -> grain.DatasetIterator:
         if self._reader is None:
             # In pieces of one process's rows, the n pieces of a global batch follow each other.
-            pieces = self._elements[self._next_example :].batch(self._rows)
+            # (Of pieces of one row Grain would count more than there are numbers for, but for drop_remainder.)
+            pieces = self._elements[self._next_example :].batch(self._rows, drop_remainder=True)
             self._reader = self._reading.start(pieces[self._every])
         return self._reader
 
