@@ -37,6 +37,7 @@ def settings() -> ConfigDict:
     config.evaluate_stages = True  # also at the start and at the end of each stage
     config.keep_checkpoints = 3
     config.keep_checkpoints_every = 0
+    config.profile_steps = ()  # first and last step of an xprof trace in the working directory's `profile`: 100,102
     # Decides which weights are kept in checkpoints/best: a pattern of figures, whose mean counts, such as
     # "coco/heads/AP" or "*/AP"; "": the first figure of each dataset's row; "none": none are.
     config.best_metric = ""

@@ -47,6 +47,7 @@ FREE = frozenset(
         "keep_checkpoints",
         "keep_checkpoints_every",
         "pictures",
+        "profile_steps",
         "eval_batch_size",
         "eval_also",
         "remat",
@@ -354,6 +355,9 @@ def check(config: ConfigDict) -> None:
     for name in NOT_NEGATIVE:
         if not 0 <= config[name] < math.inf:
             raise ConfigError(f"config.{name}={config[name]!r}: expected 0 or more")
+    steps = config.profile_steps
+    if steps and not (len(steps) == 2 and all(type(step) is int for step in steps) and 0 < steps[0] <= steps[1]):
+        raise ConfigError(f"config.profile_steps={steps!r}: expected the first and the last step, such as 100,102")
     if config.mode == "evaluate":
         require_path(
             "checkpoint",
