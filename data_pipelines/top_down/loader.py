@@ -20,6 +20,7 @@ import numpy as np
 
 from data_pipelines import geometry
 from data_pipelines import mixture as mixing
+from data_pipelines.cache import cached
 from data_pipelines.datasets import PoseDataset, find_dataset
 from data_pipelines.reading import Batch, Reading
 from data_pipelines.records import Annotations, load_annotations, open_records
@@ -158,7 +159,14 @@ def train_loader(
       ValueError: sizes that do not fit each other, or a dataset without usable instances.
     """
     sources = [
-        open_source(entry.dataset, entry.split, data_dir=data_dir, input_size=input_size, dataset_index=index)
+        open_source(
+            entry.dataset,
+            entry.split,
+            data_dir=data_dir,
+            input_size=input_size,
+            dataset_index=index,
+            cache=reading.cache,
+        )
         for index, entry in enumerate(entries)
     ]
     return train_iterator(
@@ -209,9 +217,11 @@ def open_source(
     dataset_index: int = 0,
     boxes: str | pathlib.Path = boxes_of.GROUND_TRUTH,
     score_threshold: float = 0.0,
+    cache: str = "",
 ) -> TopDownSource:
     """Opens the records of a prepared split as person crops; `dataset` is a name, or a protocol other than its own."""
     protocol = find_dataset(dataset, data_dir) if isinstance(dataset, str) else dataset
+    data_dir = cached(protocol.name, split, data_dir, cache)
     annotations = load_annotations(protocol.name, split, data_dir)
     if boxes == boxes_of.GROUND_TRUTH:
         chosen = boxes_of.ground_truth(annotations, protocol, input_size)
@@ -254,6 +264,7 @@ def eval_loader(
         boxes=boxes,
         dataset_index=dataset_index,
         score_threshold=score_threshold,
+        cache=reading.cache,
     )
     return EvalLoader(
         source,

@@ -39,7 +39,7 @@ Read = Callable[[str, Sequence[Override]], ConfigDict]
 
 def make_reading(config: ConfigDict) -> Reading:
     """How this process reads ahead."""
-    return Reading(num_threads=config.loader_threads, num_workers=config.loader_workers)
+    return Reading(config.loader_threads, config.loader_workers, cache=config.data_cache)
 
 
 def steps_per_epoch(config: ConfigDict, data: TrainIterator) -> int:

@@ -122,11 +122,13 @@ def test_a_run_lives_in_a_bucket(tmp_path):
         prepared = Program(alone, "scripts.prepare_data", *raw, f"--data_dir={data}").said()
         assert "data/coco/val/1.0.0/summary.json" in names(), prepared
         run = (*common, "--workdir=gs://bucket/run")
-        with pod({**child_environment(1), **bucket}, *run, "--config.checkpoint_every=2") as programs:
+        own = ("--config.checkpoint_every=2", f"--config.data_cache={tmp_path / 'ssd'}")
+        with pod({**child_environment(1), **bucket}, *run, *own) as programs:
             wait_until(lambda: checkpoints(names, "run"), programs)
             programs[-1].process.kill()
             ends = [program.said() for program in programs]
         assert "is silent for" in ends[0] and "all processes end" in ends[0], ends[0]
+        assert "".join(ends).count("gs://bucket/data/coco/val/1.0.0 copied to ") == 1
         saved = max(checkpoints(names, "run"))
         assert saved < STEPS, "it was killed too late to prove anything"
         ended = Program(alone, MAIN, *run).said()
