@@ -20,6 +20,7 @@ from collections.abc import Iterator
 
 from data_pipelines import records
 from data_pipelines.datasets import definition_path
+from data_pipelines.paths import size_of
 
 BLOCK = 2**22
 THREADS = 8
@@ -76,7 +77,7 @@ def _copy(source: pathlib.Path, target: pathlib.Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
     partial.mkdir()
     files = [file for file in sorted(source.iterdir()) if file.is_file()]
-    size, free = sum(file.stat().st_size for file in files), shutil.disk_usage(partial).free
+    size, free = sum(map(size_of, files)), shutil.disk_usage(partial).free
     if size > free:
         raise OSError(f"config.data_cache: {source} has {_shown(size)}, {partial.parent} has room for {_shown(free)}")
     began = time.monotonic()

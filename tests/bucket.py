@@ -6,6 +6,7 @@ import contextlib
 import functools
 import http.server
 import threading
+import urllib.request
 from collections.abc import Callable, Iterator
 
 from gcp_storage_emulator import server, storage
@@ -41,8 +42,7 @@ def emulator() -> Iterator[tuple[dict[str, str], Callable[[], set[str]]]]:
                     "TENSORSTORE_GCS_HTTP_URL": address,  # Orbax
                     "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",  # would ask the true service for the kind of bucket
                     "NO_GCE_CHECK": "true",  # nor is a metadata server asked for credentials, nor a proxy for either
-                    "NO_PROXY": "127.0.0.1",
-                    "no_proxy": "127.0.0.1",
+                    **{name: "127.0.0.1" for name in ("NO_PROXY", "no_proxy") if urllib.request.getproxies()},
                 },
                 names,
             )
@@ -62,7 +62,10 @@ def _repaired(lock: threading.Lock) -> Iterator[None]:
 
     def one_at_a_time(self, method):
         with lock:
-            handle_request(self, method)
+            if "/moveTo/" in self._request_handler.path:  # unknown; its own answer is one that clients try again
+                self._request_handler.send_error(http.HTTPStatus.BAD_REQUEST)
+            else:
+                handle_request(self, method)
 
     def whole_body(request):
         body, length = read_body(request), request.headers.get("Content-Length")

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 
 from data_pipelines.paths import as_path
+from pose_common.training.checkpoints import COMMITTED
 from pose_common.training.writers import read_metrics
 from tests.bucket import NAME, emulator
 from tests.data_pipelines import tiny_sets
@@ -89,7 +90,7 @@ def wait_until(there, programs):
     while not there():
         ended = [program.said() for program in programs if program.process.poll() is not None]
         assert time.monotonic() < until and not ended, "\n".join(ended) or f"nothing in {SECONDS} s"
-        time.sleep(0.05)
+        time.sleep(0.2)
 
 
 def checkpoints(names, run):
@@ -152,7 +153,7 @@ def test_a_run_lives_in_a_bucket(tmp_path):
     assert not os.path.exists(ROOT / "gs:"), "a bucket was taken for a folder"
 
 
-def test_a_run_that_is_asked_to_stop_saves_in_the_bucket(tmp_path):
+def test_a_run_that_is_asked_to_stop_saves_in_the_bucket_and_goes_on_before_what_is_damaged(tmp_path):
     toy, workdir = "tests.pose_common.training.pod_program", "--workdir=gs://bucket/toy"
     with emulator() as (bucket, names):
         environment = {**child_environment(1), **bucket}
@@ -162,15 +163,27 @@ def test_a_run_that_is_asked_to_stop_saves_in_the_bucket(tmp_path):
         stopped = program.said()
         assert program.process.returncode == 0, stopped
         saved = max(checkpoints(names, "toy"))
+        before = sorted(checkpoints(names, "toy"))[-2]
+        delete(bucket, f"toy/checkpoints/{saved}/training/manifest.ocdbt")
         again = Program(environment, toy, workdir, f"--config.steps={saved // 4 + 1}", "--accept_changes").said()
-        assert f"resumed from step {saved} " in again, again
+        assert f"resumed from step {before} " in again, again
+        aside = {name for name in names() if name.startswith(f"toy/checkpoints/{saved}.damaged/")}
+        assert len(aside) > 10 and f"toy/checkpoints/{saved}.damaged/{COMMITTED}" not in aside
         assert max(row["step"] for row in rows(bucket, "toy/metrics.jsonl", tmp_path)) == 4 * (saved // 4 + 1)
+
+
+def address(bucket, name):
+    return f"{bucket['STORAGE_EMULATOR_HOST']}/storage/v1/b/{NAME}/o/{name.replace('/', '%2F')}"
+
+
+def delete(bucket, name):
+    with urllib.request.urlopen(urllib.request.Request(address(bucket, name), method="DELETE"), timeout=10):
+        pass
 
 
 def rows(bucket, name, folder):
     """Of the metrics in the bucket."""
-    address = f"{bucket['STORAGE_EMULATOR_HOST']}/storage/v1/b/{NAME}/o/{name.replace('/', '%2F')}?alt=media"
-    with urllib.request.urlopen(address, timeout=10) as found:
+    with urllib.request.urlopen(f"{address(bucket, name)}?alt=media", timeout=10) as found:
         (folder / "copied.jsonl").write_bytes(found.read())
     return read_metrics(folder / "copied.jsonl")
 
