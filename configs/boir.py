@@ -4,8 +4,9 @@
 
 Arguments after the colon: `coco_w32` (default), `coco_w48`, `crowdpose_w32`, `crowdpose_w48`, the same two with
 `_finetune`, which go on from a COCO model (`--config.init_from=workdir/boir_coco_w32`), and `demo`, which needs no
-data: it renders crowds and shrinks everything, so that the whole way takes minutes on two CPU cores. Any field can be
-set on the command line: `--config.batch_size=40`.
+data: it renders crowds and shrinks everything, so that the whole way takes minutes on two CPU cores. The published six
+with `_v5e` behind fit chips of 16 GB (docs/pods.md). Any field can be set on the command line:
+`--config.batch_size=40`.
 
 Any other argument is the name of a prepared dataset, such as one of your own: `mine` or `mine,w48`, with COCO's
 settings; `mine,small`, the demo's model on a CPU; with `finetune` behind, the shorter schedule from a model that is
@@ -39,10 +40,12 @@ def get_config(arg: str = "coco_w32") -> ConfigDict:
     """The configuration of a published run, of the demo, or of any dataset."""
     if arg == "demo":
         return _demo(_full("w32"))
-    if arg not in PUBLISHED:
+    published = arg.removesuffix(common.V5E)
+    if published not in PUBLISHED:
         return _own(arg)
-    dataset, size, *finetune = arg.split("_")
+    dataset, size, *finetune = published.split("_")
     config = _full(size)
+    config.remat = arg != published
     if dataset == "crowdpose":
         config = _crowdpose(config)
     return _finetune(config) if finetune else config

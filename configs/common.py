@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
+V5E = "_v5e"
+"""At the end of an argument: the same run on a TPU slice whose chips have 16 GB (docs/pods.md: which slice)."""
+
 
 def settings() -> ConfigDict:
     """Fields of every run: where it starts, how it reads, on which devices it runs, what is done when."""
@@ -15,6 +18,7 @@ def settings() -> ConfigDict:
 
     # Data.
     config.data_dir = "data"
+    config.data_cache = ""  # a folder on this machine's disk, to which what is read is copied first
     config.loader_threads = 16
     config.loader_workers = 0  # processes; 0 decodes in threads
     config.synthetic = ConfigDict()  # arguments of `prepare_synthetic`, where the datasets are rendered
@@ -34,6 +38,7 @@ def settings() -> ConfigDict:
     config.evaluate_stages = True  # also at the start and at the end of each stage
     config.keep_checkpoints = 3
     config.keep_checkpoints_every = 0
+    config.profile_steps = ()  # first and last step of an xprof trace in the working directory's `profile`: 100,102
     # Decides which weights are kept in checkpoints/best: a pattern of figures, whose mean counts, such as
     # "coco/heads/AP" or "*/AP"; "": the first figure of each dataset's row; "none": none are.
     config.best_metric = ""

@@ -3,8 +3,9 @@
     python -m posebh_jax.main --config=configs/mdt.py:base --workdir=workdir/base --config.data_dir=data
 
 Arguments after the colon: `base` (default; released vitb_posebh.py), `huge` (vith_posebh.py), `large`, `small` (as the
-released ViTPose++ configurations of these sizes), and `demo`, which needs no data: it renders a synthetic mixture and
-shrinks everything, so that the whole way takes minutes on two CPU cores. Any field can be set on the command line:
+released ViTPose++ configurations of these sizes), `huge_v5e` (the same as `huge` on chips of 16 GB: docs/pods.md), and
+`demo`, which needs no data: it renders a synthetic mixture and shrinks everything, so that the whole way takes minutes
+on two CPU cores. Any field can be set on the command line:
 `--config.batch_size=256`, `--config.stages[0].epochs=10`, `--config.datasets=coco,mpii`,
 `--config.boxes.coco=dets.json`.
 
@@ -17,7 +18,7 @@ from ml_collections import ConfigDict
 
 from . import common
 
-ARGUMENTS = ("base", "huge", "large", "small", "demo")
+ARGUMENTS = ("base", "huge", "huge_v5e", "large", "small", "demo")
 DATASETS = ("coco", "aic", "mpii", "ap10k", "apt36k", "coco_wholebody")
 MULTI_HEAD_LOSSES = ("heatmap",)
 PROTOTYPE_LOSSES = ("prototype", "prototype_heatmap")
@@ -56,7 +57,9 @@ def get_config(arg: str = "base") -> ConfigDict:
     """The configuration of one size, or of the demo."""
     if arg not in ARGUMENTS:
         raise ValueError(f"configs/mdt.py:{arg}: expected one of {', '.join(ARGUMENTS)}")
-    config = _full("tiny" if arg == "demo" else arg)
+    config = _full("tiny" if arg == "demo" else arg.removesuffix(common.V5E))
+    if arg.endswith(common.V5E):
+        config.fsdp, config.remat = 4, True  # four chips share one copy of parameters and moments
     if arg == "base":
         # In the released base run a slip keeps the backbone frozen to the end; the huge one thaws it (fidelity.md).
         config.stages[2].train = ("heads", "embedding")

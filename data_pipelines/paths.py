@@ -47,6 +47,11 @@ def absolute(path: str | os.PathLike) -> epath.Path:
     return epath.Path(path) if is_remote(path) else epath.Path(path).absolute()
 
 
+def size_of(path: pathlib.Path) -> int:
+    """Of a file, in bytes."""
+    return cast(epath.Path, path).stat().length if is_remote(path) else path.stat().st_size
+
+
 def write_whole(path: pathlib.Path, text: str) -> None:
     """Writes a file that is there either whole or not at all, as an object of a bucket always is."""
     if is_remote(path):

@@ -33,11 +33,13 @@ class Reading:
       num_workers: worker processes with `num_threads` each, for hosts where Python itself is the bottleneck
         (OpenCV and the record reader release its lock, the rest does not); 0 reads in the calling process.
       prefetch: batches kept ready for the process.
+      cache: a folder of this machine to which splits are copied before they are read (`cache.py`); '' for none.
     """
 
     num_threads: int = 4
     num_workers: int = 0
     prefetch: int = 4
+    cache: str = ""
 
     def start(self, batches: grain.MapDataset) -> grain.DatasetIterator:
         """An iterator over `batches` from the first."""

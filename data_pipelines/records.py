@@ -155,7 +155,7 @@ def open_records(dataset: str, split: str, data_dir: str | pathlib.Path) -> Reco
       DatasetNotPrepared: with the command that prepares them.
     """
     return RecordSource(
-        _prepared_dir(dataset, split, data_dir), instance_fields(find_dataset(dataset, data_dir).num_keypoints)
+        finished_dir(dataset, split, data_dir), instance_fields(find_dataset(dataset, data_dir).num_keypoints)
     )
 
 
@@ -267,7 +267,7 @@ def load_annotations(dataset: str, split: str, data_dir: str | pathlib.Path) -> 
       ValueError: labelled keypoints that are not finite.
     """
     protocol = find_dataset(dataset, data_dir)
-    path = _prepared_dir(dataset, split, data_dir) / ANNOTATIONS_FILE
+    path = finished_dir(dataset, split, data_dir) / ANNOTATIONS_FILE
     with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
         columns = {name: archive[name] for name in archive.files}
     header = json.loads(columns.pop("header").tobytes())
@@ -335,7 +335,12 @@ class AnnotationTableWriter:
         }
 
 
-def _prepared_dir(dataset: str, split: str, data_dir: str | pathlib.Path) -> pathlib.Path:
+def finished_dir(dataset: str, split: str, data_dir: str | pathlib.Path) -> pathlib.Path:
+    """The folder of a split that must be there.
+
+    Raises:
+      DatasetNotPrepared: with the command that prepares it.
+    """
     directory = split_dir(dataset, split, data_dir)
     if not _finished(directory):
         folders = directory.parents[1].glob(f"*/{VERSION}")

@@ -23,6 +23,7 @@ import numpy as np
 from pycocotools import mask
 
 from data_pipelines import geometry, records
+from data_pipelines.paths import as_path
 from data_pipelines.top_down import instances
 from data_pipelines.top_down.crops import TopDownSource, Train, decode
 from data_pipelines.whole_image.pictures import WholeImageSource
@@ -167,7 +168,7 @@ def _tint(image: np.ndarray, segmentation: list | dict) -> np.ndarray:
 
 def _first_split(dataset: str, data_dir: str) -> str:
     """The validation split where it is prepared, else the first by name."""
-    folders = sorted(pathlib.Path(data_dir, dataset).glob(f"*/{records.VERSION}"))
+    folders = sorted((as_path(data_dir) / dataset).glob(f"*/{records.VERSION}"))
     splits = [folder.parent.name for folder in folders]
     return "val" if "val" in splits or not splits else splits[0]
 

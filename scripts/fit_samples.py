@@ -18,7 +18,7 @@ import sys
 from ml_collections import ConfigDict
 
 from configs import mdt
-from pose_common.training import report
+from pose_common.training import logs
 from pose_common.training.writers import read_metrics
 from posebh_jax import main as posebh
 from scripts import prepare_data
@@ -75,7 +75,7 @@ def main() -> int:
     parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("workdir/fit_samples"))
     parser.add_argument("--goal", type=float, default=0.9)
     args = parser.parse_args()
-    report.start_logging()
+    logs.start_logging()
     reached = run(args.samples, args.workdir)
     logging.info("AP on the coco_mini training crops: %.3f (goal %.2f)", reached, args.goal)
     return int(reached < args.goal)

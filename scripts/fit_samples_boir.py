@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 
 from boir_jax import main as boir_main
 from configs import boir
-from pose_common.training import report
+from pose_common.training import logs
 from pose_common.training.writers import read_metrics
 from scripts import prepare_data
 
@@ -84,7 +84,7 @@ def main() -> int:
     parser.add_argument("--images", type=int, default=8)
     parser.add_argument("--goal", type=float, default=0.8)
     args = parser.parse_args()
-    report.start_logging()
+    logs.start_logging()
     reached = run(args.samples, args.workdir, args.images)
     logging.info("AP on the training pictures: %.3f (goal %.2f)", reached, args.goal)
     return int(reached < args.goal)

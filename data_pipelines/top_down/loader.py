@@ -20,6 +20,7 @@ import numpy as np
 
 from data_pipelines import geometry
 from data_pipelines import mixture as mixing
+from data_pipelines.cache import cached
 from data_pipelines.datasets import PoseDataset, find_dataset
 from data_pipelines.reading import Batch, Reading
 from data_pipelines.records import Annotations, load_annotations, open_records
@@ -112,7 +113,8 @@ class TrainIterator(grain.DatasetIterator):
     def _opened(self) -> grain.DatasetIterator:
         if self._reader is None:
             # In pieces of one process's rows, the n pieces of a global batch follow each other.
-            pieces = self._elements[self._next_example :].batch(self._rows)
+            # (Of pieces of one row Grain would count more than there are numbers for, but for drop_remainder.)
+            pieces = self._elements[self._next_example :].batch(self._rows, drop_remainder=True)
             self._reader = self._reading.start(pieces[self._every])
         return self._reader
 
@@ -157,7 +159,14 @@ def train_loader(
       ValueError: sizes that do not fit each other, or a dataset without usable instances.
     """
     sources = [
-        open_source(entry.dataset, entry.split, data_dir=data_dir, input_size=input_size, dataset_index=index)
+        open_source(
+            entry.dataset,
+            entry.split,
+            data_dir=data_dir,
+            input_size=input_size,
+            dataset_index=index,
+            cache=reading.cache,
+        )
         for index, entry in enumerate(entries)
     ]
     return train_iterator(
@@ -208,9 +217,11 @@ def open_source(
     dataset_index: int = 0,
     boxes: str | pathlib.Path = boxes_of.GROUND_TRUTH,
     score_threshold: float = 0.0,
+    cache: str = "",
 ) -> TopDownSource:
     """Opens the records of a prepared split as person crops; `dataset` is a name, or a protocol other than its own."""
     protocol = find_dataset(dataset, data_dir) if isinstance(dataset, str) else dataset
+    data_dir = cached(protocol.name, split, data_dir, cache)
     annotations = load_annotations(protocol.name, split, data_dir)
     if boxes == boxes_of.GROUND_TRUTH:
         chosen = boxes_of.ground_truth(annotations, protocol, input_size)
@@ -253,6 +264,7 @@ def eval_loader(
         boxes=boxes,
         dataset_index=dataset_index,
         score_threshold=score_threshold,
+        cache=reading.cache,
     )
     return EvalLoader(
         source,

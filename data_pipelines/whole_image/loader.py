@@ -17,6 +17,7 @@ import cv2
 import numpy as np
 
 from data_pipelines import geometry, mixture
+from data_pipelines.cache import cached
 from data_pipelines.datasets import find_dataset
 from data_pipelines.reading import Batch, Reading
 from data_pipelines.records import Annotations, load_annotations, open_records
@@ -69,6 +70,7 @@ def train_loader(
     """
     if input_size % (8 * STRIDE):
         raise ValueError(f"the input size must be a multiple of {8 * STRIDE}, not {input_size}")
+    data_dir = cached(dataset, split, data_dir, reading.cache)
     protocol = find_dataset(dataset, data_dir)
     rules = rules or rules_of(protocol)
     annotations = load_annotations(dataset, split, data_dir)
@@ -101,6 +103,7 @@ def eval_loader(
       batch_size, devices: largest number of rows of the global batch, which all devices share; see `fitting_batch`.
       The others: as for `train_loader`.
     """
+    data_dir = cached(dataset, split, data_dir, reading.cache)
     annotations = load_annotations(dataset, split, data_dir)
     source = WholeImageSource(open_records(dataset, split, data_dir), annotations, find_dataset(dataset, data_dir))
     return EvalLoader(source, batch_size, input_size, devices, process_index, process_count, reading)

@@ -31,6 +31,9 @@ WEIGHTS, TRAINING, INFO = "weights", "training", "info"
 ARRAYS, CHECKSUM = "arrays", "checksum"
 """Of `info`: [fingerprint, *shape] of every array, and the checksum of all else."""
 
+COMMITTED = "commit_success.txt"
+"""What Orbax writes last of a checkpoint in a bucket."""
+
 T = TypeVar("T")
 
 
@@ -179,6 +182,8 @@ class Checkpoints:
                 aside = folder.parent / f"{other}.damaged"
                 if aside.exists():
                     aside.rmtree()
+                # A bucket renames object by object: without this one, what a kill may leave is no checkpoint.
+                (folder / COMMITTED).unlink(missing_ok=True)
                 folder.rename(aside)
                 logging.warning("%s is kept as %s", folder, aside.name)
         multihost_utils.sync_global_devices("damaged checkpoints set aside")

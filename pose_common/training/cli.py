@@ -23,7 +23,7 @@ from data_pipelines.records import DatasetNotPrepared
 from data_pipelines.top_down.loader import TrainIterator
 from pose_common.evaluation.best import BestMetric
 from pose_common.report.ending import conclude
-from pose_common.training import configuration, distributed, loop, parallel, processes, report
+from pose_common.training import configuration, distributed, logs, loop, parallel, processes
 from pose_common.training.checkpoints import Checkpoints
 from pose_common.training.configuration import Override
 from pose_common.training.curves import draw_curves
@@ -39,7 +39,7 @@ Read = Callable[[str, Sequence[Override]], ConfigDict]
 
 def make_reading(config: ConfigDict) -> Reading:
     """How this process reads ahead."""
-    return Reading(num_threads=config.loader_threads, num_workers=config.loader_workers)
+    return Reading(config.loader_threads, config.loader_workers, cache=config.data_cache)
 
 
 def steps_per_epoch(config: ConfigDict, data: TrainIterator) -> int:
@@ -90,6 +90,7 @@ def train(
         evaluate_stages=config.evaluate_stages,
         keep=config.keep_checkpoints,
         keep_every=config.keep_checkpoints_every or None,
+        profile_steps=tuple(config.profile_steps),
         config=json.loads(config.to_json()),
     )
     key = jax.random.PRNGKey(config.seed)
@@ -174,9 +175,10 @@ def main(
     def start(argv: list[str]) -> None:
         if len(argv) > 1:
             sys.exit(f"error: {argv[1]!r} is no flag; see --help")
-        report.start_logging()
+        logs.start_logging()
         try:
             distributed.start(coordinator.value, num_processes.value, process_id.value)
+            logs.name_host()
             with processes.leaving_together(debug.value):
                 settings = read(source, overrides)
                 processes.require_alike("start", _identity(settings))
@@ -186,7 +188,8 @@ def main(
                     require_shared(path)
                 distributed.use_compilation_cache(settings.compilation_cache)
                 record_configuration(settings, path, free, accept.value)
-                run(settings, path)
+                with logs.written_to(path):
+                    run(settings, path)
         except processes.KNOWN as error:
             if debug.value:
                 raise

@@ -22,6 +22,7 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
+from data_pipelines.paths import is_remote
 from pose_common.weights.hub_folders import HUB
 
 CHECKOUT = "configs"
@@ -33,6 +34,7 @@ FREE = frozenset(
         "checkpoint",
         "init_from",
         "data_dir",
+        "data_cache",
         "loader_threads",
         "loader_workers",
         "parallel",
@@ -47,6 +49,7 @@ FREE = frozenset(
         "keep_checkpoints",
         "keep_checkpoints_every",
         "pictures",
+        "profile_steps",
         "eval_batch_size",
         "eval_also",
         "remat",
@@ -354,6 +357,11 @@ def check(config: ConfigDict) -> None:
     for name in NOT_NEGATIVE:
         if not 0 <= config[name] < math.inf:
             raise ConfigError(f"config.{name}={config[name]!r}: expected 0 or more")
+    steps = config.profile_steps
+    if steps and not (len(steps) == 2 and all(type(step) is int for step in steps) and 0 < steps[0] <= steps[1]):
+        raise ConfigError(f"config.profile_steps={steps!r}: expected the first and the last step, such as 100,102")
+    if is_remote(config.data_cache):
+        raise ConfigError(f"config.data_cache={config.data_cache!r}: expected a folder on this machine's disk")
     if config.mode == "evaluate":
         require_path(
             "checkpoint",

@@ -19,18 +19,19 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from data_pipelines.paths import as_path
 from pose_common.evaluation.best import BestMetric
-from pose_common.training import nonfinite, parallel, processes, report
+from pose_common.training import flops, goodput, logs, nonfinite, parallel, processes, report
 from pose_common.training.best import BestCheckpoint
 from pose_common.training.checkpoints import Checkpoints, NonFiniteStateError
 from pose_common.training.curves import STAGE, draw_curves
 from pose_common.training.distributed import StopSignal
 from pose_common.training.fingerprints import named_leaves, summarise
 from pose_common.training.optimizers import GroupedAdamW
+from pose_common.training.profiling import Profiler
 from pose_common.training.stages import Stage, stage_index
 from pose_common.training.state import STATE_TRAINED, TrainState, to_evaluate
 from pose_common.training.step import train_step
 from pose_common.training.workdir import require_space
-from pose_common.training.writers import EVAL, TRAIN, MetricWriter
+from pose_common.training.writers import EVAL, TRAIN, MetricWriter, steps_done
 
 
 class Method(Protocol):
@@ -81,7 +82,7 @@ class LoopSettings:
 
     `checkpoint_every` and `log_every` are in steps, `evaluate_every` in epochs; 0 means only at the end, but for
     `evaluate_every` about ten times a run, the first time early. `evaluate_stages` adds an evaluation of the newly
-    initialised state and one at the end of each stage.
+    initialised state and one at the end of each stage. `profile_steps` are the first and the last step to be traced.
     """
 
     steps_per_epoch: int
@@ -91,6 +92,7 @@ class LoopSettings:
     evaluate_stages: bool = False
     keep: int = 3
     keep_every: int | None = None
+    profile_steps: tuple[int, ...] = ()
     config: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
@@ -130,7 +132,7 @@ def train(
         checkpoint is from before.
       OSError: a checkpoint cannot be written.
     """
-    workdir = as_path(workdir)
+    workdir, clock = as_path(workdir), goodput.Clock()
     checkpoints = Checkpoints(workdir / "checkpoints", keep=settings.keep, keep_every=settings.keep_every)
     writer = MetricWriter(workdir, enabled=jax.process_index() == 0)
     with contextlib.ExitStack() as stack:
@@ -143,9 +145,12 @@ def train(
         require_space(workdir, run.state, settings.keep, len(checkpoints.steps), best is not None)
         report.log_parameters(strategy.to_global(run.state).params, workdir)
         with StopSignal() as stop, logging_redirect_tqdm():
-            loop = _Loop(method, data, strategy, settings, workdir, checkpoints, keeper, writer, evaluate, stop)
+            loop = _Loop(method, data, strategy, settings, workdir, checkpoints, keeper, writer, evaluate, stop, clock)
             complete = loop.run(run)
-        return strategy.to_global(run.state), complete
+            loop.profiler.close()
+            clock.enter(goodput.CHECKPOINT)
+    logging.info("%s", clock.line())
+    return strategy.to_global(run.state), complete
 
 
 def _closing(checkpoints: Checkpoints | BestCheckpoint) -> Callable[..., None]:
@@ -203,12 +208,13 @@ def _resume(method: Method, data: DataIterator, strategy: parallel.Strategy, che
 class _Loop:
     """Step after step; everything that happens between steps is a method of its own."""
 
-    def __init__(self, method, data, strategy, settings, workdir, checkpoints, best, writer, evaluate, stop):
+    def __init__(self, method, data, strategy, settings, workdir, checkpoints, best, writer, evaluate, stop, clock):
         self.method, self.data, self.strategy, self.settings, self.workdir = method, data, strategy, settings, workdir
         self.checkpoints, self.best, self.writer, self.evaluate, self.stop = checkpoints, best, writer, evaluate, stop
         ends = tuple(itertools.accumulate(stage.epochs * settings.steps_per_epoch for stage in method.stages))
         self.total_steps, self.evaluation_steps = ends[-1], evaluation_steps(settings, ends)
-        self.metrics = report.Metrics()
+        self.metrics, self.clock = report.Metrics(), clock
+        self.profiler, self.done_before = Profiler(settings.profile_steps, workdir), steps_done(workdir)
 
     def run(self, run: _Run) -> bool:
         """Trains `run` in place; False when a signal stopped it first."""
@@ -220,7 +226,8 @@ class _Loop:
             mininterval=1.0,
             dynamic_ncols=True,
         )
-        step_function = None
+        step_function: Callable | None = None
+        self.epochs_told = run.step // self.settings.steps_per_epoch
         with bar:
             # The evaluation of the first state; and one that a run missed which was killed after its checkpoint.
             if run.step in self.evaluation_steps and not self.writer.evaluated(run.step):
@@ -254,19 +261,40 @@ class _Loop:
 
     def _compile(self, run: _Run) -> Callable:
         stage = self.method.stages[run.stage]
-        step = functools.partial(train_step, method=self.method, stage=stage)
-        return self.strategy.compile(step, run.state)
+        step = self.strategy.compile(functools.partial(train_step, method=self.method, stage=stage), run.state)
+        calls = itertools.count()
+
+        def call(state: Any, batch: Any) -> tuple[Any, Any]:
+            return step(state, batch) if next(calls) else self._first_call(step, state, batch)
+
+        return call
 
     def _step(self, run: _Run, step_function: Callable) -> None:
+        self.clock.enter(goodput.LOST if run.step < self.done_before else goodput.STEP)
+        self.profiler.before(run.step + 1)
         self.position = self.data.get_state()
         began = time.perf_counter()
-        rows = next(self.data)
+        with self.clock.part(goodput.DATA):
+            rows = next(self.data)
         waited = time.perf_counter() - began
         if not self.metrics.images_seen:
             report.log_batch(rows)
         run.state, metrics = step_function(run.state, self.strategy.put(rows))
+        self.profiler.after(run.step + 1, metrics)
         self.metrics.add(run.step, metrics, self.position, images=len(rows["image"]), waited=waited)
         run.step += 1
+
+    def _first_call(self, step_function: Callable, state: Any, batch: Any) -> tuple[Any, Any]:
+        """The call that compiles; the step itself is on its way when it returns."""
+        before = self.clock.seconds(goodput.COMPILE)
+        with self.clock.part(goodput.COMPILE):
+            self.metrics.flops = flops.step_flops(step_function, state, batch)
+            found = step_function(state, batch)
+        seconds = self.clock.seconds(goodput.COMPILE) - before
+        self.metrics.leave_out(seconds)
+        counted = f"{self.metrics.flops / 1e9:,.1f} GFLOP a step" if self.metrics.flops else "operations not counted"
+        logging.info("compiled in %.1f s: %s", seconds, counted)
+        return found
 
     def _between_steps(self, run: _Run, bar) -> None:
         settings = self.settings
@@ -289,15 +317,16 @@ class _Loop:
             return
         self._check(run)
         weights = self.strategy.to_global(run.state).weights
-        scores = self.evaluate(to_evaluate(weights, run.notes), run.step)
-        for split, values in scores.items():
-            self.writer.write(run.step, f"{EVAL}{split}", values)
+        with self.clock.part(goodput.EVALUATION):
+            scores = self.evaluate(to_evaluate(weights, run.notes), run.step)
+            for split, values in scores.items():
+                self.writer.write(run.step, f"{EVAL}{split}", values)
+            if jax.process_index() == 0:
+                self.writer.flush()
+                draw_curves(self.writer.path, self.writer.path.with_name("curves.png"))
         if self.best and run.step:
-            with self._finite_state(run):
+            with self.clock.part(goodput.CHECKPOINT), self._finite_state(run):
                 self.best.offer(run.step, scores, weights, self._info(run))
-        if jax.process_index() == 0:
-            self.writer.flush()
-            draw_curves(self.writer.path, self.writer.path.with_name("curves.png"))
         self.metrics.restart_clock()
 
     def _log(self, run: _Run, bar) -> None:
@@ -306,12 +335,16 @@ class _Loop:
         if values:
             self.writer.write(run.step, TRAIN, {**values, STAGE: run.stage})
             logging.info("step %d of %d: %s", run.step, self.total_steps, report.summary_line(values))
+        if self.epochs_told < (epoch := run.step // self.settings.steps_per_epoch) and run.step < self.total_steps:
+            self.epochs_told = epoch
+            logging.info("%s", self.clock.line())
 
     def _save(self, run: _Run) -> None:
         # A checkpoint is good only if every step before it was: look at the figures still on their way first.
         self._check(run)
         self.writer.flush()
-        with self._finite_state(run):
+        logs.put()
+        with self.clock.part(goodput.CHECKPOINT), self._finite_state(run):
             self.checkpoints.save(run.step, self.strategy.to_global(run.state), self._info(run))
 
     def _info(self, run: _Run) -> dict[str, Any]:

@@ -37,6 +37,8 @@ SUSPECT_SECONDS = 10.0
 """The same once a collective has failed here."""
 HEARTBEAT_SECONDS = 55
 """After which JAX itself ends all, with a stack trace: where the threads of this module cannot."""
+LEAVE_SECONDS = 10.0
+"""After which a process that leaves is gone, whatever it waits for."""
 GATHER_SECONDS = 3600.0
 """For which a process waits for others that are alive: one may read its data more slowly."""
 FAILURE, BEATS, LEFT, HOSTS = "pose/failure", "pose/beats", "pose/left", "pose/hosts"
@@ -184,18 +186,20 @@ def _publish(line: str) -> None:
 def _leave(line: str, wait: bool) -> NoReturn:
     """Logs the line and ends the process; process 0 waits a little for others to have read why."""
     _leaving.acquire()
+    # A call of the store may never return once process 0 is gone.
+    threading.Timer(LEAVE_SECONDS, os._exit, (1,)).start()
     logging.error("error: %s; all processes end", line)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    for child in multiprocessing.active_children():  # of the loader: nothing else would end them
+        child.kill()
     count, until = _distributed.global_state.num_processes, time.monotonic() + 5
     if _own() and wait:
         with contextlib.suppress(jax.errors.JaxRuntimeError):
             _client().key_value_set(f"{LEFT}/{_own()}", "")
     while not _own() and wait and time.monotonic() < until and len(_entries(LEFT)) < count - 1:
         time.sleep(0.2)
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):
-            stream.flush()
-    for child in multiprocessing.active_children():  # of the loader: nothing else would end them
-        child.kill()
     os._exit(1)
 
 

@@ -4,36 +4,16 @@ from __future__ import annotations
 
 import logging
 import pathlib
-import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
+from pose_common.training.flops import peak_flops
 from pose_common.training.nonfinite import NonFiniteStep
 from pose_common.training.step import ABSENT, FINITE
-
-
-def start_logging() -> None:
-    """The project's own messages on the console; libraries only when something is wrong."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True)
-    for library in ("absl", "jax", "orbax", "grain", "tensorboardX", "gcsfs", "fsspec"):
-        logging.getLogger(library).setLevel(logging.WARNING)
-    # What Orbax tells of a failure in a thread is raised as well, where it is said in one line.
-    logging.getLogger("absl").addFilter(lambda record: not record.exc_info)
-    # Where one array of a damaged checkpoint cannot be read, Orbax lets go of the tasks that read the others.
-    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-    sys.unraisablehook = _without_abandoned_tasks(sys.unraisablehook)
-
-
-def _without_abandoned_tasks(hook: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    def show(unraisable: Any) -> None:
-        if str(unraisable.exc_value) != "Event loop is closed":
-            hook(unraisable)
-
-    return show
 
 
 def parameter_table(params: Any) -> str:
@@ -71,17 +51,25 @@ def log_batch(rows: dict[str, np.ndarray]) -> None:
 
 
 class Metrics:
-    """Metrics of the steps since the last log line. They stay on the device until asked for."""
+    """Metrics of the steps since the last log line. They stay on the device until asked for.
+
+    Attributes:
+      flops: operations of a step, of all devices together; None where it is not known.
+    """
 
     def __init__(self):
-        self.images_seen = 0
+        self.images_seen, self.flops = 0, None
         self._pending: list[tuple[int, dict, dict]] = []
         self._checked: list[dict[str, float]] = []
         self.restart_clock()
 
     def restart_clock(self) -> None:
         """Leaves out the time spent on something other than training."""
-        self._began, self._images, self._waited = time.perf_counter(), 0, 0.0
+        self._began, self._images, self._steps, self._waited = time.perf_counter(), 0, 0, 0.0
+
+    def leave_out(self, seconds: float) -> None:
+        """The same for so many seconds that just passed."""
+        self._began += seconds
 
     def add(
         self, step: int, metrics: dict[str, jax.Array], position: dict[str, Any], *, images: int, waited: float
@@ -93,6 +81,7 @@ class Metrics:
         self._pending.append((step, metrics, position))
         self.images_seen += images
         self._images += images
+        self._steps += 1
         self._waited += waited
 
     def check(self) -> NonFiniteStep | None:
@@ -108,8 +97,8 @@ class Metrics:
         return None
 
     def collect(self) -> dict[str, float]:
-        """Means of what was checked since the last call, where it exists; images a second a device and the share of
-        time spent waiting for data.
+        """Means of what was checked since the last call, where it exists; seconds a step, images a second a device,
+        the share of time spent waiting for data, and that of the devices' peak that the steps' operations are.
         """
         if not self._checked:
             return {}
@@ -121,21 +110,28 @@ class Metrics:
         means["learning_rate"] = float(self._checked[-1].get("learning_rate", np.nan))
         seconds = time.perf_counter() - self._began
         if self._images:
+            means["seconds_per_step"] = seconds / self._steps
             means["images_per_second_per_device"] = self._images / seconds / jax.local_device_count()
             means["data_wait_share"] = self._waited / seconds
+            peak = peak_flops(jax.local_devices()[0].device_kind)
+            if peak and self.flops:
+                means["mfu"] = self.flops * self._steps / seconds / peak / jax.device_count()
         self._checked = []
         self.restart_clock()
         return means
 
 
 def summary_line(values: Mapping[str, float]) -> str:
-    """The few figures that tell whether a run goes well: loss, mean accuracy, rate, images a second, waiting."""
+    """The few figures that tell whether a run goes well: loss, mean accuracy, rate, speed, waiting, utilisation."""
     parts = [f"loss {values['loss']:.4g}"]
     accuracies = [value for name, value in values.items() if name.split("/")[0] == "accuracy"]
     if accuracies:
         parts.append(f"accuracy {np.mean(accuracies):.3f}")
     parts.append(f"rate {values['learning_rate']:.2e}")
     if "images_per_second_per_device" in values:
+        parts.append(f"{values['seconds_per_step']:.3g} s/step")
         parts.append(f"{values['images_per_second_per_device'] * jax.device_count():.3g} images/s")
         parts.append(f"waiting {100 * values['data_wait_share']:.0f}%")
+    if "mfu" in values:
+        parts.append(f"MFU {100 * values['mfu']:.1f}%")
     return ", ".join(parts)

@@ -18,6 +18,7 @@ from jax.experimental import multihost_utils
 from data_pipelines.paths import as_path, is_remote
 from pose_common.training.step import ABSENT
 
+METRICS = "metrics.jsonl"
 TRAIN, EVAL = "train", "eval/"
 """Splits of the rows; of evaluations it is followed by the dataset."""
 
@@ -32,7 +33,7 @@ class MetricWriter:
     def __init__(self, workdir: str | pathlib.Path, enabled: bool = True):
         self._enabled = enabled
         if enabled:
-            self.path = as_path(workdir) / "metrics.jsonl"
+            self.path = as_path(workdir) / METRICS
             self.path.parent.mkdir(parents=True, exist_ok=True)
             _end_line(self.path)
             self._lines = _Object(self.path) if is_remote(self.path) else self.path.open("a", encoding="utf8")
@@ -112,6 +113,13 @@ def _end_line(path: pathlib.Path) -> None:
     if whole < len(content):
         logging.warning("%s: its last line was cut, and is taken away", path)
         os.truncate(path, whole)
+
+
+def steps_done(workdir: str | pathlib.Path) -> int:
+    """Up to which step a run was trained here before, as its last line of training says; 0 of a new one."""
+    path = as_path(workdir) / METRICS
+    rows = read_metrics(path) if path.exists() else []
+    return max((row["step"] for row in rows if row["split"] == TRAIN), default=0)
 
 
 def read_metrics(path: str | pathlib.Path) -> list[dict]:

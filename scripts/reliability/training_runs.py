@@ -16,7 +16,7 @@ import orbax.checkpoint as ocp
 from pose_common.training.writers import read_metrics
 from tests.distribution import ROOT, child_environment
 
-TIMINGS = {"images_per_second_per_device", "data_wait_share", "seconds"}
+TIMINGS = {"images_per_second_per_device", "seconds_per_step", "mfu", "data_wait_share", "seconds"}
 """Figures of a step that differ from run to run."""
 STEPS_PER_EPOCH, STEPS, CHECKPOINT_EVERY = 6, 18, 2
 

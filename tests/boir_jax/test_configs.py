@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import jax
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from boir_jax import build, configuration
 from configs import boir
 from data_pipelines.datasets import PoseDataset, save_definition
 from data_pipelines.skeletons import KeypointSet
-from pose_common.training.configuration import ConfigError
+from pose_common.training.configuration import FREE, ConfigError, require_same_run
 
 pytestmark = pytest.mark.slow  # makes every published model's shapes
 
@@ -49,6 +51,13 @@ def test_released_settings(arg, size, data, input_size, epochs, warmup, box_weig
     middle = 50 * (epochs + warmup)
     np.testing.assert_allclose(rates[middle], 0.5 * (1e-3 + 1e-6), rtol=1e-9)
     assert 1e-6 < rates[-1] < 1.01e-6
+
+
+def test_a_published_run_on_small_chips_is_the_same_run():
+    for arg in boir.PUBLISHED:
+        released, small = boir.get_config(arg), boir.get_config(f"{arg}_v5e")
+        changes = require_same_run(json.loads(released.to_json()), small, FREE)
+        assert changes == ["config.remat: False -> True"]
 
 
 def test_statistics_of_batch_norm_are_global_or_of_groups():

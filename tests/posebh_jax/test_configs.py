@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import jax
 import pytest
 
 from configs import mdt, multi_head
+from pose_common.training.configuration import FREE, require_same_run
 from pose_common.training.stages import make_stages, stage_index
 from posebh_jax import build
 
@@ -30,6 +33,14 @@ def test_schedule_of_the_release():
     assert [stage.updates_state for stage in stages] == [True, False, False]
     # The released base run keeps its backbone frozen to the end.
     assert "backbone" not in make_stages(mdt.get_config("base").stages)[-1].train
+
+
+def test_the_huge_run_on_small_chips_is_the_same_run():
+    for configuration in (mdt, multi_head):
+        changes = require_same_run(
+            json.loads(configuration.get_config("huge").to_json()), configuration.get_config("huge_v5e"), FREE
+        )
+        assert changes == ["config.fsdp: 1 -> 4", "config.remat: False -> True"]
 
 
 def test_the_baseline_has_no_prototype_parts():

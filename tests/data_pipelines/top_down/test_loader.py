@@ -69,7 +69,7 @@ def test_training_batches_follow_the_contract():
 
 
 @pytest.mark.parametrize("mixture", ["concat", "balanced"])
-@pytest.mark.parametrize("processes", [2, 4])
+@pytest.mark.parametrize("processes", [2, 8])  # of 8 rows
 def test_global_batches_do_not_depend_on_the_number_of_processes(mixture, processes):
     whole = take(training(mixture=mixture), 5)
     shards = [
@@ -272,8 +272,8 @@ def prepared(tmp_path_factory):
 
 
 @pytest.mark.slow  # starts worker processes
-def test_prepared_datasets_train_and_resume_in_worker_processes(prepared):
-    """By name, from records, in two spawned processes: the batches of the calling process to the last bit."""
+def test_prepared_datasets_train_and_resume_in_worker_processes(prepared, tmp_path):
+    """By name, from copies, in two spawned processes: the batches of the calling process to the last bit."""
 
     def start(reading):
         return loader.train_loader(
@@ -288,7 +288,7 @@ def test_prepared_datasets_train_and_resume_in_worker_processes(prepared):
 
     expected = take(start(DIRECT), 5)
     assert {0, 1} == set(np.concatenate([batch["dataset"] for batch in expected]))
-    worked = start(Reading(num_threads=1, num_workers=2))
+    worked = start(Reading(num_threads=1, num_workers=2, cache=str(tmp_path)))
     worked.set_state({"next_index": 2})
     worked.start_prefetch()
     assert_same(expected[2:], take(worked, 3))

@@ -153,6 +153,13 @@ def test_batches_and_devices():
     assert sizes == [8, 8, 16, 64]
 
 
+def test_steps_to_trace():
+    assert read("mdt:demo", "--config.profile_steps=100,102").profile_steps == (100, 102)
+    for wrong in ("3", "3,1", "0,1", "1,2,3", "a,b"):
+        with pytest.raises(ConfigError, match="config.profile_steps=.* the first and the last step, such as 100,102"):
+            read("mdt:demo", f"--config.profile_steps={wrong}")
+
+
 def test_the_program_says_it_without_a_traceback(tmp_path):
     arguments = ["--config=mdt:bas", f"--workdir={tmp_path / 'run'}"]
     done = subprocess.run(

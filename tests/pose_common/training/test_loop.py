@@ -199,20 +199,25 @@ def test_frozen_group_does_not_move():
     assert set(state.opt_state) == {"head"}
 
 
-def test_evaluation_figures(tmp_path):
+def test_figures_of_a_run_and_a_trace(tmp_path, caplog):
     def evaluate(weights, step):
         return {
             "toy": {"AP (M)": -1.0, "AP": float(step) / 12, "norm": float(np.abs(weights["params"]["head"]["w"]).sum())}
         }
 
-    run(tmp_path, settings=dataclasses.replace(SETTINGS, evaluate_every=2), evaluate=evaluate)
+    settings = dataclasses.replace(SETTINGS, evaluate_every=2, profile_steps=(2, 3))
+    with caplog.at_level(logging.INFO):
+        run(tmp_path, settings=settings, evaluate=evaluate)
+    assert (tmp_path / "profile" / "plugins" / "profile" / "steps_2_3" / "host_0.xplane.pb").stat().st_size
+    assert len(re.findall(r"compiled in .* s: .* GFLOP a step", caplog.text)) == 2, "once a stage"
+    assert len(re.findall("goodput .*, lost 0%", caplog.text)) == 4, "of three epochs and at the end"
     rows = read_metrics(tmp_path / "metrics.jsonl")
     assert [(r["step"], r["AP"]) for r in rows if r["split"] == "eval/toy"] == [(6, 0.5), (12, 1.0)]
     assert all(set(row) == {"step", "split", "AP", "norm"} for row in rows if row["split"] == "eval/toy")
     train = [r for r in rows if r["split"] == "train"]
-    assert {"loss", "mse", "grad_norm", "learning_rate", "images_per_second_per_device", "data_wait_share"} <= set(
-        train[0]
-    )
+    speed = {"seconds_per_step", "images_per_second_per_device", "data_wait_share"}
+    assert {"loss", "mse", "grad_norm", "learning_rate"} | speed <= set(train[0])
+    assert "mfu" not in train[0], "of no device whose peak is unknown"
     assert "all" in (tmp_path / "parameters.txt").read_text()
     json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
 
@@ -303,7 +308,9 @@ def test_a_line_of_the_log_is_short(tmp_path, caplog):
         run(tmp_path)
     lines = [record.getMessage() for record in caplog.records if record.getMessage().startswith("step 5 of 12: ")]
     assert len(lines) == 1
-    assert re.fullmatch(r"step 5 of 12: loss [\d.]+, rate 1\.00e-02, [\d.e+]+ images/s, waiting \d+%", lines[0])
+    assert re.fullmatch(
+        r"step 5 of 12: loss [\d.]+, rate 1\.00e-02, [\d.e-]+ s/step, [\d.e+]+ images/s, waiting \d+%", lines[0]
+    )
 
 
 def test_two_processes_save_the_newest_and_the_best_and_go_on_after_damage(reference, tmp_path):

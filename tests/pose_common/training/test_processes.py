@@ -112,6 +112,9 @@ def test_data_that_is_missing_on_one_host_ends_all(tmp_path):
 def test_an_error_in_a_step_of_one_ends_all(tmp_path):
     with started(*pair(tmp_path), environments=({"FAULT": "error:3"}, {})) as programs:
         fail_together(programs, f"error: process 0 ({HOST}) failed: records.array_record cannot be read at 3")
+    for number in range(2):
+        log = (tmp_path / "logs" / f"host_{number}.log").read_text()
+        assert log.splitlines()[-1].endswith("cannot be read at 3; all processes end")
 
 
 def test_a_killed_process_is_missed(tmp_path):
@@ -119,7 +122,7 @@ def test_a_killed_process_is_missed(tmp_path):
     with started(*pair(tmp_path, LONG)) as programs:
         wait_for_steps(tmp_path)
         programs[1].kill()
-        (text,) = outputs(programs[:1], processes.SUSPECT_SECONDS + 20)
+        (text,) = outputs(programs[:1], processes.SILENT_SECONDS + 20)
     assert programs[0].returncode == 1
     assert f"error: process 1 ({HOST}) is silent for" in text.splitlines()[-1], text
 
@@ -185,6 +188,9 @@ def test_tpu_workers_find_each_other_and_a_stop_asked_of_one_stops_all_in_order(
         texts = outputs(programs)
     assert [program.returncode for program in programs] == [0, 0], "\n".join(texts)
     assert f"process 1 ({HOST}) of 2" in texts[1]
+    for number, text in enumerate(texts):
+        log = (tmp_path / "logs" / f"host_{number}.log").read_text()
+        assert f"[{number} {HOST}] compiled in" in text and "compiled in" in log and "goodput" in log.splitlines()[-1]
     stopped = max(int(path.name) for path in (tmp_path / "checkpoints").iterdir())
     steps = stopped // 4 + 1
     alone = subprocess.run(
