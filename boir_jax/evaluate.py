@@ -20,10 +20,12 @@ from data_pipelines.reading import Reading
 from data_pipelines.top_down.instances import categories_of
 from data_pipelines.whole_image.loader import EvalLoader, eval_loader
 from pose_common.analysis.files import write_analysis
+from pose_common.evaluation import published as publications
 from pose_common.evaluation.best import BestMetric, best_metric
 from pose_common.evaluation.predictions import predict_split
-from pose_common.evaluation.tasks import Score, check_tasks, evaluate_tasks, shown, shown_figure
+from pose_common.evaluation.tasks import Score, check_tasks, evaluate_tasks, shown
 from pose_common.metrics import columns, evaluate, nms
+from pose_common.prediction.result import extent_boxes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,11 +143,13 @@ class Evaluator:
     def _judge(
         self, task: Task, loader: EvalLoader, poses: columns.Poses, step: int
     ) -> tuple[dict[str, float], dict[str, Any]]:
-        """Metrics, and the row of errors; writes results, pictures and analysis."""
+        """Metrics, and the row of errors; writes results, boxes for a top-down model, pictures and analysis."""
         truth, errors = columns.ground_truth(loader.annotations), {}
         if jax.process_index() == 0:
             folder = self.workdir / "results" / f"step_{step}"
             columns.write_results(folder / f"{task.name}.json", poses, task.protocol.keypoints)
+            boxes = extent_boxes(poses.keypoints)
+            columns.write_detections(folder / f"{task.name}_boxes.json", poses, boxes)
             if self.pictures:
                 path = self.workdir / "pictures" / f"{task.name}.png"
                 visualise.draw_people(path, loader.source, poses, self.pictures)
@@ -173,7 +177,8 @@ class Evaluator:
             "split": task.split,
             "metric": " / ".join(names),
             "ours": shown(names, values),
-            "published": " / ".join(shown_figure(name, known.figures.get(name)) for name in names) if known else "",
+            "boxes": publications.UNBOXED,
+            **publications.columns(known, names),
             "images": loader.annotations.num_images,
             "seconds": round(seconds, 1),
             "notes": notes,

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from boir_jax.losses import LossConfig, loss_terms
+from boir_jax.losses import LossConfig, Targets, loss_terms
 from boir_jax.model import BoIR
 from boir_jax.targets import choose_instances, make_targets
 from pose_common.collectives import global_sum, sample_keys
@@ -104,10 +104,15 @@ class BoIRMethod:
         (dense, maps), updated = model.apply(
             variables, normalise_pixels(batch["image"]), method=forward, mutable=["batch_stats"]
         )
-        values = loss_terms(dense, maps, targets, self.losses, axis_name)
+        values = self.weigh(dense, maps, targets, batch, axis_name)
         counts = {"people": batch["instance_valid"].sum(), "people/in_instance_head": chosen.sum()}
         metrics = global_sum(jax.tree.map(jnp.float32, counts), axis_name)
         return sum(values.values()), LossOutput(values, metrics, updated["batch_stats"])
+
+    def weigh(self, dense, maps, targets: Targets, batch, axis_name: str | None) -> dict[str, jax.Array]:
+        """The weighted terms of a batch's maps; a method that compares settings chooses them here, by `batch`."""
+        del batch
+        return loss_terms(dense, maps, targets, self.losses, axis_name)
 
 
 def init_variables(key: jax.Array, model: BoIR) -> dict[str, Any]:

@@ -152,7 +152,7 @@ def make_tasks(config: ConfigDict) -> list[Task]:
             split,
             names.index(head),
             boxes[0] if boxes else GROUND_TRUTH,
-            f"{name}_{split}",
+            "_".join([name, split, *(pathlib.PurePath(file).stem for file in boxes)]),
         )
         for name, split, head, *boxes in config.eval_also
     ]

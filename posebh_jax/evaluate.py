@@ -16,10 +16,11 @@ from data_pipelines.datasets import PoseDataset
 from data_pipelines.reading import Reading
 from data_pipelines.top_down.loader import EvalLoader, eval_loader
 from pose_common.analysis.files import write_analysis
+from pose_common.evaluation import published as publications
 from pose_common.evaluation.best import BestMetric, best_metric
 from pose_common.evaluation.predictions import predict_split
-from pose_common.evaluation.published import GROUND_TRUTH
-from pose_common.evaluation.tasks import Score, check_tasks, evaluate_tasks, shown, shown_figure
+from pose_common.evaluation.published import GROUND_TRUTH, shown_boxes
+from pose_common.evaluation.tasks import Score, check_tasks, evaluate_tasks, shown
 from pose_common.metrics import columns, evaluate
 from posebh_jax import visualise
 from posebh_jax.predictor import HEADS, PROTOTYPES, Predictor
@@ -164,7 +165,7 @@ class Evaluator:
             errors = write_analysis(
                 self.workdir,
                 f"{task.name}_{kind}",
-                {"step": step, "split": task.split, "maps": kind},
+                {"step": step, "split": task.split, "maps": kind, "boxes": shown_boxes(_boxes(loader))},
                 loader.source,
                 truth,
                 poses,
@@ -178,7 +179,7 @@ class Evaluator:
         self, task: Task, loader: EvalLoader, kind: str, values: Mapping[str, float], seconds: float
     ) -> dict[str, Any]:
         names = evaluate.protocol_of(task.protocol).headline
-        boxes = GROUND_TRUTH if loader.boxes == "ground_truth" else pathlib.Path(loader.boxes).name
+        boxes = _boxes(loader)
         known = published(self.published_as, task.dataset, task.split) if kind == HEADS else None
         notes = [f"{name}: {note}" for name, note in loader.annotations.metadata.items()]
         if loader.boxes != "ground_truth":
@@ -197,14 +198,19 @@ class Evaluator:
             "maps": kind,
             "metric": " / ".join(names),
             "ours": shown(names, values),
-            "published": " / ".join(shown_figure(name, known.figures.get(name)) for name in names) if known else "",
-            "boxes": boxes,
+            "boxes": shown_boxes(boxes),
+            **publications.columns(known, names),
             "images": loader.annotations.num_images,
             "instances": len(loader.source),
             "seconds": round(seconds, 1),
             "notes": notes,
             "metrics": dict(values),
         }
+
+
+def _boxes(loader: EvalLoader) -> str:
+    """`GROUND_TRUTH`, or the name of the detection file."""
+    return GROUND_TRUTH if loader.boxes == "ground_truth" else pathlib.Path(loader.boxes).name
 
 
 def _detected_categories(loader: EvalLoader, instance_id: np.ndarray) -> np.ndarray | None:

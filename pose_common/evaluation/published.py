@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+
+from pose_common.evaluation.tasks import shown_figure
 
 GROUND_TRUTH = "ground truth"
+WHOLE_PIPELINE = "whole pipeline"
+"""What a result says that had to find the people as well; with annotated boxes it had not."""
+UNBOXED = f"none ({WHOLE_PIPELINE})"
+"""The boxes of a method that needs none."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,3 +37,18 @@ class Published:
         if boxes and detected != (self.boxes != GROUND_TRUTH):
             differences.append(f"published with {self.boxes} boxes")
         return ", ".join([*differences, *filter(None, [self.remark])])
+
+
+def shown_boxes(boxes: str) -> str:
+    """What a table says of boxes: the annotated ones, or whose ('' for none) and that finding people was included."""
+    if boxes == GROUND_TRUTH:
+        return boxes
+    return f"{boxes} ({WHOLE_PIPELINE})" if boxes else UNBOXED
+
+
+def columns(known: Published | None, names: Sequence[str]) -> dict[str, str]:
+    """`published` and `published boxes` of a table's row with the metrics `names`; empty where nothing is known."""
+    if known is None:
+        return {"published": "", "published boxes": ""}
+    figures = " / ".join(shown_figure(name, known.figures.get(name)) for name in names)
+    return {"published": figures, "published boxes": shown_boxes(known.boxes)}

@@ -200,3 +200,23 @@ def write_results(path: str | pathlib.Path, poses: Poses, keypoint_set: Keypoint
     path = as_path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, json.dumps(coco_results(poses, keypoint_set)))
+
+
+def write_detections(path: str | pathlib.Path, poses: Poses, boxes: np.ndarray) -> None:
+    """Writes the people of `poses` as a COCO detection file, for a top-down model to take its boxes from.
+
+    Args:
+      path: of the file, which is there either complete or not at all.
+      poses: with their categories.
+      boxes: [N, 4].
+
+    Raises:
+      ValueError: the poses have no category yet.
+    """
+    if poses.category is None:
+        raise ValueError("poses need categories before they are written; see evaluate.final_poses")
+    names = ("image_id", "category_id", "bbox", "score")
+    rows = zip(poses.image_id.tolist(), poses.category.tolist(), boxes.tolist(), poses.score.tolist(), strict=True)
+    path = as_path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, json.dumps([dict(zip(names, row, strict=True)) for row in rows]))

@@ -90,8 +90,9 @@ def _results(runs: Sequence[Run], footnotes: Sequence[str]) -> list[dict[str, An
                     }
                     for number, row in enumerate(rows)
                 ],
-                "published": known.get("published", ""),
                 "boxes": known.get("boxes", ""),
+                "published": known.get("published", ""),
+                "published boxes": known.get("published boxes", ""),
                 "images": known["images"],
                 "notes": sorted({1 + footnotes.index(note) for row in rows if row for note in notes(row)}),
             }

@@ -16,6 +16,8 @@ from data_pipelines.builders.coco import Coco
 from data_pipelines.builders.synthetic import prepare_synthetic
 from data_pipelines.datasets import find_dataset
 from data_pipelines.reading import Reading
+from data_pipelines.records import load_annotations
+from data_pipelines.top_down.instances import detections
 from data_pipelines.whole_image.loader import eval_loader
 from pose_common.training.configuration import ConfigError
 from pose_common.training.mesh import make_mesh
@@ -71,11 +73,19 @@ def test_perfect_predictions_score_100(synthetic, tmp_path, capsys):
     assert list(figures) == [f"{name}_val" for name in names]
     table = json.loads((tmp_path / "results/step_3/table.json").read_text())
     for row, task in zip(table["rows"], tasks, strict=True):
+        assert (row["boxes"], row["published boxes"]) == ("none (whole pipeline)", "")
         assert figures[task.name]["AP"] == pytest.approx(1), "a second pose of everybody was suppressed"
         # Levels of crowding without any of these five pictures count as -1.
         assert row["ours"].split(" / ")[0] == "100.0" and row["metrics"] == figures[task.name]
         results = json.loads((tmp_path / f"results/step_3/{task.name}.json").read_text())
         assert len(results) == sum(map(len, task.predictor.known.values()))
+        boxes = detections(
+            tmp_path / f"results/step_3/{task.name}_boxes.json",
+            load_annotations(task.dataset, "val", synthetic),
+            task.protocol,
+            (96, 128),
+        )
+        assert len(boxes) == len(results), "a top-down model can take every box"
         assert (tmp_path / f"pictures/{task.name}.png").exists()
         analysis = json.loads((tmp_path / f"results/step_3/analysis/{task.name}.json").read_text())
         people = analysis["people"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 
 import jax
@@ -17,6 +18,7 @@ from data_pipelines.datasets import find_dataset
 from data_pipelines.reading import Reading
 from data_pipelines.top_down.loader import eval_loader
 from pose_common import heatmaps
+from pose_common.report.runs import read_runs
 from pose_common.training.mesh import make_mesh
 from posebh_jax import build, configuration
 from posebh_jax.evaluate import Evaluator, Task
@@ -170,11 +172,16 @@ def test_splits_without_annotations_give_a_file_for_submission(coco, tmp_path, c
 
 
 def test_published_figures_stand_beside_ours(coco, tmp_path):
-    run = evaluator(Constant(), [task("coco")], coco, tmp_path, published_as=model_name(True, "base"))
-    run({}, 0)
-    (row,) = json.loads((tmp_path / "results/step_0/table.json").read_text())["rows"]
+    whole = dataclasses.replace(task("coco", boxes=coco / "people.json"), name="coco_val_people")
+    run = evaluator(Constant(), [task("coco"), whole], coco, tmp_path, published_as=model_name(True, "base"))
+    assert set(run({}, 0)) == {"coco_val/heads", "coco_val_people/heads"}
+    row, detected = json.loads((tmp_path / "results/step_0/table.json").read_text())["rows"]
     assert (row["ours"], row["published"]) == ("100.0 / 100.0", "77.3 / 82.4")
+    assert (row["boxes"], row["published boxes"]) == ("ground truth", "person detector of 56 AP (whole pipeline)")
     assert row["notes"] == ["published with person detector of 56 AP boxes"]
+    assert (detected["boxes"], detected["published"]) == ("people.json (whole pipeline)", row["published"])
+    (run,) = read_runs([tmp_path])
+    assert len(run.rows) == len(run.analyses) == 2, "each row of the report has its own analysis"
 
 
 def test_published_lookup():
@@ -197,7 +204,9 @@ def test_the_rows_of_a_configuration():
     }
     assert tasks[-1].head == 0 and tasks[-1].protocol == find_dataset("ochuman")
     config.eval_also = (("coco", "test-dev", "coco", "boxes.json"),)
-    assert build.make_tasks(config)[-1] == Task(find_dataset("coco"), "test-dev", 0, "boxes.json", "coco_test-dev")
+    assert build.make_tasks(config)[-1] == Task(
+        find_dataset("coco"), "test-dev", 0, "boxes.json", "coco_test-dev_boxes"
+    )
     for wrong in ("(('ochuman','test','crowdpose'),)", "(('ochuman','test'),)", "ochuman,test,coco"):
         with pytest.raises(ValueError, match="eval_also"):
             configuration.read("mdt", [("eval_also", wrong)])

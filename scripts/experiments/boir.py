@@ -1,0 +1,342 @@
+"""Whether BoIR's box-supervised embedding keeps people of a crowd apart, and what it costs.
+
+    python -m scripts.experiments.boir --out=workdir/boir_evidence --seeds=3
+
+The model of `configs/boir.py:demo` first learns rendered crowds without the box-mask embedding loss (`--start_steps`).
+From there it goes on (`--steps`) without that loss and with each of its forms: pushed from the background of the
+picture or of each box, with and without pull. Runs of one seed begin with the same weights and see the same batches.
+One line a run goes to `<out>/boir.jsonl`; runs that are there are not repeated.
+At the end the tables and the plot are made of all lines: `<out>/boir.md`, `<out>/boir.svg`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import itertools
+import pathlib
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from boir_jax import build
+from boir_jax.losses import LossConfig, loss_terms
+from boir_jax.method import BoIRMethod
+from boir_jax.predictor import without_training_heads
+from configs import boir
+from data_pipelines.builders.synthetic import prepare_synthetic
+from data_pipelines.whole_image.loader import eval_loader
+from data_pipelines.whole_image.pictures import STRIDE
+from pose_common.images import normalise_pixels
+from pose_common.metrics import columns, evaluate
+from pose_common.training import parallel
+from pose_common.training.distributed import use_compilation_cache
+from pose_common.training.mesh import make_mesh
+from pose_common.training.step import train_step
+from pose_common.weights.keys import flatten, unflatten
+from scripts.experiments import crowds, lines
+
+NAME, COST, START = "boir", "inference", "start"
+BASELINE = "no embedding loss"
+ARMS: dict[str, dict[str, Any]] = {
+    BASELINE: {"embedding": 0.0},
+    "image": {"background": "image", "pull": False},
+    "image, pull": {"background": "image", "pull": True},
+    "instance": {"background": "instance", "pull": False},
+    "instance, pull": {"background": "instance", "pull": True},
+}
+"""What each arm changes in `config.losses`. `image` are the released settings, `instance, pull` those of finetuning."""
+WARMUP = 10
+ARM = "arm"
+"""Field of a batch: number of the arm."""
+PICTURES = {"num_train": 400, "num_val": 160}
+MAPS = ("embedding", "features")
+"""What silhouettes are measured of: the embedding head's map and the backbone's, which the keypoints are drawn from."""
+SILHOUETTES = tuple(f"silhouette, {name}" for name in MAPS)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Arms(BoIRMethod):
+    """BoIR with the losses of the arm that the batch names, so that one compiled step serves all arms."""
+
+    of_arms: tuple[LossConfig, ...] = ()
+
+    def weigh(self, dense, maps, targets, batch, axis_name):
+        terms = [functools.partial(loss_terms, config=losses, axis_name=axis_name) for losses in self.of_arms]
+        return jax.lax.switch(batch[ARM][0], terms, dense, maps, targets)
+
+
+def configuration(out: pathlib.Path) -> ConfigDict:
+    """The demo's settings; more pictures to judge, fewer proposals, no flip test."""
+    config = boir.get_config("demo")
+    config.data_dir = str(out / "data")
+    config.synthetic = ConfigDict(PICTURES)
+    config.proposals.flip, config.proposals.maximum = False, 20
+    config.pictures = 0
+    return config
+
+
+def make_method(config: ConfigDict, start: int, steps: int) -> Arms:
+    """The method of all arms. The rate is constant up to the step `start`, then half a cosine; both warm up."""
+    method = build.make_method(config, 1)
+
+    def schedule(step):
+        since = jnp.where(step < start, step, step - start)
+        falling = jnp.clip((step - start) / steps, 0, 1)
+        return config.learning_rate * jnp.minimum(1, (since + 1) / WARMUP) * (1 + jnp.cos(jnp.pi * falling)) / 2
+
+    fields = {field.name: getattr(method, field.name) for field in dataclasses.fields(method)}
+    fields["optimizer"] = dataclasses.replace(method.optimizer, schedule=schedule)
+    return Arms(**fields, of_arms=tuple(LossConfig(**{**config.losses, **arm}) for arm in ARMS.values()))
+
+
+class Trainer:
+    """The compiled step of all arms.
+
+    Args:
+      config: see `configuration`.
+      start, steps: see `make_method`.
+    """
+
+    def __init__(self, config: ConfigDict, start: int, steps: int):
+        self.method, self.start = make_method(config, start, steps), start
+        self.strategy = parallel.make_strategy(config.parallel, config.fsdp, config.fsdp_min_size)
+        step = functools.partial(train_step, method=self.method, stage=self.method.stages[0])
+        self.step = self.strategy.compile(step, jax.eval_shape(self.method.init, jax.random.PRNGKey(0)))
+
+    def __call__(self, seed: int, start: Any, batches: Iterable[dict], arm: str) -> tuple[Any, dict[str, float]]:
+        """Trains from weights (None: from nothing) on the batches.
+
+        The embedding head begins with the seed's own values: nothing has trained it before.
+
+        Returns:
+          The weights; the last loss and the seconds of all steps but the first.
+        """
+        state = self.strategy.create(self.method.init, jax.random.PRNGKey(seed))
+        if start is not None:
+            fresh = {name: state.weights[name]["embedding_head"] for name in ("params", "batch_stats")}
+            mixed = {name: {**start[name], "embedding_head": fresh[name]} for name in fresh}
+            state = state.with_weights({**state.weights, **jax.tree.map(jnp.array, mixed)})
+            state = state.replace(step=jnp.full_like(state.step, self.start))
+        began = time.perf_counter()
+        for number, batch in enumerate(batches):
+            named = {**batch, ARM: np.full(len(batch["image"]), list(ARMS).index(arm), np.int32)}
+            state, metrics = self.step(state, self.strategy.put(named))
+            if number == 0:
+                jax.block_until_ready(state)
+                began = time.perf_counter()
+        loss = float(metrics["loss"])
+        return state.weights, {"loss": round(loss, 5), "seconds": round(time.perf_counter() - began, 1)}
+
+
+class Judge:
+    """Figures of weights on the pictures to judge: AP by crowd index, people lost and doubled, silhouettes.
+
+    Args:
+      config: see `configuration`.
+      method: whose network.
+      workdir: nothing is written to it.
+    """
+
+    def __init__(self, config: ConfigDict, method: BoIRMethod, workdir: pathlib.Path):
+        self.evaluator = build.make_evaluator(config, method.model, make_mesh(), workdir)
+        self.embed = make_embed(method)
+        self.loader = eval_loader(
+            config.dataset,
+            config.eval_split,
+            data_dir=config.data_dir,
+            batch_size=config.eval_batch_size,
+            input_size=config.input_size,
+            reading=self.evaluator.reading,
+        )
+
+    def __call__(self, weights: Any) -> dict[str, float]:
+        task, truth = self.evaluator.tasks[0], columns.ground_truth(self.loader.annotations)
+        poses = self.evaluator.find_poses(weights, task, self.loader)
+        scores = evaluate.metrics_of(task.protocol, truth, poses)
+        figures = {name: 100 * value for name, value in scores.items()} | crowds.figures(task.protocol, truth, poses)
+        return {name: round(value, 4) for name, value in (figures | self.silhouettes(weights)).items()}
+
+    def silhouettes(self, weights: Any) -> dict[str, float]:
+        """Mean silhouette x 100 of the `MAPS` at the visible keypoints of every picture with two people or more."""
+        source = self.loader.source
+        samples = {sample["image_id"]: sample for sample in map(source.describe, range(len(source)))}
+        found: dict[str, list[float]] = {name: [] for name in MAPS}
+        for batch in self.loader:
+            maps = {name: np.asarray(value) for name, value in self.embed(weights, batch["image"]).items()}
+            for row in np.flatnonzero(batch["valid"]):
+                points = samples[int(batch["image_id"][row])]["keypoints"]
+                cells, person = visible_cells(points, batch["inverse_warp"][row], maps["features"].shape[1:3])
+                if len(np.unique(person)) > 1:
+                    for name in MAPS:
+                        vectors = maps[name][row, cells[:, 1], cells[:, 0]]
+                        found[name].append(float(crowds.silhouette(vectors, person).mean()))
+        return {name: 100 * float(np.mean(found[of])) for name, of in zip(SILHOUETTES, MAPS, strict=True)}
+
+
+def visible_cells(points: np.ndarray, inverse_warp: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Map cells (x, y) [n, 2] of the visible keypoints of people [P, K, 3] in image pixels, and whose they are [n].
+
+    Args:
+      inverse_warp: [2, 3], input pixels -> image pixels.
+      size: (height, width) of the map, at a quarter of the input's.
+    """
+    person, keypoint = np.nonzero(points[..., 2] == 2)
+    offset = points[person, keypoint, :2] - inverse_warp[:, 2]
+    cells = np.floor(np.linalg.solve(inverse_warp[:, :2], offset.T).T / STRIDE).astype(int)
+    inside = ((cells >= 0) & (cells < size[::-1])).all(1)
+    return cells[inside], person[inside]
+
+
+def make_embed(method: BoIRMethod) -> Any:
+    """(weights, pictures uint8 [B, H, W, 3]) -> {"embedding", "features"}: maps [B, h, w, .]; compiled."""
+
+    @jax.jit
+    def embed(weights, images):
+        model = method.model.bind({name: weights[name] for name in ("params", "batch_stats")})
+        features = model.features(normalise_pixels(images), False)
+        return {"embedding": model.dense(features, False)["embedding"], "features": features}
+
+    return embed
+
+
+def inference_cost(method: BoIRMethod, people: int, size: tuple[int, int] = (192, 128)) -> list[dict[str, Any]]:
+    """The network on one picture of (width, height), with and without the training heads: file, FLOPs, time."""
+    variables = method.init_variables(jax.random.PRNGKey(0))
+    images = np.zeros((1, size[1], size[0], 3), np.uint8)
+    cells = np.zeros((1, people, 2), np.int32)
+    rows, compiled = [], []
+    for heads in (True, False):
+        model = method.model.clone(training_heads=heads)
+        needed = variables if heads else {name: without_training_heads(group) for name, group in variables.items()}
+
+        def network(images, model=model, needed=needed):
+            bound = model.bind(needed)
+            features = bound.features(normalise_pixels(images), False)
+            dense = bound.dense(features, False)
+            return dense, bound.instance_maps(features[:, None], cells[..., 0], cells)
+
+        function = jax.jit(network)
+        exported = len(jax.export.export(function)(images).mlir_module_serialized)
+        compiled.append(function.lower(images).compile())
+        rows.append(
+            {
+                "network": "with training heads" if heads else "as exported",
+                "parameters": sum(leaf.size for leaf in jax.tree.leaves(needed["params"])),
+                "StableHLO bytes": exported,
+                "GFLOP": round(compiled[-1].cost_analysis()["flops"] / 1e9, 3),
+            }
+        )
+    return [{**row, "ms": least} for row, least in zip(rows, least_milliseconds(compiled, images), strict=True)]
+
+
+def least_milliseconds(functions: Sequence[Any], images: np.ndarray, rounds: int = 40) -> list[float]:
+    """The shortest of each function's calls, in turns, which what else the machine does disturbs least."""
+    times: list[list[float]] = [[] for _ in functions]
+    for _ in range(rounds):
+        for function, own in zip(functions, times, strict=True):
+            began = time.perf_counter()
+            jax.block_until_ready(function(images))
+            own.append(time.perf_counter() - began)
+    return [round(1e3 * min(own), 1) for own in times]
+
+
+def start_of(path: pathlib.Path, config: ConfigDict, trainer: Trainer) -> Any:
+    """The weights that all arms go on from, trained without the embedding loss, read where they are already."""
+    if not path.is_file():
+        batches = itertools.islice(build.make_loader(config), trainer.start)
+        weights, spent = trainer(0, None, batches, BASELINE)
+        flat = {name: np.asarray(value) for name, value in flatten(weights).items()}
+        np.savez(path, **flat)
+        print(f"start: {trainer.start} steps, {spent['seconds']:.0f} s", flush=True)
+    with np.load(path) as file:
+        return unflatten(dict(file))
+
+
+def run(out: pathlib.Path, seeds: int, start_steps: int, steps: int, arms: Sequence[str]) -> list[dict]:
+    """Trains and judges what is not there yet; all lines."""
+    config, path = configuration(out), out / f"{NAME}.jsonl"
+    prepare_synthetic(config.data_dir, [config.dataset], **config.synthetic)
+    use_compilation_cache(config.compilation_cache)
+    trainer = Trainer(config, start_steps, steps)
+    start = start_of(out / f"start_{start_steps}.npz", config, trainer)
+    judge = Judge(config, trainer.method, out)
+    if not lines.find(lines.read(path), arm=COST):
+        for row in inference_cost(trainer.method, config.proposals.maximum):
+            lines.append(path, {"arm": COST, "seed": 0, **row})
+    key = {"start": start_steps, "steps": steps}
+    if not lines.find(lines.read(path), arm=START, **key):
+        lines.append(path, {"arm": START, "seed": 0, **key, "figures": judge(start)})
+    for seed in range(1, seeds + 1):
+        done = lines.read(path)
+        missing = [arm for arm in arms if not lines.find(done, arm=arm, seed=seed, **key)]
+        config.seed = seed
+        batches = list(itertools.islice(build.make_loader(config), steps)) if missing else []
+        for arm in missing:
+            weights, spent = trainer(seed, start, batches, arm)
+            figures = judge(weights)
+            lines.append(path, {"arm": arm, "seed": seed, **key, **spent, "figures": figures})
+            print(f"seed {seed}, {arm}: AP {figures['AP']:.1f}, {spent['seconds']:.0f} s", flush=True)
+    return lines.read(path)
+
+
+def tables(found: list[lines.Line]) -> str:
+    """Figures of every arm, paired differences from the arm without the loss, and the cost at inference."""
+    names = [*(f"AP{level}" for level in ("", "(E)", "(M)", "(H)")), "missed", "duplicates", "merged", *SILHOUETTES]
+    shown = {"AP(E)": "AP easy", "AP(M)": "AP medium", "AP(H)": "AP hard"}
+    head = ["loss", "seconds", *(shown.get(name, name) for name in names)]
+    arms = [arm for arm in ARMS if lines.mean(found, "AP", arm).count]
+    means = [
+        [arm, f"{lines.mean(found, 'seconds', arm).mean:.0f}", *(lines.mean(found, name, arm) for name in names)]
+        for arm in arms
+    ]
+    start = ["(start)", "", *(lines.mean(found, name, START) for name in names)]
+    paired = [[arm, *(lines.paired(found, name, arm, BASELINE) for name in names)] for arm in arms if arm != BASELINE]
+    cost = [line for line in found if line["arm"] == COST]
+    columns_of_cost = [name for name in cost[0] if name not in ("arm", "seed")] if cost else []
+    rows = [columns_of_cost, *([line[name] for name in columns_of_cost] for line in cost)]
+    return "\n".join(
+        [
+            lines.markdown([head, start, *means]),
+            f"Differences from *{BASELINE}*:\n",
+            lines.markdown([["loss", *head[2:]], *paired]),
+            *([lines.markdown(rows)] if cost else []),
+        ]
+    )
+
+
+def draw(found: list[lines.Line], path: pathlib.Path) -> None:
+    """The paired differences of AP, people and silhouettes."""
+    names = ("AP", "AP(H)", "missed", "duplicates", "merged", *SILHOUETTES)
+    arms = [arm for arm in ARMS if arm != BASELINE]
+    groups = {
+        name.replace(", ", ",\n"): {arm: lines.paired(found, name, arm, BASELINE) for arm in arms} for name in names
+    }
+    lines.plot(path, groups, ylabel=f"difference from {BASELINE}", zero=True, title="points; silhouettes x 100")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=pathlib.Path, required=True)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--start_steps", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=80)
+    parser.add_argument("--arms", nargs="*", choices=list(ARMS), default=list(ARMS))
+    args = parser.parse_args(argv)
+    found = run(args.out, args.seeds, args.start_steps, args.steps, args.arms)
+    (args.out / f"{NAME}.md").write_text(tables(found), encoding="utf8")
+    draw(found, args.out / f"{NAME}.svg")
+    print(tables(found))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
