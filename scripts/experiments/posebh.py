@@ -1,0 +1,280 @@
+"""PoseBH against the multi-head baseline, from the same multi-head model, on rendered people and animals.
+
+    python -m scripts.experiments.posebh --out=docs/results --seeds=5
+
+Every seed renders pictures of its own, trains one multi-head model from nothing, and goes on from it with every arm for
+the same number of steps. The rendered figures' truth is known in every skeleton, so that each head is judged on the
+figures of the other datasets too, on keypoints that their labels never had.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import logging
+import pathlib
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from configs import mdt
+from data_pipelines.builders.synthetic import prepare_synthetic
+from data_pipelines.records import load_annotations
+from data_pipelines.top_down.loader import open_source
+from pose_common.training import report
+from pose_common.training.stages import Stage
+from pose_common.training.state import TrainState
+from posebh_jax.method import BANK, PoseBHMethod
+from posebh_jax.same_keypoints import retrieval, same_name
+from scripts.experiments import lines
+from scripts.experiments.training import (
+    Clock,
+    Judged,
+    Seer,
+    Trainer,
+    batches,
+    judged,
+    pck,
+    percent,
+    protocols,
+    starts,
+    truth_of,
+)
+
+NAME = "posebh"
+PEOPLE, ANIMALS = ("synthetic_coco", "synthetic_mpii"), ("synthetic_ap10k", "synthetic_apt36k")
+POOR = "synthetic_apt36k"
+PROTOTYPES = ("prototype", "prototype_heatmap")
+ARMS: Mapping[str, tuple[str, ...]] = {
+    "prototypes": (),
+    "+ cluster": ("cluster",),
+    "+ cross-type": ("cross_type",),
+    "all": ("cluster", "cross_type"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """How long and how large.
+
+    Attributes:
+      base: steps of the multi-head model that all arms start from.
+      first, rest: steps of PoseBH's first stage (embedding and prototypes alone) and of the rest, where all is trained.
+      train, val: pictures of each dataset; but of `POOR`, `poor` to train on.
+    """
+
+    base: int = 250
+    first: int = 75
+    rest: int = 150
+    train: int = 200
+    val: int = 60
+    poor: int = 100
+
+
+# As many steps of backbone and heads as PoseBH takes; as many steps altogether; twice as many, for its time.
+BASELINES: Mapping[str, Callable[[Size], int]] = {
+    "multi-head short": lambda size: size.rest,
+    "multi-head": lambda size: size.first + size.rest,
+    "multi-head x2": lambda size: 2 * (size.first + size.rest),
+}
+EVERYTHING = ("backbone", "heads", "embedding")
+MULTI_HEAD = Stage("multi-head", 1, ("backbone", "heads"), ("heatmap",))
+FIRST = Stage("prototypes", 1, ("embedding",), PROTOTYPES, updates_state=True)
+
+
+class FirstDatasetOnly(PoseBHMethod):
+    """The release's slip (docs/fidelity.md, 2): only the first dataset's prototypes follow the embeddings."""
+
+    def update(self, method_state, observed, axis_name):
+        new, seen = super().update(method_state, observed, axis_name)
+        first = (self.keypoint_index.dataset_of == 0)[:, None, None]
+        return {**new, BANK: jnp.where(first, new[BANK], method_state[BANK])}, seen
+
+
+def configuration() -> ConfigDict:
+    """The demo's model on crops of 64x96.
+
+    Prototypes follow with momentum 0.95: a hundred steps are five of its time constants, as the paper's first stage is
+    of 0.999. One codec for all, so that a crop can be judged by every head.
+    """
+    config = mdt.get_config("demo")
+    config.input_size = (64, 96)
+    config.losses.momentum = 0.95
+    config.losses.heatmap_weight = 0.1
+    config.learning_rate, config.warmup_steps, config.decay_epochs = 1e-3, 30, (10**6,)
+    for name in config.datasets:
+        config.codec[name] = "udp"
+    return config
+
+
+def prepare(folder: pathlib.Path, seed: int, size: Size) -> None:
+    """Renders a seed's pictures, and the people's and animals' truth in every other skeleton of their kind."""
+    for kind in (PEOPLE, ANIMALS):
+        for place, dataset in enumerate(kind):
+            number = 1000 * (seed + 1) + place
+            train = size.poor if dataset == POOR else size.train
+            prepare_synthetic(folder / "own", [dataset], train, size.val, seed=number)
+            prepare_synthetic(folder / f"truth_{dataset}", kind, 0, size.val, seed=number)
+
+
+def open_all(config: ConfigDict, folder: pathlib.Path, split: str) -> list:
+    size = tuple(config.input_size)
+    return [
+        open_source(protocol, split, data_dir=folder / "own", input_size=size, dataset_index=index)
+        for index, protocol in enumerate(protocols(config))
+    ]
+
+
+@dataclasses.dataclass(frozen=True)
+class Pictures:
+    """One dataset's validation crops, and their truth [N, K, 3] in the skeletons of its kind."""
+
+    crops: Judged
+    truth: Mapping[str, np.ndarray]
+
+
+def validation(config: ConfigDict, folder: pathlib.Path) -> dict[str, Pictures]:
+    """{dataset: its crops and all their truths}."""
+    found = {}
+    for protocol, source in zip(protocols(config), open_all(config, folder, "val"), strict=True):
+        crops = judged(config, source)
+        kind = PEOPLE if protocol.name in PEOPLE else ANIMALS
+        truth = {
+            head: truth_of(load_annotations(head, "val", folder / f"truth_{protocol.name}"), crops.instance_id)
+            for head in kind
+        }
+        found[protocol.name] = Pictures(crops, truth)
+    return found
+
+
+def figures(see: Seer, state: TrainState, pictures: Mapping[str, Pictures]) -> dict[str, float]:
+    """PCK@0.1 in percent.
+
+    `own/<d>`: dataset d's head on d's figures; `other/...`: heads on the figures of the other dataset of their kind, as
+    of the expert of the picture's dataset (`picture expert`) or of the head's (`head expert`): all keypoints, and
+    `unseen`, those without a namesake in the labels of the picture's dataset. `.../prototypes`: by prototype maps.
+    """
+    datasets = see.method.datasets
+    place, names = starts(datasets), {d.name: [same_name(n) for n in d.keypoints.keypoints] for d in datasets}
+    out: dict[str, list[float]] = {}
+    for number, dataset in enumerate(datasets):
+        own = pictures[dataset.name]
+        for expert, through in enumerate(datasets):
+            heads = [head for head in own.truth if expert == number or through.name == head]
+            found = see(state, own.crops, expert) if heads else {}
+            for head in heads:
+                unseen = [k for k, name in enumerate(names[head]) if name not in names[dataset.name]]
+                kind = "people" if dataset.name in PEOPLE else "animals"
+                for maps, keypoints in found.items():
+                    hits = pck(keypoints[:, place[head]], own.truth[head], own.crops.size)
+                    tail = "" if maps == "heads" else "/prototypes"
+                    if head == dataset.name:
+                        out.setdefault(f"own/{head}{tail}", []).append(percent(*hits))
+                        continue
+                    whose = "picture expert" if expert == number else "head expert"
+                    out.setdefault(f"other/{kind}/{whose}{tail}", []).append(percent(*hits))
+                    if unseen:
+                        out.setdefault(f"unseen/{kind}/{whose}{tail}", []).append(percent(*hits, unseen))
+    return {name: float(np.mean(values)) for name, values in out.items()}
+
+
+def bank_figures(method: PoseBHMethod, state: TrainState) -> dict[str, float]:
+    """Retrieval of namesakes (`posebh_jax.same_keypoints`); {} for the baseline."""
+    if not state.method_state:
+        return {}
+    skeletons = [dataset.keypoints.keypoints for dataset in method.datasets]
+    return retrieval(np.asarray(state.method_state[BANK]), skeletons)
+
+
+class Seed:
+    """One seed: its pictures, its multi-head model, and the arms that go on from it, each a line."""
+
+    def __init__(self, out: pathlib.Path, size: Size, trainer: Trainer, seed: int, data: pathlib.Path):
+        self.path, self.size, self.trainer, self.seed = out / f"{NAME}.jsonl", size, trainer, seed
+        self.key = {"seed": seed, "poor": size.poor}
+        folder = data / f"{NAME}_{seed}_{size.poor}"
+        prepare(folder, seed, size)
+        self.sources = open_all(trainer.config, folder, "train")
+        self.pictures = validation(trainer.config, folder)
+        self.method = trainer.method()
+        self.see = trainer.see
+
+    def data(self, stream: int):
+        return batches(self.trainer.config, self.sources, 1000 * self.seed + stream)
+
+    def write(self, arm: str, steps: int, clock: Clock, state: TrainState, seen: Mapping[str, float]) -> None:
+        bare = state if arm not in ("base", *BASELINES) else state.replace(method_state={})
+        found = figures(self.see, bare, self.pictures) | bank_figures(self.method, bare)
+        times = {"seconds": round(clock.seconds, 1), "cpu_seconds": round(clock.cpu_seconds, 1)}
+        row: dict[str, Any] = {"arm": arm, **self.key, "steps": steps, **times}
+        rounded = {name: round(value, 4) for name, value in found.items()}
+        losses = {name: round(value, 6) for name, value in seen.items()}
+        lines.append(self.path, row | {"figures": rounded, "training": losses})
+        logging.info("seed %d, %s, %d steps: %s", self.seed, arm, steps, rounded)
+
+    def done(self, *arms: str) -> bool:
+        rows = lines.read(self.path)
+        return all(lines.find(rows, arm=arm, **self.key) for arm in arms)
+
+    def run(self, arms: Mapping[str, tuple[str, ...]], slips: bool) -> None:
+        """Base, baseline and arms, those that are not lines yet."""
+        wanted = ["base", *BASELINES, *arms, *(["later prototypes fixed"] if slips else [])]
+        if self.done(*wanted):
+            return
+        trainer, method, size = self.trainer, self.method, self.size
+        clock = Clock()
+        base = trainer.init(method, self.seed)
+        base, seen = trainer.train(method, base, MULTI_HEAD, self.data(0), size.base, clock)
+        if not self.done("base"):
+            self.write("base", size.base, clock, base, seen)
+        if not self.done(*BASELINES):
+            state, clock, stream, taken = base, Clock(), self.data(1), 0
+            for arm, steps in BASELINES.items():
+                state, seen = trainer.train(method, state, MULTI_HEAD, stream, steps(size) - taken, clock)
+                taken = steps(size)
+                self.write(arm, taken, clock, state, seen)
+        if not self.done(*arms):
+            self._posebh(method, base, arms)
+        if slips:
+            self._posebh(trainer.method(FirstDatasetOnly), base, {"later prototypes fixed": ARMS["all"]})
+
+    def _posebh(self, method: PoseBHMethod, base: TrainState, arms: Mapping[str, tuple[str, ...]]) -> None:
+        size, shared = self.size, Clock()
+        stream = self.data(1)
+        first, seen = self.trainer.train(method, base, FIRST, stream, size.first, shared)
+        if not self.done("first stage") and type(method) is PoseBHMethod:
+            self.write("first stage", size.first, shared, first, seen)
+        position = stream.get_state()
+        for arm, terms in arms.items():
+            if self.done(arm):
+                continue
+            stage = Stage("all", 1, EVERYTHING, ("heatmap", *PROTOTYPES, *terms))
+            clock = dataclasses.replace(shared)
+            stream.set_state(position)
+            state, seen = self.trainer.train(method, first, stage, stream, size.rest, clock)
+            self.write(arm, size.first + size.rest, clock, state, seen)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--out", type=pathlib.Path, required=True, help="lines, tables and plots")
+    parser.add_argument(
+        "--data", type=pathlib.Path, default=pathlib.Path("workdir/experiments"), help="rendered pictures"
+    )
+    parser.add_argument("--seeds", type=int, default=5)
+    args = parser.parse_args()
+    report.start_logging()
+    began = time.perf_counter()
+    trainer = Trainer(configuration(), MULTI_HEAD)
+    for seed in range(args.seeds):
+        for poor, arms in ((100, ARMS), (25, {"all": ARMS["all"]}), (400, {"all": ARMS["all"]})):
+            Seed(args.out, Size(poor=poor), trainer, seed, args.data).run(arms, slips=poor == 100)
+    logging.info("%.0f s", time.perf_counter() - began)
+
+
+if __name__ == "__main__":
+    main()
