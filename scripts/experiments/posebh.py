@@ -30,7 +30,7 @@ from pose_common.training.stages import Stage
 from pose_common.training.state import TrainState
 from posebh_jax.method import BANK, PoseBHMethod
 from posebh_jax.same_keypoints import retrieval, same_name
-from scripts.experiments import lines
+from scripts.experiments import lines, prototype_map
 from scripts.experiments.training import (
     Clock,
     Judged,
@@ -49,11 +49,24 @@ NAME = "posebh"
 PEOPLE, ANIMALS = ("synthetic_coco", "synthetic_mpii"), ("synthetic_ap10k", "synthetic_apt36k")
 POOR = "synthetic_apt36k"
 PROTOTYPES = ("prototype", "prototype_heatmap")
-ARMS: Mapping[str, tuple[str, ...]] = {
-    "prototypes": (),
-    "+ cluster": ("cluster",),
-    "+ cross-type": ("cross_type",),
-    "all": ("cluster", "cross_type"),
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """What an arm adds to heatmaps and prototype terms in the last stage: terms, weights, a slip of the release."""
+
+    terms: tuple[str, ...] = ()
+    losses: tuple[tuple[str, float], ...] = ()
+    slip: bool = False
+
+
+ARMS: Mapping[str, Arm] = {
+    "prototypes": Arm(),
+    "+ cluster": Arm(("cluster",)),
+    "+ cross-type": Arm(("cross_type",)),
+    "all": Arm(("cluster", "cross_type")),
+    "all, cross-type x10": Arm(("cluster", "cross_type"), (("cross_type_weight", 1.0),)),
+    "all, later prototypes fixed": Arm(("cluster", "cross_type"), slip=True),
 }
 
 
@@ -68,7 +81,7 @@ class Size:
     """
 
     base: int = 250
-    first: int = 75
+    first: int = 100
     rest: int = 150
     train: int = 200
     val: int = 60
@@ -83,6 +96,7 @@ BASELINES: Mapping[str, Callable[[Size], int]] = {
 }
 EVERYTHING = ("backbone", "heads", "embedding")
 MULTI_HEAD = Stage("multi-head", 1, ("backbone", "heads"), ("heatmap",))
+FIRST_STAGE = "first stage"
 FIRST = Stage("prototypes", 1, ("embedding",), PROTOTYPES, updates_state=True)
 
 
@@ -98,13 +112,14 @@ class FirstDatasetOnly(PoseBHMethod):
 def configuration() -> ConfigDict:
     """The demo's model on crops of 64x96.
 
-    Prototypes follow with momentum 0.95: a hundred steps are five of its time constants, as the paper's first stage is
-    of 0.999. One codec for all, so that a crop can be judged by every head.
+    Prototypes follow with momentum 0.95, so that the first stage lasts several of its time constants, as the paper's
+    does of 0.999. Weights are the demo's, but the prototypes' own a tenth of them, which makes these terms as large as
+    the heads', with whom they share a stage here. One codec, so that a crop can be judged by every head.
     """
     config = mdt.get_config("demo")
     config.input_size = (64, 96)
-    config.losses.momentum = 0.95
-    config.losses.heatmap_weight = 0.1
+    config.losses.update(momentum=0.95, contrast_weight=1e-3, heatmap_weight=0.1)
+    config.batch_size = 16
     config.learning_rate, config.warmup_steps, config.decay_epochs = 1e-3, 30, (10**6,)
     for name in config.datasets:
         config.codec[name] = "udp"
@@ -116,15 +131,23 @@ def prepare(folder: pathlib.Path, seed: int, size: Size) -> None:
     for kind in (PEOPLE, ANIMALS):
         for place, dataset in enumerate(kind):
             number = 1000 * (seed + 1) + place
-            train = size.poor if dataset == POOR else size.train
-            prepare_synthetic(folder / "own", [dataset], train, size.val, seed=number)
+            prepare_synthetic(folder / "own", [dataset], 0 if dataset == POOR else size.train, size.val, seed=number)
             prepare_synthetic(folder / f"truth_{dataset}", kind, 0, size.val, seed=number)
+            if dataset == POOR:
+                prepare_synthetic(folder / f"poor_{size.poor}", [dataset], size.poor, 0, seed=number)
 
 
-def open_all(config: ConfigDict, folder: pathlib.Path, split: str) -> list:
-    size = tuple(config.input_size)
+def open_all(config: ConfigDict, folder: pathlib.Path, split: str, poor: int) -> list:
+    """The sources of all datasets."""
+    size, few = tuple(config.input_size), f"poor_{poor}"
     return [
-        open_source(protocol, split, data_dir=folder / "own", input_size=size, dataset_index=index)
+        open_source(
+            protocol,
+            split,
+            data_dir=folder / (few if protocol.name == POOR and split == "train" else "own"),
+            input_size=size,
+            dataset_index=index,
+        )
         for index, protocol in enumerate(protocols(config))
     ]
 
@@ -140,7 +163,7 @@ class Pictures:
 def validation(config: ConfigDict, folder: pathlib.Path) -> dict[str, Pictures]:
     """{dataset: its crops and all their truths}."""
     found = {}
-    for protocol, source in zip(protocols(config), open_all(config, folder, "val"), strict=True):
+    for protocol, source in zip(protocols(config), open_all(config, folder, "val", 0), strict=True):
         crops = judged(config, source)
         kind = PEOPLE if protocol.name in PEOPLE else ANIMALS
         truth = {
@@ -196,9 +219,9 @@ class Seed:
     def __init__(self, out: pathlib.Path, size: Size, trainer: Trainer, seed: int, data: pathlib.Path):
         self.path, self.size, self.trainer, self.seed = out / f"{NAME}.jsonl", size, trainer, seed
         self.key = {"seed": seed, "poor": size.poor}
-        folder = data / f"{NAME}_{seed}_{size.poor}"
+        folder = data / f"{NAME}_{seed}"
         prepare(folder, seed, size)
-        self.sources = open_all(trainer.config, folder, "train")
+        self.sources = open_all(trainer.config, folder, "train", size.poor)
         self.pictures = validation(trainer.config, folder)
         self.method = trainer.method()
         self.see = trainer.see
@@ -220,11 +243,8 @@ class Seed:
         rows = lines.read(self.path)
         return all(lines.find(rows, arm=arm, **self.key) for arm in arms)
 
-    def run(self, arms: Mapping[str, tuple[str, ...]], slips: bool) -> None:
+    def run(self, arms: Mapping[str, Arm]) -> None:
         """Base, baseline and arms, those that are not lines yet."""
-        wanted = ["base", *BASELINES, *arms, *(["later prototypes fixed"] if slips else [])]
-        if self.done(*wanted):
-            return
         trainer, method, size = self.trainer, self.method, self.size
         clock = Clock()
         base = trainer.init(method, self.seed)
@@ -237,26 +257,37 @@ class Seed:
                 state, seen = trainer.train(method, state, MULTI_HEAD, stream, steps(size) - taken, clock)
                 taken = steps(size)
                 self.write(arm, taken, clock, state, seen)
-        if not self.done(*arms):
-            self._posebh(method, base, arms)
-        if slips:
-            self._posebh(trainer.method(FirstDatasetOnly), base, {"later prototypes fixed": ARMS["all"]})
+        for kind, slip in ((PoseBHMethod, False), (FirstDatasetOnly, True)):
+            chosen = {name: arm for name, arm in arms.items() if arm.slip == slip and not self.done(name)}
+            if chosen:
+                self._posebh(kind, base, chosen)
 
-    def _posebh(self, method: PoseBHMethod, base: TrainState, arms: Mapping[str, tuple[str, ...]]) -> None:
-        size, shared = self.size, Clock()
-        stream = self.data(1)
-        first, seen = self.trainer.train(method, base, FIRST, stream, size.first, shared)
-        if not self.done("first stage") and type(method) is PoseBHMethod:
-            self.write("first stage", size.first, shared, first, seen)
+    def _longer(self, first: TrainState, base: TrainState, clock: Clock) -> None:
+        """The first stage goes on to four times its length: what prototypes come to; and a picture of them."""
+        steps, clock = 3 * self.size.first, dataclasses.replace(clock)
+        longer, seen = self.trainer.train(self.method, first, FIRST, self.data(2), steps, clock)
+        self.write(f"{FIRST_STAGE} x4", 4 * self.size.first, clock, longer, seen)
+        if self.seed == 0:
+            states = {"untrained": base, FIRST_STAGE: first, f"{FIRST_STAGE} x4": longer}
+            banks = {name: np.asarray(state.method_state[BANK]) for name, state in states.items()}
+            skeletons = {dataset.name: dataset.keypoints.keypoints for dataset in self.method.datasets}
+            prototype_map.draw(self.path.with_name("prototype_map.png"), banks, skeletons)
+
+    def _posebh(self, kind: type[PoseBHMethod], base: TrainState, arms: Mapping[str, Arm]) -> None:
+        size, shared, stream = self.size, Clock(), self.data(1)
+        first, seen = self.trainer.train(self.trainer.method(kind), base, FIRST, stream, size.first, shared)
+        if kind is PoseBHMethod and not self.done(FIRST_STAGE):
+            self.write(FIRST_STAGE, size.first, shared, first, seen)
+            if len(arms) > 1:
+                self._longer(first, base, shared)
         position = stream.get_state()
-        for arm, terms in arms.items():
-            if self.done(arm):
-                continue
-            stage = Stage("all", 1, EVERYTHING, ("heatmap", *PROTOTYPES, *terms))
+        for name, arm in arms.items():
+            stage = Stage("all", 1, EVERYTHING, ("heatmap", *PROTOTYPES, *arm.terms))
             clock = dataclasses.replace(shared)
             stream.set_state(position)
+            method = self.trainer.method(kind, **dict(arm.losses))
             state, seen = self.trainer.train(method, first, stage, stream, size.rest, clock)
-            self.write(arm, size.first + size.rest, clock, state, seen)
+            self.write(name, size.first + size.rest, clock, state, seen)
 
 
 def main() -> None:
@@ -266,13 +297,18 @@ def main() -> None:
         "--data", type=pathlib.Path, default=pathlib.Path("workdir/experiments"), help="rendered pictures"
     )
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--poor", type=int, nargs="+", default=[100, 25, 400], help=f"pictures of {POOR} to train on")
     args = parser.parse_args()
     report.start_logging()
     began = time.perf_counter()
     trainer = Trainer(configuration(), MULTI_HEAD)
     for seed in range(args.seeds):
-        for poor, arms in ((100, ARMS), (25, {"all": ARMS["all"]}), (400, {"all": ARMS["all"]})):
-            Seed(args.out, Size(poor=poor), trainer, seed, args.data).run(arms, slips=poor == 100)
+        for poor in args.poor:
+            arms = ARMS if poor == Size.poor else {"all": ARMS["all"]}
+            rows = lines.read(args.out / f"{NAME}.jsonl")
+            if all(lines.find(rows, arm=arm, seed=seed, poor=poor) for arm in ("base", *BASELINES, *arms)):
+                continue
+            Seed(args.out, Size(poor=poor), trainer, seed, args.data).run(arms)
     logging.info("%.0f s", time.perf_counter() - began)
 
 

@@ -35,18 +35,22 @@ from pose_common.training.state import TrainState
 from pose_common.weights.embedded import read_embedded
 from pose_common.weights.keys import Conversion, flatten, unflatten
 from posebh_jax import configuration as posebh_configuration
-from posebh_jax.method import PoseBHMethod
 from posebh_jax.weights.transfer import start_from
 from scripts.experiments import lines
-from scripts.experiments.posebh import BASELINES, EVERYTHING, FIRST, MULTI_HEAD, PROTOTYPES, Size
+from scripts.experiments.posebh import EVERYTHING, FIRST, FIRST_STAGE, MULTI_HEAD, PROTOTYPES, Arm, Size
 from scripts.experiments.training import Clock, Judged, Seer, Trainer, batches, judged, pck, percent, truth_of
 
 NAME = "split_skeletons"
 FULL = "lsp_full"
 EMBEDDED = pathlib.Path(__file__).resolve().parents[2] / "posebh_jax" / "embedded.safetensors"
-ARMS: Mapping[str, tuple[str, ...]] = {"prototypes": (), "+ cross-type": ("cross_type",)}
+ARMS: Mapping[str, Arm] = {
+    "prototypes": Arm(),
+    "+ cross-type": Arm(("cross_type",)),
+    "+ cross-type x10": Arm(("cross_type",), (("cross_type_weight", 1.0),)),
+}
+BASELINES: Mapping[str, int] = {"multi-head short": 200, "multi-head": 350}
 BOUND = "all labels"
-SIZE = Size(base=500, first=75, rest=200)
+SIZE = Size(base=300, first=150, rest=200)
 
 
 def halves(names: Sequence[str], split: str) -> tuple[list[str], list[str]]:
@@ -107,10 +111,8 @@ def configuration(data: pathlib.Path, split: str) -> ConfigDict:
     for name in config.datasets:
         config.codec[name] = "udp"
         config.augmentation.scale_factor[name], config.augmentation.rotation_factor[name] = 0.25, 30.0
-    config.losses.update(
-        momentum=0.95, contrast_weight=1e-3, heatmap_weight=0.1, cross_type_weight=1.0, cluster_weight=0.1
-    )
-    config.clusters.options = (8,)
+    config.losses.update(momentum=0.95, contrast_weight=1e-3, heatmap_weight=0.1)
+    config.batch_size = 16
     config.learning_rate, config.warmup_steps, config.decay_epochs = 1e-3, 30, (10**6,)
     return config
 
@@ -200,7 +202,7 @@ class Runs:
     def write(
         self, arm: str, seed: int, steps: int, clock: Clock, state: TrainState, seen: Mapping[str, float]
     ) -> None:
-        bare = state if arm in (*ARMS, "first stage") else state.replace(method_state={})
+        bare = state if arm in (*ARMS, FIRST_STAGE) else state.replace(method_state={})
         found = {n: round(v, 3) for n, v in figures(self.see, bare, self.crops, self.truth).items()}
         times = {"seconds": round(clock.seconds, 1), "cpu_seconds": round(clock.cpu_seconds, 1)}
         losses = {name: round(value, 6) for name, value in seen.items()}
@@ -219,28 +221,31 @@ class Runs:
         if not self.done(seed, *BASELINES):
             state, clock, stream, taken = base, Clock(), self.stream(seed, 1), 0
             for arm, steps in BASELINES.items():
-                state, seen = train(method, state, MULTI_HEAD, stream, steps(size) - taken, clock)
-                taken = steps(size)
+                state, seen = train(method, state, MULTI_HEAD, stream, steps - taken, clock)
+                taken = steps
                 self.write(arm, seed, taken, clock, state, seen)
         if not self.done(seed, *ARMS):
-            self._posebh(method, base, seed)
+            self._posebh(base, seed)
         if not self.done(seed, BOUND):
             clock = Clock()
             state, seen = train(method, start, MULTI_HEAD, self.stream(seed, 2, True), size.base + more, clock)
             self.write(BOUND, seed, size.base + more, clock, state, seen)
 
-    def _posebh(self, method: PoseBHMethod, base: TrainState, seed: int) -> None:
-        stream, shared = self.stream(seed, 1), Clock()
-        first, seen = self.trainer.train(method, base, FIRST, stream, self.size.first, shared)
+    def _posebh(self, base: TrainState, seed: int) -> None:
+        stream, shared, size = self.stream(seed, 1), Clock(), self.size
+        first, seen = self.trainer.train(self.method, base, FIRST, stream, size.first, shared)
+        if not self.done(seed, FIRST_STAGE):
+            self.write(FIRST_STAGE, seed, size.first, shared, first, seen)
         position = stream.get_state()
-        for arm, terms in ARMS.items():
-            if self.done(seed, arm):
+        for name, arm in ARMS.items():
+            if self.done(seed, name):
                 continue
             clock = dataclasses.replace(shared)
             stream.set_state(position)
-            stage = Stage("all", 1, EVERYTHING, ("heatmap", *PROTOTYPES, *terms))
-            state, seen = self.trainer.train(method, first, stage, stream, self.size.rest, clock)
-            self.write(arm, seed, self.size.first + self.size.rest, clock, state, seen)
+            stage = Stage("all", 1, EVERYTHING, ("heatmap", *PROTOTYPES, *arm.terms))
+            method = self.trainer.method(**dict(arm.losses))
+            state, seen = self.trainer.train(method, first, stage, stream, size.rest, clock)
+            self.write(name, seed, size.first + size.rest, clock, state, seen)
 
 
 def main() -> None:

@@ -50,7 +50,7 @@ class Trainer:
 
     config: ConfigDict
     first: Stage
-    methods: dict[type, PoseBHMethod] = dataclasses.field(default_factory=dict)
+    methods: dict[Any, PoseBHMethod] = dataclasses.field(default_factory=dict)
     compiled: dict[Any, Callable] = dataclasses.field(default_factory=dict)
 
     @functools.cached_property
@@ -58,13 +58,15 @@ class Trainer:
         """Predictions, compiled once for all runs."""
         return Seer(self.method())
 
-    def method(self, kind: type[PoseBHMethod] = PoseBHMethod) -> PoseBHMethod:
-        """The method with `first` as its only stage, as a (sub)class."""
-        if kind not in self.methods:
+    def method(self, kind: type[PoseBHMethod] = PoseBHMethod, **losses: float) -> PoseBHMethod:
+        """The method with `first` as its only stage, as a (sub)class, and with other settings of `config.losses`."""
+        key = (kind, *losses.items())
+        if key not in self.methods:
             made = build.make_method(self.config, 1)
             fields = {field.name: getattr(made, field.name) for field in dataclasses.fields(made)}
-            self.methods[kind] = kind(**(fields | {"stages": (self.first,)}))
-        return self.methods[kind]
+            changed = {"stages": (self.first,), "losses": dataclasses.replace(made.losses, **losses)}
+            self.methods[key] = kind(**(fields | changed))
+        return self.methods[key]
 
     def init(self, method: PoseBHMethod, seed: int) -> TrainState:
         return jax.jit(method.init)(jax.random.PRNGKey(seed))
