@@ -30,7 +30,7 @@ from pose_common.training.stages import Stage
 from pose_common.training.state import TrainState
 from posebh_jax.method import BANK, PoseBHMethod
 from posebh_jax.same_keypoints import retrieval, same_name
-from scripts.experiments import lines, prototype_map
+from scripts.experiments import lines, posebh_report, prototype_map
 from scripts.experiments.training import (
     Clock,
     Judged,
@@ -119,6 +119,7 @@ def configuration() -> ConfigDict:
     config = mdt.get_config("demo")
     config.input_size = (64, 96)
     config.losses.update(momentum=0.95, contrast_weight=1e-3, heatmap_weight=0.1)
+    config.clusters.options = (20,)  # of 67 keypoints, as the paper's 64 are of 214
     config.batch_size = 16
     config.learning_rate, config.warmup_steps, config.decay_epochs = 1e-3, 30, (10**6,)
     for name in config.datasets:
@@ -230,6 +231,8 @@ class Seed:
         return batches(self.trainer.config, self.sources, 1000 * self.seed + stream)
 
     def write(self, arm: str, steps: int, clock: Clock, state: TrainState, seen: Mapping[str, float]) -> None:
+        if self.done(arm):
+            return
         bare = state if arm not in ("base", *BASELINES) else state.replace(method_state={})
         found = figures(self.see, bare, self.pictures) | bank_figures(self.method, bare)
         times = {"seconds": round(clock.seconds, 1), "cpu_seconds": round(clock.cpu_seconds, 1)}
@@ -309,6 +312,7 @@ def main() -> None:
             if all(lines.find(rows, arm=arm, seed=seed, poor=poor) for arm in ("base", *BASELINES, *arms)):
                 continue
             Seed(args.out, Size(poor=poor), trainer, seed, args.data).run(arms)
+    posebh_report.posebh(args.out, list(ARMS), list(BASELINES), Size.poor)
     logging.info("%.0f s", time.perf_counter() - began)
 
 

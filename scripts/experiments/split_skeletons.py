@@ -36,7 +36,7 @@ from pose_common.weights.embedded import read_embedded
 from pose_common.weights.keys import Conversion, flatten, unflatten
 from posebh_jax import configuration as posebh_configuration
 from posebh_jax.weights.transfer import start_from
-from scripts.experiments import lines
+from scripts.experiments import lines, posebh_report
 from scripts.experiments.posebh import EVERYTHING, FIRST, FIRST_STAGE, MULTI_HEAD, PROTOTYPES, Arm, Size
 from scripts.experiments.training import Clock, Judged, Seer, Trainer, batches, judged, pck, percent, truth_of
 
@@ -202,6 +202,8 @@ class Runs:
     def write(
         self, arm: str, seed: int, steps: int, clock: Clock, state: TrainState, seen: Mapping[str, float]
     ) -> None:
+        if self.done(seed, arm):
+            return
         bare = state if arm in (*ARMS, FIRST_STAGE) else state.replace(method_state={})
         found = {n: round(v, 3) for n, v in figures(self.see, bare, self.crops, self.truth).items()}
         times = {"seconds": round(clock.seconds, 1), "cpu_seconds": round(clock.cpu_seconds, 1)}
@@ -259,10 +261,15 @@ def main() -> None:
     report.start_logging()
     began = time.perf_counter()
     for split in args.splits:
+        rows = lines.read(args.out / f"{NAME}.jsonl")
+        wanted = [(arm, seed) for arm in ("base", *BASELINES, *ARMS, BOUND) for seed in range(args.seeds)]
+        if all(lines.find(rows, arm=arm, seed=seed, split=split) for arm, seed in wanted):
+            continue
         prepare(args.samples, args.data, split)
         runs = Runs(args.out, args.data, split, SIZE)
         for seed in range(args.seeds):
             runs.run(seed)
+    posebh_report.split_skeletons(args.out, ["multi-head short", *ARMS, BOUND], "multi-head")
     logging.info("%.0f s", time.perf_counter() - began)
 
 
