@@ -80,9 +80,9 @@ class Size:
       train, val: pictures of each dataset; but of `POOR`, `poor` to train on.
     """
 
-    base: int = 250
+    base: int = 300
     first: int = 100
-    rest: int = 150
+    rest: int = 100
     train: int = 200
     val: int = 60
     poor: int = 100

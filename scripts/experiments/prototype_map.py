@@ -20,6 +20,9 @@ from data_pipelines.datasets import find_dataset
 from posebh_jax import sources
 from posebh_jax.same_keypoints import keypoint_similarity, retrieval, same_name
 
+MOST_NAMES = 90
+"""Keypoints of a matrix that are named at its side; of more they would lie on each other."""
+
 
 def plane(similarity: np.ndarray) -> np.ndarray:
     """[T, 2]: classical scaling of the distances 1 - similarity [T, T]."""
@@ -50,10 +53,11 @@ def draw(path: pathlib.Path, banks: Mapping[str, np.ndarray], skeletons: Mapping
     for (left, right), (title, bank) in zip(axes, banks.items(), strict=True):
         similarity = keypoint_similarity(np.asarray(bank, np.float64))
         found = retrieval(bank, list(skeletons.values()))
-        said = f"{title}: namesakes' mean reciprocal rank {found['same_name_mrr']:.2f}" if found else title
+        said = f"{title}: namesakes' MRR {found['same_name_mrr']:.2f}" if found else title
         left.imshow(similarity[np.ix_(order, order)], cmap="magma", vmin=0, vmax=1)
-        left.set_title(f"{said} (chance {found['same_name_chance']:.2f})" if found else said, fontsize=9)
-        left.set_yticks(range(len(order)), [names[k] for k in order], fontsize=4)
+        left.set_title(f"{said} (chance {found['same_name_chance']:.2f})" if found else said, fontsize=9, loc="left")
+        readable = [names[k] for k in order] if len(order) <= MOST_NAMES else [""] * len(order)
+        left.set_yticks(range(len(order)), readable, fontsize=4)
         left.set_xticks([])
         points = plane(similarity)
         for name in shared:

@@ -48,9 +48,9 @@ ARMS: Mapping[str, Arm] = {
     "+ cross-type": Arm(("cross_type",)),
     "+ cross-type x10": Arm(("cross_type",), (("cross_type_weight", 1.0),)),
 }
-BASELINES: Mapping[str, int] = {"multi-head short": 200, "multi-head": 350}
+BASELINES: Mapping[str, int] = {"multi-head short": 120, "multi-head": 220}
 BOUND = "all labels"
-SIZE = Size(base=300, first=150, rest=200)
+SIZE = Size(base=300, first=100, rest=120)
 
 
 def halves(names: Sequence[str], split: str) -> tuple[list[str], list[str]]:
