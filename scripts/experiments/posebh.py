@@ -288,7 +288,7 @@ class Seed:
             stage = Stage("all", 1, EVERYTHING, ("heatmap", *PROTOTYPES, *arm.terms))
             clock = dataclasses.replace(shared)
             stream.set_state(position)
-            method = self.trainer.method(kind, **dict(arm.losses))
+            method = self.trainer.method(**dict(arm.losses))  # prototypes do not move any more
             state, seen = self.trainer.train(method, first, stage, stream, size.rest, clock)
             self.write(name, size.first + size.rest, clock, state, seen)
 
