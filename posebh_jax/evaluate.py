@@ -25,6 +25,7 @@ from pose_common.metrics import columns, evaluate
 from posebh_jax import visualise
 from posebh_jax.predictor import HEADS, PROTOTYPES, Predictor
 from posebh_jax.published import published
+from posebh_jax.same_keypoints import retrieval
 
 PARTS = ("body", "foot", "face", "lefthand", "righthand")
 """Of a whole body; their APs stand beside its own."""
@@ -110,6 +111,8 @@ class Evaluator:
             for kind, poses in predictions.items():
                 began = time.perf_counter()
                 values, errors = self._judge(task, loader, kind, poses, step)
+                if kind == PROTOTYPES and values:
+                    values |= self._same_names(weights, task.head)
                 row = self._row(task, loader, kind, values, seconds + time.perf_counter() - began)
                 yield Score(f"{task.name}/{kind}", values, row, errors)
 
@@ -174,6 +177,11 @@ class Evaluator:
                 pictures=self.pictures,
             )
         return evaluate.metrics_of(task.protocol, truth, poses) if len(truth.id) else {}, errors
+
+    def _same_names(self, weights: Mapping[str, Any], head: int) -> dict[str, float]:
+        """Whether the head's keypoints lie with their namesakes of the other skeletons (`same_keypoints.retrieval`)."""
+        bank = np.asarray(weights["prototypes"]["bank"].addressable_data(0))
+        return retrieval(bank, [dataset.keypoints.keypoints for dataset in self.predictor.datasets], head)
 
     def _row(
         self, task: Task, loader: EvalLoader, kind: str, values: Mapping[str, float], seconds: float

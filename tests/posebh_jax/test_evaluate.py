@@ -140,6 +140,29 @@ def test_a_person_found_where_there_is_none_counts(coco, tmp_path):
     assert nobody["coco_val/heads"]["AP"] < 0.9, "the empty picture's detection is the most certain one"
 
 
+class WithPrototypes(Constant):
+    """The same by prototypes, of two skeletons."""
+
+    datasets = (find_dataset("coco"), find_dataset("ap10k"))
+
+    def __call__(self, weights, image, inverse_warp, *, head, protocol):
+        heads = super().__call__(weights, image, inverse_warp, head=head, protocol=protocol)["heads"]
+        return {"heads": heads, "prototypes": heads}
+
+
+def test_rows_of_prototypes_say_whether_namesakes_meet(coco, tmp_path):
+    """Only where the run has prototypes; nose and eyes have namesakes, as shoulders, elbows, hips and knees."""
+    bank = np.random.default_rng(0).standard_normal((34, 1, 16))
+    human, animal = (list(dataset.keypoints.keypoints) for dataset in WithPrototypes.datasets)
+    bank[17 + animal.index("L_Hip")] = bank[human.index("left_hip")]
+    rows = evaluator(WithPrototypes(), [task("coco")], coco, tmp_path)({"prototypes": {"bank": jnp.asarray(bank)}}, 0)
+    found = rows["coco_val/prototypes"]
+    assert "same_name_mrr" not in rows["coco_val/heads"] and found["AP"] == rows["coco_val/heads"]["AP"]
+    assert 1 / 11 <= found["same_name_top1"] <= found["same_name_mrr"] < 1
+    (_, row) = json.loads((tmp_path / "results/step_0/table.json").read_text())["rows"]
+    assert row["metrics"]["same_name_mrr"] == found["same_name_mrr"]
+
+
 def test_detections_of_any_category_and_their_account(tmp_path):
     """Poses keep the detector's category, whatever annotations have the same ids as detections have counts."""
     content = tiny_sets.document(3) | {"categories": [{"id": 40, "name": "cat"}, {"id": 3, "name": "dog"}]}

@@ -1,0 +1,277 @@
+"""Real people, split skeletons: does one half of the labels teach the other half's pictures?
+
+    python -m scripts.experiments.split_skeletons --samples=../shared/samples/lsp --out=docs/results --seeds=3
+
+Half of the training pictures keep some of the joints, the other half the rest: two datasets, two heads, two experts,
+and no joint is labelled in both. Every head is judged on all validation pictures, as they pass through its own expert
+and through the other's, with which its joints were never labelled. The upper bound sees all labels with both.
+
+Pictures: Leeds Sports Pose Extended (Johnson and Everingham, CVPR 2011), http://sam.johnson.io/research/lspet.html, in
+COCO's format, a file each for training and validation, `lsp_train.json` and `lsp_val.json`, beside `images/`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import logging
+import pathlib
+import time
+from collections.abc import Mapping, Sequence
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from configs import mdt
+from data_pipelines.builders.custom import Custom
+from data_pipelines.records import is_prepared, load_annotations
+from data_pipelines.top_down.crops import TopDownSource
+from data_pipelines.top_down.loader import open_source
+from pose_common.training import report
+from pose_common.training.stages import Stage
+from pose_common.training.state import TrainState
+from pose_common.weights.embedded import read_embedded
+from pose_common.weights.keys import Conversion, flatten, unflatten
+from posebh_jax import configuration as posebh_configuration
+from posebh_jax.weights.transfer import start_from
+from scripts.experiments import lines, posebh_report
+from scripts.experiments.posebh import EVERYTHING, FIRST, FIRST_STAGE, MULTI_HEAD, PROTOTYPES, Arm, Size
+from scripts.experiments.training import Clock, Judged, Seer, Trainer, batches, judged, pck, percent, truth_of
+
+NAME = "split_skeletons"
+FULL = "lsp_full"
+EMBEDDED = pathlib.Path(__file__).resolve().parents[2] / "posebh_jax" / "embedded.safetensors"
+ARMS: Mapping[str, Arm] = {
+    "prototypes": Arm(),
+    "+ cross-type": Arm(("cross_type",)),
+    "+ cross-type x10": Arm(("cross_type",), (("cross_type_weight", 1.0),)),
+}
+BASELINES: Mapping[str, int] = {"multi-head short": 120, "multi-head": 220}
+BOUND = "all labels"
+SIZE = Size(base=300, first=100, rest=120)
+
+
+def halves(names: Sequence[str], split: str) -> tuple[list[str], list[str]]:
+    """The joints that each half of the pictures keeps.
+
+    Args:
+      names: all joints.
+      split: 'hips': those above the hips, and the rest; 'alternate': every other joint.
+    """
+    if split == "alternate":
+        return list(names[::2]), list(names[1::2])
+    lower = [name for name in names if name.split("_")[-1] in ("hip", "knee", "ankle")]
+    return [name for name in names if name not in lower], lower
+
+
+def datasets_of(split: str) -> tuple[str, str]:
+    return (f"lsp_{split}_a", f"lsp_{split}_b")
+
+
+def prepare(samples: pathlib.Path, data: pathlib.Path, split: str) -> None:
+    """Records of all pictures with all joints, and with those of each half."""
+    for part in ("train", "val"):
+        file = samples / f"lsp_{part}.json"
+        if not file.is_file():
+            raise SystemExit(f"{file} is not there; see the head of scripts/experiments/{NAME}.py for where to get it")
+        document = json.loads(file.read_text(encoding="utf8"))
+        names = document["categories"][0]["keypoints"]
+        for dataset, kept in zip((FULL, *datasets_of(split)), (names, *halves(names, split)), strict=True):
+            if is_prepared(dataset, part, data):
+                continue
+            labels = data / f"{dataset}_{part}.json"
+            labels.parent.mkdir(parents=True, exist_ok=True)
+            labels.write_text(json.dumps(only(document, kept)), encoding="utf8")
+            where = {"annotations": labels, "images": samples / "images"}
+            Custom(part, dataset=dataset, data_dir=data, progress=False, **where).prepare()
+
+
+def only(document: dict, kept: Sequence[str]) -> dict:
+    """The document with these joints alone."""
+    (category,) = document["categories"]
+    rows = [category["keypoints"].index(name) for name in kept]
+    annotations = []
+    for entry in document["annotations"]:
+        points = np.reshape(entry["keypoints"], (-1, 3))[rows]
+        labelled = int((points[:, 2] > 0).sum())
+        annotations.append(entry | {"keypoints": points.reshape(-1).tolist(), "num_keypoints": labelled})
+    plain = {name: value for name, value in category.items() if name != "skeleton"}
+    return document | {"annotations": annotations, "categories": [plain | {"keypoints": list(kept)}]}
+
+
+def configuration(data: pathlib.Path, split: str) -> ConfigDict:
+    """The demo's model and crops, as `scripts.experiments.posebh` weighs losses."""
+    config = mdt.get_config("demo")
+    config.data_dir = str(data)
+    config.datasets = datasets_of(split)
+    config.input_size = (64, 96)
+    posebh_configuration.fill_tables(config)
+    for name in config.datasets:
+        config.codec[name] = "udp"
+        config.augmentation.scale_factor[name], config.augmentation.rotation_factor[name] = 0.25, 30.0
+    config.losses.update(momentum=0.95, contrast_weight=1e-3, heatmap_weight=0.1)
+    config.batch_size = 16
+    config.learning_rate, config.warmup_steps, config.decay_epochs = 1e-3, 30, (10**6,)
+    return config
+
+
+def resized(conversion: Conversion, size: tuple[int, int]) -> Conversion:
+    """The weights with their position embedding sampled for crops of another size (width, height)."""
+    weights = flatten(conversion.weights)
+    position = weights["params/backbone/pos_embed"]
+    (width, height), dim = conversion.manifest["input_size"], position.shape[-1]
+    grid = position[:, 1:].reshape(1, height // 16, width // 16, dim)
+    grid = jax.image.resize(grid, (1, size[1] // 16, size[0] // 16, dim), "bilinear").reshape(1, -1, dim)
+    weights["params/backbone/pos_embed"] = np.concatenate([position[:, :1], grid], axis=1)
+    return dataclasses.replace(
+        conversion, weights=unflatten(weights), manifest={**conversion.manifest, "input_size": size}
+    )
+
+
+class Half:
+    """A random half of a source's people (`TopDownSource` as far as training asks)."""
+
+    def __init__(self, source: TopDownSource, rows: np.ndarray):
+        self._source, self._rows = source, rows
+        self.dataset, self.dataset_index = source.dataset, source.dataset_index
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int):
+        return self._source[int(self._rows[index])]
+
+
+def figures(see: Seer, state: TrainState, crops: Judged, truth: np.ndarray) -> dict[str, float]:
+    """PCK@0.1, percent, of all joints: by heads and by prototypes, through the head's own expert and the other's.
+
+    Args:
+      truth: [N, T, 3], joints in the order of the two heads.
+    """
+    first = see.method.keypoint_index.counts[0]
+    total = truth.shape[1]
+    parts = {"a": range(first), "b": range(first, total)}
+    out: dict[str, float] = {}
+    seen = [see(state, crops, expert) for expert in (0, 1)]
+    for maps in seen[0]:
+        for whose, experts in (("own expert", (0, 1)), ("other expert", (1, 0))):
+            found = np.concatenate([seen[experts[0]][maps][:, :first], seen[experts[1]][maps][:, first:]], axis=1)
+            hits = pck(found, truth, crops.size)
+            tail = "" if maps == "heads" else "/prototypes"
+            out[f"{whose}{tail}"] = percent(*hits)
+            out |= {f"{whose}/{part}{tail}": percent(*hits, rows) for part, rows in parts.items()}
+    return out
+
+
+class Runs:
+    """All runs of one split; each is a line."""
+
+    def __init__(self, out: pathlib.Path, data: pathlib.Path, split: str, size: Size):
+        self.path, self.split, self.size = out / f"{NAME}.jsonl", split, size
+        self.trainer = Trainer(configuration(data, split), MULTI_HEAD)
+        self.method = self.trainer.method()
+        shape = tuple(self.trainer.config.input_size)
+        self.sources = [
+            open_source(protocol, "train", data_dir=data, input_size=shape, dataset_index=index)
+            for index, protocol in enumerate(self.method.datasets)
+        ]
+        udp = dataclasses.replace(posebh_configuration.find_dataset(FULL, data), codec="udp")
+        self.crops = judged(self.trainer.config, open_source(udp, "val", data_dir=data, input_size=shape))
+        order = [udp.keypoints.keypoints.index(k) for d in self.method.datasets for k in d.keypoints.keypoints]
+        self.truth = truth_of(load_annotations(FULL, "val", data), self.crops.instance_id)[:, order]
+        self.see = self.trainer.see
+
+    def stream(self, seed: int, number: int, every_label: bool = False):
+        rows = np.random.default_rng(seed).permutation(len(self.sources[0]))
+        middle = len(rows) // 2
+        halved = [Half(source, part) for source, part in zip(self.sources, (rows[:middle], rows[middle:]), strict=True)]
+        return batches(self.trainer.config, self.sources if every_label else halved, 1000 * seed + number)
+
+    def start(self, seed: int) -> TrainState:
+        """Newly initialised heads on the embedded model's backbone, which knows rendered figures."""
+        state = self.trainer.init(self.method, seed)
+        known = resized(read_embedded(EMBEDDED), tuple(self.trainer.config.input_size))
+        return state.with_weights(start_from(known, jax.device_get(state.weights), self.method.model).tree)
+
+    def done(self, seed: int, *arms: str) -> bool:
+        rows = lines.read(self.path)
+        return all(lines.find(rows, arm=arm, seed=seed, split=self.split) for arm in arms)
+
+    def write(
+        self, arm: str, seed: int, steps: int, clock: Clock, state: TrainState, seen: Mapping[str, float]
+    ) -> None:
+        if self.done(seed, arm):
+            return
+        bare = state if arm in (*ARMS, FIRST_STAGE) else state.replace(method_state={})
+        found = {n: round(v, 3) for n, v in figures(self.see, bare, self.crops, self.truth).items()}
+        times = {"seconds": round(clock.seconds, 1), "cpu_seconds": round(clock.cpu_seconds, 1)}
+        losses = {name: round(value, 6) for name, value in seen.items()}
+        row = {"arm": arm, "seed": seed, "split": self.split, "steps": steps, **times}
+        lines.append(self.path, row | {"figures": found, "training": losses})
+        logging.info("%s, seed %d, %s: %s", self.split, seed, arm, found)
+
+    def run(self, seed: int) -> None:
+        if self.done(seed, "base", *BASELINES, *ARMS, BOUND):
+            return
+        train, size, method = self.trainer.train, self.size, self.method
+        start, clock, more = self.start(seed), Clock(), self.size.first + self.size.rest
+        base, seen = train(method, start, MULTI_HEAD, self.stream(seed, 0), size.base, clock)
+        if not self.done(seed, "base"):
+            self.write("base", seed, size.base, clock, base, seen)
+        if not self.done(seed, *BASELINES):
+            state, clock, stream, taken = base, Clock(), self.stream(seed, 1), 0
+            for arm, steps in BASELINES.items():
+                state, seen = train(method, state, MULTI_HEAD, stream, steps - taken, clock)
+                taken = steps
+                self.write(arm, seed, taken, clock, state, seen)
+        if not self.done(seed, *ARMS):
+            self._posebh(base, seed)
+        if not self.done(seed, BOUND):
+            clock = Clock()
+            state, seen = train(method, start, MULTI_HEAD, self.stream(seed, 2, True), size.base + more, clock)
+            self.write(BOUND, seed, size.base + more, clock, state, seen)
+
+    def _posebh(self, base: TrainState, seed: int) -> None:
+        stream, shared, size = self.stream(seed, 1), Clock(), self.size
+        first, seen = self.trainer.train(self.method, base, FIRST, stream, size.first, shared)
+        if not self.done(seed, FIRST_STAGE):
+            self.write(FIRST_STAGE, seed, size.first, shared, first, seen)
+        position = stream.get_state()
+        for name, arm in ARMS.items():
+            if self.done(seed, name):
+                continue
+            clock = dataclasses.replace(shared)
+            stream.set_state(position)
+            stage = Stage("all", 1, EVERYTHING, ("heatmap", *PROTOTYPES, *arm.terms))
+            method = self.trainer.method(**dict(arm.losses))
+            state, seen = self.trainer.train(method, first, stage, stream, size.rest, clock)
+            self.write(name, seed, size.first + size.rest, clock, state, seen)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--samples", type=pathlib.Path, default=pathlib.Path("../shared/samples/lsp"))
+    parser.add_argument("--out", type=pathlib.Path, required=True, help="lines, tables and plots")
+    parser.add_argument("--data", type=pathlib.Path, default=pathlib.Path("workdir/experiments/lsp"), help="records")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--splits", nargs="+", default=["hips", "alternate"])
+    args = parser.parse_args()
+    report.start_logging()
+    began = time.perf_counter()
+    for split in args.splits:
+        rows = lines.read(args.out / f"{NAME}.jsonl")
+        wanted = [(arm, seed) for arm in ("base", *BASELINES, *ARMS, BOUND) for seed in range(args.seeds)]
+        if all(lines.find(rows, arm=arm, seed=seed, split=split) for arm, seed in wanted):
+            continue
+        prepare(args.samples, args.data, split)
+        runs = Runs(args.out, args.data, split, SIZE)
+        for seed in range(args.seeds):
+            runs.run(seed)
+    posebh_report.split_skeletons(args.out, ["multi-head short", *ARMS, BOUND], "multi-head")
+    logging.info("%.0f s", time.perf_counter() - began)
+
+
+if __name__ == "__main__":
+    main()
