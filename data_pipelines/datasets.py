@@ -157,10 +157,14 @@ def find_dataset(name: str, data_dir: str | pathlib.Path | None = None) -> PoseD
 
 def save_definition(dataset: PoseDataset, data_dir: str | pathlib.Path) -> None:
     """Writes a definition; it is there either whole or not at all."""
-    fields = dataclasses.asdict(dataset) | {"skeleton": dataclasses.asdict(dataset.keypoints)}
     path = definition_path(dataset.name, data_dir)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, json.dumps(fields, indent=1))
+    write_whole(path, json.dumps(definition_of(dataset), indent=1))
+
+
+def definition_of(dataset: PoseDataset) -> dict[str, Any]:
+    """A dataset's fields with those of its skeleton, as a definition has them."""
+    return dataclasses.asdict(dataset) | {"skeleton": dataclasses.asdict(dataset.keypoints)}
 
 
 def read_definition(path: pathlib.Path) -> PoseDataset:
@@ -171,14 +175,26 @@ def read_definition(path: pathlib.Path) -> PoseDataset:
     """
     try:
         fields = json.loads(path.read_text(encoding="utf8"))
-        skeleton = KeypointSet(**{name: _tuples(value) for name, value in fields.pop("skeleton").items()})
-        fields["codec"] = {"unshifted": "msra"}.get(fields.get("codec", "msra"), fields.get("codec", "msra"))
-        dataset = PoseDataset(**fields, skeleton=skeleton)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError) as error:
         raise ValueError(f"{path} defines no dataset: {error}") from error
+    return defined(fields, str(path))
+
+
+def defined(fields: Any, where: str) -> PoseDataset:
+    """The dataset of `definition_of`'s fields; `where` they stand is for messages.
+
+    Raises:
+      ValueError: no such fields, or numbers that do not fit each other.
+    """
+    try:
+        skeleton = KeypointSet(**{name: _tuples(value) for name, value in fields["skeleton"].items()})
+        codec = {"unshifted": "msra"}.get(fields.get("codec", "msra"), fields.get("codec", "msra"))
+        dataset = PoseDataset(**{**fields, "codec": codec, "skeleton": skeleton})
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"{where} defines no dataset: {error}") from error
     if dataset.codec not in CODECS:
-        raise ValueError(f"{path}: codec {dataset.codec!r} is none of {', '.join(CODECS)}")
-    check_skeleton(skeleton, str(path))
+        raise ValueError(f"{where}: codec {dataset.codec!r} is none of {', '.join(CODECS)}")
+    check_skeleton(skeleton, where)
     return dataset
 
 

@@ -7,12 +7,12 @@ import numpy as np
 
 from pose_common.export.program import Outputs, Program, image_pixels
 from posebh_jax.predict import PoseModel
-from posebh_jax.predictor import HEADS, PROTOTYPES, Predictor
+from posebh_jax.predictor import PROTOTYPES, Predictor
 from posebh_jax.weights.manifest import manifest_of, model_of
 from posebh_jax.weights.transfer import single_dataset
 
 
-def program(pose: PoseModel, dataset: str | None = None, *, flip: bool = False, maps: str = HEADS) -> Program:
+def program(pose: PoseModel, dataset: str | None = None, *, flip: bool = False, maps: str | None = None) -> Program:
     """Crops -> `keypoints` float32 [B, K, 3]: x, y in pixels of the crop, and confidence.
 
     The dataset's expert is folded into the backbone, and the other heads are left out.
@@ -21,15 +21,14 @@ def program(pose: PoseModel, dataset: str | None = None, *, flip: bool = False, 
       pose: a loaded model.
       dataset: whose skeleton, its first by default.
       flip: average with the mirrored crop.
-      maps: "heads", or "prototypes" where the model has them.
+      maps: "heads", or "prototypes" where the model has them; None: the first that it has.
 
     Raises:
       ValueError: the model has not the dataset or the maps.
     """
     (name,) = pose.names(dataset)
     protocol, loaded = pose.datasets[name], pose.predictors[flip]
-    if maps == PROTOTYPES and not pose.weights["prototypes"]:
-        raise ValueError(f"maps={maps!r}: {pose.title} has {HEADS}")
+    maps = pose.map_of(maps)
     weights = jax.tree.map(np.asarray, pose.weights)
     weights, manifest = single_dataset(weights, manifest_of(loaded.model, loaded.input_size, pose.title), name)
     weights = {**weights, "prototypes": weights["prototypes"] if maps == PROTOTYPES else {}}

@@ -18,6 +18,8 @@ _small_normal = nn.initializers.normal(0.001)
 
 NECKS = ("res", "res2", "conv")
 """Between upsampling and the last convolutions of the embedding head: one residual block, two, or one convolution."""
+BARE = "bare"
+"""No neck and no upsampling that were learned: the backbone's features, enlarged (`posebh_jax/skeleton.py`)."""
 KERNELS = (3, 1)
 ACTIVATIONS = {"silu": nn.silu, "relu": nn.relu}
 
@@ -47,6 +49,12 @@ def upsample2(x: jax.Array, kernel: jax.Array) -> jax.Array:
     ).reshape(batch, height + 1, width + 1, 2, 2, features_out)
     rows = [jnp.stack([phases[:, p : p + height, q : q + width, p, q] for q in range(2)], axis=3) for p in range(2)]
     return jnp.stack(rows, axis=2).reshape(batch, 2 * height, 2 * width, features_out)
+
+
+def enlarged(features: jax.Array) -> jax.Array:
+    """[B, h, w, C] -> float32 [B, 4h, 4w, C], bilinear."""
+    batch, height, width, channels = features.shape
+    return jax.image.resize(features.astype(jnp.float32), (batch, 4 * height, 4 * width, channels), "linear")
 
 
 class Deconvolution(nn.Module):
@@ -107,7 +115,7 @@ class EmbeddingHead(nn.Module):
       dim: length D of an embedding.
       channels: channels of the neck and of the convolution after it.
       filters: channels of each of the two transposed convolutions.
-      neck: one of `NECKS`.
+      neck: one of `NECKS`, or `BARE`: then there is nothing but the last convolution.
       kernel: side of the convolution after the neck, one of `KERNELS`.
       activation: one of `ACTIVATIONS`; the upsampling always has ReLU.
       dtype: dtype of the convolutions. Float32 by default whatever the backbone's: the losses on the
@@ -127,6 +135,8 @@ class EmbeddingHead(nn.Module):
     @nn.compact
     def __call__(self, features: jax.Array, *, train: bool) -> jax.Array:
         """[B, h, w, C] -> float32 [B, 4h, 4w, D]."""
+        if self.neck == BARE:
+            return _conv(self.dim, 1, self.dtype, "final")(enlarged(features)).astype(jnp.float32)
         x = Upsampling(self.filters, self.dtype, self.axis_name, name="upsampling")(features, train=train)
         if self.neck == "conv":
             x = self._conv_norm(x, 3, "neck_", train)

@@ -10,8 +10,8 @@ Crops, decoder and scores are those of evaluation (`posebh_jax/predictor.py`, `d
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -21,27 +21,25 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from data_pipelines import geometry
-from data_pipelines.datasets import DATASETS, PoseDataset, find_dataset
+from data_pipelines.datasets import DATASETS, PoseDataset, defined, definition_of, find_dataset
 from data_pipelines.top_down.crops import Crop
 from pose_common.metrics.nms import rescore
 from pose_common.prediction import command
 from pose_common.prediction.batches import Job, in_batches
 from pose_common.prediction.pictures import Picture, ahead, is_single, pictures_of
-from pose_common.prediction.result import Result, extent_boxes
+from pose_common.prediction.result import Result
 from pose_common.training import restore
 from pose_common.training.configuration import nearest
 from pose_common.weights.embedded import read_embedded
+from pose_common.weights.folder import save_weights
 from pose_common.weights.hub_folders import local_path
 from posebh_jax import configuration, sources
+from posebh_jax.boxes import WHOLE, Found, boxes_of
 from posebh_jax.predictor import HEADS, PROTOTYPES, Predictor
-from posebh_jax.weights.manifest import Options, model_of
+from posebh_jax.weights.manifest import Options, manifest_of, model_of
 
-WHOLE, AUTO, FINDING = "whole", "auto", "finding the people"
+AUTO, FINDING = "auto", "finding the people"
 EMBEDDED = pathlib.Path(__file__).parent / "embedded.safetensors"
-
-
-Found = tuple[np.ndarray, np.ndarray]
-"""Boxes [N, 4] (x, y, width, height) in pixels of the picture, and their scores [N]."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -70,7 +68,7 @@ class PoseModel:
         dataset: str | Sequence[str] | None = None,
         flip: bool = True,
         batch_size: int = 16,
-        maps: str = HEADS,
+        maps: str | None = None,
     ) -> Any:
         """Poses in one or many pictures.
 
@@ -83,7 +81,7 @@ class PoseModel:
           dataset: whose skeleton and expert to use; the first by default. With several, results are dictionaries.
           flip: average with the mirrored crop (slower, a little better).
           batch_size: crops that go through the network together.
-          maps: "heads", or "prototypes" where the model has them.
+          maps: "heads", or "prototypes" where the model has them; None: the first of `maps` of the model.
 
         Returns:
           A `Result` for one picture ({dataset: Result} where several were asked for); for several pictures an iterator
@@ -105,16 +103,14 @@ class PoseModel:
         names: Sequence[str],
         flip: bool,
         batch_size: int,
-        maps: str,
+        maps: str | None,
     ) -> Iterator[dict[str, Result]]:
         """{dataset: Result} of every picture, in order."""
-        predictor = self.predictors[flip]
+        predictor, maps = self.predictors[flip], self.map_of(maps)
 
         def run(name, rows):
             head, protocol = list(self.datasets).index(name), self.datasets[name]
             found = predictor(self.weights, rows["image"], rows["inverse_warp"], head=head, protocol=protocol)
-            if maps not in found:
-                raise ValueError(f"maps={maps!r}: {self.title} has {', '.join(found)}")
             return {"keypoints": found[maps]}
 
         def jobs() -> Iterator[Job]:
@@ -138,6 +134,74 @@ class PoseModel:
             keypoints[number] = row["keypoints"]
         scores = rescore(keypoints, found[1], self.rescoring_threshold).astype(np.float32)
         return Result(picture, name, protocol.keypoints, keypoints, found[0].astype(np.float32), scores)
+
+    @property
+    def maps(self) -> tuple[str, ...]:
+        """Which of "heads" and "prototypes" it can be read by."""
+        return (HEADS,) * ("heads" in self.weights["params"]) + (PROTOTYPES,) * bool(self.weights["prototypes"])
+
+    def map_of(self, maps: str | None) -> str:
+        """What was asked for, by default the first. Raises ValueError for maps that the model has not."""
+        if maps is not None and maps not in self.maps:
+            raise ValueError(f"maps={maps!r}: {self.title} has {', '.join(self.maps)}")
+        return maps or self.maps[0]
+
+    def learn_skeleton(
+        self,
+        images: Any,
+        keypoints: Sequence,
+        *,
+        names: Sequence[str] | None = None,
+        boxes: Sequence | None = None,
+        mirror: Sequence[tuple[str, str]] | None = None,
+        limbs: Sequence[tuple[str, str]] = (),
+        name: str = "new_skeleton",
+        per_keypoint: int | None = None,
+        batch_size: int = 16,
+    ) -> PoseModel:
+        """A model of a new skeleton, from a few annotated pictures, without training (`posebh_jax/skeleton.py`).
+
+        Args:
+          images: pictures in any form that prediction takes.
+          keypoints: of each picture [K, 3], or [n, K, 3] of n people: x, y in its pixels and visibility, 0 where there
+            is no label; without visibility ([K, 2]) NaN is no label.
+          names: of the K keypoints; by default `point_1` and so on.
+          boxes: of each picture [4] or [n, 4], x, y, width, height; by default around the keypoints, a fifth of the
+            longer side wider all around.
+          mirror: pairs of names that a mirror exchanges; by default those that differ in the side alone.
+          limbs: pairs of names, for drawing.
+          name: of the skeleton.
+          per_keypoint: prototypes of a keypoint; by default what leaves one out best.
+          batch_size: crops that go through the network together.
+
+        Returns:
+          A new model, which draws this skeleton alone; `title` says what was chosen.
+
+        Raises:
+          ValueError: a model without prototypes, no picture, a keypoint that nobody shows, names that are not unique,
+            or numbers that do not fit each other.
+        """
+        from posebh_jax import figures, skeleton  # which use this module
+
+        if names is None:
+            count = max((np.shape(of_picture)[-2] for of_picture in keypoints if np.ndim(of_picture) > 1), default=0)
+            names = [f"point_{number}" for number in range(1, count + 1)]
+        protocol = figures.protocol_of(name, names, mirror, limbs)
+        return skeleton.learn_skeleton(
+            self, images, keypoints, protocol, boxes=boxes, per_keypoint=per_keypoint, batch_size=batch_size
+        )
+
+    def save(self, folder: str | pathlib.Path) -> None:
+        """Writes a folder of weights, which `load` reads; skeletons that are not built in are in its manifest.
+
+        Raises:
+          ValueError: the folder holds weights already.
+        """
+        predictor = self.predictors[True]
+        own = {name: definition_of(dataset) for name, dataset in self.datasets.items() if name not in DATASETS}
+        blur = {} if predictor.dark_blur == "released" else {"dark_blur": predictor.dark_blur}
+        manifest = manifest_of(predictor.model, predictor.input_size, self.title)
+        save_weights(folder, jax.device_get(dict(self.weights)), manifest | {"definitions": own} | blur)
 
     def names(self, dataset: str | Sequence[str] | None) -> tuple[str, ...]:
         """The datasets that were asked for, by default the first. Raises ValueError for one that the model has not."""
@@ -181,7 +245,7 @@ def load(
         raise ValueError(f"{source} ({conversion.title}) has no head: it is a backbone to start training from")
     run = restore.find_run(path, configuration.METHODS)
     config = configuration.of_run(run.config) if run else None
-    protocols = _protocols(path, config, [tuple(pair) for pair in manifest["datasets"]])
+    protocols = _protocols(path, config, manifest)
     released = config or configuration.of_weights(manifest)
     model, size = model_of(manifest), tuple(manifest["input_size"])
     dark = released.dark_kernel, released.dark_blur
@@ -190,12 +254,15 @@ def load(
     return PoseModel(conversion.title, predictors, weights, protocols, released.rescoring_threshold)
 
 
-def _protocols(path: str, config: ConfigDict | None, heads: Sequence[tuple[str, int]]) -> dict[str, PoseDataset]:
-    """How the model's datasets are cropped and drawn; custom ones are found where the run had its data."""
-    found = {}
-    for name, count in heads:
+def _protocols(path: str, config: ConfigDict | None, manifest: Mapping[str, Any]) -> dict[str, PoseDataset]:
+    """How the model's datasets are cropped and drawn; custom ones are found where the run had its data, or in the
+    manifest."""
+    found, own = {}, manifest.get("definitions", {})
+    for name, count in manifest["datasets"]:
         if config is not None:
             found[name] = configuration.dataset(config, name)
+        elif name in own:
+            found[name] = defined(own[name], f"{path}: definition of {name!r}")
         elif name in DATASETS:
             found[name] = find_dataset(name)
         else:
@@ -223,65 +290,6 @@ def crops_of(
     return rows
 
 
-def boxes_of(boxes: Any) -> Callable[[int, Picture], Found]:
-    """(number, picture) -> its boxes; for what `boxes` may be see `PoseModel.__call__`."""
-    if isinstance(boxes, str) and boxes == WHOLE:
-        return lambda number, picture: (np.array([[0, 0, *picture.image.shape[1::-1]]], np.float64), np.ones(1))
-    if isinstance(boxes, (str, pathlib.Path)):
-        return _from_file(pathlib.Path(boxes))
-    if callable(boxes):
-        return lambda number, picture: _found_by(boxes, picture)
-    arrays = [boxes] if isinstance(boxes, np.ndarray) or np.ndim(boxes[0]) == 1 else list(boxes)
-
-    def given(number: int, picture: Picture) -> Found:
-        if number >= len(arrays):
-            raise ValueError(f"boxes of {len(arrays)} pictures were given, none for picture {number} ({picture.name})")
-        return _checked(np.asarray(arrays[number], np.float64), picture.name)
-
-    return given
-
-
-def _found_by(finder: Callable[[Picture], Result], picture: Picture) -> Found:
-    found = finder(picture)
-    return extent_boxes(found.keypoints).astype(np.float64), found.scores
-
-
-def _checked(array: np.ndarray, where: str) -> Found:
-    array = array.reshape(-1, array.shape[-1]) if array.size else np.zeros((0, 4))
-    if array.shape[-1] not in (4, 5) or not np.isfinite(array).all() or (array[:, 2:4] <= 0).any():
-        raise ValueError(
-            f"boxes of {where}: expected [N, 4] of x, y, width, height with positive sides, or [N, 5] with scores"
-        )
-    return array[:, :4], array[:, 4] if array.shape[-1] == 5 else np.ones(len(array))
-
-
-def _from_file(path: pathlib.Path) -> Callable[[int, Picture], Found]:
-    try:
-        document = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"boxes: {path} cannot be read as a COCO detection file: {error}") from error
-    entries, images = (document["annotations"], document["images"]) if isinstance(document, dict) else (document, [])
-    names = {image["id"]: pathlib.Path(image["file_name"]).name for image in images}
-    by_picture: dict[Any, list] = {}
-    for number, entry in enumerate(entries):
-        try:
-            key = (
-                entry.get("image") or entry.get("file_name") or names.get(entry.get("image_id"), entry.get("image_id"))
-            )
-            key = pathlib.Path(key).name if isinstance(key, str) else int(key)
-            by_picture.setdefault(key, []).append([*entry["bbox"], float(entry.get("score", 1.0))])
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"boxes: {path}: entry {number} is no detection: {error!r}") from error
-
-    def of_picture(number: int, picture: Picture) -> Found:
-        stem = pathlib.Path(picture.name).stem
-        keys = (picture.name, int(stem) if stem.isdigit() else None, number)
-        rows = next((by_picture[key] for key in keys if key in by_picture), [])
-        return _checked(np.array(rows, np.float64), f"{path}, picture {picture.name}")
-
-    return of_picture
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns the exit status."""
     parser = command.parser(__doc__)
@@ -295,13 +303,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--datasets", help="the datasets of the weights' heads in order, where the file does not say them"
     )
-    parser.add_argument("--maps", choices=(HEADS, PROTOTYPES), default=HEADS)
+    parser.add_argument("--maps", choices=(HEADS, PROTOTYPES), help="the model's heads by default, where it has some")
+    parser.add_argument(
+        "--skeleton",
+        help="draw the skeleton of a few annotated pictures instead, learned without training: a file or folder in any "
+        "format that prepare_data custom reads",
+    )
+    parser.add_argument("--save_model", help="with --skeleton: a folder for the model, to give as --checkpoint later")
     parser.add_argument("--no_flip", action="store_true", help="without the flip test: twice as fast, a little worse")
     return command.run(parser.parse_args(argv), _predict)
 
 
 def _predict(args: Any) -> tuple[str, Iterator[list[Result]]]:
     model = load(args.checkpoint, datasets=args.datasets.split(",") if args.datasets else None, device=args.device)
+    if args.skeleton:
+        model = _with_skeleton(model, args)
     names = model.names(args.dataset)
     boxes: Any = args.boxes
     if args.demo and not args.checkpoint and boxes == WHOLE:
@@ -323,6 +339,21 @@ def _predict(args: Any) -> tuple[str, Iterator[list[Result]]]:
     pictures = pictures_of(args.source, args.left_out.append)
     results = model.results(pictures, find_boxes, names, not args.no_flip, args.batch_size, args.maps)
     return model.title, (list(found.values()) for found in results)
+
+
+def _with_skeleton(model: PoseModel, args: Any) -> PoseModel:
+    from data_pipelines.annotated import read_annotated  # what preparation needs, only where it was asked for
+    from posebh_jax import skeleton
+
+    labels = read_annotated(args.skeleton, model.predictors[True].input_size)
+    for line in labels.left_out:
+        print(f"left out of {args.skeleton}: {line}", file=sys.stderr)
+    learned = skeleton.learn_skeleton(
+        model, labels.images, labels.keypoints, labels.dataset, boxes=labels.boxes, batch_size=args.batch_size
+    )
+    if args.save_model:
+        learned.save(args.save_model)
+    return learned
 
 
 if __name__ == "__main__":

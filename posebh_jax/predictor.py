@@ -54,7 +54,7 @@ class Predictor:
 
         Returns:
           {"heads": [B, K, 3]} and, where the model has prototypes, {"prototypes": [B, K, 3]}: x, y in image pixels and
-          the maximum of the keypoint's map.
+          the maximum of the keypoint's map. A skeleton learned without training has prototypes alone.
         """
         if protocol.keypoint_set != self.datasets[head].keypoint_set:
             raise ValueError(
@@ -80,7 +80,9 @@ class Predictor:
     @functools.partial(jax.jit, static_argnums=(0, 3, 4))
     def _maps(self, weights, features, head, udp):
         name = self.datasets[head].name
-        found = {HEADS: self.model.apply(_variables(weights), features, names=(name,), method="heatmaps")}
+        found = {}
+        if "heads" in weights["params"]:
+            found[HEADS] = self.model.apply(_variables(weights), features, names=(name,), method="heatmaps")
         if weights["prototypes"]:
             start = int(self.keypoint_index.starts[head])
             bank = weights["prototypes"]["bank"][start : start + self.keypoint_index.counts[head]]

@@ -101,7 +101,7 @@ def single_dataset(
         tree[BANK] = tree[BANK][start : start + counts[index]]
     family = f"{manifest['family']}, its {dataset} expert folded in"
     folded = {**manifest, "family": family, "num_experts": 0, "datasets": [[dataset, counts[index]]]}
-    return unflatten(tree), folded
+    return {**dict.fromkeys(weights, {}), **unflatten(tree)}, folded
 
 
 def _as_head_of(new: str, old: str, tree: Mapping[str, Any]) -> dict[str, Any]:
