@@ -29,13 +29,14 @@ from pose_common import heatmaps
 from pose_common.images import normalise_pixels
 from pose_common.training.configuration import read as read_configuration
 from posebh_jax import prototypes
+from posebh_jax.comparison import PRECISE, best_similarities, unit_length
 from posebh_jax.figures import Figures, figures_of
 from posebh_jax.heads import BARE, enlarged
 from posebh_jax.keypoint_index import KeypointIndex
 from posebh_jax.model import PoseBH
 from posebh_jax.predict import PoseModel
 from posebh_jax.predictor import Predictor
-from posebh_jax.prototypes import PRECISE, Labels, Observed, PrototypeConfig
+from posebh_jax.prototypes import Labels, Observed, PrototypeConfig
 from posebh_jax.weights.manifest import manifest_of, model_of
 from posebh_jax.weights.transfer import single_dataset
 
@@ -143,7 +144,7 @@ def bank_of(points: jax.Array, labelled: jax.Array, per_keypoint: int, config: P
     also what a prototype without points becomes.
     """
     count, dim = points.shape[1:]
-    mean = prototypes.unit_length(jnp.einsum("sk,skd->kd", labelled, prototypes.unit_length(points), precision=PRECISE))
+    mean = unit_length(jnp.einsum("sk,skd->kd", labelled, unit_length(points), precision=PRECISE))
     mean = jnp.broadcast_to(mean[:, None], (count, per_keypoint, dim))
     if per_keypoint == 1:
         return mean  # which is what the rounds come to
@@ -151,7 +152,7 @@ def bank_of(points: jax.Array, labelled: jax.Array, per_keypoint: int, config: P
     labels = Labels(keypoint, labelled[:, :, None, None], jnp.zeros((len(points), 1), jnp.int32))
 
     def one_round(_, bank: jax.Array) -> jax.Array:
-        similarity = jnp.abs(jnp.einsum("skd,kmd->skm", prototypes.unit_length(points), bank, precision=PRECISE))
+        similarity = jnp.abs(jnp.einsum("skd,kmd->skm", unit_length(points), bank, precision=PRECISE))
         assignment = prototypes.assign(
             similarity[:, :, None, :, None], labels, keypoint_index=KeypointIndex((count,)), config=config
         )
@@ -160,7 +161,7 @@ def bank_of(points: jax.Array, labelled: jax.Array, per_keypoint: int, config: P
         return jnp.where(mass[..., None] > 0, moved, mean)
 
     noise = prototypes.init_prototypes(jax.random.key(0), count, per_keypoint, dim)
-    return jax.lax.fori_loop(0, ROUNDS, one_round, prototypes.unit_length(mean + 0.5 * noise))
+    return jax.lax.fori_loop(0, ROUNDS, one_round, unit_length(mean + 0.5 * noise))
 
 
 @functools.partial(jax.jit, static_argnames=("context", "source", "per_keypoint"))
@@ -180,7 +181,7 @@ def _left_out_error(
     banks = jax.vmap(lambda labelled: bank_of(points, labelled, per_keypoint, context.config))(others)
     maps = jnp.matmul(_embedding(context.model, variables, features, source) - mean, matrix, precision=PRECISE)
     maps = jnp.moveaxis(maps.reshape(2, people, *maps.shape[1:]), 0, 1)  # [N, 2, h, w, D]
-    best = jax.vmap(lambda pair, bank: prototypes.similarities(pair, bank).max(-2))(maps, banks)
+    best = jax.vmap(best_similarities)(maps, banks)
     found = prototypes.prototype_heatmaps(best)
     merged = heatmaps.flip_merge(found[:, 0], found[:, 1], np.array(context.flip_index), shift=False)
     crops = jnp.broadcast_to(jnp.eye(2, 3), (people, 2, 3))
