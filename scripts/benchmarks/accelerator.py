@@ -26,12 +26,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from boir_jax import configuration as boir_configuration
 from pose_common.evaluation import result_table as tables
 from pose_common.training import cli, parallel
-from pose_common.training.mesh import make_mesh
+from pose_common.training.mesh import BATCH_AXES
 from pose_common.training.step import train_step
 from posebh_jax import build
 from posebh_jax import configuration as posebh_configuration
@@ -79,9 +80,13 @@ class Settings:
 def train(settings: Settings) -> Iterator[Callable[[], list[Row]]]:
     """A step of every stage and of every loss on top of the others, for each size and for BoIR."""
     for size in settings.sizes:
-        yield lambda size=size: _labelled(training.run(settings.posebh(size), settings.steps), model=f"PoseBH {size}")
+        yield lambda size=size: _labelled(
+            training.run(settings.posebh(size), settings.steps, _one_device()), model=f"PoseBH {size}"
+        )
     for name in settings.boir:
-        yield lambda name=name: _labelled(training.run(settings.of_boir(name), settings.steps), model=f"BoIR {name}")
+        yield lambda name=name: _labelled(
+            training.run(settings.of_boir(name), settings.steps, _one_device()), model=f"BoIR {name}"
+        )
 
 
 def predict(settings: Settings) -> Iterator[Callable[[], list[Row]]]:
@@ -120,7 +125,7 @@ def loader(settings: Settings) -> Iterator[Callable[[], list[Row]]]:
             cli.render(config, config.datasets)
             method = build.make_method(config, steps_per_epoch=1)
             step, state, _ = _make_step(method, config)
-            data, put = build.make_loader(config), parallel.ShardedStrategy(make_mesh()).put
+            data, put = build.make_loader(config), _one_device().put
             ready = put(next(data))
             rates = {}
             for name in ("loader", "step", "loader and step"):
@@ -217,10 +222,14 @@ PARTS: dict[str, Callable[[Settings], Iterator[Callable[[], list[Row]]]]] = {
 }
 
 
+def _one_device() -> parallel.ShardedStrategy:
+    return parallel.ShardedStrategy(Mesh(np.array(jax.devices()[:1]).reshape(1, 1), BATCH_AXES))
+
+
 def _make_step(method, config: ConfigDict):
     """(compiled step, state, batch) of a method's last stage, begun in it."""
     method = dataclasses.replace(method, stages=method.stages[-1:])
-    strategy, stage = parallel.ShardedStrategy(make_mesh()), method.stages[0]
+    strategy, stage = _one_device(), method.stages[0]
     state = strategy.create(method.init, jax.random.PRNGKey(0))
     state = strategy.transform(method.enter_stage(state, stage)[0], state)
     batch = strategy.put(batches.random_batch(config, method))

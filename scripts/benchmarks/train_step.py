@@ -60,15 +60,14 @@ def time_stage(method: Method, strategy: parallel.ShardedStrategy, stage: Stage,
         "compile s": round(compiled, 1),
         "step ms": round(1e3 * seconds, 2),
         "TFLOP": round(operations / 1e12, 3),
-        "MFU": f"{operations / seconds / peak / jax.device_count():.1%}" if peak else "",
+        "MFU": f"{operations / seconds / peak / strategy.mesh.size:.1%}" if peak else "",
         "GiB": round((memory.argument_size_in_bytes + memory.temp_size_in_bytes) / 2**30, 2),
     }
 
 
-def run(config: ConfigDict, steps: int) -> list[dict]:
+def run(config: ConfigDict, steps: int, strategy: parallel.ShardedStrategy) -> list[dict]:
     """Rows of the table."""
     method = build_of(config).make_method(config, steps_per_epoch=1)
-    strategy = parallel.ShardedStrategy(make_mesh(config.fsdp), config.fsdp_min_size)
     batch = strategy.put(random_batch(config, method))
     ladder = [Stage(name, 1, GROUPS, losses) for name, losses in LADDER.items()] if config.method == "posebh" else []
     rows = []
@@ -97,7 +96,8 @@ def main() -> None:
     parser.add_argument("--out", default="", help="also write the table to this path (.json, .csv, .md)")
     config, options = parse_arguments(parser, "configs/mdt.py:demo")
     use_compilation_cache(config.compilation_cache)
-    rows = run(config, options.steps)
+    strategy = parallel.ShardedStrategy(make_mesh(config.fsdp), config.fsdp_min_size)
+    rows = run(config, options.steps, strategy)
     devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
     tables.show(rows, title=f"{config.size}, {config.dtype}, batch {config.batch_size}, {devices}")
     if options.out:
