@@ -47,7 +47,7 @@ def run(folder: pathlib.Path, seed: int, first: int, count: int, minutes: float 
         method = list(training_runs.METHODS)[chain % len(training_runs.METHODS)]
         if method not in whole:
             whole[method] = _unbroken(folder, method)
-        found = _chain(folder, method, f"{seed} {chain}", number, first + count - number, whole, deadline)
+        found = _chain(folder, method, f"{seed} {chain}", number, first + count - number, whole[method], deadline)
         outcomes += found
         print(f"{len(outcomes)} kills, the last chain of {method} had {len(found)}", file=sys.stderr)
     raise AssertionError
@@ -89,13 +89,13 @@ def _chain(
     seed: str,
     first: int,
     most: int,
-    whole: dict[str, float],
+    whole: float,
     deadline: float | None,
 ) -> list[Outcome]:
     """The kills of one working directory, up to `most`, numbered from `first`.
 
     Args:
-      whole: seconds that a run of each method takes; shortened where one comes to its end before its kill.
+      whole: seconds that an unbroken run takes.
     """
     workdir = folder / method / f"chain_{first}"
     shutil.rmtree(workdir, ignore_errors=True)
@@ -104,11 +104,10 @@ def _chain(
     while len(kills) < most and not _over(deadline) and not problem:
         number = first + len(kills)
         rng = random.Random(f"{seed} {number}")
-        moment, began = _Moment(rng, whole[method]), time.monotonic()
+        moment = _Moment(rng, whole)
         with_what = signal.SIGTERM if number % 6 == 5 else signal.SIGKILL
         program = _start(folder, method, workdir)
         if not _wait_for(program, functools.partial(moment.reached, program, workdir)):
-            whole[method] = min(whole[method], time.monotonic() - began)
             break  # it came to its end before
         program.process.send_signal(with_what)
         program.process.wait(timeout=MOST_SECONDS)
@@ -178,7 +177,7 @@ def _writing(program: Program, workdir: pathlib.Path) -> bool:
 
 def _evaluating(program: Program, workdir: pathlib.Path) -> bool:
     """The last step of an epoch is logged; what follows is a checkpoint and an evaluation."""
-    steps = [int(step) for step in re.findall(r" step (\d+): ", program.text())]
+    steps = [int(step) for step in re.findall(r" step (\d+) of ", program.text())]
     return bool(steps) and steps[-1] > 0 and steps[-1] % training_runs.STEPS_PER_EPOCH == 0
 
 
