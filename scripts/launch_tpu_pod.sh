@@ -48,7 +48,15 @@ set -e
 if tmux has-session -t $folder 2>/dev/null; then echo 'error: a run is going on here: stop it first' >&2; exit 1; fi
 command -v tmux >/dev/null || sudo apt-get install -qq -y tmux
 mkdir -p $folder && cd $folder && tar xzf ../$folder.tar.gz
-[[ -d .venv ]] || python3 -m venv .venv
+if [[ ! -f .venv/bin/activate ]]; then
+    python=python3 # images of TPU VMs may have an older one than the project needs
+    if ! python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
+        python=python3.11
+        sudo apt-get update -qq
+        sudo apt-get install -qq -y python3.11-venv
+    fi
+    \$python -m venv .venv
+fi
 source .venv/bin/activate
 pip install --quiet --constraint constraints.txt --editable '.[tpu]'
 tmux new-session -d -s $folder $session

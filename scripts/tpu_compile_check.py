@@ -112,7 +112,7 @@ def main() -> None:
         try:
             compiled = lowered.compile()
             operations = tpu_cycles.operations(compiled.as_text())
-            figures = row(compiled, operations, total_flops, devices[0].device_kind, len(devices))
+            figures = row(compiled, operations, total_flops, devices[0], len(devices))
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise

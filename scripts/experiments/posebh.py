@@ -25,7 +25,7 @@ from configs import mdt
 from data_pipelines.builders.synthetic import prepare_synthetic
 from data_pipelines.records import load_annotations
 from data_pipelines.top_down.loader import open_source
-from pose_common.training import report
+from pose_common.training import logs
 from pose_common.training.stages import Stage
 from pose_common.training.state import TrainState
 from posebh_jax.method import BANK, PoseBHMethod
@@ -302,7 +302,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--poor", type=int, nargs="+", default=[100, 25, 400], help=f"pictures of {POOR} to train on")
     args = parser.parse_args()
-    report.start_logging()
+    logs.start_logging()
     began = time.perf_counter()
     trainer = Trainer(configuration(), MULTI_HEAD)
     for seed in range(args.seeds):

@@ -29,7 +29,7 @@ from data_pipelines.builders.custom import Custom
 from data_pipelines.records import is_prepared, load_annotations
 from data_pipelines.top_down.crops import TopDownSource
 from data_pipelines.top_down.loader import open_source
-from pose_common.training import report
+from pose_common.training import logs
 from pose_common.training.stages import Stage
 from pose_common.training.state import TrainState
 from pose_common.weights.embedded import read_embedded
@@ -258,7 +258,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--splits", nargs="+", default=["hips", "alternate"])
     args = parser.parse_args()
-    report.start_logging()
+    logs.start_logging()
     began = time.perf_counter()
     for split in args.splits:
         rows = lines.read(args.out / f"{NAME}.jsonl")

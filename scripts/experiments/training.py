@@ -27,8 +27,9 @@ from pose_common.training.stages import Stage
 from pose_common.training.state import TrainState
 from pose_common.training.step import FINITE, train_step
 from posebh_jax import build, configuration
+from posebh_jax.comparison import best_similarities
 from posebh_jax.method import BANK, PoseBHMethod
-from posebh_jax.prototypes import best_similarities, prototype_heatmaps
+from posebh_jax.prototypes import prototype_heatmaps
 
 
 @dataclasses.dataclass

@@ -21,8 +21,7 @@ done
 [[ $worker == all ]] && workers="0 1" || workers=$worker
 for number in $workers; do
     home=$FAKE/worker_$number
-    mkdir -p "$home/posebh_boir_jax/.venv/bin"
-    : > "$home/posebh_boir_jax/.venv/bin/activate"
+    mkdir -p "$home"
     if [[ $4 == scp && $5 == *:* ]]; then cp "$home/${5#*:}" "$6"; elif [[ $4 == scp ]]; then cp "$5" "$home/${6#*:}"
     else (cd "$home" && HOME=$home bash -c "$command") || exit; fi
 done
@@ -31,6 +30,14 @@ TMUX = """#!/usr/bin/env bash
 [[ $1 == new-session ]] || exit 1
 sh -c "$5"
 exit 0  # it does not wait
+"""
+SUDO = """#!/usr/bin/env bash
+echo "sudo $*" >> "$FAKE/calls"
+"""
+SYSTEM_PYTHON = """#!/usr/bin/env bash
+[[ $1 == -c ]] && exit "${OLD:-0}"
+echo "$(basename "$0") $*" >> "$FAKE/calls"
+mkdir -p .venv/bin && : > .venv/bin/activate
 """
 PYTHON = """#!/usr/bin/env bash
 printf '%s\\n' "$@"
@@ -43,7 +50,8 @@ def launch(tmp_path):
     """launch(*arguments, **environment) -> (output, calls of gcloud)."""
     programs = tmp_path / "bin"
     programs.mkdir()
-    for name, text in (("gcloud", GCLOUD), ("tmux", TMUX), ("python", PYTHON), ("pip", "#!/bin/sh\n")):
+    texts = {"gcloud": GCLOUD, "tmux": TMUX, "sudo": SUDO, "python": PYTHON, "pip": "#!/bin/sh\n"}
+    for name, text in {**texts, "python3": SYSTEM_PYTHON, "python3.11": SYSTEM_PYTHON}.items():
         (programs / name).write_text(text)
         (programs / name).chmod(stat.S_IRWXU)
 
@@ -83,6 +91,13 @@ def test_quotes_restarts_and_logs(launch, tmp_path):
     assert text.count(argument) == 2 and text.count("(ended)") == 2
     launch("collect", "pod", "zone", str(tmp_path / "logs"))
     assert sorted(path.name for path in (tmp_path / "logs").iterdir()) == ["worker_0.log", "worker_1.log"]
+
+
+def test_an_image_whose_python_is_too_old(launch):
+    calls = launch("start", "pod", "zone", "python", "a", OLD="1")[1]
+    assert calls.count("sudo apt-get install -qq -y python3.11-venv\npython3.11 -m venv .venv\n") == 2
+    again = launch("start", "pod", "zone", "python", "a", OLD="1")[1].removeprefix(calls)
+    assert not re.findall(r"^(?:sudo|python3)", again, re.MULTILINE), "made once"
 
 
 def test_a_dry_run_calls_nothing(launch):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import json
 import pathlib
 import re
+import tomllib
 
 import cv2
 import numpy as np
@@ -18,7 +20,9 @@ from posebh_jax.predict import EMBEDDED
 from posebh_jax.weights.transfer import single_dataset
 
 pytestmark = pytest.mark.slow  # runs the commands, which compile whole models
-SCRIPTS = pathlib.Path(__file__).resolve().parents[2] / "scripts"
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+SCRIPTS = ROOT / "scripts"
+EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf8"))["project"]["optional-dependencies"]
 
 
 def executed(name, folder, **settings):
@@ -39,6 +43,24 @@ def printed(cell):
 def pictures(cell):
     found = [output["data"]["image/png"] for output in cell.outputs if "image/png" in output.get("data", {})]
     return [cv2.imdecode(np.frombuffer(base64.b64decode(data), np.uint8), cv2.IMREAD_COLOR) for data in found]
+
+
+@pytest.mark.parametrize("name", ["colab_predict.ipynb", "colab_eval.ipynb"])
+def test_what_is_installed_fits_the_runtime(name):
+    """The extras exist, and the notebook's own process never opens the accelerator, which is the commands'."""
+    notebook = json.loads((SCRIPTS / name).read_text(encoding="utf8"))
+    sources = {cell["id"]: "".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"}
+    install = sources["install"]
+    for kind in (
+        r'device = "(\w+)" if importlib.util.find_spec\("libtpu"\)',
+        r'else "(\w+)" if os.path.exists\("/dev/nvidia0"\)',
+    ):
+        (extra,) = re.findall(kind, install)
+        assert extra in EXTRAS
+    assert set(re.findall(r"or '(\w+)'\},(\w+)\]", install)[0]) <= EXTRAS.keys()
+    for source in sources.values():
+        opened = re.search(r"^\s*(import jax$|import (posebh|boir)_jax|from pose_common)", source, re.MULTILINE)
+        assert not opened or 'jax.config.update("jax_platforms", "cpu")' in source
 
 
 def test_predict(tmp_path):
