@@ -24,12 +24,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from ml_collections import ConfigDict
 
 from boir_jax import build
 from boir_jax.losses import LossConfig, loss_terms
-from boir_jax.method import BoIRMethod
-from boir_jax.predictor import without_training_heads
+from boir_jax.method import TERMS, BoIRMethod
 from configs import boir
 from data_pipelines.builders.synthetic import prepare_synthetic
 from data_pipelines.whole_image.loader import eval_loader
@@ -39,11 +39,13 @@ from pose_common.metrics import columns, evaluate
 from pose_common.training import parallel
 from pose_common.training.distributed import use_compilation_cache
 from pose_common.training.mesh import make_mesh
+from pose_common.training.state import TrainState
 from pose_common.training.step import train_step
 from pose_common.weights.keys import flatten, unflatten
 from scripts.experiments import crowds, lines
+from scripts.experiments.boir_inference import inference_cost
 
-NAME, COST, START = "boir", "inference", "start"
+NAME, COST, START, GRADIENT = "boir", "inference", "start", "gradient"
 BASELINE = "no embedding loss"
 ARMS: dict[str, dict[str, Any]] = {
     BASELINE: {"embedding": 0.0},
@@ -51,6 +53,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "image, pull": {"background": "image", "pull": True},
     "instance": {"background": "instance", "pull": False},
     "instance, pull": {"background": "instance", "pull": True},
+    "instance, pull, x 10": {"background": "instance", "pull": True, "embedding": 2.5},
 }
 """What each arm changes in `config.losses`. `image` are the released settings, `instance, pull` those of finetuning."""
 WARMUP = 10
@@ -59,7 +62,9 @@ ARM = "arm"
 PICTURES = {"num_train": 400, "num_val": 160}
 MAPS = ("embedding", "features")
 """What silhouettes are measured of: the embedding head's map and the backbone's, which the keypoints are drawn from."""
-SILHOUETTES = tuple(f"silhouette, {name}" for name in MAPS)
+PLACES = ("keypoints", "centres")
+"""Where: at everybody's visible keypoints, and in the 3 x 3 cells around the middle of everybody's box."""
+SILHOUETTES = tuple(f"silhouette, {name} at {place}" for name in MAPS for place in PLACES)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -111,20 +116,26 @@ class Trainer:
         step = functools.partial(train_step, method=self.method, stage=self.method.stages[0])
         self.step = self.strategy.compile(step, jax.eval_shape(self.method.init, jax.random.PRNGKey(0)))
 
+    def begin(self, seed: int, start: Any) -> TrainState:
+        """The state before the first step, from weights (None: from nothing).
+
+        The embedding head has the seed's own values: nothing has trained it before.
+        """
+        state = self.strategy.create(self.method.init, jax.random.PRNGKey(seed))
+        if start is None:
+            return state
+        fresh = {name: state.weights[name]["embedding_head"] for name in ("params", "batch_stats")}
+        mixed = {name: {**start[name], "embedding_head": fresh[name]} for name in fresh}
+        state = state.with_weights({**state.weights, **jax.tree.map(jnp.array, mixed)})
+        return state.replace(step=jnp.full_like(state.step, self.start))
+
     def __call__(self, seed: int, start: Any, batches: Iterable[dict], arm: str) -> tuple[Any, dict[str, float]]:
         """Trains from weights (None: from nothing) on the batches.
-
-        The embedding head begins with the seed's own values: nothing has trained it before.
 
         Returns:
           The weights; the last loss and the seconds of all steps but the first.
         """
-        state = self.strategy.create(self.method.init, jax.random.PRNGKey(seed))
-        if start is not None:
-            fresh = {name: state.weights[name]["embedding_head"] for name in ("params", "batch_stats")}
-            mixed = {name: {**start[name], "embedding_head": fresh[name]} for name in fresh}
-            state = state.with_weights({**state.weights, **jax.tree.map(jnp.array, mixed)})
-            state = state.replace(step=jnp.full_like(state.step, self.start))
+        state = self.begin(seed, start)
         began = time.perf_counter()
         for number, batch in enumerate(batches):
             named = {**batch, ARM: np.full(len(batch["image"]), list(ARMS).index(arm), np.int32)}
@@ -134,6 +145,37 @@ class Trainer:
                 began = time.perf_counter()
         loss = float(metrics["loss"])
         return state.weights, {"loss": round(loss, 5), "seconds": round(time.perf_counter() - began, 1)}
+
+
+def gradient_shares(trainer: Trainer, start: Any, batches: Sequence[dict]) -> list[dict[str, Any]]:
+    """How much of the backbone's gradient is the embedding loss's: its norm over that of all other terms, of each arm.
+
+    Both at the weights that the arms go on from, means over the batches.
+    """
+    method = trainer.method
+    state = trainer.begin(1, start)
+
+    @jax.jit
+    def norm(batch, counted):
+        def part(backbone):
+            _, output = method.loss({**state.params, "backbone": backbone}, state, batch, state.rng, None, None)
+            return sum(counted[name] * value for name, value in output.terms.items())
+
+        return optax.global_norm(jax.grad(part)(state.params["backbone"]))
+
+    rows = []
+    for number, arm in enumerate(ARMS):
+        shares = []
+        for batch in batches:
+            named = {**batch, ARM: np.full(len(batch["image"]), number, np.int32)}
+            alone, others = (
+                norm(named, {name: float(own == (name == "embedding")) for name in TERMS}) for own in (True, False)
+            )
+            shares.append(float(alone / others))
+        rows.append(
+            {"arm": GRADIENT, "seed": 0, "loss": arm, "share of the gradient": round(float(np.mean(shares)), 5)}
+        )
+    return rows
 
 
 class Judge:
@@ -165,20 +207,29 @@ class Judge:
         return {name: round(value, 4) for name, value in (figures | self.silhouettes(weights)).items()}
 
     def silhouettes(self, weights: Any) -> dict[str, float]:
-        """Mean silhouette x 100 of the `MAPS` at the visible keypoints of every picture with two people or more."""
+        """Mean silhouette x 100, by person, of the `MAPS` at the `PLACES` of every picture with two people or more."""
         source = self.loader.source
         samples = {sample["image_id"]: sample for sample in map(source.describe, range(len(source)))}
-        found: dict[str, list[float]] = {name: [] for name in MAPS}
+        found: dict[str, list[float]] = {name: [] for name in SILHOUETTES}
         for batch in self.loader:
             maps = {name: np.asarray(value) for name, value in self.embed(weights, batch["image"]).items()}
             for row in np.flatnonzero(batch["valid"]):
-                points = samples[int(batch["image_id"][row])]["keypoints"]
-                cells, person = visible_cells(points, batch["inverse_warp"][row], maps["features"].shape[1:3])
-                if len(np.unique(person)) > 1:
-                    for name in MAPS:
-                        vectors = maps[name][row, cells[:, 1], cells[:, 0]]
-                        found[name].append(float(crowds.silhouette(vectors, person).mean()))
-        return {name: 100 * float(np.mean(found[of])) for name, of in zip(SILHOUETTES, MAPS, strict=True)}
+                sample, size = samples[int(batch["image_id"][row])], maps["features"].shape[1:3]
+                points = sample["keypoints"], middles(sample["boxes"], batch["inverse_warp"][row])
+                for place, where in zip(PLACES, points, strict=True):
+                    cells, person = visible_cells(where, batch["inverse_warp"][row], size)
+                    if len(np.unique(person)) > 1:
+                        for name in MAPS:
+                            values = crowds.silhouette(maps[name][row, cells[:, 1], cells[:, 0]], person)
+                            found[f"silhouette, {name} at {place}"].append(float(values.mean()))
+        return {name: 100 * float(np.mean(values)) for name, values in found.items()}
+
+
+def middles(boxes: np.ndarray, inverse_warp: np.ndarray) -> np.ndarray:
+    """Points [P, 9, 3], a cell apart, around the middle of boxes [P, 4] in image pixels, marked as visible."""
+    steps = np.stack(np.meshgrid((-1, 0, 1), (-1, 0, 1)), axis=-1).reshape(1, 9, 2) * STRIDE
+    points = (boxes[:, None, :2] + boxes[:, None, 2:] / 2) + steps @ inverse_warp[:, :2].T
+    return np.concatenate([points, np.full((*points.shape[:2], 1), 2.0)], axis=-1)
 
 
 def visible_cells(points: np.ndarray, inverse_warp: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
@@ -205,47 +256,6 @@ def make_embed(method: BoIRMethod) -> Any:
         return {"embedding": model.dense(features, False)["embedding"], "features": features}
 
     return embed
-
-
-def inference_cost(method: BoIRMethod, people: int, size: tuple[int, int] = (192, 128)) -> list[dict[str, Any]]:
-    """The network on one picture of (width, height), with and without the training heads: file, FLOPs, time."""
-    variables = method.init_variables(jax.random.PRNGKey(0))
-    images = np.zeros((1, size[1], size[0], 3), np.uint8)
-    cells = np.zeros((1, people, 2), np.int32)
-    rows, compiled = [], []
-    for heads in (True, False):
-        model = method.model.clone(training_heads=heads)
-        needed = variables if heads else {name: without_training_heads(group) for name, group in variables.items()}
-
-        def network(images, model=model, needed=needed):
-            bound = model.bind(needed)
-            features = bound.features(normalise_pixels(images), False)
-            dense = bound.dense(features, False)
-            return dense, bound.instance_maps(features[:, None], cells[..., 0], cells)
-
-        function = jax.jit(network)
-        exported = len(jax.export.export(function)(images).mlir_module_serialized)
-        compiled.append(function.lower(images).compile())
-        rows.append(
-            {
-                "network": "with training heads" if heads else "as exported",
-                "parameters": sum(leaf.size for leaf in jax.tree.leaves(needed["params"])),
-                "StableHLO bytes": exported,
-                "GFLOP": round(compiled[-1].cost_analysis()["flops"] / 1e9, 3),
-            }
-        )
-    return [{**row, "ms": least} for row, least in zip(rows, least_milliseconds(compiled, images), strict=True)]
-
-
-def least_milliseconds(functions: Sequence[Any], images: np.ndarray, rounds: int = 40) -> list[float]:
-    """The shortest of each function's calls, in turns, which what else the machine does disturbs least."""
-    times: list[list[float]] = [[] for _ in functions]
-    for _ in range(rounds):
-        for function, own in zip(functions, times, strict=True):
-            began = time.perf_counter()
-            jax.block_until_ready(function(images))
-            own.append(time.perf_counter() - began)
-    return [round(1e3 * min(own), 1) for own in times]
 
 
 def start_of(path: pathlib.Path, config: ConfigDict, trainer: Trainer) -> Any:
@@ -279,6 +289,9 @@ def run(out: pathlib.Path, seeds: int, start_steps: int, steps: int, arms: Seque
         missing = [arm for arm in arms if not lines.find(done, arm=arm, seed=seed, **key)]
         config.seed = seed
         batches = list(itertools.islice(build.make_loader(config), steps)) if missing else []
+        if batches and not lines.find(done, arm=GRADIENT):
+            for row in gradient_shares(trainer, start, batches[:2]):
+                lines.append(path, row)
         for arm in missing:
             weights, spent = trainer(seed, start, batches, arm)
             figures = judge(weights)

@@ -58,6 +58,9 @@ def test_keypoints_are_looked_up_where_they_are_seen():
     half = np.array([[2.0, 0, 0], [0, 2, 0]])  # the input is half of the picture
     cells, person = boir.visible_cells(points, half, (10, 10))
     assert cells.tolist() == [[1, 3], [9, 0]] and person.tolist() == [0, 1]
+    middle = boir.middles(np.array([[0.0, 0, 40, 56]]), half)
+    cells, _ = boir.visible_cells(middle, half, (10, 10))
+    assert sorted(cells.tolist()) == [[x, y] for x in (1, 2, 3) for y in (2, 3, 4)]
 
 
 def test_tables_have_every_arm_and_its_difference():
