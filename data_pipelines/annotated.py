@@ -5,6 +5,7 @@ from __future__ import annotations
 import pathlib
 import re
 import tempfile
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -12,9 +13,8 @@ import numpy as np
 from data_pipelines.builders.custom import Custom
 from data_pipelines.builders.report import RawDataError
 from data_pipelines.datasets import DATASETS, PoseDataset
-from data_pipelines.records import load_annotations, open_records
 from data_pipelines.top_down.crops import TopDownSource, decode
-from data_pipelines.top_down.instances import ground_truth
+from data_pipelines.top_down.loader import open_source
 
 
 class Annotated(NamedTuple):
@@ -52,29 +52,25 @@ def read_annotated(path: str | pathlib.Path, input_size: tuple[int, int]) -> Ann
         with tempfile.TemporaryDirectory() as folder:
             builder = Custom("train", dataset=name, data_dir=folder, annotations=path, progress=False)
             dropped = builder.prepare()["dropped"]
-            source = _people(builder.pose_dataset, folder, input_size)
-            samples = [source[row] for row in range(len(source))]
+            source = open_source(name, "train", data_dir=folder, input_size=input_size)
+            lines = [
+                f"{example['file']}: {example['id']}: {reason}{example['detail'] and ': '}{example['detail']}"
+                for of_kind in dropped.values()
+                for reason, tally in of_kind.items()
+                for example in tally["examples"]
+            ]
+            return arrays_of(source, range(len(source)), lines)
     except RawDataError as error:
         raise ValueError(str(error)) from error
+
+
+def arrays_of(source: TopDownSource, rows: Iterable[int], left_out: Sequence[str] = ()) -> Annotated:
+    """People of a prepared dataset."""
+    samples = [source[row] for row in rows]
     return Annotated(
         source.dataset,
         [np.ascontiguousarray(decode(sample["encoded"], sample)[..., ::-1]) for sample in samples],
         np.stack([np.concatenate([sample["keypoints"], sample["visible"][:, None]], axis=1) for sample in samples]),
         np.stack([sample["box"] for sample in samples]),
-        [
-            f"{example['file']}: {example['id']}: {reason}{example['detail'] and ': '}{example['detail']}"
-            for of_kind in dropped.values()
-            for reason, tally in of_kind.items()
-            for example in tally["examples"]
-        ],
-    )
-
-
-def _people(dataset: PoseDataset, folder: str, input_size: tuple[int, int]) -> TopDownSource:
-    annotations = load_annotations(dataset.name, "train", folder)
-    return TopDownSource(
-        open_records(dataset.name, "train", folder),
-        annotations,
-        ground_truth(annotations, dataset, input_size),
-        dataset,
+        list(left_out),
     )

@@ -100,21 +100,21 @@ def _embedding(model: PoseBH, variables: Mapping, features: jax.Array, source: s
     return model.apply(variables, features, method="embed") if source == HEAD else enlarged(features)
 
 
+def targets(context: Context, keypoints: jax.Array, visible: jax.Array, size: tuple[int, int]) -> jax.Array:
+    """Target maps [2B, h, w, K] of `size` (width, height), of B people and then of their mirror images."""
+    flip = np.array(context.flip_index)
+    mirrored = keypoints[:, flip].at[..., 0].multiply(-1).at[..., 0].add(context.input_size[0] - 1)
+    points, shown = jnp.concatenate([keypoints, mirrored]), jnp.concatenate([visible, visible[:, flip]])
+    return heatmaps.encode(points, shown, True, input_size=context.input_size, heatmap_size=size, sigma=context.sigma)[
+        0
+    ]
+
+
 @functools.partial(jax.jit, static_argnames=("context", "source"))
 def _observe(context: Context, variables, features, keypoints, visible, present, source: str) -> Seen:
     """`Seen` of B people; `present` [B] is 0 for rows that only fill a batch."""
     maps = _embedding(context.model, variables, features, source)
-    flip = np.array(context.flip_index)
-    mirrored = keypoints[:, flip].at[..., 0].multiply(-1).at[..., 0].add(context.input_size[0] - 1)
-    points, shown = jnp.concatenate([keypoints, mirrored]), jnp.concatenate([visible, visible[:, flip]])
-    target, _ = heatmaps.encode(
-        points,
-        shown,
-        True,
-        input_size=context.input_size,
-        heatmap_size=(maps.shape[2], maps.shape[1]),
-        sigma=context.sigma,
-    )
+    target = targets(context, keypoints, visible, (maps.shape[2], maps.shape[1]))
     mass = target.sum((1, 2))
     pooled = jnp.einsum("shwk,shwd->skd", target, maps, precision=PRECISE) / jnp.maximum(mass, 1e-9)[..., None]
     background = (target.max(-1) < BACKGROUND) * jnp.tile(present, 2)[:, None, None]
@@ -219,19 +219,19 @@ def learn(
         judges = Figures(*(column[some] for column in figures))
         errors: dict[Choice, float] = {}
         for expert, of_expert in itertools.groupby(candidates, key=lambda candidate: candidate.expert):
-            parts = [part for _, part in _batches(context, variables, judges, expert, batch_size)]
+            parts = [part for _, part in batches(context, variables, judges, expert, batch_size)]
             features = jnp.concatenate([jnp.concatenate(column) for column in zip(*parts, strict=True)])
             for candidate in of_expert:
                 error = _left_out_error(context, variables, features, *judges[1:], *candidate[1:])
                 errors[candidate] = float(error)
         choice = min(candidates, key=lambda candidate: errors[candidate])
-    seen = _everybody(context, variables, figures, choice, batch_size)
+    seen = observe(context, variables, figures, choice, batch_size)
     mean, matrix = whitening(seen)
     points = jnp.matmul(seen.points - mean, matrix, precision=PRECISE)
     return Learned(choice, mean, matrix, bank_of(points, seen.labelled, choice.per_keypoint, context.config))
 
 
-def _batches(
+def batches(
     context: Context, variables: Mapping, figures: Figures, expert: int, batch_size: int
 ) -> Iterator[tuple[Figures, tuple[jax.Array, jax.Array]]]:
     """Batches of people with their features, of the crops and of the mirrored ones; all of one size for the device."""
@@ -243,9 +243,10 @@ def _batches(
         yield part, (plain[:size], mirrored[:size])
 
 
-def _everybody(context: Context, variables: Mapping, figures: Figures, choice: Choice, batch_size: int) -> Seen:
+def observe(context: Context, variables: Mapping, figures: Figures, choice: Choice, batch_size: int) -> Seen:
+    """What all figures show by one expert and source."""
     parts = []
-    for part, features in _batches(context, variables, figures, choice.expert, batch_size):
+    for part, features in batches(context, variables, figures, choice.expert, batch_size):
         missing = batch_size - len(part.image)
         present = np.pad(np.ones(len(part.image), np.float32), (0, missing))
         both = jnp.concatenate([jnp.pad(half, ((0, missing), *((0, 0),) * 3)) for half in features])
@@ -300,6 +301,19 @@ def with_skeleton(pose: PoseModel, protocol: PoseDataset, learned: Learned, titl
     )
 
 
+def context_of(predictor: Predictor, protocol: PoseDataset) -> Context:
+    """With the released settings of targets and prototypes."""
+    released = read_configuration("mdt:base")
+    return Context(
+        predictor.model,
+        predictor.input_size,
+        tuple(protocol.keypoints.flip_index.tolist()),
+        released.heatmap_sigma,
+        (predictor.dark_kernel, predictor.dark_blur),
+        PrototypeConfig(**released.losses),
+    )
+
+
 def learn_skeleton(
     pose: PoseModel,
     images: Any,
@@ -317,15 +331,7 @@ def learn_skeleton(
     if per_keypoint is not None and per_keypoint < 1:
         raise ValueError(f"per_keypoint={per_keypoint}: expected 1 or more prototypes a keypoint")
     figures = figures_of(images, keypoints, boxes, protocol, predictor.input_size)
-    released = read_configuration("mdt:base")
-    context = Context(
-        predictor.model,
-        predictor.input_size,
-        tuple(protocol.keypoints.flip_index.tolist()),
-        released.heatmap_sigma,
-        (predictor.dark_kernel, predictor.dark_blur),
-        PrototypeConfig(**released.losses),
-    )
+    context = context_of(predictor, protocol)
     experts, counts = range(max(1, predictor.model.num_experts)), (per_keypoint,) if per_keypoint else PROTOTYPES
     candidates = [Choice(*found) for found in itertools.product(experts, (HEAD, FEATURES), counts)]
     variables = {name: pose.weights[name] for name in ("params", "batch_stats")}

@@ -73,7 +73,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--method", choices=METHODS, help="what the weights are; found out by default")
     parser.add_argument("--dataset", help="PoseBH: the skeleton to draw; the model's first by default")
     parser.add_argument("--datasets", help="PoseBH: the datasets of the weights' heads, where the file does not say")
-    parser.add_argument("--maps", choices=(HEADS, PROTOTYPES), default=HEADS, help="PoseBH: what to decode")
+    parser.add_argument("--maps", choices=(HEADS, PROTOTYPES), help="PoseBH: what to decode; heads where it has some")
     parser.add_argument("--flip", action="store_true", help="PoseBH: average with the mirrored crop, at twice the cost")
     parser.add_argument("--size", help="BoIR: width,height of the pictures, multiples of 64")
 
