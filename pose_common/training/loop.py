@@ -342,9 +342,9 @@ class _Loop:
     def _save(self, run: _Run) -> None:
         # A checkpoint is good only if every step before it was: look at the figures still on their way first.
         self._check(run)
-        self.writer.flush()
-        logs.put()
         with self.clock.part(goodput.CHECKPOINT), self._finite_state(run):
+            self.writer.flush()
+            logs.put()
             self.checkpoints.save(run.step, self.strategy.to_global(run.state), self._info(run))
 
     def _info(self, run: _Run) -> dict[str, Any]:

@@ -137,6 +137,21 @@ def test_a_killed_process_0_is_missed(tmp_path):
     assert "error: process 0, which holds the others together, is gone" in text, text
 
 
+def test_a_process_that_leaves_is_not_held_up():
+    """By a call of the store that never returns, as one did when process 0 was gone."""
+    code = """if True:
+        import time
+        from pose_common.training import processes
+        processes.LEAVE_SECONDS, processes._own = 0.5, lambda: 1
+        processes._client = lambda: time.sleep(600)
+        processes._leave("why", wait=True)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 1 and "error: why; all processes end" in done.stderr
+
+
 class Metadata(http.server.BaseHTTPRequestHandler):
     """The metadata server of worker `number` of two Cloud TPU VMs."""
 
