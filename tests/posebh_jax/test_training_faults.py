@@ -75,7 +75,7 @@ def test_what_can_be_known_is_said_before_the_first_step(data_dir, tmp_path, cap
         r"^config.eval_splits.synthetic_ap10k='val': .*entry 1 is no COCO detection", boxes={DATASETS[1]: str(boxes)}
     )
     refused(
-        r"config.eval_also \(synthetic_coco_val\): .*entry 1",
+        r"config.eval_also \(synthetic_coco_val_boxes\): .*entry 1",
         eval_also=((DATASETS[0], "val", DATASETS[0], str(boxes)),),
     )
     refused(r"config.batch_size=12 does not divide over 8 devices", batch_size=12)
