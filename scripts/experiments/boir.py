@@ -45,7 +45,7 @@ from pose_common.weights.keys import flatten, unflatten
 from scripts.experiments import crowds, lines
 from scripts.experiments.boir_inference import inference_cost
 
-NAME, COST, START, GRADIENT = "boir", "inference", "start", "gradient"
+NAME, COST, START = "boir", "inference", "start"
 BASELINE = "no embedding loss"
 ARMS: dict[str, dict[str, Any]] = {
     BASELINE: {"embedding": 0.0},
@@ -54,14 +54,21 @@ ARMS: dict[str, dict[str, Any]] = {
     "instance": {"background": "instance", "pull": False},
     "instance, pull": {"background": "instance", "pull": True},
     "instance, pull, x 10": {"background": "instance", "pull": True, "embedding": 2.5},
+    "instance, pull, bias 0": {"background": "instance", "pull": True},
 }
 """What each arm changes in `config.losses`. `image` are the released settings, `instance, pull` those of finetuning."""
+NO_BIAS = "instance, pull, bias 0"
+"""Its embedding head's last bias begins at 0. With the release's -4.6 in every channel, beside weights of 0.001, all
+embeddings begin as one direction, where the loss that is to push them apart has no gradient.
+"""
 WARMUP = 10
 ARM = "arm"
 """Field of a batch: number of the arm."""
 PICTURES = {"num_train": 400, "num_val": 160}
 MAPS = ("embedding", "features")
 """What silhouettes are measured of: the embedding head's map and the backbone's, which the keypoints are drawn from."""
+SHARES = ("share of the gradient before", "share of the gradient after")
+"""The embedding loss's, in percent of the other losses', on one batch, by the first weights and the last."""
 PLACES = ("keypoints", "centres")
 """Where: at everybody's visible keypoints, and in the 3 x 3 cells around the middle of everybody's box."""
 SILHOUETTES = tuple(f"silhouette, {name} at {place}" for name in MAPS for place in PLACES)
@@ -116,7 +123,7 @@ class Trainer:
         step = functools.partial(train_step, method=self.method, stage=self.method.stages[0])
         self.step = self.strategy.compile(step, jax.eval_shape(self.method.init, jax.random.PRNGKey(0)))
 
-    def begin(self, seed: int, start: Any) -> TrainState:
+    def begin(self, seed: int, start: Any, arm: str = BASELINE) -> TrainState:
         """The state before the first step, from weights (None: from nothing).
 
         The embedding head has the seed's own values: nothing has trained it before.
@@ -125,9 +132,17 @@ class Trainer:
         if start is None:
             return state
         fresh = {name: state.weights[name]["embedding_head"] for name in ("params", "batch_stats")}
+        if arm == NO_BIAS:
+            output = fresh["params"]["output"]
+            output = {**output, "bias": jnp.zeros_like(output["bias"])}
+            fresh["params"] = {**fresh["params"], "output": output}
         mixed = {name: {**start[name], "embedding_head": fresh[name]} for name in fresh}
         state = state.with_weights({**state.weights, **jax.tree.map(jnp.array, mixed)})
         return state.replace(step=jnp.full_like(state.step, self.start))
+
+    def named(self, batch: dict, arm: str) -> dict:
+        """The batch on the device, with its arm's number."""
+        return self.strategy.put({**batch, ARM: np.full(len(batch["image"]), list(ARMS).index(arm), np.int32)})
 
     def __call__(self, seed: int, start: Any, batches: Iterable[dict], arm: str) -> tuple[Any, dict[str, float]]:
         """Trains from weights (None: from nothing) on the batches.
@@ -135,11 +150,10 @@ class Trainer:
         Returns:
           The weights; the last loss and the seconds of all steps but the first.
         """
-        state = self.begin(seed, start)
+        state = self.begin(seed, start, arm)
         began = time.perf_counter()
         for number, batch in enumerate(batches):
-            named = {**batch, ARM: np.full(len(batch["image"]), list(ARMS).index(arm), np.int32)}
-            state, metrics = self.step(state, self.strategy.put(named))
+            state, metrics = self.step(state, self.named(batch, arm))
             if number == 0:
                 jax.block_until_ready(state)
                 began = time.perf_counter()
@@ -147,35 +161,27 @@ class Trainer:
         return state.weights, {"loss": round(loss, 5), "seconds": round(time.perf_counter() - began, 1)}
 
 
-def gradient_shares(trainer: Trainer, start: Any, batches: Sequence[dict]) -> list[dict[str, Any]]:
-    """How much of the backbone's gradient is the embedding loss's: its norm over that of all other terms, of each arm.
+def make_gradient_share(method: BoIRMethod) -> Any:
+    """(state, batch) -> norm of the embedding loss's gradient over that of all other terms', at the backbone; compiled.
 
-    Both at the weights that the arms go on from, means over the batches.
+    The batch names its arm.
     """
-    method = trainer.method
-    state = trainer.begin(1, start)
 
     @jax.jit
-    def norm(batch, counted):
+    def norm(state, batch, counted):
         def part(backbone):
             _, output = method.loss({**state.params, "backbone": backbone}, state, batch, state.rng, None, None)
             return sum(counted[name] * value for name, value in output.terms.items())
 
         return optax.global_norm(jax.grad(part)(state.params["backbone"]))
 
-    rows = []
-    for number, arm in enumerate(ARMS):
-        shares = []
-        for batch in batches:
-            named = {**batch, ARM: np.full(len(batch["image"]), number, np.int32)}
-            alone, others = (
-                norm(named, {name: float(own == (name == "embedding")) for name in TERMS}) for own in (True, False)
-            )
-            shares.append(float(alone / others))
-        rows.append(
-            {"arm": GRADIENT, "seed": 0, "loss": arm, "share of the gradient": round(float(np.mean(shares)), 5)}
+    def share(state: TrainState, batch: dict) -> float:
+        alone, others = (
+            norm(state, batch, {name: float(own == (name == "embedding")) for name in TERMS}) for own in (True, False)
         )
-    return rows
+        return float(alone / others)
+
+    return share
 
 
 class Judge:
@@ -277,27 +283,28 @@ def run(out: pathlib.Path, seeds: int, start_steps: int, steps: int, arms: Seque
     use_compilation_cache(config.compilation_cache)
     trainer = Trainer(config, start_steps, steps)
     start = start_of(out / f"start_{start_steps}.npz", config, trainer)
+    share = make_gradient_share(trainer.method)
     judge = Judge(config, trainer.method, out)
     if not lines.find(lines.read(path), arm=COST):
         for row in inference_cost(trainer.method, config.proposals.maximum):
             lines.append(path, {"arm": COST, "seed": 0, **row})
     key = {"start": start_steps, "steps": steps}
-    if not lines.find(lines.read(path), arm=START, **key):
-        lines.append(path, {"arm": START, "seed": 0, **key, "figures": judge(start)})
+    if not lines.find(lines.read(path), arm=START, start=start_steps):
+        lines.append(path, {"arm": START, "seed": 0, "start": start_steps, "figures": judge(start)})
     for seed in range(1, seeds + 1):
         done = lines.read(path)
         missing = [arm for arm in arms if not lines.find(done, arm=arm, seed=seed, **key)]
         config.seed = seed
         batches = list(itertools.islice(build.make_loader(config), steps)) if missing else []
-        if batches and not lines.find(done, arm=GRADIENT):
-            for row in gradient_shares(trainer, start, batches[:2]):
-                lines.append(path, row)
         for arm in missing:
             weights, spent = trainer(seed, start, batches, arm)
             figures = judge(weights)
+            before = trainer.begin(seed, start, arm)
+            for name, state in zip(SHARES, (before, before.with_weights(weights)), strict=True):
+                figures[name] = 100 * share(state, trainer.named(batches[0], arm))
             lines.append(path, {"arm": arm, "seed": seed, **key, **spent, "figures": figures})
             print(f"seed {seed}, {arm}: AP {figures['AP']:.1f}, {spent['seconds']:.0f} s", flush=True)
-    return lines.read(path)
+    return [line for line in lines.read(path) if line.get("steps", steps) == steps]
 
 
 def tables(found: list[lines.Line]) -> str:

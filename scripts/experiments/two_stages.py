@@ -1,6 +1,6 @@
 """PoseBH on the people that BoIR finds, against annotated boxes and against BoIR's own keypoints, on rendered crowds.
 
-    python -m scripts.experiments.two_stages --out=workdir/two_stages --seeds=3
+    python -m scripts.experiments.two_stages --out=workdir/two_stages
 
 BoIR is the embedded model, a run of `configs/boir.py:demo`. PoseBH begins as the embedded model, whose rendered people
 stand alone, and learns the crowds' skeleton on the crowds that BoIR has learned (`--steps`), with annotated boxes. Both
@@ -16,6 +16,7 @@ import pathlib
 import sys
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -29,7 +30,7 @@ from configs import mdt, transfer
 from data_pipelines.builders.synthetic import prepare_synthetic
 from data_pipelines.datasets import find_dataset
 from data_pipelines.records import load_annotations
-from pose_common.metrics import columns, nms
+from pose_common.metrics import columns, evaluate, nms, oks
 from posebh_jax import configuration
 from scripts.experiments import crowds, lines
 
@@ -37,16 +38,18 @@ NAME = "two_stages"
 DATASET, SPLIT = "synthetic_crowd", "val"
 TRUE_BOXES, WHOLE, ALONE = "PoseBH, true boxes", "PoseBH, BoIR's boxes (whole pipeline)", "BoIR alone (whole pipeline)"
 ARMS = (TRUE_BOXES, WHOLE, ALONE)
+GROUPS = 8
+"""Parts of the pictures, over which intervals are taken: they say what other pictures would change."""
 PICTURES = {"num_train": 300, "num_val": 240}
 """The training pictures are those of the embedded BoIR."""
 
 
-def find_people(out: pathlib.Path) -> tuple[dict[str, float], pathlib.Path]:
-    """BoIR's figures, and the folder of its results."""
+def find_people(out: pathlib.Path) -> pathlib.Path:
+    """Evaluates the embedded BoIR; its results file, beside which the boxes are."""
     config = sources.read_configuration("boir:demo")
     config.checkpoint, config.data_dir, config.pictures = str(boir_jax.predict.EMBEDDED), str(out / "data"), 0
-    figures = boir_jax.main.evaluate(config, out / "boir")[f"{DATASET}_{SPLIT}"]
-    return dict(figures), out / "boir" / "results" / "step_0"
+    boir_jax.main.evaluate(config, out / "boir")
+    return out / "boir" / "results" / "step_0" / f"{DATASET}_{SPLIT}.json"
 
 
 def posebh_configuration(out: pathlib.Path, steps: int, seed: int, boxes: pathlib.Path) -> ConfigDict:
@@ -81,10 +84,33 @@ def read_poses(path: pathlib.Path) -> columns.Poses:
     )
 
 
-def figures_of(scores: dict[str, float], truth: columns.GroundTruth, results: pathlib.Path) -> dict[str, float]:
-    """AP by crowd index and what became of the people, in percent, of an evaluation's row and its results file."""
-    counted = crowds.figures(find_dataset(DATASET), truth, read_poses(results))
-    return {name: round(value, 4) for name, value in ({k: 100 * v for k, v in scores.items()} | counted).items()}
+def measure(truth: columns.GroundTruth, results: pathlib.Path) -> dict[str, Any]:
+    """Figures in percent of a results file: {"figures": AP by crowd index and what became of the people, "groups"}.
+
+    `groups` are AP and people of `GROUPS` parts of the pictures, in each of which every so many-th picture is.
+    """
+    dataset, poses = find_dataset(DATASET), read_poses(results)
+    scores = {name: 100 * value for name, value in evaluate.metrics_of(dataset, truth, poses).items()}
+    matches, counted = evaluate.match_poses(dataset, truth, poses), crowds.account(dataset, truth, poses)
+    groups = []
+    for number in range(GROUPS):
+        pictures = np.arange(len(truth.image_id)) % GROUPS == number
+        precision, _ = oks.average_precision(matches, pictures)
+        groups.append(_rounded({"AP": 100 * float(precision[:, 0].mean()), **counted.shares(pictures)}))
+    return {"figures": _rounded(scores | crowds.figures(dataset, truth, poses)), "groups": groups}
+
+
+def _rounded(figures: dict[str, float]) -> dict[str, float]:
+    return {name: round(value, 4) for name, value in figures.items()}
+
+
+def by_group(found: list[lines.Line]) -> list[lines.Line]:
+    """A line for each group of pictures; lines of the same group and seed are a pair."""
+    return [
+        {"arm": line["arm"], "seed": GROUPS * line["seed"] + number, "figures": figures}
+        for line in found
+        for number, figures in enumerate(line["groups"])
+    ]
 
 
 def run(out: pathlib.Path, seeds: int, steps: int) -> list[dict]:
@@ -94,10 +120,7 @@ def run(out: pathlib.Path, seeds: int, steps: int) -> list[dict]:
     truth = columns.ground_truth(load_annotations(DATASET, SPLIT, out / "data"))
     boxes = out / "boir" / "results" / "step_0" / f"{DATASET}_{SPLIT}_boxes.json"
     if not lines.find(lines.read(path), arm=ALONE):
-        scores, folder = find_people(out)
-        figures = figures_of(scores, truth, folder / f"{DATASET}_{SPLIT}.json")
-        for seed in range(seeds):
-            lines.append(path, {"arm": ALONE, "seed": seed, "steps": 0, "figures": figures})
+        lines.append(path, {"arm": ALONE, "seed": 0, "steps": 0, **measure(truth, find_people(out))})
     for seed in range(seeds):
         if lines.find(lines.read(path), arm=WHOLE, seed=seed, steps=steps):
             continue
@@ -106,10 +129,9 @@ def run(out: pathlib.Path, seeds: int, steps: int) -> list[dict]:
         posebh_jax.main.train(posebh_configuration(out, steps, seed, boxes), workdir)
         seconds = round(time.perf_counter() - began, 1)
         folder = max((workdir / "results").glob("step_*"), key=lambda folder: int(folder.name[5:]))
-        rows = json.loads((folder / "table.json").read_text(encoding="utf8"))["rows"]
-        for arm, name, row in zip((TRUE_BOXES, WHOLE), (DATASET, f"{DATASET}_{SPLIT}_{boxes.stem}"), rows, strict=True):
-            figures = figures_of(row["metrics"], truth, folder / f"{name}_heads.json")
-            lines.append(path, {"arm": arm, "seed": seed, "steps": steps, "seconds": seconds, "figures": figures})
+        for arm, name in ((TRUE_BOXES, DATASET), (WHOLE, f"{DATASET}_{SPLIT}_{boxes.stem}")):
+            measured = measure(truth, folder / f"{name}_heads.json")
+            lines.append(path, {"arm": arm, "seed": seed, "steps": steps, "seconds": seconds, **measured})
     return lines.read(path)
 
 
@@ -118,12 +140,14 @@ def tables(found: list[lines.Line]) -> str:
     names = ("AP", "AP(E)", "AP(M)", "AP(H)", "missed", "duplicates", "merged")
     head = ["AP", "AP easy", "AP medium", "AP hard", *names[4:]]
     rows = [[arm, *(lines.mean(found, name, arm) for name in names)] for arm in ARMS]
-    paired = [[arm, *(lines.paired(found, name, arm, TRUE_BOXES) for name in names)] for arm in ARMS[1:]]
+    groups = by_group(found)
+    compared = ("AP", *names[4:])
+    paired = [[arm, *(lines.paired(groups, name, arm, TRUE_BOXES) for name in compared)] for arm in ARMS[1:]]
     return "\n".join(
         [
             lines.markdown([["", *head], *rows]),
-            f"Differences from *{TRUE_BOXES}*:\n",
-            lines.markdown([["", *head], *paired]),
+            f"Differences from *{TRUE_BOXES}* over {GROUPS} groups of pictures:\n",
+            lines.markdown([["", *compared], *paired]),
         ]
     )
 
@@ -139,8 +163,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=pathlib.Path, required=True)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=80)
     args = parser.parse_args(argv)
     found = run(args.out, args.seeds, args.steps)
     (args.out / f"{NAME}.md").write_text(tables(found), encoding="utf8")

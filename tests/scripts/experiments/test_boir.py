@@ -46,7 +46,7 @@ def test_every_arm_has_its_own_loss():
         # The same operations, compiled together or one by one: a few units in the last place.
         np.testing.assert_allclose(found["embedding"], own.embedding / own.images_per_device * expected, rtol=1e-5)
         values.append(float(found["embedding"]))
-    assert values[0] == 0 and len(set(values)) == len(boir.ARMS), "no two arms are the same"
+    assert values[0] == 0 and len(set(values)) == len(boir.ARMS) - 1, "one arm differs only in how it begins"
 
 
 def test_keypoints_are_looked_up_where_they_are_seen():
@@ -82,5 +82,7 @@ def test_results_are_read_as_they_were_written(tmp_path):
     np.testing.assert_array_equal(read.keypoints, keypoints)
     assert read.image_id.tolist() == [3, 4] and read.score.tolist() == [0.5, 0.25]
     figures = dict.fromkeys(("AP", "AP(E)", "AP(M)", "AP(H)", "missed", "duplicates", "merged"), 1.0)
-    text = two_stages.tables([{"arm": arm, "seed": 0, "figures": figures} for arm in two_stages.ARMS])
+    text = two_stages.tables(
+        [{"arm": arm, "seed": 0, "figures": figures, "groups": [figures] * 2} for arm in two_stages.ARMS]
+    )
     assert all(arm in text for arm in two_stages.ARMS)
