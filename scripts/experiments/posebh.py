@@ -80,7 +80,7 @@ class Size:
     """
 
     base: int = 300
-    first: int = 100
+    first: int = 150
     rest: int = 100
     train: int = 200
     val: int = 60
@@ -95,7 +95,7 @@ BASELINES: Mapping[str, Callable[[Size], int]] = {
 }
 EVERYTHING = ("backbone", "heads", "embedding")
 MULTI_HEAD = Stage("multi-head", 1, ("backbone", "heads"), ("heatmap",))
-FIRST_STAGE = "first stage"
+FIRST_STAGE, FIRST_LOSSES = "first stage", {"contrast_weight": 1e-2}
 FIRST = Stage("prototypes", 1, ("embedding",), PROTOTYPES, updates_state=True)
 
 
@@ -112,8 +112,8 @@ def configuration() -> ConfigDict:
     """The demo's model on crops of 64x96.
 
     Prototypes follow with momentum 0.95, so that the first stage lasts several of its time constants, as the paper's
-    does of 0.999. Weights are the demo's, but the prototypes' own a tenth of them, which makes these terms as large as
-    the heads', with whom they share a stage here. One codec, so that a crop can be judged by every head.
+    does of 0.999. Weights are the demo's, but prototype maps count a tenth, and the contrast so in the last stage
+    (`FIRST_LOSSES`), whose prototype terms are then as large as the heads'. One codec: every head can judge a crop.
     """
     config = mdt.get_config("demo")
     config.input_size = (64, 96)
@@ -267,7 +267,8 @@ class Seed:
     def _longer(self, first: TrainState, base: TrainState, clock: Clock) -> None:
         """The first stage goes on to four times its length: what prototypes come to; and a picture of them."""
         steps, clock = 3 * self.size.first, dataclasses.replace(clock)
-        longer, seen = self.trainer.train(self.method, first, FIRST, self.data(2), steps, clock)
+        method = self.trainer.method(**FIRST_LOSSES)
+        longer, seen = self.trainer.train(method, first, FIRST, self.data(2), steps, clock)
         self.write(f"{FIRST_STAGE} x4", 4 * self.size.first, clock, longer, seen)
         states = {"untrained": base, FIRST_STAGE: first, f"{FIRST_STAGE} x4": longer}
         banks = {name: np.asarray(state.method_state[BANK]) for name, state in states.items()}
@@ -276,7 +277,8 @@ class Seed:
 
     def _posebh(self, kind: type[PoseBHMethod], base: TrainState, arms: Mapping[str, Arm]) -> None:
         size, shared, stream = self.size, Clock(), self.data(1)
-        first, seen = self.trainer.train(self.trainer.method(kind), base, FIRST, stream, size.first, shared)
+        method = self.trainer.method(kind, **FIRST_LOSSES)
+        first, seen = self.trainer.train(method, base, FIRST, stream, size.first, shared)
         if kind is PoseBHMethod and not self.done(FIRST_STAGE):
             self.write(FIRST_STAGE, size.first, shared, first, seen)
             if self.seed == 0 and len(arms) > 1:

@@ -37,7 +37,7 @@ from pose_common.weights.keys import Conversion, flatten, unflatten
 from posebh_jax import configuration as posebh_configuration
 from posebh_jax.weights.transfer import start_from
 from scripts.experiments import lines, posebh_report
-from scripts.experiments.posebh import EVERYTHING, FIRST, FIRST_STAGE, MULTI_HEAD, PROTOTYPES, Arm, Size
+from scripts.experiments.posebh import EVERYTHING, FIRST, FIRST_LOSSES, FIRST_STAGE, MULTI_HEAD, PROTOTYPES, Arm, Size
 from scripts.experiments.training import Clock, Judged, Seer, Trainer, batches, judged, pck, percent, truth_of
 
 NAME = "split_skeletons"
@@ -48,9 +48,9 @@ ARMS: Mapping[str, Arm] = {
     "+ cross-type": Arm(("cross_type",)),
     "+ cross-type x10": Arm(("cross_type",), (("cross_type_weight", 1.0),)),
 }
-BASELINES: Mapping[str, int] = {"multi-head short": 120, "multi-head": 220}
+BASELINES: Mapping[str, int] = {"multi-head short": 120, "multi-head": 270}
 BOUND = "all labels"
-SIZE = Size(base=300, first=100, rest=120)
+SIZE = Size(base=300, first=150, rest=120)
 
 
 def halves(names: Sequence[str], split: str) -> tuple[list[str], list[str]]:
@@ -235,7 +235,7 @@ class Runs:
 
     def _posebh(self, base: TrainState, seed: int) -> None:
         stream, shared, size = self.stream(seed, 1), Clock(), self.size
-        first, seen = self.trainer.train(self.method, base, FIRST, stream, size.first, shared)
+        first, seen = self.trainer.train(self.trainer.method(**FIRST_LOSSES), base, FIRST, stream, size.first, shared)
         if not self.done(seed, FIRST_STAGE):
             self.write(FIRST_STAGE, seed, size.first, shared, first, seen)
         position = stream.get_state()
