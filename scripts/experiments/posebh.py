@@ -245,17 +245,17 @@ class Seed:
         rows = lines.read(self.path)
         return all(lines.find(rows, arm=arm, **self.key) for arm in arms)
 
-    def run(self, arms: Mapping[str, Arm]) -> None:
-        """Base, baseline and arms, those that are not lines yet."""
+    def run(self, baselines: Mapping[str, Callable[[Size], int]], arms: Mapping[str, Arm]) -> None:
+        """Base, baselines and arms, those that are not lines yet."""
         trainer, method, size = self.trainer, self.method, self.size
         clock = Clock()
         base = trainer.init(method, self.seed)
         base, seen = trainer.train(method, base, MULTI_HEAD, self.data(0), size.base, clock)
         if not self.done("base"):
             self.write("base", size.base, clock, base, seen)
-        if not self.done(*BASELINES):
+        if not self.done(*baselines):
             state, clock, stream, taken = base, Clock(), self.data(1), 0
-            for arm, steps in BASELINES.items():
+            for arm, steps in baselines.items():
                 state, seen = trainer.train(method, state, MULTI_HEAD, stream, steps(size) - taken, clock)
                 taken = steps(size)
                 self.write(arm, taken, clock, state, seen)
@@ -293,6 +293,13 @@ class Seed:
             self.write(name, size.first + size.rest, clock, state, seen)
 
 
+def of_size(poor: int) -> tuple[Mapping[str, Callable[[Size], int]], Mapping[str, Arm]]:
+    """Baselines and arms: all of them with the usual number of pictures of the data-poor set, else two to compare."""
+    if poor == Size.poor:
+        return BASELINES, ARMS
+    return {"multi-head": BASELINES["multi-head"]}, {"all": ARMS["all"]}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--out", type=pathlib.Path, required=True, help="lines, tables and plots")
@@ -305,13 +312,12 @@ def main() -> None:
     report.start_logging()
     began = time.perf_counter()
     trainer = Trainer(configuration(), MULTI_HEAD)
-    for seed in range(args.seeds):
-        for poor in args.poor:
-            arms = ARMS if poor == Size.poor else {"all": ARMS["all"]}
+    for poor in args.poor:
+        chosen = of_size(poor)
+        for seed in range(args.seeds):
             rows = lines.read(args.out / f"{NAME}.jsonl")
-            if all(lines.find(rows, arm=arm, seed=seed, poor=poor) for arm in ("base", *BASELINES, *arms)):
-                continue
-            Seed(args.out, Size(poor=poor), trainer, seed, args.data).run(arms)
+            if not all(lines.find(rows, arm=arm, seed=seed, poor=poor) for arm in ("base", *chosen[0], *chosen[1])):
+                Seed(args.out, Size(poor=poor), trainer, seed, args.data).run(*chosen)
     posebh_report.posebh(args.out, list(ARMS), list(BASELINES), Size.poor)
     logging.info("%.0f s", time.perf_counter() - began)
 
