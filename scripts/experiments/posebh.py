@@ -80,7 +80,7 @@ class Size:
     """
 
     base: int = 300
-    first: int = 100
+    first: int = 150
     rest: int = 100
     train: int = 200
     val: int = 60
@@ -95,7 +95,7 @@ BASELINES: Mapping[str, Callable[[Size], int]] = {
 }
 EVERYTHING = ("backbone", "heads", "embedding")
 MULTI_HEAD = Stage("multi-head", 1, ("backbone", "heads"), ("heatmap",))
-FIRST_STAGE = "first stage"
+FIRST_STAGE, FIRST_LOSSES = "first stage", {"contrast_weight": 1e-2}
 FIRST = Stage("prototypes", 1, ("embedding",), PROTOTYPES, updates_state=True)
 
 
@@ -112,8 +112,8 @@ def configuration() -> ConfigDict:
     """The demo's model on crops of 64x96.
 
     Prototypes follow with momentum 0.95, so that the first stage lasts several of its time constants, as the paper's
-    does of 0.999. Weights are the demo's, but the prototypes' own a tenth of them, which makes these terms as large as
-    the heads', with whom they share a stage here. One codec, so that a crop can be judged by every head.
+    does of 0.999. Weights are the demo's, but prototype maps count a tenth, and the contrast so in the last stage
+    (`FIRST_LOSSES`), whose prototype terms are then as large as the heads'. One codec: every head can judge a crop.
     """
     config = mdt.get_config("demo")
     config.input_size = (64, 96)
@@ -245,17 +245,17 @@ class Seed:
         rows = lines.read(self.path)
         return all(lines.find(rows, arm=arm, **self.key) for arm in arms)
 
-    def run(self, arms: Mapping[str, Arm]) -> None:
-        """Base, baseline and arms, those that are not lines yet."""
+    def run(self, baselines: Mapping[str, Callable[[Size], int]], arms: Mapping[str, Arm]) -> None:
+        """Base, baselines and arms, those that are not lines yet."""
         trainer, method, size = self.trainer, self.method, self.size
         clock = Clock()
         base = trainer.init(method, self.seed)
         base, seen = trainer.train(method, base, MULTI_HEAD, self.data(0), size.base, clock)
         if not self.done("base"):
             self.write("base", size.base, clock, base, seen)
-        if not self.done(*BASELINES):
+        if not self.done(*baselines):
             state, clock, stream, taken = base, Clock(), self.data(1), 0
-            for arm, steps in BASELINES.items():
+            for arm, steps in baselines.items():
                 state, seen = trainer.train(method, state, MULTI_HEAD, stream, steps(size) - taken, clock)
                 taken = steps(size)
                 self.write(arm, taken, clock, state, seen)
@@ -267,7 +267,8 @@ class Seed:
     def _longer(self, first: TrainState, base: TrainState, clock: Clock) -> None:
         """The first stage goes on to four times its length: what prototypes come to; and a picture of them."""
         steps, clock = 3 * self.size.first, dataclasses.replace(clock)
-        longer, seen = self.trainer.train(self.method, first, FIRST, self.data(2), steps, clock)
+        method = self.trainer.method(**FIRST_LOSSES)
+        longer, seen = self.trainer.train(method, first, FIRST, self.data(2), steps, clock)
         self.write(f"{FIRST_STAGE} x4", 4 * self.size.first, clock, longer, seen)
         states = {"untrained": base, FIRST_STAGE: first, f"{FIRST_STAGE} x4": longer}
         banks = {name: np.asarray(state.method_state[BANK]) for name, state in states.items()}
@@ -276,7 +277,8 @@ class Seed:
 
     def _posebh(self, kind: type[PoseBHMethod], base: TrainState, arms: Mapping[str, Arm]) -> None:
         size, shared, stream = self.size, Clock(), self.data(1)
-        first, seen = self.trainer.train(self.trainer.method(kind), base, FIRST, stream, size.first, shared)
+        method = self.trainer.method(kind, **FIRST_LOSSES)
+        first, seen = self.trainer.train(method, base, FIRST, stream, size.first, shared)
         if kind is PoseBHMethod and not self.done(FIRST_STAGE):
             self.write(FIRST_STAGE, size.first, shared, first, seen)
             if self.seed == 0 and len(arms) > 1:
@@ -291,6 +293,13 @@ class Seed:
             self.write(name, size.first + size.rest, clock, state, seen)
 
 
+def of_size(poor: int) -> tuple[Mapping[str, Callable[[Size], int]], Mapping[str, Arm]]:
+    """Baselines and arms: all of them with the usual number of pictures of the data-poor set, else two to compare."""
+    if poor == Size.poor:
+        return BASELINES, ARMS
+    return {"multi-head": BASELINES["multi-head"]}, {"all": ARMS["all"]}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--out", type=pathlib.Path, required=True, help="lines, tables and plots")
@@ -303,13 +312,12 @@ def main() -> None:
     logs.start_logging()
     began = time.perf_counter()
     trainer = Trainer(configuration(), MULTI_HEAD)
-    for seed in range(args.seeds):
-        for poor in args.poor:
-            arms = ARMS if poor == Size.poor else {"all": ARMS["all"]}
+    for poor in args.poor:
+        chosen = of_size(poor)
+        for seed in range(args.seeds):
             rows = lines.read(args.out / f"{NAME}.jsonl")
-            if all(lines.find(rows, arm=arm, seed=seed, poor=poor) for arm in ("base", *BASELINES, *arms)):
-                continue
-            Seed(args.out, Size(poor=poor), trainer, seed, args.data).run(arms)
+            if not all(lines.find(rows, arm=arm, seed=seed, poor=poor) for arm in ("base", *chosen[0], *chosen[1])):
+                Seed(args.out, Size(poor=poor), trainer, seed, args.data).run(*chosen)
     posebh_report.posebh(args.out, list(ARMS), list(BASELINES), Size.poor)
     logging.info("%.0f s", time.perf_counter() - began)
 

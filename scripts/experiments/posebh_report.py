@@ -121,9 +121,9 @@ def split_skeletons(out: pathlib.Path, arms: Sequence[str], baseline: str) -> No
     """`split_skeletons.md` and a plot a split, from `split_skeletons.jsonl`."""
     every = lines.read(out / "split_skeletons.jsonl")
     text = []
-    for split in dict.fromkeys(row["split"] for row in every):
-        rows = [row for row in every if row["split"] == split]
-        text += [f"Split {split}: PCK@0.1, percent; by prototypes below\n"]
+    for world, split in dict.fromkeys((row["world"], row["split"]) for row in every):
+        rows = [row for row in every if (row["world"], row["split"]) == (world, split)]
+        text += [f"{world}, split {split}: PCK@0.1, percent; by prototypes below\n"]
         text.append(differences(rows, SPLIT_FIGURES, arms, baseline))
         maps = {name: f"{figure}/prototypes" for name, figure in SPLIT_FIGURES.items()}
         table = [("by prototypes", *maps)]
@@ -132,5 +132,5 @@ def split_skeletons(out: pathlib.Path, arms: Sequence[str], baseline: str) -> No
             if found[0].count:
                 table.append((arm, *found))
         text += [lines.markdown(table), times(rows, [baseline, *arms])]
-        plot(out / f"split_skeletons_{split}.svg", rows, SPLIT_FIGURES, arms, baseline)
+        plot(out / f"split_skeletons_{world}_{split}.svg", rows, SPLIT_FIGURES, arms, baseline)
     (out / "split_skeletons.md").write_text("\n".join(text), encoding="utf8")

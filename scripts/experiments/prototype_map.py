@@ -73,7 +73,7 @@ def draw(path: pathlib.Path, banks: Mapping[str, np.ndarray], skeletons: Mapping
         right.set_xticks([]), right.set_yticks([])
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=80)
+    figure.savefig(path, dpi=80, bbox_inches="tight")
     plt.close(figure)
 
 

@@ -1,6 +1,7 @@
-"""Real people, split skeletons: does one half of the labels teach the other half's pictures?
+"""Split skeletons, of real and of rendered people: does one half of the labels teach the other half's pictures?
 
     python -m scripts.experiments.split_skeletons --samples=../shared/samples/lsp --out=docs/results --seeds=3
+    python -m scripts.experiments.split_skeletons --world=rendered --out=docs/results --seeds=3
 
 Half of the training pictures keep some of the joints, the other half the rest: two datasets, two heads, two experts,
 and no joint is labelled in both. Every head is judged on all validation pictures, as they pass through its own expert
@@ -20,6 +21,7 @@ import pathlib
 import time
 from collections.abc import Mapping, Sequence
 
+import cv2
 import jax
 import numpy as np
 from ml_collections import ConfigDict
@@ -27,6 +29,8 @@ from ml_collections import ConfigDict
 from configs import mdt
 from data_pipelines.builders.custom import Custom
 from data_pipelines.records import is_prepared, load_annotations
+from data_pipelines.skeletons import KEYPOINT_SETS
+from data_pipelines.synthetic_world import render_scene, skeleton_keypoints
 from data_pipelines.top_down.crops import TopDownSource
 from data_pipelines.top_down.loader import open_source
 from pose_common.training import logs
@@ -37,20 +41,20 @@ from pose_common.weights.keys import Conversion, flatten, unflatten
 from posebh_jax import configuration as posebh_configuration
 from posebh_jax.weights.transfer import start_from
 from scripts.experiments import lines, posebh_report
-from scripts.experiments.posebh import EVERYTHING, FIRST, FIRST_STAGE, MULTI_HEAD, PROTOTYPES, Arm, Size
+from scripts.experiments.posebh import EVERYTHING, FIRST, FIRST_LOSSES, FIRST_STAGE, MULTI_HEAD, PROTOTYPES, Arm, Size
 from scripts.experiments.training import Clock, Judged, Seer, Trainer, batches, judged, pck, percent, truth_of
 
 NAME = "split_skeletons"
-FULL = "lsp_full"
+FULL = "split_full"
 EMBEDDED = pathlib.Path(__file__).resolve().parents[2] / "posebh_jax" / "embedded.safetensors"
 ARMS: Mapping[str, Arm] = {
     "prototypes": Arm(),
     "+ cross-type": Arm(("cross_type",)),
     "+ cross-type x10": Arm(("cross_type",), (("cross_type_weight", 1.0),)),
 }
-BASELINES: Mapping[str, int] = {"multi-head short": 120, "multi-head": 220}
+BASELINES: Mapping[str, int] = {"multi-head short": 120, "multi-head": 270}
 BOUND = "all labels"
-SIZE = Size(base=300, first=100, rest=120)
+SIZE = Size(base=300, first=150, rest=120)
 
 
 def halves(names: Sequence[str], split: str) -> tuple[list[str], list[str]]:
@@ -67,7 +71,39 @@ def halves(names: Sequence[str], split: str) -> tuple[list[str], list[str]]:
 
 
 def datasets_of(split: str) -> tuple[str, str]:
-    return (f"lsp_{split}_a", f"lsp_{split}_b")
+    return (f"split_{split}_a", f"split_{split}_b")
+
+
+def render(folder: pathlib.Path, train: int = 400, val: int = 100) -> None:
+    """Pictures of rendered people with the same 14 joints, in the layout of the real ones, unless they are there."""
+    skeleton = KEYPOINT_SETS["aic"]
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    for number, (part, count) in enumerate((("train", train), ("val", val))):
+        file = folder / f"lsp_{part}.json"
+        if file.is_file():
+            continue
+        document: dict = {"images": [], "annotations": []}
+        document["categories"] = [{"id": 1, "name": "person", "keypoints": list(skeleton.keypoints)}]
+        for index in range(count):
+            scene, name = render_scene("people", (9000, number), index), f"{part}_{index:05d}.jpg"
+            cv2.imwrite(str(folder / "images" / name), scene.image[..., ::-1])
+            height, width = scene.image.shape[:2]
+            document["images"].append({"id": index + 1, "file_name": name, "width": width, "height": height})
+            for person in (person for person in scene.instances if person.labelled):
+                points = skeleton_keypoints(person, skeleton)
+                document["annotations"].append(
+                    {
+                        "id": len(document["annotations"]) + 1,
+                        "image_id": index + 1,
+                        "category_id": 1,
+                        "iscrowd": 0,
+                        "bbox": [round(float(value), 1) for value in person.box],
+                        "area": float(person.area),
+                        "num_keypoints": int((points[:, 2] > 0).sum()),
+                        "keypoints": [round(float(value), 1) for value in points.reshape(-1)],
+                    }
+                )
+        file.write_text(json.dumps(document), encoding="utf8")
 
 
 def prepare(samples: pathlib.Path, data: pathlib.Path, split: str) -> None:
@@ -168,8 +204,9 @@ def figures(see: Seer, state: TrainState, crops: Judged, truth: np.ndarray) -> d
 class Runs:
     """All runs of one split; each is a line."""
 
-    def __init__(self, out: pathlib.Path, data: pathlib.Path, split: str, size: Size):
-        self.path, self.split, self.size = out / f"{NAME}.jsonl", split, size
+    def __init__(self, out: pathlib.Path, data: pathlib.Path, world: str, split: str, size: Size):
+        self.path, self.size = out / f"{NAME}.jsonl", size
+        self.key = {"world": world, "split": split}
         self.trainer = Trainer(configuration(data, split), MULTI_HEAD)
         self.method = self.trainer.method()
         shape = tuple(self.trainer.config.input_size)
@@ -197,7 +234,7 @@ class Runs:
 
     def done(self, seed: int, *arms: str) -> bool:
         rows = lines.read(self.path)
-        return all(lines.find(rows, arm=arm, seed=seed, split=self.split) for arm in arms)
+        return all(lines.find(rows, arm=arm, seed=seed, **self.key) for arm in arms)
 
     def write(
         self, arm: str, seed: int, steps: int, clock: Clock, state: TrainState, seen: Mapping[str, float]
@@ -208,9 +245,9 @@ class Runs:
         found = {n: round(v, 3) for n, v in figures(self.see, bare, self.crops, self.truth).items()}
         times = {"seconds": round(clock.seconds, 1), "cpu_seconds": round(clock.cpu_seconds, 1)}
         losses = {name: round(value, 6) for name, value in seen.items()}
-        row = {"arm": arm, "seed": seed, "split": self.split, "steps": steps, **times}
+        row = {"arm": arm, "seed": seed, **self.key, "steps": steps, **times}
         lines.append(self.path, row | {"figures": found, "training": losses})
-        logging.info("%s, seed %d, %s: %s", self.split, seed, arm, found)
+        logging.info("%s, seed %d, %s: %s", self.key, seed, arm, found)
 
     def run(self, seed: int) -> None:
         if self.done(seed, "base", *BASELINES, *ARMS, BOUND):
@@ -235,7 +272,7 @@ class Runs:
 
     def _posebh(self, base: TrainState, seed: int) -> None:
         stream, shared, size = self.stream(seed, 1), Clock(), self.size
-        first, seen = self.trainer.train(self.method, base, FIRST, stream, size.first, shared)
+        first, seen = self.trainer.train(self.trainer.method(**FIRST_LOSSES), base, FIRST, stream, size.first, shared)
         if not self.done(seed, FIRST_STAGE):
             self.write(FIRST_STAGE, seed, size.first, shared, first, seen)
         position = stream.get_state()
@@ -252,9 +289,10 @@ class Runs:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--world", choices=["lsp", "rendered"], default="lsp", help="real or rendered people")
     parser.add_argument("--samples", type=pathlib.Path, default=pathlib.Path("../shared/samples/lsp"))
     parser.add_argument("--out", type=pathlib.Path, required=True, help="lines, tables and plots")
-    parser.add_argument("--data", type=pathlib.Path, default=pathlib.Path("workdir/experiments/lsp"), help="records")
+    parser.add_argument("--data", type=pathlib.Path, default=pathlib.Path("workdir/experiments/split"), help="records")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--splits", nargs="+", default=["hips", "alternate"])
     args = parser.parse_args()
@@ -263,10 +301,14 @@ def main() -> None:
     for split in args.splits:
         rows = lines.read(args.out / f"{NAME}.jsonl")
         wanted = [(arm, seed) for arm in ("base", *BASELINES, *ARMS, BOUND) for seed in range(args.seeds)]
-        if all(lines.find(rows, arm=arm, seed=seed, split=split) for arm, seed in wanted):
+        if all(lines.find(rows, arm=arm, seed=seed, world=args.world, split=split) for arm, seed in wanted):
             continue
-        prepare(args.samples, args.data, split)
-        runs = Runs(args.out, args.data, split, SIZE)
+        data, samples = args.data / args.world, args.samples
+        if args.world == "rendered":
+            samples = data / "pictures"
+            render(samples)
+        prepare(samples, data, split)
+        runs = Runs(args.out, data, args.world, split, SIZE)
         for seed in range(args.seeds):
             runs.run(seed)
     posebh_report.split_skeletons(args.out, ["multi-head short", *ARMS, BOUND], "multi-head")
