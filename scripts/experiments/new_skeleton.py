@@ -6,7 +6,8 @@ The model is the one that the package carries, which knows rendered people and a
 limbs of rendered people, which no dataset annotates; DeepLabCut's open-field mouse; the 14 joints of Leeds Sports
 Poses. Arms: `prototypes` (`learn_skeleton`); `plain means` of the backbone's features by the same expert, without
 whitening; `linear`, a linear head on the same features, fitted by least squares; `transfer`, training of head and
-backbone (`configs/transfer.py:<dataset>,tiny`). A run is a line; those that are there are not run again.
+backbone (`configs/transfer.py:<dataset>,tiny`); `box centre`, which has seen nothing. A run is a
+line; those that are there are not run again.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ from scripts.experiments import lines
 PEOPLE = (1, 5, 20, 100)
 JUDGED = 100
 """Held-back people, at most."""
-PROTOTYPES, PLAIN, LINEAR, TRANSFER = ARMS = ("prototypes", "plain means", "linear", "transfer")
+PROTOTYPES, PLAIN, LINEAR, TRANSFER, CENTRE = ARMS = ("prototypes", "plain means", "linear", "transfer", "box centre")
 RIDGE = 1e-3
 LIMBS = tuple(
     (f"{side}_{limb}", f"{side}_{start}", f"{side}_{end}")
@@ -272,6 +273,9 @@ def one_draw(
         run(PLAIN, lambda: by_model(world, plain_means(pose, given(), expert)))
     if missing(LINEAR):
         run(LINEAR, lambda: linear_head(pose, world, given(), expert))
+    if missing(CENTRE):
+        boxes = world.held_back.boxes
+        run(CENTRE, lambda: np.repeat((boxes[:, :2] + boxes[:, 2:] / 2)[:, None], given().keypoints.shape[1], axis=1))
     if transfer is not None and missing(TRANSFER):
         trainer = transfer()
         run(TRANSFER, lambda: by_model(world, trainer(pose, rows, seed)), trainer.steps)
