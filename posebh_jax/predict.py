@@ -185,6 +185,8 @@ class PoseModel:
 
         if names is None:
             count = max((np.shape(of_picture)[-2] for of_picture in keypoints if np.ndim(of_picture) > 1), default=0)
+            if not count:
+                raise ValueError("keypoints: there are none; give [K, 3] or [people, K, 3] of each picture")
             names = [f"point_{number}" for number in range(1, count + 1)]
         protocol = figures.protocol_of(name, names, mirror, limbs)
         return skeleton.learn_skeleton(

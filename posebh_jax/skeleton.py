@@ -336,6 +336,10 @@ def learn_skeleton(
     candidates = [Choice(*found) for found in itertools.product(experts, (HEAD, FEATURES), counts)]
     variables = {name: pose.weights[name] for name in ("params", "batch_stats")}
     learned = learn(context, variables, figures, candidates, batch_size)
+    unseen = ~np.asarray(learned.bank).any(axis=(1, 2))
+    if unseen.any():
+        lost = ", ".join(np.array(protocol.keypoints.keypoints)[unseen])
+        raise ValueError(f"boxes: {lost} of {protocol.name!r} lies in no crop; give boxes around whole people, or none")
     choice, people = learned.choice, len(figures.image)
     title = (
         f"{pose.title}; {protocol.name} of {people} {'person' if people == 1 else 'people'}: {choice.source}, "

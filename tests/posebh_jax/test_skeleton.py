@@ -166,6 +166,8 @@ def test_mistakes_are_named(pose, people):
     without = dataclasses.replace(pose, weights={**pose.weights, "prototypes": {}})
     for change, message in (
         (lambda: pose.learn_skeleton([], [], names=NAMES), "images: there are none"),
+        (lambda: pose.learn_skeleton([], []), "keypoints: there are none"),
+        (lambda: learn(pose, people, (0,), boxes=[[-900, -900, 9, 9]]), "chest, .* lies in no crop"),
         (lambda: pose.learn_skeleton(pictures[:2], hidden, names=NAMES), "chest of 'new_skeleton' is visible in none"),
         (lambda: learn(pose, people, (0,), names=("a", "b", "c", "d", "a")), "names that differ"),
         (lambda: learn(pose, people, (0,), mirror=[("chest", "tail")]), r"\('chest', 'tail'\) should be two of"),
