@@ -45,7 +45,7 @@ from pose_common.weights.keys import flatten, unflatten
 from scripts.experiments import crowds, lines
 from scripts.experiments.boir_inference import inference_cost
 
-NAME, COST, START = "boir", "inference", "start"
+NAME, COST, START, GRADIENT = "boir", "inference", "start", "gradient"
 BASELINE = "no embedding loss"
 ARMS: dict[str, dict[str, Any]] = {
     BASELINE: {"embedding": 0.0},
@@ -67,8 +67,8 @@ ARM = "arm"
 PICTURES = {"num_train": 400, "num_val": 160}
 MAPS = ("embedding", "features")
 """What silhouettes are measured of: the embedding head's map and the backbone's, which the keypoints are drawn from."""
-SHARES = ("share of the gradient before", "share of the gradient after")
-"""The embedding loss's, in percent of the other losses', on one batch, by the first weights and the last."""
+SHARE = "share of the gradient"
+"""The embedding loss's, in percent of the other losses', on one batch."""
 PLACES = ("keypoints", "centres")
 """Where: at everybody's visible keypoints, and in the 3 x 3 cells around the middle of everybody's box."""
 SILHOUETTES = tuple(f"silhouette, {name} at {place}" for name in MAPS for place in PLACES)
@@ -276,6 +276,10 @@ def start_of(path: pathlib.Path, config: ConfigDict, trainer: Trainer) -> Any:
         return unflatten(dict(file))
 
 
+def _percent(share: float) -> float:
+    return float(f"{100 * share:.3g}")
+
+
 def run(out: pathlib.Path, seeds: int, start_steps: int, steps: int, arms: Sequence[str]) -> list[dict]:
     """Trains and judges what is not there yet; all lines."""
     config, path = configuration(out), out / f"{NAME}.jsonl"
@@ -296,12 +300,15 @@ def run(out: pathlib.Path, seeds: int, start_steps: int, steps: int, arms: Seque
         missing = [arm for arm in arms if not lines.find(done, arm=arm, seed=seed, **key)]
         config.seed = seed
         batches = list(itertools.islice(build.make_loader(config), steps)) if missing else []
+        if batches and not lines.find(done, arm=GRADIENT):
+            for arm in ARMS:
+                before = _percent(share(trainer.begin(seed, start, arm), trainer.named(batches[0], arm)))
+                lines.append(path, {"arm": GRADIENT, "seed": seed, "loss": arm, f"{SHARE} at the start, %": before})
         for arm in missing:
             weights, spent = trainer(seed, start, batches, arm)
             figures = judge(weights)
-            before = trainer.begin(seed, start, arm)
-            for name, state in zip(SHARES, (before, before.with_weights(weights)), strict=True):
-                figures[name] = 100 * share(state, trainer.named(batches[0], arm))
+            state = trainer.begin(seed, start).with_weights(weights)
+            figures[SHARE] = _percent(share(state, trainer.named(batches[0], arm)))
             lines.append(path, {"arm": arm, "seed": seed, **key, **spent, "figures": figures})
             print(f"seed {seed}, {arm}: AP {figures['AP']:.1f}, {spent['seconds']:.0f} s", flush=True)
     return [line for line in lines.read(path) if line.get("steps", steps) == steps]
@@ -319,17 +326,20 @@ def tables(found: list[lines.Line]) -> str:
     ]
     start = ["(start)", "", *(lines.mean(found, name, START) for name in names)]
     paired = [[arm, *(lines.paired(found, name, arm, BASELINE) for name in names)] for arm in arms if arm != BASELINE]
-    cost = [line for line in found if line["arm"] == COST]
-    columns_of_cost = [name for name in cost[0] if name not in ("arm", "seed")] if cost else []
-    rows = [columns_of_cost, *([line[name] for name in columns_of_cost] for line in cost)]
+    others = [[line for line in found if line["arm"] == arm] for arm in (GRADIENT, COST)]
     return "\n".join(
         [
             lines.markdown([head, start, *means]),
             f"Differences from *{BASELINE}*:\n",
             lines.markdown([["loss", *head[2:]], *paired]),
-            *([lines.markdown(rows)] if cost else []),
+            *(_table(group) for group in others if group),
         ]
     )
+
+
+def _table(found: list[lines.Line]) -> str:
+    names = [name for name in found[0] if name not in ("arm", "seed")]
+    return lines.markdown([names, *([line[name] for name in names] for line in found)])
 
 
 def draw(found: list[lines.Line], path: pathlib.Path) -> None:
