@@ -12,6 +12,7 @@ import functools
 import json
 import logging
 import pathlib
+import re
 import zlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
@@ -33,6 +34,9 @@ ARRAYS, CHECKSUM = "arrays", "checksum"
 
 COMMITTED = "commit_success.txt"
 """What Orbax writes last of a checkpoint in a bucket."""
+
+_UNREACHABLE = re.compile(r"\b(UNAVAILABLE|DEADLINE_EXCEEDED|UNAUTHENTICATED|PERMISSION_DENIED)\b")
+"""In TensorStore's errors, of a network or of rights: the checkpoint may be whole."""
 
 T = TypeVar("T")
 
@@ -273,12 +277,15 @@ class Checkpoints:
 
         Raises:
           DamagedCheckpointError: it failed in one of them.
+          OSError: here, because it could not be reached, which says nothing about it.
         """
         found, problem = None, ""
         try:
             found = read()
         except Exception as error:  # what a damaged file makes Orbax do
             problem = _reason(error)
+            if _UNREACHABLE.search(problem) or isinstance(error, (ConnectionError, TimeoutError, PermissionError)):
+                raise OSError(f"{self._title(step)} cannot be read now: {problem}") from error
         if jax.process_count() > 1:
             failed = np.flatnonzero(multihost_utils.process_allgather(np.array(bool(problem))))
             if len(failed):

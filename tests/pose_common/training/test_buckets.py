@@ -27,7 +27,7 @@ from tests.distribution import ROOT, child_environment
 
 pytestmark = pytest.mark.slow  # trains and evaluates in processes of their own
 PROCESSES = int(os.environ.get("POD_PROCESSES", "2"))
-SECONDS = 120
+SECONDS = 180
 """After which a program is killed and the test fails."""
 STEPS = 10
 MAIN = "posebh_jax.main"

@@ -7,6 +7,7 @@ import shutil
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from pose_common.training import fingerprints, parallel
@@ -208,6 +209,21 @@ def test_the_newest_that_can_be_read_is_used_with_a_warning(copied, caplog):
         checkpoints.newest(lambda step: checkpoints.restore(step, SHAPES, shardings))
     assert "\n" not in str(error.value)
     assert Checkpoints(copied, read_only=True).steps == (2, 1), "reading changes nothing"
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("UNAVAILABLE: CURL error Could not resolve host"), PermissionError(13, "no rights")]
+)
+def test_what_cannot_be_reached_is_not_called_damaged(copied, error, monkeypatch):
+    """A run would set it aside, and go on from an older one."""
+
+    def fail(*_, **__):
+        raise error
+
+    checkpoints = Checkpoints(copied)
+    monkeypatch.setattr(ocp.JsonCheckpointHandler, "restore", fail)
+    with pytest.raises(OSError, match=r"checkpoints/2 cannot be read now: .*(resolve host|no rights)"):
+        checkpoints.newest(checkpoints.read_info)
 
 
 def test_a_damaged_one_is_set_aside_and_its_step_saved_again(copied):
