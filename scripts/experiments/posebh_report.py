@@ -11,19 +11,16 @@ Lines = Sequence[lines.Line]
 
 
 def differences(rows: Lines, figures: Mapping[str, str], arms: Sequence[str], baseline: str) -> str:
-    """A table: the baseline's means, and every arm's paired difference from it.
+    """A table with a row a figure: the baseline's mean, and every arm's paired difference from it.
 
     Args:
-      figures: {name of the column: figure}.
+      figures: {name of the row: figure}.
     """
-    table = [("arm", "runs", *figures)]
-    table.append(
-        (baseline, lines.mean(rows, next(iter(figures.values())), baseline).count)
-        + tuple(lines.mean(rows, figure, baseline) for figure in figures.values())
-    )
-    for arm in arms:
-        found = [lines.paired(rows, figure, arm, baseline) for figure in figures.values()]
-        table.append((arm, found[0].count, *map(signed, found)))
+    runs = lines.mean(rows, next(iter(figures.values())), baseline).count
+    table: list[Sequence[object]] = [("PCK@0.1", f"{baseline} ({runs} runs)", *arms)]
+    for name, figure in figures.items():
+        found = [signed(lines.paired(rows, figure, arm, baseline)) for arm in arms]
+        table.append((name, f"{lines.mean(rows, figure, baseline).mean:.1f}", *found))
     return lines.markdown(table)
 
 
@@ -98,9 +95,12 @@ def posebh(out: pathlib.Path, arms: Sequence[str], baselines: Sequence[str], usu
     others, against = [name for name in baselines if name != baselines[1]], baselines[1]
     text = ["Means, and paired differences with 95 % intervals; PCK@0.1, percent\n"]
     text.append(differences(rows, POSEBH_FIGURES, [*others, *arms], against))
+    text += ["What the further terms add\n", differences(rows, POSEBH_FIGURES, arms[1:], arms[0])]
     text += ["By prototypes instead of heads, and namesakes (percent)\n", _maps(rows, arms)]
     for poor in sorted({row["poor"] for row in every}):
         some = [row for row in every if row["poor"] == poor]
+        if not lines.mean(some, "steps", "all").count:
+            continue
         text += [f"{poor} pictures of the data-poor set\n", differences(some, POOR_FIGURES, ["all"], against)]
     text.append(times(rows, [*baselines, *arms]))
     (out / "posebh.md").write_text("\n".join(text), encoding="utf8")

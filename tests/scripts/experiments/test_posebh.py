@@ -70,7 +70,7 @@ def test_an_experiment_that_is_done_makes_its_tables_and_trains_nothing(tmp_path
     monkeypatch.setattr(sys, "argv", ["posebh", f"--out={tmp_path}", "--seeds=2", "--poor", "100", "25"])
     posebh.main()
     assert (tmp_path / "posebh.jsonl").read_bytes() == before
-    assert (tmp_path / "posebh.svg").stat().st_size and "| multi-head | 2 |" in (tmp_path / "posebh.md").read_text()
+    assert (tmp_path / "posebh.svg").stat().st_size and "multi-head (2 runs)" in (tmp_path / "posebh.md").read_text()
 
 
 @pytest.mark.slow  # compiles a training step
