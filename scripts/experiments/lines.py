@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import pathlib
+import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -128,7 +129,7 @@ def plot(
 
     plt.rcParams["svg.hashsalt"] = "lines"  # the same lines give the same file
     arms = list(dict.fromkeys(arm for group in groups.values() for arm in group))
-    figure, axis = plt.subplots(figsize=(max(5.0, 1.2 + 0.28 * len(groups) * (len(arms) + 1)), 3.4))
+    figure, axis = plt.subplots(figsize=(min(11.0, max(5.0, 1.2 + 0.28 * len(groups) * (len(arms) + 1))), 3.8))
     width = 0.8 / len(arms)
     for number, arm in enumerate(arms):
         found = [
@@ -139,12 +140,12 @@ def plot(
         errors = [0.0 if value.count < 2 else value.high - value.mean for _, value in found]
         colour = plt.get_cmap("tab10")(number % 10)
         if zero:
-            axis.errorbar(across, means, errors, fmt="o", capsize=3, color=colour, label=arm)
+            axis.errorbar(across, means, errors, fmt="o", markersize=3, capsize=2, color=colour, label=arm)
         else:
             axis.bar(across, means, width * 0.9, yerr=errors, capsize=2, color=colour, label=arm)
     if zero:
         axis.axhline(0, color="0.5", linewidth=0.8)
-    axis.set_xticks(range(len(groups)), list(groups), fontsize=8)
+    axis.set_xticks(range(len(groups)), [textwrap.fill(name, 11) for name in groups], fontsize=7)
     axis.set_ylabel(ylabel)
     axis.set_title(title, fontsize=9)
     axis.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0))

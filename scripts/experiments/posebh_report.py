@@ -35,10 +35,9 @@ def signed(value: lines.Interval) -> str:
 def plot(path: pathlib.Path, rows: Lines, figures: Mapping[str, str], arms: Sequence[str], baseline: str) -> None:
     """Paired differences of all arms from the baseline, by figure."""
     groups = {
-        name.replace(", ", ",\n"): {arm: lines.paired(rows, figure, arm, baseline) for arm in arms}
-        for name, figure in figures.items()
+        name: {arm: lines.paired(rows, figure, arm, baseline) for arm in arms} for name, figure in figures.items()
     }
-    lines.plot(path, groups, ylabel=f"PCK@0.1 minus {baseline}'s, points", zero=True)
+    lines.plot(path, groups, ylabel=f"PCK@0.1 minus that of {baseline}, points", zero=True)
 
 
 def times(rows: Lines, arms: Sequence[str]) -> str:
@@ -84,7 +83,7 @@ NAMESAKES = ("same_name_mrr", "same_name_top1", "same_name_chance")
 
 
 def posebh(out: pathlib.Path, arms: Sequence[str], baselines: Sequence[str], usual: int) -> None:
-    """`posebh.md` and `posebh.svg` from `posebh.jsonl`.
+    """`posebh.md`, `posebh.svg` and `posebh_terms.svg` from `posebh.jsonl`.
 
     Args:
       arms, baselines: in their order; the second baseline is compared with.
@@ -105,6 +104,7 @@ def posebh(out: pathlib.Path, arms: Sequence[str], baselines: Sequence[str], usu
     text.append(times(rows, [*baselines, *arms]))
     (out / "posebh.md").write_text("\n".join(text), encoding="utf8")
     plot(out / "posebh.svg", rows, POSEBH_FIGURES, [*others, *arms], against)
+    plot(out / "posebh_terms.svg", rows, POSEBH_FIGURES, arms[1:], arms[0])
 
 
 def _maps(rows: Lines, arms: Sequence[str]) -> str:

@@ -21,11 +21,12 @@ import numpy as np
 
 from pose_common import heatmaps
 from pose_common.images import normalise_pixels
-from pose_common.training import report
+from pose_common.training import logs
 from pose_common.training.state import TrainState
+from posebh_jax.comparison import best_similarities
 from posebh_jax.losses.cross_type import pseudo_labels
 from posebh_jax.method import BANK, PoseBHMethod
-from posebh_jax.prototypes import best_similarities, prototype_heatmaps
+from posebh_jax.prototypes import prototype_heatmaps
 from scripts.experiments import lines, posebh
 from scripts.experiments.training import Clock, Judged, Trainer, pck, starts
 
@@ -97,7 +98,7 @@ def main() -> None:
     parser.add_argument("--data", type=pathlib.Path, default=pathlib.Path("workdir/experiments"), help="pictures")
     parser.add_argument("--seeds", type=int, default=2)
     args = parser.parse_args()
-    report.start_logging()
+    logs.start_logging()
     trainer = Trainer(posebh.configuration(), posebh.MULTI_HEAD)
     for seed in range(args.seeds):
         run(args.out, args.data, seed, trainer)
