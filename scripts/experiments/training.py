@@ -70,7 +70,10 @@ class Trainer:
         return self.methods[key]
 
     def init(self, method: PoseBHMethod, seed: int) -> TrainState:
-        return jax.jit(method.init)(jax.random.PRNGKey(seed))
+        """A newly initialised state."""
+        if "init" not in self.compiled:
+            self.compiled["init"] = jax.jit(method.init)
+        return self.compiled["init"](jax.random.PRNGKey(seed))
 
     def train(
         self, method: PoseBHMethod, state: TrainState, stage: Stage, batches: Iterable, steps: int, clock: Clock
