@@ -105,7 +105,7 @@ def main() -> None:
     wanted = [name for name in options.stages.split(",") if name]
     if unknown := set(wanted) - {stage.name for stage in method.stages}:
         parser.error(f"--stages: there is no {min(unknown)!r}; known: {', '.join(s.name for s in method.stages)}")
-    found = []
+    found, title = [], f"{config.size}, batch {config.batch_size}, fsdp {config.fsdp} on {options.topology}, a chip"
     for stage in unlike([stage for stage in method.stages if stage.name in (wanted or [stage.name])]):
         lowered, total_flops = lower(method, stage, config, strategy, options.clusters)
         began = time.perf_counter()
@@ -118,10 +118,11 @@ def main() -> None:
                 raise
             operations, figures = [], {"fits": out_of_memory(str(error))}
         found.append({"stage": stage.name, **figures, "compile s": round(time.perf_counter() - began, 1)})
+        tables.show(found[-1:], title=title)
         if options.top and operations:
             tables.show(tpu_cycles.longest(operations, options.top), title=f"{stage.name}: most of the estimated time")
-    title = f"{config.size}, batch {config.batch_size}, fsdp {config.fsdp} on {options.topology}, a chip"
-    tables.show(found, title=title)
+    if len(found) > 1:
+        tables.show(found, title=title)
     if options.out:
         tables.save(found, options.out)
 
