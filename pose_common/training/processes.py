@@ -26,6 +26,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 import jax
+import tqdm
 from jax._src import distributed as _distributed  # the store has no public name
 
 from pose_common.training.nonfinite import NonFiniteError
@@ -188,6 +189,9 @@ def _leave(line: str, wait: bool) -> NoReturn:
     _leaving.acquire()
     # A call of the store may never return once process 0 is gone.
     threading.Timer(LEAVE_SECONDS, os._exit, (1,)).start()
+    for bar in list(getattr(tqdm.tqdm, "_instances", ())):  # would be drawn again behind the line
+        bar.clear()
+        bar.disable = True
     logging.error("error: %s; all processes end", line)
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
