@@ -46,7 +46,7 @@ def recognise(path: str | os.PathLike) -> str:
     if path.suffix.lower() == ".json":
         return "coco"  # whose reader says what is missing
     what = f"several: {', '.join(found)}" if found else f"none of {', '.join(FORMATS)}"
-    raise RawDataError(f"{path} looks like {what}; say which by --format")
+    raise RawDataError(f"{path} looks like {what}; say which by --format of prepare_data, or name the file of labels")
 
 
 def read(

@@ -3,8 +3,9 @@
     python -m scripts.benchmarks.train_step --config=configs/mdt.py:base --config.batch_size=64 --steps=20
     python -m scripts.benchmarks.train_step --config=configs/boir.py:coco_w32 --config.batch_size=20
 
-Batches are random, already on the device; compilation is timed apart. PoseBH's last rows train everything and add one
-loss term after the other, so that a term's cost is the difference of two rows; its share is of the step with all terms.
+Batches are random, already on the device; compilation is timed apart; steps are sharded, whatever `config.parallel`
+says. PoseBH's last rows train everything and add one loss term after the other, so that a term's cost is the difference
+of two rows; its share is of the step with all terms.
 """
 
 from __future__ import annotations
