@@ -20,7 +20,7 @@ from pose_common.convolution import conv_general_dilated
 from pose_common.layers import BatchNorm
 
 NormFactory = Callable[..., nn.Module]
-"""Makes a batch norm from `dtype` and `name`; a partial sets the mapped axis or the statistics' extent."""
+"""Makes a batch norm from `relu`, `dtype` and `name`; a partial sets the mapped axis or the statistics' extent."""
 
 small_normal = nn.initializers.normal(0.001)
 
@@ -39,7 +39,7 @@ def repeat(block: nn.Module, length: int, x: Any, train: bool, *, remat: bool = 
 
 
 class ConvNorm(nn.Module):
-    """Convolution without bias, zero padded to keep the size over the stride; batch norm; optional ReLU."""
+    """Convolution without bias, zero padded to keep the size over the stride; batch norm; optional sum and ReLU."""
 
     features: int
     kernel: int
@@ -51,8 +51,8 @@ class ConvNorm(nn.Module):
     kernel_init: Callable[..., jax.Array] = small_normal
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """[B, h, w, C] -> [B, ceil(h / stride), ceil(w / stride), features]."""
+    def __call__(self, x: jax.Array, train: bool, add: jax.Array | None = None) -> jax.Array:
+        """[B, h, w, C] -> [B, ceil(h / stride), ceil(w / stride), features], the shape of `add`."""
         # Written out: "SAME" pads a strided convolution on the right only, the published weights expect both
         # sides.
         padding = self.dilation * (self.kernel // 2)
@@ -68,8 +68,7 @@ class ConvNorm(nn.Module):
             conv_general_dilated=conv_general_dilated,
             name="conv",
         )(x)
-        x = self.norm(dtype=self.dtype, name="norm")(x, train=train)
-        return nn.relu(x) if self.relu else x
+        return self.norm(relu=self.relu, dtype=self.dtype, name="norm")(x, add, train=train)
 
 
 class BasicBlock(nn.Module):
@@ -86,10 +85,9 @@ class BasicBlock(nn.Module):
         """[B, h, w, C] -> [B, h, w, features]."""
         common = {"norm": self.norm, "dtype": self.dtype, "kernel_init": self.kernel_init}
         y = ConvNorm(self.features, 3, name="conv1", **common)(x, train)
-        y = ConvNorm(self.features, 3, relu=False, name="conv2", **common)(y, train)
         if self.project:
             x = ConvNorm(self.features, 1, relu=False, name="shortcut", **common)(x, train)
-        return nn.relu(x + y)
+        return ConvNorm(self.features, 3, name="conv2", **common)(y, train, add=x)
 
 
 class Bottleneck(nn.Module):
@@ -106,10 +104,9 @@ class Bottleneck(nn.Module):
         common = {"norm": self.norm, "dtype": self.dtype}
         y = ConvNorm(self.features, 1, name="conv1", **common)(x, train)
         y = ConvNorm(self.features, 3, name="conv2", **common)(y, train)
-        y = ConvNorm(4 * self.features, 1, relu=False, name="conv3", **common)(y, train)
         if self.project:
             x = ConvNorm(4 * self.features, 1, relu=False, name="shortcut", **common)(x, train)
-        return nn.relu(x + y)
+        return ConvNorm(4 * self.features, 1, name="conv3", **common)(y, train, add=x)
 
 
 class FusionModule(nn.Module):

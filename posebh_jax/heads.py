@@ -27,9 +27,10 @@ ACTIVATIONS = {"silu": nn.silu, "relu": nn.relu}
 def upsample2(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Transposed convolution with a 4x4 kernel, stride 2 and padding 1: out[2y - 1 + k] += x[y] kernel[k].
 
-    Written as one 2x2 convolution that yields the four phases of the output, which are then interleaved: no
-    multiplication with inserted zeros, and its gradients are ordinary convolutions (XLA's dilated form of the
-    same takes 10 to 50 times as long on a CPU).
+    Each of the four phases of the output (even or odd row, even or odd column) is a 2x2 convolution of the input as it
+    lies there; then they are interleaved. No multiplication with inserted zeros, no border that is cut away again, and
+    gradients that are ordinary convolutions: XLA's dilated form of the same takes 10 to 50 times as long on a CPU, one
+    convolution with the four phases as channels 1.1 to 1.5 times, and on a TPU more than that.
 
     Args:
       x: [B, h, w, I].
@@ -38,17 +39,21 @@ def upsample2(x: jax.Array, kernel: jax.Array) -> jax.Array:
     Returns:
       [B, 2h, 2w, O].
     """
-    batch, height, width, features_in = x.shape
-    features_out = kernel.shape[-1]
-    # Output row 2u + p is x[u + p - 1] kernel[3 - p] + x[u + p] kernel[1 - p]; likewise along a row.
-    taps = kernel[::-1, ::-1].reshape(2, 2, 2, 2, features_in, features_out)
-    taps = taps.transpose(0, 2, 4, 1, 3, 5).reshape(2, 2, features_in, 4 * features_out)
-    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    phases = jax.lax.conv_general_dilated(
-        padded, taps, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
-    ).reshape(batch, height + 1, width + 1, 2, 2, features_out)
-    rows = [jnp.stack([phases[:, p : p + height, q : q + width, p, q] for q in range(2)], axis=3) for p in range(2)]
-    return jnp.stack(rows, axis=2).reshape(batch, 2 * height, 2 * width, features_out)
+    batch, height, width, _ = x.shape
+    phases = [
+        # Output row 2u + p is x[u + p - 1] kernel[3 - p] + x[u + p] kernel[1 - p]; likewise along a row.
+        jax.lax.conv_general_dilated(
+            x,
+            kernel[3 - p :: -2, 3 - q :: -2],
+            window_strides=(1, 1),
+            padding=((1 - p, p), (1 - q, q)),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        for p in range(2)
+        for q in range(2)
+    ]
+    grid = jnp.stack(phases).reshape(2, 2, batch, height, width, -1)
+    return grid.transpose(2, 3, 0, 4, 1, 5).reshape(batch, 2 * height, 2 * width, -1)
 
 
 def enlarged(features: jax.Array) -> jax.Array:
@@ -82,7 +87,7 @@ class Upsampling(nn.Module):
         """[B, h, w, I] -> [B, 4h, 4w, filters[1]]."""
         for i, filters in enumerate(self.filters, start=1):
             x = Deconvolution(filters, self.dtype, name=f"deconv{i}")(x)
-            x = nn.relu(BatchNorm(self.axis_name, dtype=self.dtype, name=f"norm{i}")(x, train=train))
+            x = BatchNorm(self.axis_name, relu=True, dtype=self.dtype, name=f"norm{i}")(x, train=train)
         return x
 
 
