@@ -15,6 +15,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
+
+from posebh_jax.attention import KEPT, Attention
 
 LAYER_NORM_EPSILON = 1e-6
 
@@ -91,23 +94,6 @@ def _torch_conv_bias(fan_in: int):
     return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
-class Attention(nn.Module):
-    """Multi-head self-attention; the columns of `qkv` are ordered q, k, v, then head."""
-
-    num_heads: int
-    dtype: Any
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[B, N, C] -> [B, N, C]."""
-        batch, tokens, dim = x.shape
-        qkv = _dense(3 * dim, self.dtype, name="qkv")(x)
-        qkv = qkv.reshape(batch, tokens, 3, self.num_heads, dim // self.num_heads)
-        q, k, v = (qkv[:, :, i] for i in range(3))
-        out = jax.nn.dot_product_attention(q, k, v)
-        return _dense(dim, self.dtype, name="proj")(out.reshape(batch, tokens, dim))
-
-
 def apply_experts(x: jax.Array, dataset: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
     """Pushes every sample through the expert of its dataset, at the cost of one expert a sample.
 
@@ -158,7 +144,8 @@ class Mlp(nn.Module):
     def __call__(self, x: jax.Array, dataset: jax.Array) -> jax.Array:
         """x [B, N, C], dataset int32 [B] -> [B, N, C]."""
         dim = x.shape[-1]
-        hidden = nn.gelu(_dense(int(self.ratio * dim), self.dtype, name="fc1")(x), approximate=False)
+        hidden = _dense(int(self.ratio * dim), self.dtype, name="fc1")(x)
+        hidden = nn.gelu(checkpoint_name(hidden, KEPT), approximate=False)
         if not self.num_experts:
             return _dense(dim, self.dtype, name="fc2")(hidden)
         shared = _dense(dim - self.part_features, self.dtype, name="fc2")(hidden)
@@ -178,9 +165,9 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, dataset: jax.Array, scales: jax.Array | None) -> tuple[jax.Array, None]:
         """x [B, N, C], dataset int32 [B], scales [2, B] of the two branches or None -> ([B, N, C], None)."""
-        attention = Attention(self.num_heads, self.dtype, name="attn")
+        attention = Attention(self.num_heads, self.dtype, _normal, name="attn")
         mlp = Mlp(self.num_experts, self.part_features, self.mlp_ratio, self.dtype, name="mlp")
-        x += _scaled(attention(_layer_norm("norm1")(x)), scales, 0)
+        x += _scaled(checkpoint_name(attention(_layer_norm("norm1")(x)), KEPT), scales, 0)
         x += _scaled(mlp(_layer_norm("norm2")(x), dataset), scales, 1)
         return x, None
 
@@ -227,9 +214,9 @@ class ViT(nn.Module):
         position = self.param("pos_embed", _normal, (1, height * width + 1, dim))
         x = x.reshape(batch, height * width, dim) + (position[:, 1:] + position[:, :1])
 
-        # Only products are worth keeping: writing down norms, softmax, GELU and the experts' copies costs more than
-        # computing them again.
-        kept = None if self.remat else jax.checkpoint_policies.dots_saveable
+        # Only the results of products are worth keeping, and the sums of attention: writing down norms, scores, GELU
+        # and the experts' copies costs more than computing them again.
+        kept = None if self.remat else jax.checkpoint_policies.save_only_these_names(KEPT)
         blocks = nn.scan(
             nn.remat(Block, prevent_cse=False, policy=kept),
             variable_axes={"params": 0},
