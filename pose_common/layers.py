@@ -48,12 +48,10 @@ class BatchNorm(nn.Module):
 
         normalise = functools.partial(_batch_normalised, form)
         if self.group is None:
-            y, mean, var = normalise(x, running_mean.value, scale, bias, add)
+            y, mean, var = normalise(x, scale, bias, add)
         else:
             parts = jax.tree.map(lambda rows: rows.reshape(-1, self.group, *rows.shape[1:]), (x, add))
-            y, mean, var = jax.vmap(normalise, in_axes=(0, None, None, None, 0))(
-                parts[0], running_mean.value, scale, bias, parts[1]
-            )
+            y, mean, var = jax.vmap(normalise, in_axes=(0, None, None, 0))(parts[0], scale, bias, parts[1])
             y, mean, var = y.reshape(x.shape), self._over_groups(mean), self._over_groups(var)
         if not self.is_initializing():
             count = x.size // channels if self.group is None else self.group * (x[0].size // channels)
@@ -90,20 +88,18 @@ def _normalised(form: _Form, x, mean, var, scale, bias, add):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _batch_normalised(form: _Form, x, near, scale, bias, add):
+def _batch_normalised(form: _Form, x, scale, bias, add):
     """(`_normalised` by the batch's own moments, mean [C], biased variance [C]); the moments carry no gradient.
-
-    `near` [C] is where the mean is about (`batch_moments`).
 
     Its gradient is written out because of what plain differentiation keeps for it: float32 copies of the map and
     the ReLU's mask. Here it is the inputs, which the layers around keep anyway: on BoIR's blocks less than half the
     memory and four fifths of the time.
     """
-    return _forward(form, x, near, scale, bias, add)[0]
+    return _forward(form, x, scale, bias, add)[0]
 
 
-def _forward(form: _Form, x, near, scale, bias, add):
-    mean, var = batch_moments(x, near, form.axis_name)
+def _forward(form: _Form, x, scale, bias, add):
+    mean, var = batch_moments(x, form.axis_name)
     return (_normalised(form, x, mean, var, scale, bias, add), mean, var), (x, mean, var, scale, bias, add)
 
 
@@ -122,21 +118,23 @@ def _backward(form: _Form, kept, cotangents):
         lost_mean, lost_unit = jax.lax.pmean((lost_mean, lost_unit), form.axis_name)
     of_x = (scale * deviation) * (slope - lost_mean - unit * lost_unit)
     of_add = None if add is None else slope.astype(add.dtype)
-    return of_x.astype(x.dtype), jnp.zeros_like(mean), of_scale, of_bias, of_add
+    return of_x.astype(x.dtype), of_scale, of_bias, of_add
 
 
 _batch_normalised.defvjp(_forward, _backward)
 
 
-def batch_moments(x: jax.Array, near: jax.Array, axis_name: str | None) -> tuple[jax.Array, jax.Array]:
+def batch_moments(x: jax.Array, axis_name: str | None) -> tuple[jax.Array, jax.Array]:
     """Mean [C] and biased variance [C] over all axes but the last, in float32.
 
-    One pass over the map and one exchange between devices, from sums of distances to `near` [C] and of their squares.
-    That loses digits as far as the mean is away from `near` in deviations (the square of it, times 1e-7): the
-    running mean is close, but for the first steps of a new model.
+    Two passes: the one-pass form loses digits where the mean is large against the deviation.
     """
-    distance = x.astype(jnp.float32) - near
     axes = tuple(range(x.ndim - 1))
-    moments = distance.mean(axes), jnp.square(distance).mean(axes)
-    first, second = moments if axis_name is None else jax.lax.pmean(moments, axis_name)
-    return near + first, jnp.maximum(second - jnp.square(first), 0)
+    x32 = x.astype(jnp.float32)
+    mean = x32.mean(axes)
+    if axis_name is not None:
+        mean = jax.lax.pmean(mean, axis_name)
+    var = jnp.square(x32 - mean).mean(axes)
+    if axis_name is not None:
+        var = jax.lax.pmean(var, axis_name)
+    return mean, var

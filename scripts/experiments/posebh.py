@@ -1,6 +1,7 @@
 """PoseBH against the multi-head baseline, from the same multi-head model, on rendered people and animals.
 
     python -m scripts.experiments.posebh --out=docs/results --seeds=5
+    python -m scripts.experiments.posebh --out=docs/results --seeds=3 --base=3000 --poor 100
 
 Every seed renders pictures of its own, trains one multi-head model from nothing, and goes on from it with every arm for
 the same number of steps. The rendered figures' truth is known in every skeleton, so that each head is judged on the
@@ -216,8 +217,8 @@ def bank_figures(method: PoseBHMethod, state: TrainState) -> dict[str, float]:
 class Seed:
     """One seed: its pictures, its multi-head model, and the arms that go on from it, each a line."""
 
-    def __init__(self, out: pathlib.Path, size: Size, trainer: Trainer, seed: int, data: pathlib.Path):
-        self.path, self.size, self.trainer, self.seed = out / f"{NAME}.jsonl", size, trainer, seed
+    def __init__(self, path: pathlib.Path, size: Size, trainer: Trainer, seed: int, data: pathlib.Path):
+        self.path, self.size, self.trainer, self.seed = path, size, trainer, seed
         self.key = {"seed": seed, "poor": size.poor}
         folder = data / f"{NAME}_{seed}"
         prepare(folder, seed, size)
@@ -281,7 +282,7 @@ class Seed:
         first, seen = self.trainer.train(method, base, FIRST, stream, size.first, shared)
         if kind is PoseBHMethod and not self.done(FIRST_STAGE):
             self.write(FIRST_STAGE, size.first, shared, first, seen)
-            if self.seed == 0 and len(arms) > 1:
+            if self.seed == 0 and size == Size():
                 self._longer(first, base, shared)
         position = stream.get_state()
         for name, arm in arms.items():
@@ -293,10 +294,12 @@ class Seed:
             self.write(name, size.first + size.rest, clock, state, seen)
 
 
-def of_size(poor: int) -> tuple[Mapping[str, Callable[[Size], int]], Mapping[str, Arm]]:
-    """Baselines and arms: all of them with the usual number of pictures of the data-poor set, else two to compare."""
-    if poor == Size.poor:
+def of_size(size: Size) -> tuple[Mapping[str, Callable[[Size], int]], Mapping[str, Arm]]:
+    """Baselines and arms: all of them at the usual size, some to compare at another."""
+    if size == Size():
         return BASELINES, ARMS
+    if size.poor == Size.poor:
+        return BASELINES, {name: ARMS[name] for name in ("prototypes", "all")}
     return {"multi-head": BASELINES["multi-head"]}, {"all": ARMS["all"]}
 
 
@@ -308,17 +311,25 @@ def main() -> None:
     )
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--poor", type=int, nargs="+", default=[100, 25, 400], help=f"pictures of {POOR} to train on")
+    parser.add_argument(
+        "--base",
+        type=int,
+        default=Size.base,
+        help="steps of the multi-head model that all start from; another number is an experiment of its own",
+    )
     args = parser.parse_args()
     logs.start_logging()
     began = time.perf_counter()
     trainer = Trainer(configuration(), MULTI_HEAD)
+    path = args.out / f"{NAME if args.base == Size.base else f'{NAME}_{args.base}'}.jsonl"
     for poor in args.poor:
-        chosen = of_size(poor)
+        size = Size(base=args.base, poor=poor)
+        chosen = of_size(size)
         for seed in range(args.seeds):
-            rows = lines.read(args.out / f"{NAME}.jsonl")
+            rows = lines.read(path)
             if not all(lines.find(rows, arm=arm, seed=seed, poor=poor) for arm in ("base", *chosen[0], *chosen[1])):
-                Seed(args.out, Size(poor=poor), trainer, seed, args.data).run(*chosen)
-    posebh_report.posebh(args.out, list(ARMS), list(BASELINES), Size.poor)
+                Seed(path, size, trainer, seed, args.data).run(*chosen)
+    posebh_report.posebh(path, list(of_size(Size(base=args.base))[1]), list(BASELINES), Size.poor)
     logging.info("%.0f s", time.perf_counter() - began)
 
 

@@ -82,14 +82,14 @@ SPLIT_FIGURES = {
 NAMESAKES = ("same_name_mrr", "same_name_top1", "same_name_chance")
 
 
-def posebh(out: pathlib.Path, arms: Sequence[str], baselines: Sequence[str], usual: int) -> None:
-    """`posebh.md`, `posebh.svg` and `posebh_terms.svg` from `posebh.jsonl`.
+def posebh(path: pathlib.Path, arms: Sequence[str], baselines: Sequence[str], usual: int) -> None:
+    """`posebh.md`, `posebh.svg` and `posebh_terms.svg` beside `posebh.jsonl`, or what else the path is.
 
     Args:
       arms, baselines: in their order; the second baseline is compared with.
       usual: pictures of the data-poor set in the runs of all arms.
     """
-    every = lines.read(out / "posebh.jsonl")
+    every = lines.read(path)
     rows = [row for row in every if row["poor"] == usual]
     others, against = [name for name in baselines if name != baselines[1]], baselines[1]
     text = ["Means, and paired differences with 95 % intervals; PCK@0.1, percent\n"]
@@ -102,9 +102,9 @@ def posebh(out: pathlib.Path, arms: Sequence[str], baselines: Sequence[str], usu
             continue
         text += [f"{poor} pictures of the data-poor set\n", differences(some, POOR_FIGURES, ["all"], against)]
     text.append(times(rows, [*baselines, *arms]))
-    (out / "posebh.md").write_text("\n".join(text), encoding="utf8")
-    plot(out / "posebh.svg", rows, POSEBH_FIGURES, [*others, *arms], against)
-    plot(out / "posebh_terms.svg", rows, POSEBH_FIGURES, arms[1:], arms[0])
+    path.with_suffix(".md").write_text("\n".join(text), encoding="utf8")
+    plot(path.with_suffix(".svg"), rows, POSEBH_FIGURES, [*others, *arms], against)
+    plot(path.with_name(f"{path.stem}_terms.svg"), rows, POSEBH_FIGURES, arms[1:], arms[0])
 
 
 def _maps(rows: Lines, arms: Sequence[str]) -> str:

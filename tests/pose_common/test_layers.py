@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pose_common.layers import BatchNorm, batch_moments
+from pose_common.layers import BatchNorm
 
 GROUP = 2
 
@@ -58,17 +58,6 @@ def test_value_and_gradient_are_those_of_the_formula(group, relu, adds):
     # Float32 sums of 40 to 120 products in another order; deviations of 0.1 make slopes of x up to 10.
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5)
-
-
-def test_moments_far_from_the_running_mean():
-    """A new model's maps may lie a hundred deviations from 0: what is left of float32's seven digits is enough."""
-    x = 100 + jax.random.normal(jax.random.key(0), (4, 8, 8, 2))
-    mean, var = batch_moments(x, jnp.zeros(2), None)
-    np.testing.assert_allclose(mean, np.mean(x, (0, 1, 2), np.float64), rtol=1e-6)
-    np.testing.assert_allclose(var, np.var(x, (0, 1, 2), np.float64), rtol=1e4 * 1e-6)
-    same = batch_moments(x, mean, None)[1]
-    np.testing.assert_allclose(same, np.var(x, (0, 1, 2), np.float64), rtol=1e-5)
-    assert (batch_moments(jnp.full((2, 2, 2, 1), 1e4), jnp.zeros(1), None)[1] >= 0).all()
 
 
 def test_bfloat16_differs_by_its_rounding():
