@@ -80,7 +80,7 @@ def test_the_smallest_form_runs_and_goes_on(tmp_path):
     config.input_size, config.head_filters, config.batch_size, config.size = (32, 48), (4, 4), 8, "tiny"
     size = posebh.Size(base=1, first=1, rest=1, train=2, val=2, poor=2)
     trainer = Trainer(config, posebh.MULTI_HEAD)
-    posebh.Seed(tmp_path, size, trainer, 0, tmp_path / "data").run(posebh.BASELINES, {})
+    posebh.Seed(tmp_path / "posebh.jsonl", size, trainer, 0, tmp_path / "data").run(posebh.BASELINES, {})
     rows = lines.read(tmp_path / "posebh.jsonl")
     assert [(row["arm"], row["steps"]) for row in rows] == [
         ("base", 1),
@@ -91,5 +91,5 @@ def test_the_smallest_form_runs_and_goes_on(tmp_path):
             "figures"
         ].keys()
         assert all(0 <= value <= 100 for value in row["figures"].values()) and row["cpu_seconds"] > 0
-    posebh.Seed(tmp_path, size, trainer, 0, tmp_path / "data").run(posebh.BASELINES, {})
+    posebh.Seed(tmp_path / "posebh.jsonl", size, trainer, 0, tmp_path / "data").run(posebh.BASELINES, {})
     assert lines.read(tmp_path / "posebh.jsonl") == rows
