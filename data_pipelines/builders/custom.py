@@ -176,7 +176,11 @@ class Custom(CocoFormatBuilder):
         found = collections.defaultdict(set)
         for path, record in items:
             found[path].add(record["file_name"])
-        self._ambiguous = {path: sorted(names) for path, names in found.items() if len(names) > 1}
+        self._ambiguous = {
+            path: sorted(names)
+            for path, names in found.items()
+            if len(names) > 1 and any(raw_files.find_picture(self.files.images, name) != path for name in names)
+        }
         for path, record in items:
             if _is_absolute(record["file_name"]):
                 inside = path.is_relative_to(self.files.images)

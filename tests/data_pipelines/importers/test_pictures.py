@@ -100,3 +100,19 @@ def test_two_names_that_end_alike_are_not_guessed(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "ambiguous picture: 2" in said and "/home/one/a.jpg and /home/two/a.jpg would all be" in said
     assert "instance lost with its image: 4" in said
+
+
+def test_two_names_that_are_one_picture_as_written_keep_it_twice(tmp_path, capsys):
+    """Its path from the folder and its absolute path: nothing is guessed, so both entries have their people."""
+    kind = {"id": 1, "name": "kite", "keypoints": ["a", "b", "c"]}
+    content = tiny_sets.document(2) | {"categories": [kind]}
+    for entry in content["annotations"]:
+        entry["keypoints"] = entry["keypoints"][:9]
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "a.jpg").write_bytes(tiny_sets.jpeg())
+    for image, name in zip(content["images"], ["one/a.jpg", str(tmp_path / "one" / "a.jpg")], strict=True):
+        image["file_name"] = name
+    (tmp_path / "labels.json").write_text(json.dumps(content))
+    command = ["custom", "--name=x", f"--annotations={tmp_path / 'labels.json'}", f"--data_dir={tmp_path / 'data'}"]
+    assert prepare_data.main(command) == 0
+    assert "ambiguous" not in capsys.readouterr().out
