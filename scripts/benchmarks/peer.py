@@ -29,10 +29,12 @@ from posebh_jax.vit import SIZES, ViTSize
 WIDTH, HEIGHT = 192, 256
 KEYPOINTS, EXPERTS = 17, 6
 PASSES = ("forward", "forward + backward")
+Steps = tuple[Callable[[], object], ...]
+"""One call for each of `PASSES`; its result is there when it returns."""
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
-def ours(size: ViTSize, batch: int, dtype: str) -> tuple[Callable[[], object], ...]:
+def ours(size: ViTSize, batch: int, dtype: str) -> Steps:
     """The two passes of PoseBH, compiled by their first call."""
     model = PoseBH(size, (("coco", KEYPOINTS),), EXPERTS, embedding_dim=0, dtype=jnp.dtype(dtype))
     image = jnp.asarray(np.random.default_rng(0).normal(size=(batch, HEIGHT, WIDTH, 3)), jnp.float32)
@@ -51,7 +53,7 @@ def ours(size: ViTSize, batch: int, dtype: str) -> tuple[Callable[[], object], .
     return tuple(lambda step=step: jax.block_until_ready(step(variables["params"])) for step in (forward, backward))
 
 
-def theirs(size: ViTSize, batch: int, dtype: str, compiled: bool) -> tuple[Callable[[], object], ...]:
+def theirs(size: ViTSize, batch: int, dtype: str, compiled: bool) -> Steps:
     """The same of the `transformers` model, eager or by `torch.compile`; bfloat16 by autocast, as one trains."""
     import torch
     import transformers
@@ -111,8 +113,12 @@ def run(
     size: ViTSize, batch: int, rounds: int, *, dtype: str = "float32", compiled: bool = False
 ) -> list[dict[str, str | float]]:
     """Rows of the table."""
-    sides = {"ours": ours(size, batch, dtype), "theirs": theirs(size, batch, dtype, compiled)}
-    rows = []
+    return compared(ours(size, batch, dtype), theirs(size, batch, dtype, compiled), rounds)
+
+
+def compared(ours: Steps, theirs: Steps, rounds: int) -> list[dict[str, str | float]]:
+    """Rows of the table of two networks' `PASSES`, run in turn."""
+    sides, rows = {"ours": ours, "theirs": theirs}, []
     for number, name in enumerate(PASSES):
         least: dict[tuple[str, str], float] = {}
         for turn in range(rounds + 1):
