@@ -129,7 +129,9 @@ def main() -> None:
 
 def out_of_memory(message: str) -> str:
     """What the compiler says of a program that does not fit: "no, 16.52G of 15.75G"."""
-    used = re.search(r"Used ([\d.]+[KMG]?) of ([\d.]+[KMG]?) hbm", message)
+    used = re.search(r"Used ([\d.]+[KMG]?) of ([\d.]+[KMG]?) hbm", message) or re.search(
+        r"temporaries \(([\d.]+[KMG]?)\) exceeds available HBM \(([\d.]+[KMG]?)\)", message
+    )
     return f"no, {used[1]} of {used[2]}" if used else f"no: {message.splitlines()[0][:120]}"
 
 

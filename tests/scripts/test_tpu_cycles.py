@@ -70,4 +70,6 @@ def test_a_loop_of_unknown_length_is_named():
 def test_what_does_not_fit_is_said_with_its_size():
     message = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 16.52G of 15.75G hbm. Exceeded by 0.77G."
     assert out_of_memory(message) == "no, 16.52G of 15.75G"
+    message = "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (17.23G) "
+    assert out_of_memory(message + "exceeds available HBM (15.75G).") == "no, 17.23G of 15.75G"
     assert out_of_memory("RESOURCE_EXHAUSTED: scoped vmem\nmore") == "no: RESOURCE_EXHAUSTED: scoped vmem"
