@@ -64,7 +64,7 @@ def theirs(width: int, side: int, batch: int, checkout: pathlib.Path) -> Steps:
     from models.boir_module import MultiHeadWrapper
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    torch.set_flush_denormal(True)  # as XLA does; else the first weights' tiny maps cost ten times as much
+    torch.set_flush_denormal(True)  # as XLA does: the first weights are tiny, and so are the maps of the forward pass
     if hasattr(os, "sched_getaffinity"):
         torch.set_num_threads(len(os.sched_getaffinity(0)))
     config = reference_config(checkout / "experiments" / "boir" / f"coco_w{width}.yaml", device)

@@ -1,7 +1,7 @@
 """PoseBH against the multi-head baseline, from the same multi-head model, on rendered people and animals.
 
     python -m scripts.experiments.posebh --out=docs/results --seeds=5
-    python -m scripts.experiments.posebh --out=docs/results --seeds=3 --base=3000 --poor 100
+    python -m scripts.experiments.posebh --out=docs/results --seeds=5 --base=3000 --poor 100
 
 Every seed renders pictures of its own, trains one multi-head model from nothing, and goes on from it with every arm for
 the same number of steps. The rendered figures' truth is known in every skeleton, so that each head is judged on the
