@@ -1,8 +1,10 @@
 """Whether BoIR's box-supervised embedding keeps people of a crowd apart, and what it costs.
 
     python -m scripts.experiments.boir --out=workdir/boir_evidence --seeds=3
+    python -m scripts.experiments.boir --out=workdir/boir_evidence --seeds=3 --start_steps=0 --steps=800
 
-The model of `configs/boir.py:demo` first learns rendered crowds without the box-mask embedding loss (`--start_steps`).
+The model of `configs/boir.py:demo` first learns rendered crowds without the box-mask embedding loss (`--start_steps`;
+0: not at all, every seed begins with weights of its own).
 From there it goes on (`--steps`) without that loss and with each of its forms: pushed from the background of the
 picture or of each box, with and without pull. Runs of one seed begin with the same weights and see the same batches.
 One line a run goes to `<out>/boir.jsonl`; runs that are there are not repeated.
@@ -55,10 +57,11 @@ ARMS: dict[str, dict[str, Any]] = {
     "instance, pull": {"background": "instance", "pull": True},
     "instance, pull, x 10": {"background": "instance", "pull": True, "embedding": 2.5},
     "instance, pull, bias 0": {"background": "instance", "pull": True},
+    "instance, pull, bias 0, x 10": {"background": "instance", "pull": True, "embedding": 2.5},
 }
 """What each arm changes in `config.losses`. `image` are the released settings, `instance, pull` those of finetuning."""
-NO_BIAS = "instance, pull, bias 0"
-"""Its embedding head's last bias begins at 0. With the release's -4.6 in every channel, beside weights of 0.001, all
+WITHOUT_BIAS = ("instance, pull, bias 0", "instance, pull, bias 0, x 10")
+"""Their embedding heads' last bias begins at 0. With the release's -4.6 in every channel, beside weights of 0.001, all
 embeddings begin as one direction, where the loss that is to push them apart has no gradient.
 """
 WARMUP = 10
@@ -129,14 +132,13 @@ class Trainer:
         The embedding head has the seed's own values: nothing has trained it before.
         """
         state = self.strategy.create(self.method.init, jax.random.PRNGKey(seed))
-        if start is None:
-            return state
         fresh = {name: state.weights[name]["embedding_head"] for name in ("params", "batch_stats")}
-        if arm == NO_BIAS:
+        if arm in WITHOUT_BIAS:
             output = fresh["params"]["output"]
             output = {**output, "bias": jnp.zeros_like(output["bias"])}
             fresh["params"] = {**fresh["params"], "output": output}
-        mixed = {name: {**start[name], "embedding_head": fresh[name]} for name in fresh}
+        rest = state.weights if start is None else start
+        mixed = {name: {**rest[name], "embedding_head": fresh[name]} for name in fresh}
         state = state.with_weights({**state.weights, **jax.tree.map(jnp.array, mixed)})
         return state.replace(step=jnp.full_like(state.step, self.start))
 
@@ -265,7 +267,12 @@ def make_embed(method: BoIRMethod) -> Any:
 
 
 def start_of(path: pathlib.Path, config: ConfigDict, trainer: Trainer) -> Any:
-    """The weights that all arms go on from, trained without the embedding loss, read where they are already."""
+    """The weights that all arms go on from, trained without the embedding loss, read where they are already.
+
+    None where they go on from nothing.
+    """
+    if not trainer.start:
+        return None
     if not path.is_file():
         batches = itertools.islice(build.make_loader(config), trainer.start)
         weights, spent = trainer(0, None, batches, BASELINE)
@@ -293,17 +300,18 @@ def run(out: pathlib.Path, seeds: int, start_steps: int, steps: int, arms: Seque
         for row in inference_cost(trainer.method, config.proposals.maximum):
             lines.append(path, {"arm": COST, "seed": 0, **row})
     key = {"start": start_steps, "steps": steps}
-    if not lines.find(lines.read(path), arm=START, start=start_steps):
+    if start is not None and not lines.find(lines.read(path), arm=START, start=start_steps):
         lines.append(path, {"arm": START, "seed": 0, "start": start_steps, "figures": judge(start)})
     for seed in range(1, seeds + 1):
         done = lines.read(path)
         missing = [arm for arm in arms if not lines.find(done, arm=arm, seed=seed, **key)]
         config.seed = seed
         batches = list(itertools.islice(build.make_loader(config), steps)) if missing else []
-        if batches and not lines.find(done, arm=GRADIENT):
+        if batches and not lines.find(done, arm=GRADIENT, start=start_steps):
             for arm in ARMS:
                 before = _percent(share(trainer.begin(seed, start, arm), trainer.named(batches[0], arm)))
-                lines.append(path, {"arm": GRADIENT, "seed": seed, "loss": arm, f"{SHARE} at the start, %": before})
+                row = {"seed": seed, "start": start_steps, "loss": arm, f"{SHARE} at the start, %": before}
+                lines.append(path, {"arm": GRADIENT, **row})
         for arm in missing:
             weights, spent = trainer(seed, start, batches, arm)
             figures = judge(weights)
@@ -311,7 +319,8 @@ def run(out: pathlib.Path, seeds: int, start_steps: int, steps: int, arms: Seque
             figures[SHARE] = _percent(share(state, trainer.named(batches[0], arm)))
             lines.append(path, {"arm": arm, "seed": seed, **key, **spent, "figures": figures})
             print(f"seed {seed}, {arm}: AP {figures['AP']:.1f}, {spent['seconds']:.0f} s", flush=True)
-    return [line for line in lines.read(path) if line.get("steps", steps) == steps]
+    asked = {"start": start_steps, "steps": steps}
+    return [line for line in lines.read(path) if asked.items() <= {**asked, **line}.items()]
 
 
 def tables(found: list[lines.Line]) -> str:
@@ -324,12 +333,14 @@ def tables(found: list[lines.Line]) -> str:
         [arm, f"{lines.mean(found, 'seconds', arm).mean:.0f}", *(lines.mean(found, name, arm) for name in names)]
         for arm in arms
     ]
-    start = ["(start)", "", *(lines.mean(found, name, START) for name in names)]
+    start = (
+        [["(start)", "", *(lines.mean(found, name, START) for name in names)]] if lines.find(found, arm=START) else []
+    )
     paired = [[arm, *(lines.paired(found, name, arm, BASELINE) for name in names)] for arm in arms if arm != BASELINE]
     others = [[line for line in found if line["arm"] == arm] for arm in (GRADIENT, COST)]
     return "\n".join(
         [
-            lines.markdown([head, start, *means]),
+            lines.markdown([head, *means]),
             f"Differences from *{BASELINE}*:\n",
             lines.markdown([["loss", *head[2:]], *paired]),
             *(_table(group) for group in others if group),
@@ -338,7 +349,7 @@ def tables(found: list[lines.Line]) -> str:
 
 
 def _table(found: list[lines.Line]) -> str:
-    names = [name for name in found[0] if name not in ("arm", "seed")]
+    names = [name for name in found[0] if name not in ("arm", "seed", "start")]
     return lines.markdown([names, *([line[name] for name in names] for line in found)])
 
 
