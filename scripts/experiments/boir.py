@@ -333,9 +333,6 @@ def tables(found: list[lines.Line]) -> str:
         [arm, f"{lines.mean(found, 'seconds', arm).mean:.0f}", *(lines.mean(found, name, arm) for name in names)]
         for arm in arms
     ]
-    start = (
-        [["(start)", "", *(lines.mean(found, name, START) for name in names)]] if lines.find(found, arm=START) else []
-    )
     paired = [[arm, *(lines.paired(found, name, arm, BASELINE) for name in names)] for arm in arms if arm != BASELINE]
     others = [[line for line in found if line["arm"] == arm] for arm in (GRADIENT, COST)]
     return "\n".join(
