@@ -333,6 +333,8 @@ def tables(found: list[lines.Line]) -> str:
         [arm, f"{lines.mean(found, 'seconds', arm).mean:.0f}", *(lines.mean(found, name, arm) for name in names)]
         for arm in arms
     ]
+    if lines.find(found, arm=START):
+        means.insert(0, ["(start)", "", *(lines.mean(found, name, START) for name in names)])
     paired = [[arm, *(lines.paired(found, name, arm, BASELINE) for name in names)] for arm in arms if arm != BASELINE]
     others = [[line for line in found if line["arm"] == arm] for arm in (GRADIENT, COST)]
     return "\n".join(

@@ -74,6 +74,9 @@ def test_tables_have_every_arm_and_its_difference():
     text = boir.tables(found)
     assert all(f"| {arm} | 9 | " in text for arm in boir.ARMS)
     assert "| image | 10.0 [10.0, 10.0] |" in text
+    assert "(start)" not in text, "runs from nothing have no row of what they started from"
+    found.append({"arm": boir.START, "seed": 0, "figures": {"AP": 3.0}})
+    assert "| (start) |  | 3.0 |" in boir.tables(found)
 
 
 def test_results_are_read_as_they_were_written(tmp_path):
