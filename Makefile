@@ -6,13 +6,19 @@ ONNX_VENV ?= .venv-onnx
 # Each test process compiles for itself: two use both cores of a small machine.
 TEST_PROCESSES ?= 2
 
-.PHONY: demo demo-boir lint format test test-fast test-torch test-onnx test-rounding clean
+.PHONY: demo demo-boir embedded lint format test test-fast test-torch test-onnx test-rounding clean
 
 demo: $(VENV)/.ready
 	$(VENV)/bin/python -m posebh_jax.main --config=configs/mdt.py:demo --workdir=workdir/demo
 
 demo-boir: $(VENV)/.ready
 	$(VENV)/bin/python -m boir_jax.main --config=configs/boir.py:demo --workdir=workdir/demo_boir
+
+# The two models that the package carries, made anew: an hour on two cores. Commit what changes.
+embedded: $(VENV)/.ready
+	$(VENV)/bin/python -m posebh_jax.main --config=configs/embedded.py:posebh --workdir=workdir/embedded_posebh
+	$(VENV)/bin/python -m boir_jax.main --config=configs/embedded.py:boir --workdir=workdir/embedded_boir
+	$(VENV)/bin/python -m scripts.embed_models workdir/embedded_posebh workdir/embedded_boir
 
 test: $(VENV)/.ready
 	$(VENV)/bin/python -m pytest -n $(TEST_PROCESSES) --dist loadfile -rs

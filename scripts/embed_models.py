@@ -1,7 +1,8 @@
 """Makes the models that the package carries of two runs on rendered figures.
 
-make demo demo-boir
-python -m scripts.embed_models workdir/demo workdir/demo_boir
+python -m scripts.embed_models workdir/embedded_posebh workdir/embedded_boir
+
+`make embedded` makes these runs (`configs/embedded.py`) and calls this.
 """
 
 from __future__ import annotations

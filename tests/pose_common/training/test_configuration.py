@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from boir_jax import configuration as boir_configuration
-from configs import boir, mdt, multi_head, transfer
+from configs import boir, embedded, mdt, multi_head, transfer
 from pose_common.training import cli, configuration
 from pose_common.training.configuration import ConfigError
 from posebh_jax import configuration as posebh_configuration
@@ -21,13 +21,19 @@ SHIPPED = {
     "multi_head": (multi_head, ["base", "demo"]),
     "transfer": (transfer, ["interhand2d", "3dpw", "demo"]),
     "boir": (boir, ["coco_w32", "coco_w48", "crowdpose_w32", "crowdpose_w48_finetune", "demo"]),
+    "embedded": (embedded, ["posebh", "boir"]),
 }
 ALL = [f"{name}:{argument}" for name, (_, arguments) in SHIPPED.items() for argument in arguments]
 
 
+def program(source):
+    """The module that reads the configurations of a method."""
+    return boir_configuration if "boir" in source else posebh_configuration
+
+
 def read(source, *arguments):
     """As the program reads its command line."""
-    own = boir_configuration if source.startswith("boir") else posebh_configuration
+    own = program(source)
     given, overrides, others = configuration.split_arguments([f"--config={source}", *arguments])
     assert not others
     return own.read(given, overrides)
@@ -59,8 +65,7 @@ def test_every_leaf_can_be_set(source):
 def test_what_is_saved_rebuilds_the_configuration(source):
     given = [] if not source.startswith("transfer") else [f"--config.init_from={ROOT}"]
     config = read(source, *given)
-    own = boir_configuration if source.startswith("boir") else posebh_configuration
-    again = own.of_run(json.loads(config.to_json()))
+    again = program(source).of_run(json.loads(config.to_json()))
     assert configuration.shown(again) == configuration.shown(config)
     assert configuration.require_same_run(json.loads(config.to_json()), config, ()) == []
 
@@ -99,7 +104,7 @@ def test_tables_hold_the_datasets_of_the_run_and_no_others():
     "source, argument, message",
     [
         ("mdt:bas", "", r"--config=mdt:bas: .*expected one of base, huge.*did you mean 'base'"),
-        ("mtd", "", r"--config=mtd: there is no such file; shipped are boir, mdt.*did you mean 'mdt'"),
+        ("mtd", "", r"--config=mtd: there is no such file; shipped are boir, embedded, mdt.*did you mean 'mdt'"),
         ("mdt", "size=basee", r"config.size='basee': expected one of tiny, small.*did you mean 'base'"),
         ("mdt", "mode=eval", r"config.mode='eval': expected one of train, evaluate"),
         ("mdt", "batchsize=2", r"--config.batchsize: there is no such field; did you mean 'batch_size'"),
