@@ -28,25 +28,26 @@ class Attention(nn.Module):
         """[B, N, C] -> [B, N, C]."""
         dim = x.shape[-1]
         x, heads = x.astype(self.dtype), (self.num_heads, dim // self.num_heads)
-        kernel, bias = _Weights(3 * dim, self.dtype, self.kernel_init, name="qkv")(x)
+        kernel, bias = _Weights(dim, 3 * dim, self.dtype, self.kernel_init, name="qkv")()
         kernel, bias = kernel.reshape(dim, 3, *heads), bias.reshape(3, *heads)
         # Products that yield the heads apart: taking them apart afterwards costs a copy, forward and backward.
         q, k, v = (jnp.einsum("bnc,chd->bhnd", x, kernel[:, i]) + bias[i][:, None] for i in range(3))
         out = attend(q, k, v)
-        kernel, bias = _Weights(dim, self.dtype, self.kernel_init, name="proj")(x)
+        kernel, bias = _Weights(dim, dim, self.dtype, self.kernel_init, name="proj")()
         return jnp.einsum("bhnd,hdc->bnc", out, kernel.reshape(*heads, dim)) + bias
 
 
 class _Weights(nn.Module):
     """Kernel [C, features] and bias [features] of a dense layer, in `dtype`, for whoever multiplies them himself."""
 
+    dim: int
     features: int
     dtype: Any
     kernel_init: nn.initializers.Initializer
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
+    def __call__(self) -> tuple[jax.Array, jax.Array]:
+        kernel = self.param("kernel", self.kernel_init, (self.dim, self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         return kernel.astype(self.dtype), bias.astype(self.dtype)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from posebh_jax.vit import SIZES, ViT, ViTSize, apply_experts, drop_path_rates, drop_path_scales
+from posebh_jax.vit import SIZES, ViT, ViTSize, apply_experts, drop_path_rates, drop_path_scales, gelu
 from posebh_jax.weights.keys import backbone_rules
 from tests.golden_files import golden, golden_config
 from tests.posebh_jax.golden_weights import golden_state, maps, module_variables
@@ -146,6 +146,20 @@ def test_remat_and_drop_path_of_ones_change_nothing():
         gradient,
         other_gradient,
     )
+
+
+# Float32: two ways to write the same formula. Bfloat16: the slope is rounded to 8 bits where JAX rounds every step.
+@pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 1e-6), (jnp.bfloat16, 2**-6)])
+def test_gelu_and_its_slope_are_jaxs(dtype, tolerance):
+    x = jnp.concatenate([jnp.linspace(-12, 12, 1001), jnp.array([-1e4, 0, 1e4])]).astype(dtype)
+    upstream = jnp.linspace(-2, 3, len(x)).astype(dtype)
+    found, expected = (
+        (value, *pull_back(upstream))
+        for value, pull_back in (jax.vjp(own, x) for own in (gelu, functools.partial(jax.nn.gelu, approximate=False)))
+    )
+    for a, b in zip(found, expected, strict=True):
+        assert a.dtype == dtype
+        np.testing.assert_allclose(a.astype(jnp.float32), b.astype(jnp.float32), rtol=tolerance, atol=tolerance)
 
 
 def test_drop_path_acts_on_each_sample_by_itself():
