@@ -18,7 +18,6 @@ import json
 import os
 import pathlib
 import statistics
-import sys
 import time
 import types
 from collections.abc import Callable
@@ -29,6 +28,7 @@ import numpy as np
 
 from boir_jax.losses import LossConfig, box_loss, embedding_loss
 from pose_common.training import configuration
+from scripts.benchmarks.originals import open_boir, torch_device
 
 CELLS = 128
 CHANNELS = 128
@@ -65,14 +65,11 @@ def ours(batch: dict[str, np.ndarray], background: str) -> Callable[[], object]:
 
 def original(batch: dict[str, np.ndarray], background: str, checkout: pathlib.Path) -> Callable[[], object]:
     """The same with the original's modules, on the CPU or, if there is one, the GPU."""
-    sys.path.insert(0, str(checkout / "lib"))
-    # The package's own __init__ imports the whole model and with it packages that the losses do not need.
-    package = sys.modules.setdefault("models", types.ModuleType("models"))
-    package.__path__ = [str(checkout / "lib" / "models")]
+    open_boir(checkout)
     import torch
     from models.cid_module import ParamSampler
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device, finish = torch_device()
     config = reference_config(device, background)
     sampler = ParamSampler(config, True).to(device).train()
     to_torch = {name: torch.tensor(batch[name]).to(device) for name in ("embedding", "box")}
@@ -95,8 +92,7 @@ def original(batch: dict[str, np.ndarray], background: str, checkout: pathlib.Pa
     def step():
         result = sampler(features, maps["embedding"], inputs, features, maps["box"])
         (result["bbox_mask_loss"] + result["bbox_loss"]).backward()
-        if device == "cuda":
-            torch.cuda.synchronize()
+        finish()
 
     return step
 

@@ -10,10 +10,7 @@ clocks as in `scripts.benchmarks.peer`. Needs PyTorch (the `torch` extra) and ei
 from __future__ import annotations
 
 import argparse
-import os
 import pathlib
-import sys
-import types
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +19,7 @@ from ml_collections import ConfigDict
 
 from boir_jax.model import BoIR
 from pose_common.evaluation import result_table as tables
+from scripts.benchmarks.originals import open_boir, torch_device
 from scripts.benchmarks.peer import Steps, compared
 
 SIDES = {32: 512, 48: 640}
@@ -55,18 +53,12 @@ def ours(width: int, side: int, batch: int) -> Steps:
 
 def theirs(width: int, side: int, batch: int, checkout: pathlib.Path) -> Steps:
     """The same of the original's modules, on the CPU or, if there is one, the GPU."""
-    sys.path.insert(0, str(checkout / "lib"))
-    # The package's own __init__ imports the whole model and with it packages that these modules do not need.
-    package = sys.modules.setdefault("models", types.ModuleType("models"))
-    package.__path__ = [str(checkout / "lib" / "models")]
+    open_boir(checkout)
     import torch
     from models.backbone import HRNet
     from models.boir_module import MultiHeadWrapper
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    torch.set_flush_denormal(True)  # as XLA does: the first weights are tiny, and so are the maps of the forward pass
-    if hasattr(os, "sched_getaffinity"):
-        torch.set_num_threads(len(os.sched_getaffinity(0)))
+    device, finish = torch_device()
     config = reference_config(checkout / "experiments" / "boir" / f"coco_w{width}.yaml", device)
     backbone, heads = HRNet(config).to(device), MultiHeadWrapper(config, True).to(device)
     network = torch.nn.ModuleList([backbone, heads])
@@ -75,10 +67,6 @@ def theirs(width: int, side: int, batch: int, checkout: pathlib.Path) -> Steps:
     def maps():
         neck = heads.neck(backbone(image))
         return [head(neck) for head in (heads.center_head, heads.buk_head, heads.emb_head, heads.bbox_head)]
-
-    def finish():
-        if device == "cuda":
-            torch.cuda.synchronize()
 
     def forward():
         network.eval()

@@ -14,7 +14,6 @@ Needs PyTorch (the `torch` extra) and transformers.
 from __future__ import annotations
 
 import argparse
-import os
 import time
 from collections.abc import Callable
 
@@ -25,6 +24,7 @@ import numpy as np
 from pose_common.evaluation import result_table as tables
 from posebh_jax.model import PoseBH
 from posebh_jax.vit import SIZES, ViTSize
+from scripts.benchmarks.originals import torch_device
 
 WIDTH, HEIGHT = 192, 256
 KEYPOINTS, EXPERTS = 17, 6
@@ -58,9 +58,7 @@ def theirs(size: ViTSize, batch: int, dtype: str, compiled: bool) -> Steps:
     import torch
     import transformers
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    if hasattr(os, "sched_getaffinity"):
-        torch.set_num_threads(len(os.sched_getaffinity(0)))
+    device, finish = torch_device()
     backbone = transformers.VitPoseBackboneConfig(
         image_size=[HEIGHT, WIDTH],
         patch_size=[16, 16],
@@ -80,10 +78,6 @@ def theirs(size: ViTSize, batch: int, dtype: str, compiled: bool) -> Steps:
     half = torch.autocast(device, dtype=getattr(torch, dtype), enabled=dtype != "float32")
     image = torch.randn(batch, 3, HEIGHT, WIDTH, device=device)
     dataset = torch.arange(batch, device=device) % EXPERTS
-
-    def finish():
-        if device == "cuda":
-            torch.cuda.synchronize()
 
     def forward():
         model.eval()
