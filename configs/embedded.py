@@ -37,5 +37,5 @@ def _posebh() -> ConfigDict:
 def _boir() -> ConfigDict:
     config = boir.get_config("demo")
     config.synthetic = ConfigDict({"num_train": 800, "num_val": 80})
-    config.epochs = 24
+    config.epochs = 14
     return config

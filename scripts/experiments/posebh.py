@@ -2,6 +2,7 @@
 
     python -m scripts.experiments.posebh --out=docs/results --seeds=5
     python -m scripts.experiments.posebh --out=docs/results --seeds=5 --base=3000 --poor 100
+    python -m scripts.experiments.posebh --out=docs/results --seeds=5 --prototypes=slow --poor 100
 
 Every seed renders pictures of its own, trains one multi-head model from nothing, and goes on from it with every arm for
 the same number of steps. The rendered figures' truth is known in every skeleton, so that each head is judged on the
@@ -97,6 +98,12 @@ BASELINES: Mapping[str, Callable[[Size], int]] = {
 EVERYTHING = ("backbone", "heads", "embedding")
 MULTI_HEAD = Stage("multi-head", 1, ("backbone", "heads"), ("heatmap",))
 FIRST_STAGE, FIRST_LOSSES = "first stage", {"contrast_weight": 1e-2}
+FAST, SLOW = "fast", "slow"
+LOSSES: Mapping[str, Mapping[str, float]] = {
+    FAST: {"momentum": 0.95, "contrast_weight": 1e-3, "heatmap_weight": 0.1},
+    SLOW: {"momentum": 0.999, "contrast_weight": 1e-2, "heatmap_weight": 1.0},
+}
+"""How prototypes follow the embeddings, and weights that suit it (`configuration`)."""
 FIRST = Stage("prototypes", 1, ("embedding",), PROTOTYPES, updates_state=True)
 
 
@@ -109,16 +116,17 @@ class FirstDatasetOnly(PoseBHMethod):
         return {**new, BANK: jnp.where(first, new[BANK], method_state[BANK])}, seen
 
 
-def configuration() -> ConfigDict:
-    """The demo's model on crops of 64x96.
+def configuration(prototypes: str = FAST) -> ConfigDict:
+    """The demo's model on crops of 64x96. One codec: every head can judge a crop.
 
-    Prototypes follow with momentum 0.95, so that the first stage lasts several of its time constants, as the paper's
-    does of 0.999. Weights are the demo's, but prototype maps count a tenth, and the contrast so in the last stage
-    (`FIRST_LOSSES`), whose prototype terms are then as large as the heads'. One codec: every head can judge a crop.
+    Fast prototypes follow with momentum 0.95, so that the first stage lasts several of its time constants, as the
+    paper's does of 0.999. Weights are the demo's, but prototype maps count a tenth, and the contrast so in the last
+    stage (`FIRST_LOSSES`), whose prototype terms are then as large as the heads'. Slow ones have the demo's settings:
+    they hardly move from where they were drawn, and the embeddings come to them.
     """
     config = mdt.get_config("demo")
     config.input_size = (64, 96)
-    config.losses.update(momentum=0.95, contrast_weight=1e-3, heatmap_weight=0.1)
+    config.losses.update(LOSSES[prototypes])
     config.clusters.options = (20,)  # of 67 keypoints, as the paper's 64 are of 214
     config.batch_size = 16
     config.learning_rate, config.warmup_steps, config.decay_epochs = 1e-3, 30, (10**6,)
@@ -217,8 +225,17 @@ def bank_figures(method: PoseBHMethod, state: TrainState) -> dict[str, float]:
 class Seed:
     """One seed: its pictures, its multi-head model, and the arms that go on from it, each a line."""
 
-    def __init__(self, path: pathlib.Path, size: Size, trainer: Trainer, seed: int, data: pathlib.Path):
+    def __init__(
+        self,
+        path: pathlib.Path,
+        size: Size,
+        trainer: Trainer,
+        seed: int,
+        data: pathlib.Path,
+        first_losses: Mapping[str, float] = FIRST_LOSSES,
+    ):
         self.path, self.size, self.trainer, self.seed = path, size, trainer, seed
+        self.first_losses = first_losses
         self.key = {"seed": seed, "poor": size.poor}
         folder = data / f"{NAME}_{seed}"
         prepare(folder, seed, size)
@@ -268,7 +285,7 @@ class Seed:
     def _longer(self, first: TrainState, base: TrainState, clock: Clock) -> None:
         """The first stage goes on to four times its length: what prototypes come to; and a picture of them."""
         steps, clock = 3 * self.size.first, dataclasses.replace(clock)
-        method = self.trainer.method(**FIRST_LOSSES)
+        method = self.trainer.method(**self.first_losses)
         longer, seen = self.trainer.train(method, first, FIRST, self.data(2), steps, clock)
         self.write(f"{FIRST_STAGE} x4", 4 * self.size.first, clock, longer, seen)
         states = {"untrained": base, FIRST_STAGE: first, f"{FIRST_STAGE} x4": longer}
@@ -278,11 +295,11 @@ class Seed:
 
     def _posebh(self, kind: type[PoseBHMethod], base: TrainState, arms: Mapping[str, Arm]) -> None:
         size, shared, stream = self.size, Clock(), self.data(1)
-        method = self.trainer.method(kind, **FIRST_LOSSES)
+        method = self.trainer.method(kind, **self.first_losses)
         first, seen = self.trainer.train(method, base, FIRST, stream, size.first, shared)
         if kind is PoseBHMethod and not self.done(FIRST_STAGE):
             self.write(FIRST_STAGE, size.first, shared, first, seen)
-            if self.seed == 0 and size == Size():
+            if self.seed == 0 and size == Size() and self.path.stem == NAME:
                 self._longer(first, base, shared)
         position = stream.get_state()
         for name, arm in arms.items():
@@ -294,10 +311,10 @@ class Seed:
             self.write(name, size.first + size.rest, clock, state, seen)
 
 
-def of_size(size: Size) -> tuple[Mapping[str, Callable[[Size], int]], Mapping[str, Arm]]:
-    """Baselines and arms: all of them at the usual size, some to compare at another."""
+def of_size(size: Size, prototypes: str) -> tuple[Mapping[str, Callable[[Size], int]], Mapping[str, Arm]]:
+    """Baselines and arms: all of them at the usual size, some to compare at another, or with slow prototypes."""
     if size == Size():
-        return BASELINES, ARMS
+        return BASELINES, {name: arm for name, arm in ARMS.items() if prototypes == FAST or not arm.slip}
     if size.poor == Size.poor:
         return BASELINES, {name: ARMS[name] for name in ("prototypes", "all")}
     return {"multi-head": BASELINES["multi-head"]}, {"all": ARMS["all"]}
@@ -317,19 +334,28 @@ def main() -> None:
         default=Size.base,
         help="steps of the multi-head model that all start from; another number is an experiment of its own",
     )
+    parser.add_argument(
+        "--prototypes",
+        choices=list(LOSSES),
+        default=FAST,
+        help="how they follow the embeddings; 'slow', the demo's settings, is an experiment of its own",
+    )
     args = parser.parse_args()
     logs.start_logging()
     began = time.perf_counter()
-    trainer = Trainer(configuration(), MULTI_HEAD)
-    path = args.out / f"{NAME if args.base == Size.base else f'{NAME}_{args.base}'}.jsonl"
+    trainer = Trainer(configuration(args.prototypes), MULTI_HEAD)
+    first_losses = FIRST_LOSSES if args.prototypes == FAST else {}
+    own = [SLOW] * (args.prototypes == SLOW) + [str(args.base)] * (args.base != Size.base)
+    path = args.out / f"{'_'.join([NAME, *own])}.jsonl"
     for poor in args.poor:
         size = Size(base=args.base, poor=poor)
-        chosen = of_size(size)
+        chosen = of_size(size, args.prototypes)
         for seed in range(args.seeds):
             rows = lines.read(path)
             if not all(lines.find(rows, arm=arm, seed=seed, poor=poor) for arm in ("base", *chosen[0], *chosen[1])):
-                Seed(path, size, trainer, seed, args.data).run(*chosen)
-    posebh_report.posebh(path, list(of_size(Size(base=args.base))[1]), list(BASELINES), Size.poor)
+                Seed(path, size, trainer, seed, args.data, first_losses).run(*chosen)
+    arms = of_size(Size(base=args.base), args.prototypes)[1]
+    posebh_report.posebh(path, list(arms), list(BASELINES), Size.poor)
     logging.info("%.0f s", time.perf_counter() - began)
 
 
