@@ -80,6 +80,9 @@ def _full(size: str) -> ConfigDict:
     config.eval_also = (("ochuman", "test", "coco"),)
     config.codec.ochuman, config.padding.ochuman = "msra", 1.25  # as in its released evaluation
     config.mixture = "concat"  # all instances shuffled as one; "balanced"; or "weighted" by config.mixture_weights
+    # People of one picture that follow each other and decode it once: more crops a second from pictures of many people,
+    # less varied batches. 1: all shuffled, as released.
+    config.people_together = 1
     config.augment = True
     config.batch_size = 512  # over all devices (released: 128 on each of 4)
     config.eval_batch_size = 512

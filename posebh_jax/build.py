@@ -92,6 +92,7 @@ def make_loader(config: ConfigDict) -> TrainIterator:
         input_size=tuple(config.input_size),
         seed=config.seed,
         mixture=configuration.mixture(config),
+        together=config.people_together,
         augmentation=configuration.augmentation(config),
         process_index=jax.process_index(),
         process_count=jax.process_count(),

@@ -162,6 +162,8 @@ def check(config: ConfigDict) -> None:
         one_of(f"codec.{name}", codec, CODECS)
     if not config.datasets or len(set(config.datasets)) != len(config.datasets):
         raise ConfigError(f"config.datasets={config.datasets}: expected one name or more, each once")
+    if config.people_together < 1:
+        raise ConfigError(f"config.people_together={config.people_together}: expected 1 (all shuffled) or more")
     if config.fold and len(config.datasets) != 1:
         raise ConfigError(f"config.fold={config.fold!r}: a transfer is to one dataset, not to {config.datasets}")
     if config.fold and config.mode == "train" and not config.init_from:

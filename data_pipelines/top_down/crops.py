@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import threading
 from typing import Any
 
 import cv2
@@ -56,6 +57,11 @@ class TopDownSource:
     def __getitem__(self, index: int) -> Sample:
         sample = self.describe(index)
         return sample | {"encoded": self.read(sample["image_index"])}
+
+    @property
+    def pictures(self) -> np.ndarray:
+        """int [len]: row of the picture that each sample is of."""
+        return self.instances.image_index
 
     def describe(self, index: int) -> Sample:
         """The sample without its image."""
@@ -169,17 +175,35 @@ class Crop:
         return sample | {"image": crop, "matrix": matrix, "keypoints": keypoints}
 
 
+class LastPictures(threading.local):
+    """The last decoded picture of each dataset, of each thread; another process begins with none."""
+
+    def __init__(self):
+        self.of_dataset: dict[int, tuple[tuple, np.ndarray]] = {}
+
+    def __reduce__(self):
+        return type(self), ()
+
+    def decode(self, encoded: bytes, sample: Sample, reduction: int) -> np.ndarray:
+        """As `decode`; the picture of the dataset's last sample is kept."""
+        wanted = encoded, sample["size"], reduction  # comparing files takes a thousandth of decoding one
+        if self.of_dataset.get(sample["dataset"], (None,))[0] != wanted:
+            self.of_dataset[sample["dataset"]] = wanted, decode(encoded, sample, reduction)
+        return self.of_dataset[sample["dataset"]][1]
+
+
 @dataclasses.dataclass(frozen=True)
 class Train:
     """Sample -> element of a training batch, for a mixture: `datasets[sample["dataset"]]` says how.
 
     Keypoints are padded to the mixture's largest count K. All randomness comes from `rng`; without an augmentation
-    there is none.
+    there is none. People of one picture that follow each other share it.
     """
 
     datasets: tuple[PoseDataset, ...]
     input_size: tuple[int, int]
     augmentation: Augmentation | None
+    pictures: LastPictures = dataclasses.field(default_factory=LastPictures, compare=False, repr=False)
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> dict[str, np.ndarray]:
         steps, crop = self._steps[sample["dataset"]]
@@ -188,7 +212,7 @@ class Train:
         encoded, reduction = sample["encoded"], 1
         if self.augmentation and self.augmentation.reduced_decoding and reducible(encoded, sample):
             reduction = crop.reduction(sample)
-        sample = crop(sample, decode(encoded, sample, reduction), reduction)
+        sample = crop(sample, self.pictures.decode(encoded, sample, reduction), reduction)
         return {
             "image": sample["image"],
             "keypoints": pad_keypoints(sample["keypoints"], self.num_keypoints),

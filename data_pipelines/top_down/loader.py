@@ -137,6 +137,7 @@ def train_loader(
     input_size: tuple[int, int],
     seed: int,
     mixture: str | Sequence[float] = mixing.CONCAT,
+    together: int = 1,
     augmentation: Augmentation | None = None,
     process_index: int = 0,
     process_count: int = 1,
@@ -150,7 +151,7 @@ def train_loader(
       batch_size: rows of the global batch.
       input_size: (width, height) of the crops.
       seed: decides order and augmentation.
-      mixture: 'concat', 'balanced' or weights, see `mixture.mix`.
+      mixture, together: 'concat', 'balanced' or weights, and people of a picture in a row, see `mixture.mix`.
       augmentation: without, the crops are those of evaluation.
       process_index, process_count: which rows of each batch.
 
@@ -175,6 +176,7 @@ def train_loader(
         input_size=input_size,
         seed=seed,
         mixture=mixture,
+        together=together,
         augmentation=augmentation,
         process_index=process_index,
         process_count=process_count,
@@ -189,6 +191,7 @@ def train_iterator(
     input_size: tuple[int, int],
     seed: int,
     mixture: str | Sequence[float] = mixing.CONCAT,
+    together: int = 1,
     augmentation: Augmentation | None = None,
     process_index: int = 0,
     process_count: int = 1,
@@ -202,7 +205,7 @@ def train_iterator(
         )
     order_seed, draw_seed = mixing.derived_seeds(seed, 2)
     transform = Train(tuple(source.dataset for source in sources), input_size, augmentation)
-    samples = mixing.mix(sources, mixture, order_seed)
+    samples = mixing.mix(sources, mixture, order_seed, together)
     elements = samples.random_map(transform, seed=draw_seed)
     total = sum(len(source) for source in sources)
     return TrainIterator(elements, batch_size, process_index, process_count, reading, total, samples)

@@ -5,7 +5,8 @@
 Both read the same prepared people with the same augmentation. *Ours* reads ArrayRecord and hands over bytes
 and coordinates. *Per sample* is what a PyTorch dataset does: open the picture's file, decode it, put its
 colours in order, mirror it, warp the crop, make it float, normalise it, draw one heatmap a keypoint, stack.
-*Ours reduced* is ours with `augmentation.reduced_decoding`, whose effect on the pixels is reported as well.
+*Ours reduced* is ours with `augmentation.reduced_decoding`, whose effect on the pixels is reported as well; *ours
+together* with `--together` people of a picture in a row (`config.people_together`).
 
 First one core each: a single thread, by CPU time, which a busy machine changes little, and by wall time.
 Then, with `--workers`, that many processes each, by wall time. The two pipelines take turns, `--rounds`
@@ -183,6 +184,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--batches", type=int, default=8, help="batches timed in a round")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--together", type=int, default=8, help="people of a picture in a row")
     parser.add_argument("--workers", type=int, default=2, help="processes of the second comparison; 0: none")
     parser.add_argument(
         "--channels",
@@ -205,12 +207,13 @@ def main(argv: list[str] | None = None) -> dict:
             source, files, size, (size[0] // 4, size[1] // 4), args.channels or source.dataset.num_keypoints
         )
 
-        def ours(reading: Reading, augmentation: Augmentation) -> TrainIterator:
+        def ours(reading: Reading, augmentation: Augmentation, together: int = 1) -> TrainIterator:
             return train_iterator(
                 [source],
                 batch_size=args.batch_size,
                 input_size=size,
                 seed=0,
+                together=together,
                 augmentation=augmentation,
                 reading=reading,
             )
@@ -219,12 +222,14 @@ def main(argv: list[str] | None = None) -> dict:
             return {
                 "ours": lambda: ours(reading, AUGMENTATION),
                 "ours_reduced": lambda: ours(reading, REDUCED),
+                "ours_together": lambda: ours(reading, AUGMENTATION, args.together),
                 "per_sample": lambda: plain.start(args.batch_size, 0, reading),
             }
 
         result = {
             "dataset": f"{args.dataset}/{args.split}",
             "instances": len(source),
+            "people_a_picture": round(len(source) / len(np.unique(source.pictures)), 2),
             "opencv": cv2.__version__,
             "heatmaps": plain.channels,
             "reduced_decoding": effect_of_reduction(source, size),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 
 import grain
@@ -11,7 +12,7 @@ import pytest
 from data_pipelines import geometry, records
 from data_pipelines.builders import BUILDERS, synthetic
 from data_pipelines.reading import Reading
-from data_pipelines.top_down import instances, loader
+from data_pipelines.top_down import crops, instances, loader
 from data_pipelines.top_down.loader import EvalLoader
 from tests.data_pipelines import fakes
 from tests.golden_files import shared_path
@@ -68,13 +69,12 @@ def test_training_batches_follow_the_contract():
     assert training().num_examples == 14
 
 
-@pytest.mark.parametrize("mixture", ["concat", "balanced"])
+@pytest.mark.parametrize(("mixture", "together"), [("concat", 1), ("balanced", 1), ("concat", 3), ("balanced", 3)])
 @pytest.mark.parametrize("processes", [2, 8])  # of 8 rows
-def test_global_batches_do_not_depend_on_the_number_of_processes(mixture, processes):
-    whole = take(training(mixture=mixture), 5)
-    shards = [
-        take(training(mixture=mixture, process_index=index, process_count=processes), 5) for index in range(processes)
-    ]
+def test_global_batches_do_not_depend_on_the_number_of_processes(mixture, together, processes):
+    order = {"mixture": mixture, "together": together}
+    whole = take(training(**order), 5)
+    shards = [take(training(**order, process_index=index, process_count=processes), 5) for index in range(processes)]
     assert all(len(batch["image"]) == 8 // processes for batch in shards[0])
     assert_same(whole, [joined(parts) for parts in zip(*shards, strict=True)])
 
@@ -87,21 +87,23 @@ def test_threads_do_not_change_batches():
         next(threaded)
 
 
-def test_resuming_continues_exactly():
+@pytest.mark.parametrize("together", [1, 3])
+def test_resuming_continues_exactly(together):
     """Also in the middle of an epoch, with other threads, and on another number of processes."""
-    straight = take(training(), 7)
-    first = training(reading=Reading(num_threads=2))
+    own = functools.partial(training, together=together)
+    straight = take(own(), 7)
+    first = own(reading=Reading(num_threads=2))
     assert_same(straight[:3], take(first, 3))
     state = first.get_state()
     first.close()
-    resumed = training()
+    resumed = own()
     resumed.set_state(state)
     assert_same(straight[3:], take(resumed, 4))
     resumed.set_state(state)  # backwards, on a running iterator
     assert_same(straight[3:5], take(resumed, 2))
     resumed.set_state({"next_index": 3})  # as older checkpoints say it
     assert_same(straight[3:5], take(resumed, 2))
-    halves = [training(process_index=index, process_count=2) for index in range(2)]
+    halves = [own(process_index=index, process_count=2) for index in range(2)]
     for half in halves:
         half.set_state(state)
     assert_same(straight[3:], [joined(parts) for parts in zip(*(take(half, 4) for half in halves), strict=True)])
@@ -247,6 +249,18 @@ def test_evaluation_decodes_neighbours_once():
     source = fakes.random_source("coco", num_images=2, people_per_image=10)
     list(evaluation(source, batch_size=20))
     assert source.records.reads == 2
+
+
+@pytest.mark.parametrize("mixture", ["concat", "balanced"])
+def test_people_together_share_a_decoded_picture(mixture, monkeypatch):
+    """The crops are those of anybody who decodes for himself."""
+    decoded, decode = [], crops.decode
+    monkeypatch.setattr(crops, "decode", lambda *args: decoded.append(args) or decode(*args))
+    sources = [fakes.random_source("coco", dataset_index=i, num_images=2, people_per_image=10) for i in (0, 1)]
+    batches = take(training(sources, batch_size=20, mixture=mixture, together=10), 2)
+    assert len(decoded) == 4
+    monkeypatch.setattr(crops.LastPictures, "decode", lambda self, *args: decode(*args))
+    assert_same(batches, take(training(sources, batch_size=20, mixture=mixture, together=10), 2))
 
 
 def test_evaluation_names_its_boxes(tmp_path):
