@@ -130,7 +130,7 @@ def gelu(x: jax.Array) -> jax.Array:
 
 
 def _normal_cumulative(x: jax.Array) -> jax.Array:
-    """By erf, as PyTorch has it: half of the work of erfc, whose digits far to the left a product with x does not need."""
+    """By erf, as PyTorch has it: less work than erfc, whose digits far to the left a product with x does not need."""
     return (1 + jax.lax.erf(x * np.float32(math.sqrt(0.5)))) / 2
 
 

@@ -1,8 +1,8 @@
 """Makes the models that the package carries of two runs on rendered figures.
 
-python -m scripts.embed_models workdir/embedded_posebh workdir/embedded_boir
+python -m scripts.embed_models workdir/embedded workdir/demo_boir
 
-`make embedded` makes these runs (`configs/embedded.py`) and calls this.
+`make embedded` makes these runs and calls this.
 """
 
 from __future__ import annotations
