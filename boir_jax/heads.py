@@ -83,7 +83,7 @@ def box_head(features: int, **common: Any) -> DenseHead:
 
 
 class InstanceKeypointHead(nn.Module):
-    """RandomParameters the keypoints of the person at a cell (paper, section 3.3).
+    """Draws the keypoints of the person at a cell (paper, section 3.3).
 
     The backbone's vector at the cell makes two gates: one multiplies the channels of the (reduced) map; the
     other, as a dot product with the map and together with the coordinates relative to the cell, makes a
