@@ -35,6 +35,7 @@ def make_model(config: ConfigDict) -> BoIR:
         norm=functools.partial(BatchNorm, group=config.norm_group or None),
         dtype=jnp.dtype(config.dtype),
         remat=config.remat,
+        embedding_prior=config.embedding_prior,
         **VARIANTS[config.size],
     )
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from boir_jax.aspp import ASPP, DILATIONS
-from boir_jax.heads import DenseHead, InstanceKeypointHead, box_head
+from boir_jax.heads import DenseHead, InstanceKeypointHead, box_head, prior_bias
 from boir_jax.hrnet import HRNet, NormFactory
 from pose_common.layers import BatchNorm
 
@@ -46,6 +46,8 @@ class BoIR(nn.Module):
       neck_middle, neck_features, dilations: of the neck, see `ASPP`.
       head_features: channels of the dense heads' residual blocks.
       embedding_features: channels of the instance embedding.
+      embedding_prior: whether the last bias of the embedding head begins at -4.6, as the scores' does, which is how
+        it was released; otherwise at 0. All embeddings of a new head with it point the same way.
       instance_features: channels of the instance head.
       training_heads: whether the auxiliary heads (keypoint, embedding, box) exist. They only shape the
         features; a model for inference has neither them nor their parameters.
@@ -62,6 +64,7 @@ class BoIR(nn.Module):
     dilations: tuple[int, ...] = DILATIONS
     head_features: int = 128
     embedding_features: int = 128
+    embedding_prior: bool = True
     instance_features: int = 64
     training_heads: bool = True
     norm: NormFactory = BatchNorm
@@ -75,7 +78,8 @@ class BoIR(nn.Module):
         self.centre_head = DenseHead(1, self.head_features, **common)
         if self.training_heads:
             self.keypoint_head = DenseHead(self.num_keypoints, self.head_features, **common)
-            self.embedding_head = DenseHead(self.embedding_features, self.head_features, **common)
+            bias = prior_bias if self.embedding_prior else nn.initializers.zeros
+            self.embedding_head = DenseHead(self.embedding_features, self.head_features, bias_init=bias, **common)
             self.box_head = box_head(self.head_features, **common)
         self.instance_head = InstanceKeypointHead(self.num_keypoints, self.instance_features, self.dtype)
 

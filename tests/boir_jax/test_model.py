@@ -171,6 +171,22 @@ def test_inference_model_has_no_training_heads():
             assert jax.tree.map(jnp.shape, slim[kind][group]) == jax.tree.map(jnp.shape, full[kind][group])
 
 
+def test_the_embedding_head_begins_without_prior_where_asked():
+    x = jnp.zeros((1, 4, 4, 256))
+
+    def biases(**given):
+        model = BoIR(num_keypoints=17, **VARIANTS["w32"], **given).bind({})
+        heads = {name: getattr(model, name).clone(parent=None) for name in ("embedding_head", "keypoint_head")}
+        return {
+            name: head.init(jax.random.key(0), x, False)["params"]["output"]["bias"] for name, head in heads.items()
+        }
+
+    released, without = biases(), biases(embedding_prior=False)
+    np.testing.assert_allclose(released["embedding_head"], -np.log(99), rtol=1e-6)
+    assert not without["embedding_head"].any()
+    np.testing.assert_array_equal(without["keypoint_head"], released["keypoint_head"])
+
+
 def test_initial_values():
     """Against statistics of a freshly made reference; the box head in its repaired form."""
     record = golden("boir/init_stats.json")
