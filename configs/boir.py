@@ -93,8 +93,8 @@ def _full(size: str) -> ConfigDict:
     config.size = size
     config.dtype = "bfloat16"  # of the large products; scores, statistics and losses are float32 whatever this says
     config.remat = False
-    # The embedding head's last bias begins at -4.6 in every channel, as released: all embeddings then point the same way
-    # at first, where their loss has hardly any gradient (docs/results/crowds.md). False: at 0.
+    # The embedding head's last bias begins at -4.6 in every channel, as released: all embeddings point the same way
+    # then, where their loss has hardly any gradient (docs/results/crowds.md). False: at 0.
     config.embedding_prior = True
     # Images whose batch-norm statistics are taken together; 0: all of the batch. The release's devices do not
     # synchronise theirs (but in crowdpose_w32_finetune): 20.
