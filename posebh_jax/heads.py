@@ -25,21 +25,20 @@ ACTIVATIONS = {"silu": nn.silu, "relu": nn.relu}
 
 
 def upsample2(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Transposed convolution with a 4x4 kernel, stride 2 and padding 1: out[2y - 1 + k] += x[y] kernel[k].
+    """Transposed convolution with a 4x4 kernel, stride 2 and padding 1, by phases: out[2y - 1 + k] += x[y] kernel[k].
 
     Each of the four phases of the output (even or odd row, even or odd column) is a 2x2 convolution of the input as it
-    lies there; then they are interleaved. No multiplication with inserted zeros, no border that is cut away again, and
-    gradients that are ordinary convolutions: XLA's dilated form of the same takes 10 to 50 times as long on a CPU, one
-    convolution with the four phases as channels 1.1 to 1.5 times, and on a TPU more than that.
+    lies there; `interleaved` puts them together. No multiplication with inserted zeros, no border that is cut away
+    again, and gradients that are ordinary convolutions: XLA's dilated form of the same takes 10 to 50 times as long on
+    a CPU, one convolution with the four phases as channels 1.1 to 1.5 times, and on a TPU more than that.
 
     Args:
       x: [B, h, w, I].
       kernel: [4, 4, I, O].
 
     Returns:
-      [B, 2h, 2w, O].
+      [4, B, h, w, O]; phase 2p + q are the rows 2y + p and the columns 2x + q.
     """
-    batch, height, width, _ = x.shape
     phases = [
         # Output row 2u + p is x[u + p - 1] kernel[3 - p] + x[u + p] kernel[1 - p]; likewise along a row.
         jax.lax.conv_general_dilated(
@@ -52,8 +51,14 @@ def upsample2(x: jax.Array, kernel: jax.Array) -> jax.Array:
         for p in range(2)
         for q in range(2)
     ]
-    grid = jnp.stack(phases).reshape(2, 2, batch, height, width, -1)
-    return grid.transpose(2, 3, 0, 4, 1, 5).reshape(batch, 2 * height, 2 * width, -1)
+    return jnp.stack(phases)
+
+
+def interleaved(phases: jax.Array) -> jax.Array:
+    """The map [B, 2h, 2w, C] of the phases [4, B, h, w, C] that `upsample2` yields."""
+    _, batch, height, width, channels = phases.shape
+    grid = phases.reshape(2, 2, batch, height, width, channels)
+    return grid.transpose(2, 3, 0, 4, 1, 5).reshape(batch, 2 * height, 2 * width, channels)
 
 
 def enlarged(features: jax.Array) -> jax.Array:
@@ -70,13 +75,17 @@ class Deconvolution(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[B, h, w, I] -> [B, 2h, 2w, features]."""
+        """[B, h, w, I] -> [4, B, h, w, features]."""
         kernel = self.param("kernel", _small_normal, (4, 4, x.shape[-1], self.features))
         return upsample2(x.astype(self.dtype), kernel.astype(self.dtype))
 
 
 class Upsampling(nn.Module):
-    """Two transposed convolutions, each with batch norm and ReLU."""
+    """Two transposed convolutions, each with batch norm and ReLU.
+
+    The last one's phases are left apart: what works on each cell by itself is done before they are interleaved, which
+    is then of fewer channels.
+    """
 
     filters: tuple[int, int]
     dtype: Any
@@ -84,11 +93,29 @@ class Upsampling(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """[B, h, w, I] -> [B, 4h, 4w, filters[1]]."""
+        """[B, h, w, I] -> phases [4, B, 2h, 2w, filters[1]]."""
         for i, filters in enumerate(self.filters, start=1):
             x = Deconvolution(filters, self.dtype, name=f"deconv{i}")(x)
+            x = interleaved(x) if i < len(self.filters) else x
             x = BatchNorm(self.axis_name, relu=True, dtype=self.dtype, name=f"norm{i}")(x, train=train)
         return x
+
+
+class Pointwise(nn.Module):
+    """A 1x1 convolution, by its own parameters, of maps with any axes before the channels.
+
+    `nn.Conv` would merge phases and batch into one axis, along which devices that share a batch could not share it.
+    """
+
+    features: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., I] -> [..., features]."""
+        kernel = self.param("kernel", _small_normal, (1, 1, x.shape[-1], self.features))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        return x.astype(self.dtype) @ kernel[0, 0].astype(self.dtype) + bias.astype(self.dtype)
 
 
 class HeatmapHead(nn.Module):
@@ -110,7 +137,7 @@ class HeatmapHead(nn.Module):
     def __call__(self, features: jax.Array, *, train: bool) -> jax.Array:
         """[B, h, w, C] -> float32 [B, 4h, 4w, K]."""
         x = Upsampling(self.filters, self.dtype, self.axis_name, name="upsampling")(features, train=train)
-        return _conv(self.num_keypoints, 1, self.dtype, "final")(x).astype(jnp.float32)
+        return interleaved(Pointwise(self.num_keypoints, self.dtype, name="final")(x)).astype(jnp.float32)
 
 
 class EmbeddingHead(nn.Module):
@@ -143,6 +170,7 @@ class EmbeddingHead(nn.Module):
         if self.neck == BARE:
             return _conv(self.dim, 1, self.dtype, "final")(enlarged(features)).astype(jnp.float32)
         x = Upsampling(self.filters, self.dtype, self.axis_name, name="upsampling")(features, train=train)
+        x = interleaved(x)
         if self.neck == "conv":
             x = self._conv_norm(x, 3, "neck_", train)
         for name in {"res": ("neck",), "res2": ("neck1", "neck2"), "conv": ()}[self.neck]:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from posebh_jax.heads import EmbeddingHead, HeatmapHead, upsample2
+from posebh_jax.heads import EmbeddingHead, HeatmapHead, interleaved, upsample2
 from posebh_jax.weights.keys import embedding_rules, head_rules
 from tests.golden_files import golden, golden_config
 from tests.posebh_jax.golden_weights import golden_state, maps, module_variables
@@ -91,7 +91,7 @@ def test_upsampling_follows_its_definition():
         for z in range(5):
             expected[:, 2 * y : 2 * y + 4, 2 * z : 2 * z + 4] += np.einsum("bi,klio->bklo", x[:, y, z], kernel)
     np.testing.assert_allclose(
-        upsample2(jnp.asarray(x, jnp.float32), jnp.asarray(kernel, jnp.float32)),
+        interleaved(upsample2(jnp.asarray(x, jnp.float32), jnp.asarray(kernel, jnp.float32))),
         expected[:, 1:-1, 1:-1],
         atol=1e-5,
     )
