@@ -2,7 +2,7 @@
 
     python -m scripts.experiments.posebh --out=docs/results --seeds=5
     python -m scripts.experiments.posebh --out=docs/results --seeds=5 --base=3000 --poor 100
-    python -m scripts.experiments.posebh --out=docs/results --seeds=5 --prototypes=slow --poor 100
+    python -m scripts.experiments.posebh --out=docs/results --seeds=3 --prototypes=slow --poor 100
 
 Every seed renders pictures of its own, trains one multi-head model from nothing, and goes on from it with every arm for
 the same number of steps. The rendered figures' truth is known in every skeleton, so that each head is judged on the
