@@ -44,12 +44,17 @@ PICTURES = {"num_train": 300, "num_val": 240}
 """The training pictures are those of the embedded BoIR."""
 
 
+def newest_results(workdir: pathlib.Path) -> pathlib.Path:
+    """The folder of a run's last evaluation."""
+    return max((workdir / "results").glob("step_*"), key=lambda folder: int(folder.name.removeprefix("step_")))
+
+
 def find_people(out: pathlib.Path) -> pathlib.Path:
     """Evaluates the embedded BoIR; its results file, beside which the boxes are."""
     config = sources.read_configuration("boir:demo")
     config.checkpoint, config.data_dir, config.pictures = str(boir_jax.predict.EMBEDDED), str(out / "data"), 0
     boir_jax.main.evaluate(config, out / "boir")
-    return out / "boir" / "results" / "step_0" / f"{DATASET}_{SPLIT}.json"
+    return newest_results(out / "boir") / f"{DATASET}_{SPLIT}.json"
 
 
 def posebh_configuration(out: pathlib.Path, steps: int, seed: int, boxes: pathlib.Path) -> ConfigDict:
@@ -118,9 +123,9 @@ def run(out: pathlib.Path, seeds: int, steps: int) -> list[dict]:
     path = out / f"{NAME}.jsonl"
     prepare_synthetic(out / "data", [DATASET], **PICTURES)
     truth = columns.ground_truth(load_annotations(DATASET, SPLIT, out / "data"))
-    boxes = out / "boir" / "results" / "step_0" / f"{DATASET}_{SPLIT}_boxes.json"
     if not lines.find(lines.read(path), arm=ALONE):
         lines.append(path, {"arm": ALONE, "seed": 0, "steps": 0, **measure(truth, find_people(out))})
+    boxes = newest_results(out / "boir") / f"{DATASET}_{SPLIT}_boxes.json"
     for seed in range(seeds):
         if lines.find(lines.read(path), arm=WHOLE, seed=seed, steps=steps):
             continue
@@ -128,7 +133,7 @@ def run(out: pathlib.Path, seeds: int, steps: int) -> list[dict]:
         began = time.perf_counter()
         posebh_jax.main.train(posebh_configuration(out, steps, seed, boxes), workdir)
         seconds = round(time.perf_counter() - began, 1)
-        folder = max((workdir / "results").glob("step_*"), key=lambda folder: int(folder.name[5:]))
+        folder = newest_results(workdir)
         for arm, name in ((TRUE_BOXES, DATASET), (WHOLE, f"{DATASET}_{SPLIT}_{boxes.stem}")):
             measured = measure(truth, folder / f"{name}_heads.json")
             lines.append(path, {"arm": arm, "seed": seed, "steps": steps, "seconds": seconds, **measured})
