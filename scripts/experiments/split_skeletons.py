@@ -39,14 +39,25 @@ from pose_common.training.state import TrainState
 from pose_common.weights.embedded import read_embedded
 from pose_common.weights.keys import Conversion, flatten, unflatten
 from posebh_jax import configuration as posebh_configuration
+from posebh_jax.predict import EMBEDDED
 from posebh_jax.weights.transfer import start_from
 from scripts.experiments import lines, posebh_report
-from scripts.experiments.posebh import EVERYTHING, FIRST, FIRST_LOSSES, FIRST_STAGE, MULTI_HEAD, PROTOTYPES, Arm, Size
+from scripts.experiments.posebh import (
+    EVERYTHING,
+    FAST,
+    FIRST,
+    FIRST_LOSSES,
+    FIRST_STAGE,
+    LOSSES,
+    MULTI_HEAD,
+    PROTOTYPES,
+    Arm,
+    Size,
+)
 from scripts.experiments.training import Clock, Judged, Seer, Trainer, batches, judged, pck, percent, truth_of
 
 NAME = "split_skeletons"
 FULL = "split_full"
-EMBEDDED = pathlib.Path(__file__).resolve().parents[2] / "posebh_jax" / "embedded.safetensors"
 ARMS: Mapping[str, Arm] = {
     "prototypes": Arm(),
     "+ cross-type": Arm(("cross_type",)),
@@ -147,7 +158,7 @@ def configuration(data: pathlib.Path, split: str) -> ConfigDict:
     for name in config.datasets:
         config.codec[name] = "udp"
         config.augmentation.scale_factor[name], config.augmentation.rotation_factor[name] = 0.25, 30.0
-    config.losses.update(momentum=0.95, contrast_weight=1e-3, heatmap_weight=0.1)
+    config.losses.update(LOSSES[FAST])
     config.batch_size = 16
     config.learning_rate, config.warmup_steps, config.decay_epochs = 1e-3, 30, (10**6,)
     return config
