@@ -286,13 +286,15 @@ def prepared(tmp_path_factory):
 
 
 @pytest.mark.slow  # starts worker processes
-def test_prepared_datasets_train_and_resume_in_worker_processes(prepared, tmp_path):
+@pytest.mark.parametrize("together", [1, 3])
+def test_prepared_datasets_train_and_resume_in_worker_processes(together, prepared, tmp_path):
     """By name, from copies, in two spawned processes: the batches of the calling process to the last bit."""
 
     def start(reading):
         return loader.train_loader(
             [loader.Entry("synthetic_coco"), loader.Entry("synthetic_aic")],
             seed=5,
+            together=together,
             augmentation=AUGMENTATION,
             data_dir=prepared,
             batch_size=4,
