@@ -37,7 +37,6 @@ from pose_common.training import logs
 from pose_common.training.stages import Stage
 from pose_common.training.state import TrainState
 from pose_common.weights.embedded import read_embedded
-from pose_common.weights.keys import Conversion, flatten, unflatten
 from posebh_jax import configuration as posebh_configuration
 from posebh_jax.predict import EMBEDDED
 from posebh_jax.weights.transfer import start_from
@@ -65,7 +64,7 @@ ARMS: Mapping[str, Arm] = {
 }
 BASELINES: Mapping[str, int] = {"multi-head short": 120, "multi-head": 270}
 BOUND = "all labels"
-SIZE = Size(base=300, first=150, rest=120)
+SIZE = Size(base=1500, first=150, rest=120)
 
 
 def halves(names: Sequence[str], split: str) -> tuple[list[str], list[str]]:
@@ -153,28 +152,13 @@ def configuration(data: pathlib.Path, split: str) -> ConfigDict:
     config = mdt.get_config("demo")
     config.data_dir = str(data)
     config.datasets = datasets_of(split)
-    config.input_size = (64, 96)
     posebh_configuration.fill_tables(config)
     for name in config.datasets:
         config.codec[name] = "udp"
         config.augmentation.scale_factor[name], config.augmentation.rotation_factor[name] = 0.25, 30.0
     config.losses.update(LOSSES[FAST])
-    config.batch_size = 16
-    config.learning_rate, config.warmup_steps, config.decay_epochs = 1e-3, 30, (10**6,)
+    config.learning_rate, config.warmup_steps, config.decay_epochs = 5e-4, 30, (10**6,)
     return config
-
-
-def resized(conversion: Conversion, size: tuple[int, int]) -> Conversion:
-    """The weights with their position embedding sampled for crops of another size (width, height)."""
-    weights = flatten(conversion.weights)
-    position = weights["params/backbone/pos_embed"]
-    (width, height), dim = conversion.manifest["input_size"], position.shape[-1]
-    grid = position[:, 1:].reshape(1, height // 16, width // 16, dim)
-    grid = jax.image.resize(grid, (1, size[1] // 16, size[0] // 16, dim), "bilinear").reshape(1, -1, dim)
-    weights["params/backbone/pos_embed"] = np.concatenate([position[:, :1], grid], axis=1)
-    return dataclasses.replace(
-        conversion, weights=unflatten(weights), manifest={**conversion.manifest, "input_size": size}
-    )
 
 
 class Half:
@@ -240,7 +224,7 @@ class Runs:
     def start(self, seed: int) -> TrainState:
         """Newly initialised heads on the embedded model's backbone, which knows rendered figures."""
         state = self.trainer.init(self.method, seed)
-        known = resized(read_embedded(EMBEDDED), tuple(self.trainer.config.input_size))
+        known = read_embedded(EMBEDDED)
         return state.with_weights(start_from(known, jax.device_get(state.weights), self.method.model).tree)
 
     def done(self, seed: int, *arms: str) -> bool:
