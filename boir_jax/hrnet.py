@@ -1,8 +1,8 @@
 """HRNet (Sun et al., CVPR 2019): parallel branches at strides 4, 8, 16 and 32 that exchange features.
 
 Maps are [B, h, w, C]. Branch b has `width * 2**b` channels unless said otherwise. Equal parts are scanned, so that
-compile time
-does not grow with depth: the blocks of a branch, the modules of a stage and the bottlenecks after the first.
+compile time does not grow with depth: the blocks of a branch, the modules of a stage and the bottlenecks after the
+first.
 Their parameters and batch statistics carry a leading axis, module first: stage3/branch_0/conv1/conv/kernel is
 [4 modules, 4 blocks, ...].
 """
