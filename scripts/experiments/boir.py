@@ -353,13 +353,11 @@ def _table(found: list[lines.Line]) -> str:
 
 
 def draw(found: list[lines.Line], path: pathlib.Path) -> None:
-    """The paired differences of AP, people and silhouettes."""
-    names = ("AP", "AP(H)", "missed", "duplicates", "merged", *SILHOUETTES)
-    arms = [arm for arm in ARMS if arm != BASELINE]
-    groups = {
-        name.replace(", ", ",\n"): {arm: lines.paired(found, name, arm, BASELINE) for arm in arms} for name in names
-    }
-    lines.plot(path, groups, ylabel=f"difference from {BASELINE}", zero=True, title="points; silhouettes x 100")
+    """The paired differences of AP and of people; silhouettes, of another scale, are in the table alone."""
+    names = ("AP", "AP(E)", "AP(M)", "AP(H)", "missed", "duplicates", "merged")
+    arms = [arm for arm in ARMS if arm != BASELINE and lines.find(found, arm=arm)]
+    groups = {name: {arm: lines.paired(found, name, arm, BASELINE) for arm in arms} for name in names}
+    lines.plot(path, groups, ylabel=f"difference from {BASELINE}", zero=True, title="points")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
