@@ -11,6 +11,8 @@ from posebh_jax import comparison
 from posebh_jax.keypoint_index import KeypointIndex
 from tests.posebh_jax.method_cases import close
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 INDEX = KeypointIndex((3, 1, 5))
 PER_KEYPOINT, DIM = 3, 8
 
@@ -43,22 +45,27 @@ def labels_plainly(embedding, prototypes, keypoint, members):
     return jnp.einsum("bhwmt,bhwgt->bhwmg", similarities(embedding, prototypes), labelled.astype(jnp.float32))
 
 
-def cotangents(values, seed=9):
-    """Random ones of the values' shapes."""
-    leaves, tree = jax.tree.flatten(values)
-    keys = jax.random.split(jax.random.key(seed), len(leaves))
-    return jax.tree.unflatten(tree, [jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)])
+def with_gradient(function, embedding):
+    """The values, and the gradient that random cotangents of them give; one program."""
+    leaves, tree = jax.tree.flatten(jax.eval_shape(function, embedding))
+    keys = jax.random.split(jax.random.key(9), len(leaves))
+    back = jax.tree.unflatten(tree, [jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)])
+
+    @jax.jit
+    def both(embedding):
+        values, pull = jax.vjp(function, embedding)
+        return values, pull(back)[0]
+
+    return both(embedding)
 
 
 def same_with_gradient(ours, plain, embedding):
     """float32 values and gradients: sums of at most 27 products and exponentials differ by a few roundings."""
-    (values, pull), (expected, pull_plainly) = (jax.vjp(jax.jit(f), embedding) for f in (ours, plain))
+    (values, gradient), (expected, plain_gradient) = (with_gradient(f, embedding) for f in (ours, plain))
     jax.tree.map(lambda a, b: close(a, b, atol=1e-6), values, expected)
-    back = cotangents(values)
-    ours, plain = pull(back)[0], pull_plainly(back)[0]
     # A cosine of 0 passes no gradient on, as in PyTorch; JAX's own abs would, divided by a length of 1e-12.
-    assert not ours[0, 0, 0].any() and jnp.abs(plain[0, 0, 0]).max() > 1e6
-    close(ours, plain.at[0, 0, 0].set(0), rel=1e-5)
+    assert not gradient[0, 0, 0].any() and jnp.abs(plain_gradient[0, 0, 0]).max() > 1e6
+    close(gradient, plain_gradient.at[0, 0, 0].set(0), rel=1e-5)
 
 
 @pytest.mark.parametrize("height", [16, 7, 1])  # bands of two rows, of one, and a single one
@@ -67,8 +74,8 @@ def test_comparison_and_its_gradient(height):
     same_with_gradient(
         lambda x: comparison.compare(x, prototypes, INDEX), lambda x: plainly(x, prototypes, INDEX), embedding
     )
-    best = comparison.best_similarities(embedding, prototypes)
-    close(best, plainly(embedding, prototypes, INDEX).best, atol=1e-6)
+    best = jax.jit(comparison.best_similarities)(embedding, prototypes)
+    close(best, jax.jit(plainly, static_argnums=2)(embedding, prototypes, INDEX).best, atol=1e-6)
 
 
 @pytest.mark.parametrize("slots", ["a slot a dataset", "one slot"])
@@ -89,7 +96,7 @@ def test_label_similarities_and_their_gradient(slots):
 def test_bfloat16_embeddings_get_bfloat16_gradients():
     embedding, prototypes, _ = example(4)
     half = embedding.astype(jnp.bfloat16)
-    gradient = jax.grad(lambda x: comparison.compare(x, prototypes, INDEX).best.sum())(half)
-    whole = jax.grad(lambda x: comparison.compare(x, prototypes, INDEX).best.sum())(half.astype(jnp.float32))
+    gradient_of = jax.jit(jax.grad(lambda x: comparison.compare(x, prototypes, INDEX).best.sum()))
+    gradient, whole = gradient_of(half), gradient_of(half.astype(jnp.float32))
     assert gradient.dtype == jnp.bfloat16
     close(gradient, whole.astype(jnp.bfloat16), rel=0)
