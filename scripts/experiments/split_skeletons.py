@@ -224,8 +224,8 @@ class Runs:
     def start(self, seed: int) -> TrainState:
         """Newly initialised heads on the embedded model's backbone, which knows rendered figures."""
         state = self.trainer.init(self.method, seed)
-        known = read_embedded(EMBEDDED)
-        return state.with_weights(start_from(known, jax.device_get(state.weights), self.method.model).tree)
+        known = start_from(read_embedded(EMBEDDED), jax.device_get(state.weights), self.method.model)
+        return state.with_weights(known.tree)
 
     def done(self, seed: int, *arms: str) -> bool:
         rows = lines.read(self.path)
