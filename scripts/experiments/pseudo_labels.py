@@ -13,7 +13,7 @@ import argparse
 import functools
 import logging
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -74,7 +74,13 @@ def figures(method: PoseBHMethod, state: TrainState, pictures: Mapping[str, pose
             for source, keypoints in found.items():
                 right, labelled = pck(keypoints[:, place[head]], truth, crops.size)
                 hits.setdefault(f"{kind}/{source}", []).append(right[chosen & labelled])
-    return {name: 100 * float(np.concatenate(values).mean()) for name, values in hits.items()}
+    return {name: percent_of(values) for name, values in hits.items()}
+
+
+def percent_of(hits: Sequence[np.ndarray]) -> float:
+    """The share of all hits, percent; NaN where there is nothing to hit."""
+    every = np.concatenate(hits)
+    return 100 * float(every.mean()) if every.size else float("nan")
 
 
 def run(out: pathlib.Path, data: pathlib.Path, seed: int, trainer: Trainer) -> None:

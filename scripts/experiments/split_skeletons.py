@@ -17,12 +17,14 @@ import argparse
 import dataclasses
 import json
 import logging
+import math
 import pathlib
 import time
 from collections.abc import Mapping, Sequence
 
 import cv2
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -38,6 +40,7 @@ from pose_common.training.stages import Stage
 from pose_common.training.state import TrainState
 from pose_common.weights.embedded import read_embedded
 from posebh_jax import configuration as posebh_configuration
+from posebh_jax.method import PoseBHMethod
 from posebh_jax.predict import EMBEDDED
 from posebh_jax.weights.transfer import start_from
 from scripts.experiments import lines, posebh_report
@@ -53,6 +56,8 @@ from scripts.experiments.posebh import (
     Arm,
     Size,
 )
+from scripts.experiments.pseudo_labels import percent_of
+from scripts.experiments.pseudo_labels import see as see_labels
 from scripts.experiments.training import Clock, Judged, Seer, Trainer, batches, judged, pck, percent, truth_of
 
 NAME = "split_skeletons"
@@ -196,6 +201,25 @@ def figures(see: Seer, state: TrainState, crops: Judged, truth: np.ndarray) -> d
     return out
 
 
+def labels(method: PoseBHMethod, state: TrainState, crops: Judged, truth: np.ndarray) -> dict[str, float]:
+    """Pseudo labels on crops as each half's pictures: percent of the other half's joints that are given one
+    (`labels/chosen`), and of those the share that head, prototypes and label have right (PCK@0.1).
+
+    Args:
+      truth: [N, T, 3], joints in the order of the two heads.
+    """
+    found: dict[str, list[np.ndarray]] = {}
+    for number in (0, 1):
+        others = ~np.asarray(method.keypoint_index.own(np.array([number])))[0]
+        seen = see_labels(method, state.weights, crops.image, crops.inverse_warp, jnp.full(len(crops.image), number))
+        chosen = np.asarray(seen["label"])[:, others, 2] > 0
+        found.setdefault("chosen", []).append(chosen[truth[:, others, 2] > 0])
+        for source, keypoints in seen.items():
+            right, labelled = pck(np.asarray(keypoints)[:, others], truth[:, others], crops.size)
+            found.setdefault(source, []).append(right[chosen & labelled])
+    return {f"labels/{name}": percent_of(values) for name, values in found.items()}
+
+
 class Runs:
     """All runs of one split; each is a line."""
 
@@ -236,8 +260,12 @@ class Runs:
     ) -> None:
         if self.done(seed, arm):
             return
-        bare = state if arm in (*ARMS, FIRST_STAGE) else state.replace(method_state={})
-        found = {n: round(v, 3) for n, v in figures(self.see, bare, self.crops, self.truth).items()}
+        with_bank = arm in (*ARMS, FIRST_STAGE)
+        bare = state if with_bank else state.replace(method_state={})
+        values = figures(self.see, bare, self.crops, self.truth)
+        if with_bank:
+            values |= labels(self.method, state, self.crops, self.truth)
+        found = {name: round(value, 3) for name, value in values.items() if not math.isnan(value)}
         times = {"seconds": round(clock.seconds, 1), "cpu_seconds": round(clock.cpu_seconds, 1)}
         losses = {name: round(value, 6) for name, value in seen.items()}
         row = {"arm": arm, "seed": seed, **self.key, "steps": steps, **times}
