@@ -34,7 +34,7 @@ import pathlib
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, ClassVar
 
 import tensorflow_datasets as tfds
@@ -124,8 +124,9 @@ class PoseBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
         """Yields every picture of the split with its record, unchecked, in the order to store them in."""
         raise NotImplementedError
 
-    def read_picture(self, picture: Picture) -> tuple[bytes, int, int]:
-        """(JPEG, width, height), in any thread. Raises Fault."""
+    def read_picture(self, picture: Picture, record: Mapping[str, Any]) -> tuple[bytes, int, int]:
+        """(JPEG, width, height) of a picture and its record as `images` yields them, in any thread. Raises Fault."""
+        del record
         return checks.read_jpeg(picture, self._decode)
 
     def describe_source(self) -> dict[str, str]:
@@ -211,7 +212,7 @@ class PoseBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
     def _read(self, item: tuple[Picture, dict[str, Any]]):
         picture, record = item
         try:
-            return picture, record, self.read_picture(picture)
+            return picture, record, self.read_picture(picture, record)
         except Fault as fault:
             return picture, record, fault
 

@@ -30,6 +30,8 @@ from data_pipelines.skeletons import KeypointSet
 
 DEFAULT_SIGMA = 0.05
 METRICS = ("coco", "hand")
+AMBIGUOUS = "ambiguous"
+"""Field of a picture's record: the names that were found as one picture, where this one was guessed."""
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 
 
@@ -91,7 +93,6 @@ class Custom(CocoFormatBuilder):
         self._labels: importers.Labels | None = importers.select(labels, split, val_share)
         self._val_share = None if val_share is None else str(val_share)
         self._reencoded: list[pathlib.Path] = []
-        self._ambiguous: dict[pathlib.Path, list[str]] = {}
         super().__init__(split, dataset=found, data_dir=data_dir, annotations=path, images=labels.images, **kwargs)
         self._definition = definitions.definition_path(dataset, data_dir)
         self._is_new = not self._definition.is_file()
@@ -170,28 +171,28 @@ class Custom(CocoFormatBuilder):
         return pictures.find(self.files.images, file_name)
 
     def images(self) -> Iterator[tuple[pathlib.Path, dict[str, Any]]]:
-        """As the format's; but two names that were found as one picture, by a part of their paths, are neither."""
+        """As the format's; but a name that a part of its path alone finds, as a picture that another name is as well, is
+        nobody's: its record says which names it might be (`AMBIGUOUS`).
+        """
         items = list(super().images())
         self.annotated = True  # so that nobody is an error: a list of no people is no test set, but a slip
         found = collections.defaultdict(set)
         for path, record in items:
             found[path].add(record["file_name"])
-        self._ambiguous = {
-            path: sorted(names)
-            for path, names in found.items()
-            if len(names) > 1 and any(raw_files.find_picture(self.files.images, name) != path for name in names)
-        }
         for path, record in items:
-            if _is_absolute(record["file_name"]):
+            name = record["file_name"]
+            if len(found[path]) > 1 and raw_files.find_picture(self.files.images, name) != path:
+                record[AMBIGUOUS] = sorted(found[path])
+            if _is_absolute(name):
                 inside = path.is_relative_to(self.files.images)
                 record["file_name"] = path.relative_to(self.files.images).as_posix() if inside else path.name
             yield path, record
 
-    def read_picture(self, picture: Picture) -> tuple[bytes, int, int]:
+    def read_picture(self, picture: Picture, record: Mapping[str, Any]) -> tuple[bytes, int, int]:
         if isinstance(picture, bytes):
-            return super().read_picture(picture)
-        if picture in self._ambiguous:
-            raise Fault("ambiguous picture", f"{' and '.join(self._ambiguous[picture])} would all be this one")
+            return super().read_picture(picture, record)
+        if AMBIGUOUS in record:
+            raise Fault("ambiguous picture", f"{' and '.join(record[AMBIGUOUS])} would all be this one")
         data, width, height, reencoded = pictures.read_as_jpeg(picture, self._decode)
         if reencoded:
             self._reencoded.append(picture)
