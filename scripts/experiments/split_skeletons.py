@@ -161,6 +161,8 @@ def configuration(data: pathlib.Path, split: str) -> ConfigDict:
     for name in config.datasets:
         config.codec[name] = "udp"
         config.augmentation.scale_factor[name], config.augmentation.rotation_factor[name] = 0.25, 30.0
+    if split == "alternate":
+        config.augmentation.flip = 0.0  # a joint and its mirror image are in different halves
     config.losses.update(LOSSES[FAST])
     config.learning_rate, config.warmup_steps, config.decay_epochs = 5e-4, 30, (10**6,)
     return config
