@@ -22,6 +22,7 @@ from data_pipelines.paths import as_path
 from data_pipelines.top_down.loader import TrainIterator
 from data_pipelines.whole_image.loader import train_loader
 from data_pipelines.whole_image.pictures import Augmentation
+from pose_common.folding import LANES
 from pose_common.layers import BatchNorm
 from pose_common.training.cli import make_reading
 from pose_common.training.configuration import whole_eval_batch
@@ -35,9 +36,16 @@ def make_model(config: ConfigDict) -> BoIR:
         norm=functools.partial(BatchNorm, group=config.norm_group or None),
         dtype=jnp.dtype(config.dtype),
         remat=config.remat,
+        fold_channels=fold_channels(config),
         embedding_prior=config.embedding_prior,
         **VARIANTS[config.size],
     )
+
+
+def fold_channels(config: ConfigDict) -> int:
+    """Of `BoIR`, by `config.fold_channels` and the kind of the devices."""
+    automatic = LANES if jax.default_backend() == "tpu" else 0
+    return automatic if config.fold_channels < 0 else config.fold_channels
 
 
 def make_method(config: ConfigDict, steps_per_epoch: int) -> BoIRMethod:
@@ -92,7 +100,7 @@ def make_evaluator(config: ConfigDict, model: BoIR, mesh: Mesh, workdir: str | p
         as_path(workdir),
         make_reading(config),
         config.pictures,
-        config.published_as,
+        config.published_as if config.size and config.published_as.startswith(config.size.upper()) else "",
     )
 
 

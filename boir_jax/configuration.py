@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ from pose_common.training.configuration import ConfigError, Override, nearest, o
 METHODS = ("boir",)
 SHIPPED, RELEASED_SIZES = ("coco", "crowdpose"), ("w32", "w48")
 """Datasets and sizes that `configs/boir.py` has the released settings for."""
-FREE = configuration.FREE | {"eval_split", "oks_nms", "proposals", "published_as", "smoothing"}
+FREE = configuration.FREE | {"eval_split", "fold_channels", "oks_nms", "proposals", "published_as", "smoothing"}
 """Settings that may change between the parts of a run; see `configuration.require_same_run`."""
 
 
@@ -82,6 +83,20 @@ def check(config: ConfigDict) -> None:
     for name in ("instances", "instance_group", "instance_cap", "epochs"):
         if config[name] <= 0:
             raise ConfigError(f"config.{name}={config[name]}: expected a number above 0")
+    for name in ("warmup_epochs", "final_learning_rate"):
+        configuration.within(name, config[name], 0, math.inf)
+    if not config.losses.images_per_device > 0:
+        raise ConfigError(
+            f"config.losses.images_per_device={config.losses.images_per_device}: expected a number above 0"
+        )
+    for name, side in config.smoothing.items():
+        if side <= 0 or side % 2 == 0:
+            raise ConfigError(f"config.smoothing.{name}={side}: expected an odd number of cells")
+    scale = config.augmentation.scale
+    if not (isinstance(scale, tuple) and len(scale) == 2 and 0 < scale[0] <= scale[1]):
+        raise ConfigError(
+            f"config.augmentation.scale={scale}: expected the least and the largest factor, such as 0.75,1.5"
+        )
     own = dataset(config)
     for row in config.eval_also:
         if not isinstance(row, tuple) or len(row) != 2:

@@ -5,6 +5,9 @@ compile time does not grow with depth: the blocks of a branch, the modules of a 
 first.
 Their parameters and batch statistics carry a leading axis, module first: stage3/branch_0/conv1/conv/kernel is
 [4 modules, 4 blocks, ...].
+
+With `HRNet.fold_channels` narrow maps are folded (`pose_common/folding.py`), between the layers and from module to
+module, which changes no number but by rounding.
 """
 
 from __future__ import annotations
@@ -16,11 +19,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from pose_common.convolution import conv_general_dilated
+from pose_common.convolution import Convolution
+from pose_common.folding import FLAT, Fold, enlarge_nearest, fold_of, refold
 from pose_common.layers import BatchNorm
 
 NormFactory = Callable[..., nn.Module]
-"""Makes a batch norm from `relu`, `dtype` and `name`; a partial sets the mapped axis or the statistics' extent."""
+"""Makes a batch norm from `relu`, `cells`, `dtype` and `name`; a partial sets the mapped axis or the statistics'
+extent."""
 
 small_normal = nn.initializers.normal(0.001)
 
@@ -39,43 +44,35 @@ def repeat(block: nn.Module, length: int, x: Any, train: bool, *, remat: bool = 
 
 
 class ConvNorm(nn.Module):
-    """Convolution without bias, zero padded to keep the size over the stride; batch norm; optional sum and ReLU."""
+    """Convolution without bias; batch norm; optional sum and ReLU. Attributes are those of `Convolution`."""
 
     features: int
     kernel: int
     stride: int = 1
     dilation: int = 1
     relu: bool = True
+    source: Fold = FLAT
+    target: Fold = FLAT
     norm: NormFactory = BatchNorm
     dtype: Any = jnp.float32
     kernel_init: Callable[..., jax.Array] = small_normal
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool, add: jax.Array | None = None) -> jax.Array:
-        """[B, h, w, C] -> [B, ceil(h / stride), ceil(w / stride), features], the shape of `add`."""
-        # Written out: "SAME" pads a strided convolution on the right only, the published weights expect both
-        # sides.
-        padding = self.dilation * (self.kernel // 2)
-        x = nn.Conv(
-            self.features,
-            (self.kernel, self.kernel),
-            strides=self.stride,
-            kernel_dilation=self.dilation,
-            padding=((padding, padding), (padding, padding)),
-            use_bias=False,
-            dtype=self.dtype,
-            kernel_init=self.kernel_init,
-            conv_general_dilated=conv_general_dilated,
-            name="conv",
-        )(x)
-        return self.norm(relu=self.relu, dtype=self.dtype, name="norm")(x, add, train=train)
+        """[B, h, w, C] -> [B, ceil(h / stride), ceil(w / stride), features], folded, the shape of `add`."""
+        geometry = {name: getattr(self, name) for name in ("stride", "dilation", "source", "target")}
+        common = {"dtype": self.dtype, "kernel_init": self.kernel_init}
+        x = Convolution(self.features, self.kernel, **geometry, **common, name="conv")(x)
+        norm = self.norm(relu=self.relu, cells=self.target.cells, dtype=self.dtype, name="norm")
+        return norm(x, add, train=train)
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut, projected when `project`."""
+    """Two 3x3 convolutions and a shortcut, projected when `project`; of maps folded by `fold`."""
 
     features: int
     project: bool = False
+    fold: Fold = FLAT
     norm: NormFactory = BatchNorm
     dtype: Any = jnp.float32
     kernel_init: Callable[..., jax.Array] = small_normal
@@ -83,7 +80,8 @@ class BasicBlock(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """[B, h, w, C] -> [B, h, w, features]."""
-        common = {"norm": self.norm, "dtype": self.dtype, "kernel_init": self.kernel_init}
+        fold = {"source": self.fold, "target": self.fold}
+        common = {"norm": self.norm, "dtype": self.dtype, "kernel_init": self.kernel_init, **fold}
         y = ConvNorm(self.features, 3, name="conv1", **common)(x, train)
         if self.project:
             x = ConvNorm(self.features, 1, relu=False, name="shortcut", **common)(x, train)
@@ -110,21 +108,31 @@ class Bottleneck(nn.Module):
 
 
 class FusionModule(nn.Module):
-    """Residual blocks within every branch, then an exchange in which each branch receives the sum of all."""
+    """Residual blocks within every branch, then an exchange in which each branch receives the sum of all.
+
+    Attributes:
+      widths: channels of each branch.
+      size: (h, w) of the first branch, not folded.
+      blocks: residual blocks of each branch.
+      norm, dtype, fold_channels: see `HRNet`.
+    """
 
     widths: tuple[int, ...]
+    size: tuple[int, int]
     blocks: int = 4
     norm: NormFactory = BatchNorm
     dtype: Any = jnp.float32
+    fold_channels: int = 0
 
     @nn.compact
     def __call__(self, branches: tuple[jax.Array, ...], train: bool) -> tuple[jax.Array, ...]:
-        """Branch b: [B, h / 2**b, w / 2**b, widths[b]], in and out."""
+        """Branch b: [B, h / 2**b, w / 2**b, widths[b]], folded, in and out."""
         common = {"norm": self.norm, "dtype": self.dtype}
-        branches = tuple(
-            repeat(BasicBlock(width, name=f"branch_{b}", **common), self.blocks, x, train)
-            for b, (width, x) in enumerate(zip(self.widths, branches, strict=True))
-        )
+        blocks = [
+            BasicBlock(width, fold=self._fold(b, width), name=f"branch_{b}", **common)
+            for b, width in enumerate(self.widths)
+        ]
+        branches = tuple(repeat(block, self.blocks, x, train) for block, x in zip(blocks, branches, strict=True))
         return tuple(
             nn.relu(sum(self._exchange(x, source, target, train) for source, x in enumerate(branches)))
             for target in range(len(branches))
@@ -133,16 +141,24 @@ class FusionModule(nn.Module):
     def _exchange(self, x: jax.Array, source: int, target: int, train: bool) -> jax.Array:
         """Branch `source` at the size and width of branch `target`."""
         common = {"norm": self.norm, "dtype": self.dtype}
+        fold, width = self._fold(source, self.widths[source]), self.widths[target]
         if source > target:
-            x = ConvNorm(self.widths[target], 1, relu=False, name=f"up_{source}_{target}", **common)(x, train)
-            return enlarge_nearest(x, 2 ** (source - target))
+            x = ConvNorm(width, 1, relu=False, source=fold, name=f"up_{source}_{target}", **common)(x, train)
+            return enlarge_nearest(x, 2 ** (source - target), self._fold(target, width))
         steps = target - source
         for step in range(steps):
             last = step == steps - 1
-            width = self.widths[target if last else source]
+            features = width if last else self.widths[source]
+            folds = {"source": fold, "target": self._fold(source + step + 1, features)}
             name = f"down_{source}_{target}_{step}"
-            x = ConvNorm(width, 3, stride=2, relu=not last, name=name, **common)(x, train)
+            x = ConvNorm(features, 3, stride=2, relu=not last, name=name, **folds, **common)(x, train)
+            fold = folds["target"]
         return x
+
+    def _fold(self, branch: int, channels: int) -> Fold:
+        """Of a map with so many channels at the size of a branch."""
+        height, width = self.size
+        return fold_of(channels, (height // 2**branch, width // 2**branch), self.fold_channels)
 
 
 def branch_widths(width: int | tuple[int, ...]) -> tuple[int, ...]:
@@ -161,6 +177,7 @@ class HRNet(nn.Module):
       norm: see `NormFactory`.
       dtype: dtype of the arithmetic.
       remat: recompute each exchange module in the backward pass instead of keeping its activations.
+      fold_channels: maps of fewer channels are folded up to so many; 128 suits TPUs, 0 folds nothing.
     """
 
     width: int | tuple[int, int, int, int] = 32
@@ -170,37 +187,43 @@ class HRNet(nn.Module):
     norm: NormFactory = BatchNorm
     dtype: Any = jnp.float32
     remat: bool = False
+    fold_channels: int = 0
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> jax.Array:
         """Normalised images [B, H, W, 3] -> [B, H/4, W/4, C]. H and W are multiples of 32."""
         common = {"norm": self.norm, "dtype": self.dtype}
-        x = images.astype(self.dtype)
-        x = ConvNorm(self.stem, 3, stride=2, name="stem1", **common)(x, train)
-        x = ConvNorm(self.stem, 3, stride=2, name="stem2", **common)(x, train)
+
+        def fold(stride: int, channels: int) -> Fold:
+            return fold_of(channels, (images.shape[1] // stride, images.shape[2] // stride), self.fold_channels)
+
+        stem = fold(2, self.stem), fold(4, self.stem)
+        # Folded so, the first convolution has stride 1.
+        pixels = FLAT if stem[0] == FLAT else Fold(2 * stem[0].rows, 2 * stem[0].columns)
+        x = refold(images.astype(self.dtype), FLAT, pixels)
+        x = ConvNorm(self.stem, 3, stride=2, source=pixels, target=stem[0], name="stem1", **common)(x, train)
+        x = ConvNorm(self.stem, 3, stride=2, source=stem[0], target=stem[1], name="stem2", **common)(x, train)
+        x = refold(x, stem[1], FLAT)
         x = Bottleneck(self.stem, project=True, name="layer1_first", **common)(x, train)
         x = repeat(Bottleneck(self.stem, name="layer1_rest", **common), 3, x, train)
 
-        widths = branch_widths(self.width)
+        widths, size = branch_widths(self.width), x.shape[1:3]
+        folds = [fold(4 * 2**b, width) for b, width in enumerate(widths)]
         depths = (self.blocks,) * 3 if isinstance(self.blocks, int) else self.blocks
-        branches: tuple[Any, ...] = (ConvNorm(widths[0], 3, name="transition1_0", **common)(x, train),)
+        first = ConvNorm(widths[0], 3, target=folds[0], name="transition1_0", **common)
+        branches: tuple[Any, ...] = (first(x, train),)
         for stage, (modules, blocks) in enumerate(zip(self.modules, depths, strict=False), start=1):
             # A new branch grows from the lowest resolution; in the first transition that is layer1's output.
-            source = x if stage == 1 else branches[-1]
-            grown = ConvNorm(widths[stage], 3, stride=2, name=f"transition{stage}_{stage}", **common)
+            source, own = (x, FLAT) if stage == 1 else (branches[-1], folds[stage - 1])
+            sides = {"stride": 2, "source": own, "target": folds[stage]}
+            grown = ConvNorm(widths[stage], 3, name=f"transition{stage}_{stage}", **sides, **common)
             branches = (*branches, grown(source, train))
-            module = FusionModule(widths[: stage + 1], blocks, name=f"stage{stage + 1}", **common)
+            settings = {"blocks": blocks, "fold_channels": self.fold_channels, **common}
+            module = FusionModule(widths[: stage + 1], size, name=f"stage{stage + 1}", **settings)
             branches = repeat(module, modules, branches, train, remat=self.remat)
 
-        size = branches[0].shape[1:3]
-        return jnp.concatenate([branches[0], *(enlarge_bilinear(y, size) for y in branches[1:])], axis=-1)
-
-
-def enlarge_nearest(x: jax.Array, factor: int) -> jax.Array:
-    """[B, h, w, C] -> [B, factor * h, factor * w, C]."""
-    batch, height, width, channels = x.shape
-    x = jnp.broadcast_to(x[:, :, None, :, None, :], (batch, height, factor, width, factor, channels))
-    return x.reshape(batch, height * factor, width * factor, channels)
+        flat = [refold(x, own, FLAT) for x, own in zip(branches, folds, strict=True)]
+        return jnp.concatenate([flat[0], *(enlarge_bilinear(y, size) for y in flat[1:])], axis=-1)
 
 
 def enlarge_bilinear(x: jax.Array, size: tuple[int, int]) -> jax.Array:

@@ -51,7 +51,7 @@ class BoIR(nn.Module):
       instance_features: channels of the instance head.
       training_heads: whether the auxiliary heads (keypoint, embedding, box) exist. They only shape the
         features; a model for inference has neither them nor their parameters.
-      norm, dtype, remat: see `HRNet`. Heads end in float32 whatever the dtype.
+      norm, dtype, remat, fold_channels: see `HRNet`. Heads end in float32 whatever the dtype.
     """
 
     num_keypoints: int
@@ -70,10 +70,12 @@ class BoIR(nn.Module):
     norm: NormFactory = BatchNorm
     dtype: Any = jnp.float32
     remat: bool = False
+    fold_channels: int = 0
 
     def setup(self) -> None:
         common = {"norm": self.norm, "dtype": self.dtype}
-        self.backbone = HRNet(self.width, self.modules, self.blocks, self.stem, remat=self.remat, **common)
+        memory = {"remat": self.remat, "fold_channels": self.fold_channels}
+        self.backbone = HRNet(self.width, self.modules, self.blocks, self.stem, **memory, **common)
         self.neck = ASPP(self.neck_middle, self.neck_features, self.dilations, **common)
         self.centre_head = DenseHead(1, self.head_features, **common)
         if self.training_heads:

@@ -73,7 +73,9 @@ def load(config: ConfigDict, mesh: Mesh) -> restore.Loaded:
     conversion = read(config.checkpoint)
     skeleton = configuration.dataset(config).keypoint_set
     _require_same(conversion, config, skeleton)
-    model = model_of(conversion.manifest, dtype=jnp.dtype(config.dtype), remat=config.remat)
+    model = model_of(
+        conversion.manifest, dtype=jnp.dtype(config.dtype), remat=config.remat, fold_channels=config.fold_channels
+    )
     start = start_from(conversion, weight_shapes(model), skeleton)
     if missing := set(start.initialised) - set(TRAINING_HEADS):
         raise ConfigError(f"{_title(conversion, config)} has nothing for {', '.join(sorted(missing))}")

@@ -7,22 +7,58 @@ in a scan are then computed by a generic nest of loops, some twenty times slower
 from __future__ import annotations
 
 import functools
+import math
+from collections.abc import Callable
+from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from pose_common.folding import FLAT, Fold, fold_kernel, refold
+
 DIMENSIONS = ("NHWC", "HWIO", "NHWC")
+FILLED = "filled_{}_of_{}"
+"""Name of the scope of a convolution in whose kernel so many values of so many are no zeros."""
 Pair = tuple[int, int]
 
 
-def conv_general_dilated(
-    x, kernel, strides, padding, *, lhs_dilation, rhs_dilation, dimension_numbers, feature_group_count, precision
-):
-    """`jax.lax.conv_general_dilated` as `flax.linen.Conv` calls it, for plain images: see `convolve`."""
-    del dimension_numbers
-    if feature_group_count != 1 or any(step != 1 for step in lhs_dilation or ()):
-        raise ValueError("grouped and transposed convolutions are not made for this")
-    return convolve(x, kernel, tuple(strides), tuple(map(tuple, padding)), tuple(rhs_dilation), precision)
+class Convolution(nn.Module):
+    """A convolution without bias, zero padded to keep the size over the stride, between maps that may be folded.
+
+    Padding is written out: "SAME" pads a strided convolution on the right only, published weights expect both sides.
+
+    Attributes:
+      features: channels of the result.
+      kernel: cells of the square kernel, an odd number.
+      stride, dilation: in cells of the map that is not folded.
+      source, target: folds of input and result, which change nothing but the order of the same values.
+      dtype: of the arithmetic.
+      kernel_init: initial values of the parameter `kernel` [kernel, kernel, C, features].
+    """
+
+    features: int
+    kernel: int
+    stride: int = 1
+    dilation: int = 1
+    source: Fold = FLAT
+    target: Fold = FLAT
+    dtype: Any = jnp.float32
+    kernel_init: Callable[..., jax.Array] = nn.initializers.lecun_normal()
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, h, w, C] -> [B, ceil(h / stride), ceil(w / stride), features], both folded."""
+        shape = self.kernel, self.kernel, x.shape[-1] // self.source.cells, self.features
+        kernel = self.param("kernel", self.kernel_init, shape).astype(self.dtype)
+        x, pad = x.astype(self.dtype), self.dilation * (self.kernel // 2)
+        if self.source == self.target == FLAT:
+            return convolve(x, kernel, (self.stride,) * 2, ((pad, pad),) * 2, (self.dilation,) * 2)
+        source = Fold(*(math.gcd(own, self.stride * to) for own, to in zip(self.source, self.target, strict=True)))
+        x = refold(x, self.source, source)
+        folded = fold_kernel(kernel, x.shape[1:3], source, self.target, self.stride, self.dilation)
+        with jax.named_scope(FILLED.format(*folded.filled)):
+            return convolve(x, folded.kernel, folded.strides, folded.padding, (1, 1))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
@@ -45,7 +81,13 @@ def _forward(x, kernel, strides, padding, dilation, precision):
 
 def _backward(strides, padding, dilation, precision, saved, gradient):
     def by_definition(x, kernel, gradient):
-        return jax.vjp(lambda x, w: _plain(x, w, strides, padding, dilation, precision), x, kernel)[1](gradient)
+        apply = functools.partial(_plain, strides=strides, padding=padding, dilation=dilation, precision=precision)
+        # Transposed, not differentiated: that would convolve once more in vain, and be counted.
+        to_x, to_kernel = (
+            jax.linear_transpose(part, value)
+            for part, value in ((lambda value: apply(value, kernel), x), (lambda value: apply(x, value), kernel))
+        )
+        return to_x(gradient)[0], to_kernel(gradient)[0]
 
     def in_library_form(x, kernel, gradient):
         geometry = (strides, padding, dilation, precision)

@@ -24,6 +24,7 @@ class BatchNorm(nn.Module):
       momentum: share of the old running statistics that is kept.
       epsilon: added to the variance.
       relu: whether a ReLU ends it.
+      cells: that one cell of a folded map holds (`folding.Fold.cells`): C channels are `cells` times the parameters.
       dtype: dtype of the result; statistics are always float32.
     """
 
@@ -32,17 +33,18 @@ class BatchNorm(nn.Module):
     momentum: float = 0.9
     epsilon: float = 1e-5
     relu: bool = False
+    cells: int = 1
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array, add: jax.Array | None = None, *, train: bool) -> jax.Array:
         """[B, ..., C] -> [B, ..., C]: the normalised x, plus `add` [B, ..., C] (a residual block's shortcut)."""
-        channels = x.shape[-1]
+        channels = x.shape[-1] // self.cells
         scale = self.param("scale", nn.initializers.ones, (channels,))
         bias = self.param("bias", nn.initializers.zeros, (channels,))
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,))
         running_var = self.variable("batch_stats", "var", jnp.ones, (channels,))
-        form = _Form(self.axis_name if self.group is None else None, self.epsilon, self.relu, self.dtype)
+        form = _Form(self.axis_name if self.group is None else None, self.epsilon, self.relu, self.cells, self.dtype)
         if not train:
             return _normalised(form, x, running_mean.value, running_var.value, scale, bias, add)
 
@@ -73,7 +75,12 @@ class _Form(NamedTuple):
     axis_name: str | None
     epsilon: float
     relu: bool
+    cells: int
     dtype: Any
+
+    def spread(self, values: jax.Array) -> jax.Array:
+        """Values of the channels [C] for all cells of a folded one."""
+        return values if self.cells == 1 else jnp.tile(values, self.cells)
 
 
 def _normalised(form: _Form, x, mean, var, scale, bias, add):
@@ -81,7 +88,8 @@ def _normalised(form: _Form, x, mean, var, scale, bias, add):
 
     The mean is taken off first: folded into the offset it would cancel digits where it is large against the deviation.
     """
-    y = (x.astype(jnp.float32) - mean) * (scale * jax.lax.rsqrt(var + form.epsilon)) + bias
+    factor = scale * jax.lax.rsqrt(var + form.epsilon)
+    y = (x.astype(jnp.float32) - form.spread(mean)) * form.spread(factor) + form.spread(bias)
     if add is not None:
         y += add.astype(jnp.float32)
     return (nn.relu(y) if form.relu else y).astype(form.dtype)
@@ -99,7 +107,7 @@ def _batch_normalised(form: _Form, x, scale, bias, add):
 
 
 def _forward(form: _Form, x, scale, bias, add):
-    mean, var = batch_moments(x, form.axis_name)
+    mean, var = batch_moments(x, form.axis_name, form.cells)
     return (_normalised(form, x, mean, var, scale, bias, add), mean, var), (x, mean, var, scale, bias, add)
 
 
@@ -109,14 +117,14 @@ def _backward(form: _Form, kept, cotangents):
     if form.relu:
         slope = jnp.where(_normalised(form, x, mean, var, scale, bias, add) > 0, slope, 0)
     deviation = jax.lax.rsqrt(var + form.epsilon)
-    unit = (x.astype(jnp.float32) - mean) * deviation
+    unit = (x.astype(jnp.float32) - form.spread(mean)) * form.spread(deviation)
     axes = tuple(range(x.ndim - 1))
-    of_bias, of_scale = slope.sum(axes), (slope * unit).sum(axes)
+    of_bias, of_scale = (total.sum(axes).reshape(form.cells, -1).sum(0) for total in (slope, slope * unit))
     # A map of mean 0 and variance 1 cannot follow the slope's mean, nor its part along itself: both over all devices.
-    lost_mean, lost_unit = (total / (x.size // x.shape[-1]) for total in (of_bias, of_scale))
+    lost_mean, lost_unit = (total / (x.size // scale.size) for total in (of_bias, of_scale))
     if form.axis_name is not None:
         lost_mean, lost_unit = jax.lax.pmean((lost_mean, lost_unit), form.axis_name)
-    of_x = (scale * deviation) * (slope - lost_mean - unit * lost_unit)
+    of_x = form.spread(scale * deviation) * (slope - form.spread(lost_mean) - unit * form.spread(lost_unit))
     of_add = None if add is None else slope.astype(add.dtype)
     return of_x.astype(x.dtype), of_scale, of_bias, of_add
 
@@ -124,17 +132,17 @@ def _backward(form: _Form, kept, cotangents):
 _batch_normalised.defvjp(_forward, _backward)
 
 
-def batch_moments(x: jax.Array, axis_name: str | None) -> tuple[jax.Array, jax.Array]:
-    """Mean [C] and biased variance [C] over all axes but the last, in float32.
+def batch_moments(x: jax.Array, axis_name: str | None, cells: int = 1) -> tuple[jax.Array, jax.Array]:
+    """Mean [C] and biased variance [C] over all axes but the last, and over the cells of a folded one, in float32.
 
     Two passes: the one-pass form loses digits where the mean is large against the deviation.
     """
     axes = tuple(range(x.ndim - 1))
     x32 = x.astype(jnp.float32)
-    mean = x32.mean(axes)
-    if axis_name is not None:
-        mean = jax.lax.pmean(mean, axis_name)
-    var = jnp.square(x32 - mean).mean(axes)
-    if axis_name is not None:
-        var = jax.lax.pmean(var, axis_name)
-    return mean, var
+
+    def average(values):
+        found = values.mean(axes).reshape(cells, -1).mean(0)
+        return found if axis_name is None else jax.lax.pmean(found, axis_name)
+
+    mean = average(x32)
+    return mean, average(jnp.square(x32 - (mean if cells == 1 else jnp.tile(mean, cells))))

@@ -28,6 +28,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from pose_common.evaluation import result_table as tables
+from pose_common.folding import LANES
 from pose_common.training import flops
 from pose_common.training.loop import Method
 from pose_common.training.mesh import BATCH_AXES, batch_sharding
@@ -101,6 +102,8 @@ def main() -> None:
     config, options = parse_arguments(parser, "configs/mdt.py:base")
     devices = topologies.get_topology_desc(platform="tpu", topology_name=options.topology).devices
     strategy = ShardedStrategy(Mesh(np.array(devices).reshape(-1, config.fsdp), BATCH_AXES), config.fsdp_min_size)
+    if config.get("fold_channels", 0) < 0:
+        config.fold_channels = LANES  # as on the devices that are compiled for
     method = build_of(config).make_method(config, steps_per_epoch=1)
     wanted = [name for name in options.stages.split(",") if name]
     if unknown := set(wanted) - {stage.name for stage in method.stages}:

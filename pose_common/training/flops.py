@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr
+
+from pose_common.convolution import FILLED
 
 PEAKS = {
     "TPU v4": 275e12,
@@ -26,6 +29,7 @@ PEAKS = {
 }
 """Operations a second of dense products of bfloat16 (T4, V100: float16), as the makers state them, by JAX's
 `device_kind`; of GPUs its beginning."""
+_FILLED = re.compile(FILLED.format(r"(\d+)", r"(\d+)"))
 
 
 def peak_flops(kind: str) -> float | None:
@@ -39,21 +43,27 @@ def step_flops(step: Callable, *arguments: Any) -> float | None:
 
     Products and convolutions count, two operations a multiplication, and nothing else. A scan counts as often as it
     runs, which the compiler's own cost analysis does not see; of a branch the larger side counts, a loop of unknown
-    length once. What is computed again in the backward pass (`config.remat`) counts again. A traced `jit` is not traced
-    a second time when it is called.
+    length once. What is computed again in the backward pass (`config.remat`) counts again; zeros that a kernel is
+    filled up with (`config.fold_channels`) do not count. A traced `jit` is not traced a second time when it is called.
     """
     trace = getattr(step, "trace", None)
     return None if trace is None else jaxpr_flops(trace(*arguments).jaxpr)
 
 
-def jaxpr_flops(program: ClosedJaxpr | Jaxpr) -> float:
-    """See `step_flops`."""
+def jaxpr_flops(program: ClosedJaxpr | Jaxpr, filled: float = 1.0) -> float:
+    """See `step_flops`.
+
+    Args:
+      filled: share of the values in convolutions' kernels that are no zeros, where no equation says another.
+    """
     jaxpr = program.jaxpr if isinstance(program, ClosedJaxpr) else program
-    return float(sum(map(_equation, jaxpr.eqns)))
+    return float(sum(_equation(equation, filled) for equation in jaxpr.eqns))
 
 
-def _equation(equation: Any) -> float:
+def _equation(equation: Any, filled: float) -> float:
     name, parameters = equation.primitive.name, equation.params
+    if scope := _FILLED.search(str(equation.source_info.name_stack)):
+        filled = int(scope[1]) / int(scope[2])
     if name == "dot_general":
         (contracted, _), _ = parameters["dimension_numbers"]
         shape = equation.invars[0].aval.shape
@@ -64,8 +74,8 @@ def _equation(equation: Any) -> float:
         kernel = equation.invars[1].aval
         outputs = kernel.shape[parameters["dimension_numbers"].rhs_spec[0]]
         zeros = math.prod(parameters["lhs_dilation"])
-        return 2.0 * equation.outvars[0].aval.size * kernel.size / outputs / zeros
-    inner = [jaxpr_flops(program) for program in _programs(parameters)]
+        return 2.0 * filled * equation.outvars[0].aval.size * kernel.size / outputs / zeros
+    inner = [jaxpr_flops(program, filled) for program in _programs(parameters)]
     if name == "cond":
         return max(inner)
     return sum(inner) * (parameters["length"] if name == "scan" else 1)

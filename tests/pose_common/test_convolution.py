@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import functools
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pose_common.convolution import conv_general_dilated
+from pose_common.convolution import DIMENSIONS, convolve
 
 pytestmark = pytest.mark.slow  # compiles many gradients
 
@@ -30,28 +29,26 @@ pytestmark = pytest.mark.slow  # compiles many gradients
 def test_gradients(size, kernel, stride, dilation, padding):
     keys = jax.random.split(jax.random.key(0))
     x = jax.random.normal(keys[0], (2, *size, 3))
-    make = functools.partial(
-        nn.Conv, 4, (kernel, kernel), stride, ((padding, padding),) * 2, kernel_dilation=dilation, use_bias=False
-    )
-    ours, plain = make(conv_general_dilated=conv_general_dilated), make()
-    params = plain.init(keys[1], x)
+    weights = 0.3 * jax.random.normal(keys[1], (kernel, kernel, 3, 4))
+    geometry = (stride, stride), ((padding, padding),) * 2, (dilation, dilation)
+
+    def plain(x, weights):
+        strides, pads, dilations = geometry
+        return jax.lax.conv_general_dilated(
+            x, weights, strides, pads, rhs_dilation=dilations, dimension_numbers=DIMENSIONS
+        )
+
+    def ours(x, weights):
+        return convolve(x, weights, *geometry)
 
     @jax.jit
-    def gradients(params, x):
-        def loss(layer, params, x):
-            return jnp.sin(layer.apply(params, x)).sum()
+    def gradients(x, weights):
+        def loss(layer, x, weights):
+            return jnp.sin(layer(x, weights)).sum()
 
-        return [jax.grad(functools.partial(loss, layer), argnums=(0, 1))(params, x) for layer in (ours, plain)]
+        return [jax.grad(functools.partial(loss, layer), argnums=(0, 1))(x, weights) for layer in (ours, plain)]
 
-    found, expected = map(jax.tree.leaves, gradients(params, x))
+    found, expected = gradients(x, weights)
     for actual, wanted in zip(found, expected, strict=True):
         # The same sums, of up to some hundred float32 terms, in another order.
         np.testing.assert_allclose(actual, wanted, rtol=1e-5, atol=1e-5)
-
-
-def test_what_it_is_not_made_for():
-    x = jnp.zeros((1, 8, 8, 4))
-    for settings in ({"feature_group_count": 2}, {"input_dilation": 2}):
-        layer = nn.Conv(4, (3, 3), conv_general_dilated=conv_general_dilated, **settings)
-        with pytest.raises(ValueError, match="grouped and transposed"):
-            layer.init(jax.random.key(0), x)
