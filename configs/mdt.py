@@ -102,7 +102,8 @@ def _full(size: str) -> ConfigDict:
     config.remat = False
 
     config.losses = losses()
-    # The cluster bank (section 3.3): sizes to choose among, rounds and sharpness of the soft k-means.
+    # The cluster bank (section 3.3): sizes to choose among, rounds and sharpness of the soft k-means. Where none is
+    # below the number of keypoints, the same shares of it are tried as these are of the paper's 214.
     config.clusters = ConfigDict({"options": (64, 96, 128), "rounds": 500, "beta": 20.0})
     config.num_clusters = 0  # 0: the choice among clusters.options; it is logged
 

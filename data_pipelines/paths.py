@@ -25,7 +25,8 @@ def is_remote(path: str | os.PathLike) -> bool:
 
 
 def as_path(path: str | os.PathLike) -> pathlib.Path:
-    """A path of this machine, or one in a bucket with the same methods (an `epath.Path`; it has no `resolve`).
+    """A path of this machine (~ is one's home), or one in a bucket with the same methods (an `epath.Path`; it has no
+    `resolve`).
 
     Raises:
       ValueError: a bucket, and gcsfs is not installed; or a bucket's address that was taken for a folder's.
@@ -34,7 +35,7 @@ def as_path(path: str | os.PathLike) -> pathlib.Path:
     if text.startswith("gs:/") and not is_remote(text):
         raise ValueError(f"{text} is no path: write {BUCKET}bucket/folder")
     if not is_remote(text):
-        return pathlib.Path(path)
+        return pathlib.Path(path).expanduser()
     try:
         import gcsfs  # noqa: F401  (fsspec asks for it by name)
     except ImportError as error:
@@ -44,7 +45,7 @@ def as_path(path: str | os.PathLike) -> pathlib.Path:
 
 def absolute(path: str | os.PathLike) -> epath.Path:
     """As Orbax wants it; a bucket's path is absolute."""
-    return epath.Path(path) if is_remote(path) else epath.Path(path).absolute()
+    return epath.Path(path) if is_remote(path) else epath.Path(as_path(path)).absolute()
 
 
 def size_of(path: pathlib.Path) -> int:
@@ -75,7 +76,7 @@ def copy_files(source: pathlib.Path, target: pathlib.Path, last: str) -> None:
 def local(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     """The file or folder on this machine; what is in a bucket is copied, and the copy goes at the end."""
     if not is_remote(path):
-        yield pathlib.Path(path)
+        yield as_path(path)
         return
     remote = as_path(path)
     with tempfile.TemporaryDirectory() as folder:

@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+RELEASED_KEYPOINTS = 214
+"""Of the paper's six skeletons."""
 # Below this share of the prototypes' energy a reconstruction error is rounding of float32 prototypes.
 _ROUNDING = 1e-9
 
@@ -118,17 +120,20 @@ def choose_clusters(
 
     Args:
       prototypes: [T, M, D].
-      options: numbers of clusters to try; those not below T are skipped.
+      options: numbers of clusters to try; those not below T are skipped. Where none is below, as in a mixture of two
+        skeletons, the same shares of T are tried as these are of the paper's 214 keypoints.
       fixed: take this number instead.
       rounds, beta: see `soft_kmeans`, which starts at the first prototype of the first C keypoints.
 
     Raises:
-      ValueError: no option is below T.
+      ValueError: no number is below T.
     """
     prototypes = np.asarray(prototypes, np.float64)
     keypoints, per_keypoint, dim = prototypes.shape
     points = _unit(prototypes.reshape(-1, dim))
-    options = [count for count in ([fixed] if fixed else options) if count < keypoints]
+    scaled = sorted({max(1, round(count * keypoints / RELEASED_KEYPOINTS)) for count in options})
+    tried = [fixed] if fixed else options if min(options) < keypoints else scaled
+    options = [count for count in tried if count < keypoints]
     if not options:
         raise ValueError(f"no number of clusters below the {keypoints} keypoints of the mixture was given")
 

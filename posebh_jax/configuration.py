@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from data_pipelines.top_down.instances import GROUND_TRUTH
 from pose_common.heatmaps import BLURS
 from pose_common.training import configuration
 from pose_common.training.configuration import ConfigError, Override, nearest, one_of
+from pose_common.training.stages import UPDATES_STATE
 from posebh_jax.heads import ACTIVATIONS, KERNELS, NECKS
 from posebh_jax.vit import SIZES, ViTSize, size_name
 
@@ -75,7 +77,7 @@ def with_overrides(config: ConfigDict, overrides: Sequence[Override]) -> ConfigD
     Raises:
       ConfigError: a setting that cannot be.
     """
-    first = ("datasets", "data_dir", "eval_also")
+    first = ("datasets", "data_dir", "eval_also", "default_train_split", "default_eval_split")
     configuration.set_leaves(config, [override for override in overrides if override[0] in first])
     if "eval_also" not in dict(overrides):  # of the shipped rows, those that a head of these datasets can judge
         config.eval_also = tuple(row for row in config.eval_also if row[2] in config.datasets)
@@ -112,9 +114,12 @@ def fill_tables(config: ConfigDict) -> None:
     """Gives every dataset that is trained or evaluated its entries in the tables; those of other datasets go.
 
     Raises:
-      ConfigError: an unknown dataset.
+      ConfigError: an unknown dataset, a row of `eval_also` that is none.
     """
-    evaluated = [row[0] for row in config.eval_also if row]
+    for row in config.eval_also:
+        if not isinstance(row, tuple) or len(row) not in (3, 4):
+            raise ConfigError(f"config.eval_also: {row!r} is not (dataset, split, head[, boxes])")
+    evaluated = [row[0] for row in config.eval_also]
     for table, field in TABLES.items():
         holder = _table(config, table)
         entries = {}
@@ -170,16 +175,48 @@ def check(config: ConfigDict) -> None:
         raise ConfigError("config.init_from='': a transfer starts from weights; give a run, a checkpoint or a file")
     if len(config.head_filters) != 2:
         raise ConfigError(f"config.head_filters={config.head_filters}: expected the widths of two deconvolutions")
-    if len(config.input_size) != 2 or any(side % 16 or side <= 0 for side in config.input_size):
+    if len(config.input_size) != 2 or any(
+        type(side) is not int or side % 16 or side <= 0 for side in config.input_size
+    ):
         raise ConfigError(f"config.input_size={config.input_size}: expected (width, height), multiples of 16")
     for row in config.eval_also:
-        if not isinstance(row, tuple) or len(row) not in (3, 4) or row[2] not in config.datasets:
+        if row[2] not in config.datasets:
+            raise ConfigError(f"config.eval_also: the head of {row} is none of {config.datasets}")
+    for name, side in (
+        ("dark_kernel", config.dark_kernel),
+        ("losses.cross_type_kernel", config.losses.cross_type_kernel),
+    ):
+        if side <= 0 or side % 2 == 0:  # an even one shifts every peak by half a cell
+            raise ConfigError(f"config.{name}={side}: expected an odd number of cells")
+    for name in ("warmup_steps", "warmup_ratio"):
+        configuration.within(name, config[name], 0, math.inf)
+    configuration.within("decay_factor", config.decay_factor, 0, math.inf)
+    configuration.within("drop_path", config.drop_path, 0, 1)
+    configuration.within("losses.momentum", config.losses.momentum, 0, 1, closed=True)
+    if config.prototypes_per_keypoint < 1:
+        raise ConfigError(f"config.prototypes_per_keypoint={config.prototypes_per_keypoint}: expected 1 or more")
+    _check_clusters(config)
+    for number, stage in enumerate(config.stages):
+        if stage.get(UPDATES_STATE, False) and not {"prototype", "prototype_heatmap"} & set(stage.losses):
             raise ConfigError(
-                f"config.eval_also: {row} is not (dataset, split, head[, boxes]) with a head among {config.datasets}"
+                f"config.stages[{number}].{UPDATES_STATE}=True ({stage.name!r}): prototypes follow the labels of the"
+                " term 'prototype'; add it to the stage's losses"
             )
     for name, boxes in config.boxes.items():
         if boxes != GROUND_TRUTH:
             configuration.require_path(f"boxes.{name}", boxes, f"{GROUND_TRUTH!r} or a COCO detection file")
+
+
+def _check_clusters(config: ConfigDict) -> None:
+    """Clusters must be fewer than keypoints, which nothing else would ask before the stage that makes them."""
+    if config.mode != "train" or not any("cluster" in stage.losses and stage.epochs > 0 for stage in config.stages):
+        return
+    total = sum(dataset(config, name).num_keypoints for name in config.datasets)
+    if not 0 <= config.num_clusters < total:
+        raise ConfigError(
+            f"config.num_clusters={config.num_clusters}: expected fewer than the {total} keypoints of"
+            f" {', '.join(config.datasets)}, or 0 for a choice among config.clusters.options"
+        )
 
 
 def datasets(config: ConfigDict) -> tuple[PoseDataset, ...]:

@@ -171,8 +171,8 @@ class Custom(CocoFormatBuilder):
         return pictures.find(self.files.images, file_name)
 
     def images(self) -> Iterator[tuple[pathlib.Path, dict[str, Any]]]:
-        """As the format's; but a name that a part of its path alone finds, as a picture that another name is as well, is
-        nobody's: its record says which names it might be (`AMBIGUOUS`).
+        """As the format's; but what only a part of a name's path finds, and what another name is as well, is nobody's
+        picture: its record says which names it might be (`AMBIGUOUS`).
         """
         items = list(super().images())
         self.annotated = True  # so that nobody is an error: a list of no people is no test set, but a slip

@@ -65,10 +65,9 @@ def gather(column: np.ndarray) -> np.ndarray:
         return column
     counts = multihost_utils.process_allgather(np.asarray(len(column)))
     # As bytes: collectives would cut 64-bit numbers to 32.
-    raw = np.ascontiguousarray(column).view(np.uint8).reshape(len(column), -1)
-    width = raw.shape[1] if len(column) else int(column.dtype.itemsize * np.prod(column.shape[1:]))
+    width = int(column.dtype.itemsize * np.prod(column.shape[1:]))
     padded = np.zeros((int(counts.max()), width), np.uint8)
-    padded[: len(column)] = raw.reshape(len(column), width)
+    padded[: len(column)] = np.ascontiguousarray(column).view(np.uint8).reshape(len(column), width)
     everyone = multihost_utils.process_allgather(padded)
     joined = np.concatenate([part[:count] for part, count in zip(everyone, counts, strict=True)])
     return np.ascontiguousarray(joined).view(column.dtype).reshape(-1, *column.shape[1:])

@@ -8,10 +8,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
 from data_pipelines.records import DatasetNotPrepared
 from pose_common.evaluation import result_table as tables
 from pose_common.training.configuration import ConfigError
+from pose_common.training.processes import Disagreement
+from pose_common.training.processes import title as title_of
 
 ERRORS_TITLE = (
     "keypoints, percent: PCK within a share of the box's longer side; kinds of error (in brackets their cost)"
@@ -46,6 +50,9 @@ def evaluate_tasks(
 
     Returns:
       {row name: {metric: value}}.
+
+    Raises:
+      Disagreement: a split that not all processes can open.
     """
     scores: list[Score] = []
     skipped: list[str] = []
@@ -54,9 +61,12 @@ def evaluate_tasks(
             loader = open_task(task)
         except DatasetNotPrepared as error:
             skipped.append(str(error))
-            continue
+            loader = None
         except (ValueError, OSError) as error:
             skipped.append(_failed(task, error))
+            loader = None
+        require_everywhere(task, loader is not None)
+        if loader is None:
             continue
         try:
             scores += list(evaluate_task(task, loader))
@@ -76,6 +86,18 @@ def evaluate_tasks(
     return {score.name: score.values for score in scores}
 
 
+def require_everywhere(task: Any, is_open: bool) -> None:
+    """Raises Disagreement where some processes can open a task's split and some cannot; all of them call this."""
+    if jax.process_count() == 1:
+        return
+    opened = multihost_utils.process_allgather(np.array(is_open))
+    if opened.any() and not opened.all():
+        raise Disagreement(
+            f"{title_of(int(np.argmin(opened)))} cannot read {task.dataset} ({task.split}), as its own log says;"
+            f" {title_of(int(np.argmax(opened)))} can"
+        )
+
+
 def check_tasks(tasks: Sequence[Any], open_task: Callable[[Any], Any]) -> None:
     """Opens what will be evaluated, so that what is wrong with it is known before a training begins.
 
@@ -86,8 +108,10 @@ def check_tasks(tasks: Sequence[Any], open_task: Callable[[Any], Any]) -> None:
 
     Raises:
       ConfigError: a split that is not prepared, a file of boxes that cannot be used.
+      Disagreement: a further row's split that not all processes can open.
     """
     for task in tasks:
+        is_open = True
         where = f"config.{task.field}={task.split!r}" if task.field else f"config.eval_also ({task.name})"
         try:
             open_task(task)
@@ -95,8 +119,10 @@ def check_tasks(tasks: Sequence[Any], open_task: Callable[[Any], Any]) -> None:
             if task.field:
                 raise ConfigError(f"{where}: {error}") from error
             logging.warning("%s will not be evaluated: %s", where, " ".join(str(error).split()))
+            is_open = False
         except (ValueError, OSError) as error:
             raise ConfigError(f"{where}: {error}") from error
+        require_everywhere(task, is_open)
 
 
 def _failed(task: Any, error: Exception) -> str:

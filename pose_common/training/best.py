@@ -51,6 +51,9 @@ class BestCheckpoint:
         before = "" if self._value is None else f", before {self._value:.2f}"
         logging.info("step %d is the best so far: %s is %.2f%s", step, self._metric.name, value, before)
         self._value = value
+        # Of a run that has gone back to an earlier step; Orbax writes none before its newest.
+        if (self._checkpoints.latest_step or -1) >= step:
+            self._checkpoints.set_aside_after(step - 1)
         self._checkpoints.save_weights(step, weights, {**info, FOLDER: {"metric": self._metric.name, "value": value}})
 
     def require_written(self) -> None:

@@ -305,6 +305,7 @@ def require_same_run(
 
     Args:
       saved: with the checkpoint. Fields that it does not have, because it is older, count as unchanged.
+      given: now. Entries of datasets that are only evaluated, in whatever table, are free.
       free: first parts of the names of settings that change neither data order, nor model, nor schedule.
       accept: whether the others may differ, too.
 
@@ -315,13 +316,16 @@ def require_same_run(
       ConfigError: differences that are neither free nor accepted; lists them all.
     """
     old, new = (dict(leaves(_plain(config))) for config in (completed(saved, given), given))
+    rows = [*saved.get("eval_also", ()), *given.get("eval_also", ())]
+    judged = {row[0] for row in rows if row} - set(given.get("datasets", ()))
     noted: list[str] = []
     refused: list[str] = []
     for name in sorted(old.keys() | new.keys()):
         if name in old and name in new and old[name] == new[name]:
             continue
         line = f"config.{name}: {old.get(name, 'absent')!r} -> {new.get(name, 'absent')!r}"
-        (noted if re.split(r"[.\[]", name)[0] in free else refused).append(line)
+        is_free = re.split(r"[.\[]", name)[0] in free or name.rpartition(".")[2] in judged
+        (noted if is_free else refused).append(line)
     if refused and not accept:
         raise ConfigError(
             f"the run was started with other settings: {'; '.join(refused)}. Start another run from its weights, with a"
@@ -392,9 +396,17 @@ def whole_eval_batch(config: ConfigDict) -> int:
     return -(-config.eval_batch_size // jax.device_count()) * jax.device_count()
 
 
+def within(field: str, value: float, low: float, high: float, *, closed: bool = False) -> None:
+    """Raises ConfigError unless low <= value < high (<= high, where `closed`)."""
+    if not (low <= value <= high if closed else low <= value < high):
+        raise ConfigError(
+            f"config.{field}={value!r}: expected a number from {low:g} to {'' if closed else 'below '}{high:g}"
+        )
+
+
 def require_path(field: str, path: str, expected: str) -> None:
     """Raises ConfigError where there is nothing at `path`; what is on the Hugging Face hub is looked for later."""
     if path.startswith(HUB):
         return
-    if not path or not epath.Path(path).exists():
+    if not path or not epath.Path(path).expanduser().exists():
         raise ConfigError(f"config.{field}={path!r}: there is no such file or folder; expected {expected}")

@@ -13,6 +13,7 @@ from configs import boir
 from data_pipelines.datasets import PoseDataset, save_definition
 from data_pipelines.skeletons import KeypointSet
 from pose_common.training.configuration import FREE, ConfigError, require_same_run
+from pose_common.training.mesh import make_mesh
 
 pytestmark = pytest.mark.slow  # makes every published model's shapes
 
@@ -88,6 +89,16 @@ def test_any_dataset_has_a_configuration(words, size, input_size, box_weight, tm
         ("mine", "val")
     ]
     assert build.make_model(config).num_keypoints == 3 and not config.published_as
+
+
+def test_published_figures_are_of_the_own_size(tmp_path):
+    mesh = make_mesh()
+
+    def compared(*overrides):
+        config = configuration.read("boir:coco_w32", overrides)
+        return build.make_evaluator(config, build.make_model(config), mesh, tmp_path).published_as
+
+    assert compared() == "W32" and compared(("size", "w48")) == "" and compared(("size", "small")) == ""
 
 
 def test_mistakes_are_named():

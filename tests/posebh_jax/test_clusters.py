@@ -83,7 +83,13 @@ def test_options_at_or_above_the_number_of_keypoints_are_skipped():
     prototypes, first = golden(FILE)["prototypes"], OPTIONS[0]
     assert list(clusters.choose_clusters(prototypes, (first, KEYPOINTS, KEYPOINTS + 9), **BRIEFLY).errors) == [first]
     with pytest.raises(ValueError, match=f"below the {KEYPOINTS} keypoints"):
-        clusters.choose_clusters(prototypes, (KEYPOINTS, KEYPOINTS + 9), **BRIEFLY)
+        clusters.choose_clusters(prototypes, OPTIONS, fixed=KEYPOINTS, **BRIEFLY)
+
+
+def test_a_small_mixture_tries_the_papers_shares():
+    """None of 64, 96 and 128 is below 40 keypoints; of 214 they are 30, 45 and 60 %."""
+    prototypes = np.random.default_rng(0).normal(size=(40, 3, 8))
+    assert list(clusters.choose_clusters(prototypes, (64, 96, 128), **BRIEFLY).errors) == [12, 18, 24]
 
 
 def test_errors_that_are_rounding_do_not_decide():

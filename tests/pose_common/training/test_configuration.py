@@ -89,6 +89,13 @@ def test_ways_to_write_a_value(arguments, leaf, value):
     assert dict(configuration.leaves(read("mdt", *arguments)))[leaf] == value
 
 
+def test_default_splits_are_of_all_datasets_that_have_none_of_their_own():
+    given = ["--config.default_train_split=trainval", "--config.default_eval_split=test"]
+    config = read("mdt", "--config.datasets=coco,crowdpose", *given, "--config.eval_splits.coco=val")
+    assert config.train_splits.to_dict() == {"coco": "train", "crowdpose": "trainval"}, "coco's is in the file"
+    assert config.eval_splits.to_dict() == {"coco": "val", "crowdpose": "test"}
+
+
 def test_weights_of_a_mixture_come_in_its_order():
     config = read("mdt", "--config.datasets=mpii,coco", "--config.mixture=weighted", "--config.mixture_weights.coco=3")
     assert posebh_configuration.mixture(config) == [1.0, 3.0]
@@ -126,10 +133,25 @@ def test_tables_hold_the_datasets_of_the_run_and_no_others():
         ("mdt", "init_from=/nonexistent", r"config.init_from='/nonexistent': there is no such file or folder"),
         ("mdt", "boxes.coco=absent.json", r"config.boxes.coco='absent.json': there is no such file"),
         ("mdt", "input_size=190,256", r"config.input_size=\(190, 256\): expected .*multiples of 16"),
+        ("mdt", "input_size=192.0,256.0", r"config.input_size=\(192.0, 256.0\): expected .*multiples of 16"),
+        ("mdt", "dark_kernel=10", r"config.dark_kernel=10: expected an odd number"),
+        ("mdt", "losses.cross_type_kernel=12", r"config.losses.cross_type_kernel=12: expected an odd number"),
+        ("mdt", "losses.momentum=2", r"config.losses.momentum=2.0: expected a number from 0 to 1"),
+        ("mdt", "warmup_steps=-5", r"config.warmup_steps=-5: expected a number from 0"),
+        ("mdt", "decay_factor=nan", r"config.decay_factor=nan: expected a number from 0"),
+        ("mdt", "drop_path=1.0", r"config.drop_path=1.0: expected a number from 0 to below 1"),
+        ("mdt", "num_clusters=500", r"config.num_clusters=500: expected fewer than the 214 keypoints"),
+        ("multi_head", "stages[0].prototypes=true", r"config.stages\[0\].prototypes=True.*'prototype'"),
+        ("mdt:demo", "eval_also=('coco','val','coco')", r"config.eval_also: 'coco' is not \(dataset, split, head"),
+        ("mdt", "eval_also=(('coco','val','aic2'),)", r"config.eval_also: the head of .* is none of"),
         ("boir:coco_w3", "", r"--config=boir:coco_w3: .*expected"),
         ("boir", "size=w18", r"config.size='w18': expected one of .*w32"),
         ("boir", "losses.background=none", r"config.losses.background='none'"),
         ("boir", "dataset=crowdpos", r"config.dataset: unknown dataset 'crowdpos'.*did you mean 'crowdpose'"),
+        ("boir", "warmup_epochs=-3", r"config.warmup_epochs=-3.0: expected a number from 0"),
+        ("boir", "smoothing.default=4", r"config.smoothing.default=4: expected an odd number"),
+        ("boir", "losses.images_per_device=0", r"config.losses.images_per_device=0: expected a number above 0"),
+        ("boir", "augmentation.scale=1.5,0.75", r"config.augmentation.scale=\(1.5, 0.75\): expected the least"),
         ("transfer", "mode=train", r"config.init_from='': a transfer starts from weights"),
     ],
 )
@@ -196,6 +218,19 @@ def test_resuming_with_other_settings():
             configuration.require_same_run(saved, other_run, posebh_configuration.FREE)
         assert f"config.{leaf}" in str(refused.value) and "--accept_changes" in str(refused.value)
         assert configuration.require_same_run(saved, other_run, posebh_configuration.FREE, accept=True)
+
+
+def test_what_is_only_evaluated_may_change():
+    """With its entries in the tables: nothing of the training is another."""
+    saved = json.loads(read("mdt:base").to_json())
+    for rows in ("()", "(('crowdpose','test','coco'),)"):
+        notes = configuration.require_same_run(
+            saved, read("mdt:base", f"--config.eval_also={rows}"), posebh_configuration.FREE
+        )
+        assert any("codec.ochuman" in note for note in notes)
+    with pytest.raises(ConfigError, match="codec.coco"):
+        changed = read("mdt:base", "--config.eval_also=()", "--config.codec.coco=msra")
+        configuration.require_same_run(saved, changed, posebh_configuration.FREE)
 
 
 def test_an_evaluation_is_recorded_where_no_training_run_is(tmp_path):

@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import signal
 
 import jax
@@ -264,6 +265,25 @@ def test_the_best_weights_are_kept_through_stops_and_resumes(tmp_path, without_c
     jax.tree.map(np.testing.assert_array_equal, checkpoints.read_weights(6)["params"], seen[6])
     info = checkpoints.read_info(6)
     assert info["best"] == {"metric": "toy/AP", "value": 50.0} and info["notes"]["first"] and info["config"] == {}
+
+
+def test_a_better_one_at_an_earlier_step_replaces_the_best(tmp_path, without_curves):
+    """A run that has gone back; Orbax writes no step before its newest."""
+    figures = dict.fromkeys(range(13), 0.1) | {9: 0.5}
+    settings = dataclasses.replace(SETTINGS, evaluate_every=1, checkpoint_every=2)
+
+    def evaluate(weights, step):
+        return {"toy": {"AP": figures[step]}}
+
+    best = tmp_path / "checkpoints" / "best"
+    run(tmp_path, settings=settings, evaluate=evaluate, best=AP, data=Interrupted(stop_after=10))
+    assert find_checkpoints(best) == (best, (9,))
+    for step in find_checkpoints(tmp_path).steps:
+        if step > 4:
+            shutil.rmtree(tmp_path / "checkpoints" / str(step))
+    figures[6] = 0.6
+    run(tmp_path, settings=settings, evaluate=evaluate, best=AP)
+    assert find_checkpoints(best) == (best, (6,)) and (best / "9.damaged").is_dir()
 
 
 def test_a_damaged_best_is_replaced(tmp_path, without_curves):

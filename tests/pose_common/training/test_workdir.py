@@ -12,10 +12,12 @@ import time
 import jax
 import numpy as np
 import pytest
+from etils import epath
 
+from data_pipelines.paths import absolute, as_path
 from pose_common.training import loop, parallel, workdir
 from pose_common.training.checkpoints import Checkpoints
-from pose_common.training.configuration import ConfigError
+from pose_common.training.configuration import ConfigError, require_path
 from tests.pose_common.training.test_loop import SETTINGS
 from tests.pose_common.training.toy import ToyData, ToyMethod
 
@@ -101,3 +103,11 @@ def test_a_disk_that_fills_stops_the_run_and_leaves_the_last_checkpoint(tmp_path
         assert complete
         jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), jax.device_get(expected))
         assert not list((disk / "checkpoints").glob("*tmp*")), "what was half written is cleared away"
+
+
+def test_a_path_from_home(monkeypatch, tmp_path):
+    """A shell leaves the ~ of --workdir=~/run as it is."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert as_path("~/run") == tmp_path / "run" and absolute("~/run") == epath.Path(tmp_path / "run")
+    (tmp_path / "weights").mkdir()
+    require_path("checkpoint", "~/weights", "a folder")
