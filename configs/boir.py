@@ -45,7 +45,7 @@ def get_config(arg: str = "coco_w32") -> ConfigDict:
         return _own(arg)
     dataset, size, *finetune = published.split("_")
     config = _full(size)
-    config.remat = arg != published
+    config.remat = arg != published and size == "w48"  # W32, folded, fits as it is
     if dataset == "crowdpose":
         config = _crowdpose(config)
     return _finetune(config) if finetune else config

@@ -58,7 +58,7 @@ def test_a_published_run_on_small_chips_is_the_same_run():
     for arg in boir.PUBLISHED:
         released, small = boir.get_config(arg), boir.get_config(f"{arg}_v5e")
         changes = require_same_run(json.loads(released.to_json()), small, FREE)
-        assert changes == ["config.remat: False -> True"]
+        assert changes == ["config.remat: False -> True"] * ("w48" in arg)
 
 
 def test_statistics_of_batch_norm_are_global_or_of_groups():
