@@ -6,6 +6,8 @@ import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from PIL import Image
+
 from data_pipelines import orientation
 from data_pipelines.builders import checks
 from data_pipelines.builders.report import Report
@@ -119,6 +121,9 @@ def _headers(picture: Picture) -> tuple[int, int, int]:
         return orientation.tag_of(picture), *checks.jpeg_size(picture)
     with picture.open("rb") as file:
         head = file.read(_HEAD_BYTES)
+        if not head.startswith(b"\xff\xd8"):  # of another format, which custom datasets may have
+            with Image.open(picture) as image:
+                return image.getexif().get(0x0112, 1), *image.size
         tag = orientation.tag_of(head)
         if tag < 5:
             return tag, 0, 0

@@ -26,6 +26,7 @@ from data_pipelines.builders.report import Entry, RawDataError
 from data_pipelines.datasets import DATASETS, PoseDataset
 from data_pipelines.fields import Fault, integer, printable
 from data_pipelines.importers import boxes, pictures
+from data_pipelines.orientation import STORED, UPRIGHT
 from data_pipelines.skeletons import KeypointSet
 
 DEFAULT_SIGMA = 0.05
@@ -149,14 +150,19 @@ class Custom(CocoFormatBuilder):
         return {**document, "annotations": entries}
 
     def _size(self, image: Mapping[str, Any] | None) -> tuple[int, int] | None:
-        """(width, height) as annotated, else as the file has it; None where neither says."""
+        """(width, height) as annotated, else as the file has it; None where neither says.
+
+        Where a file without an annotated size is turned by EXIF, whether it is read so may not be known yet.
+        """
         found = [fields.whole((image or {}).get(key)) for key in ("width", "height")]
         if found[0] is not None and found[1] is not None:
             return found[0], found[1]
         try:
-            return pictures.size_of(self.picture(str((image or {}).get("file_name"))))
+            path = self.picture(str((image or {}).get("file_name")))
+            size, seen = pictures.size_of(path), pictures.seen_size_of(path)
         except Fault:
             return None
+        return {UPRIGHT: seen, STORED: size}.get(self._orientation or "", size if size == seen else None)
 
     def instance(self, annotation: dict[str, Any]) -> dict[str, Any]:
         origin = annotation.get("origin")

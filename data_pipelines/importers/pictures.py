@@ -9,10 +9,12 @@ import pathlib
 import numpy as np
 from PIL import Image
 
+from data_pipelines import orientation
 from data_pipelines.builders import checks, raw_files
 from data_pipelines.fields import Fault
 
 QUALITY = 95
+_ORIENTATION = 0x0112
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 
 
@@ -41,10 +43,26 @@ def size_of(path: pathlib.Path) -> tuple[int, int]:
         raise Fault("unreadable image", str(error)) from error
 
 
+def seen_size_of(path: pathlib.Path) -> tuple[int, int]:
+    """(width, height) as viewers and label tools show it, turned by its EXIF orientation. Raises Fault as `size_of`."""
+    width, height = size_of(path)
+    return orientation.turned(width, height, tag_of(path))
+
+
+def tag_of(path: pathlib.Path) -> int:
+    """The EXIF orientation, 1 to 8; 1 where there is none or none that can be read."""
+    try:
+        with Image.open(path) as image:
+            tag = image.getexif().get(_ORIENTATION, 1)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return 1
+    return tag if tag in range(1, 9) else 1
+
+
 def read_as_jpeg(path: pathlib.Path, decode: bool = False) -> tuple[bytes, int, int, bool]:
     """(JPEG, width, height, whether it was re-encoded) of a picture in any format.
 
-    A JPEG stays as it is. Anything else is encoded with QUALITY and full colour resolution, its EXIF tags kept; of
+    A JPEG stays as it is. Anything else is encoded with QUALITY and full colour resolution, its orientation kept; of
     16 bits the upper 8 count, transparency is dropped, and of several frames the first is taken.
 
     Raises:
@@ -59,16 +77,17 @@ def read_as_jpeg(path: pathlib.Path, decode: bool = False) -> tuple[bytes, int, 
         return *checks.read_jpeg(path, decode), False
     try:
         with Image.open(path) as image:
-            exif = image.getexif()
-            pixels = _eight_bits(image)
+            exif = Image.Exif()  # without other tags: those of a TIFF may be too long for a JPEG
+            exif[_ORIENTATION] = image.getexif().get(_ORIENTATION, 1)
+            pixels = eight_bits(image)
+        buffer = io.BytesIO()
+        pixels.save(buffer, "JPEG", quality=QUALITY, subsampling=0, exif=exif)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise Fault("unreadable image", str(error)) from error
-    buffer = io.BytesIO()
-    pixels.save(buffer, "JPEG", quality=QUALITY, subsampling=0, exif=exif)
     return buffer.getvalue(), *pixels.size, True
 
 
-def _eight_bits(image: Image.Image) -> Image.Image:
+def eight_bits(image: Image.Image) -> Image.Image:
     """RGB. Raises Fault for numbers of an unknown range."""
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):  # "I": before Pillow 11
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")

@@ -30,8 +30,15 @@ def fits(path: pathlib.Path) -> bool:
 def _settings_file(path: pathlib.Path) -> pathlib.Path | None:
     files = [path] if path.is_file() else sorted([*path.glob("*.yaml"), *path.glob("*.yml")])
     files = [file for file in files if file.suffix.lower() in (".yaml", ".yml")]
-    found = [file for file in files if "kpt_shape" in read_yaml(file)]
+    found = [file for file in files if _has_keypoints(file)]
     return found[0] if len(found) == 1 else None
+
+
+def _has_keypoints(file: pathlib.Path) -> bool:
+    try:
+        return "kpt_shape" in read_yaml(file)
+    except RawDataError:  # a YAML file of something else
+        return False
 
 
 def own_splits(path: pathlib.Path) -> tuple[str, ...]:
@@ -144,7 +151,7 @@ def _labelled(
     if "images" in parts:
         parts[len(parts) - 1 - parts[::-1].index("images")] = "labels"
     label_file = pathlib.Path(*parts).with_suffix(".txt")
-    size = picture_files.size_of(picture)
+    size = picture_files.seen_size_of(picture)  # shares are of what the label tool showed
     people, broken = [], []
     lines = read_text(label_file).splitlines() if label_file.is_file() else []  # none: a picture of nobody
     for number, line in enumerate(lines, 1):

@@ -76,12 +76,12 @@ class TrainIterator(grain.DatasetIterator):
         samples: grain.MapDataset | None = None,
     ):
         super().__init__()
+        self._reader: grain.DatasetIterator | None = None  # first: closing asks for it, whatever fails below
         self.num_examples, self._samples = num_examples, samples
         self._elements, self._batch_size, self._reading = elements, batch_size, reading
         self._rows = rows_of_process(batch_size, process_index, process_count)
         self._every = slice(process_index, None, process_count)
         self._next_example = 0
-        self._reader: grain.DatasetIterator | None = None
 
     def __next__(self) -> Batch:
         self._assert_not_closed()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from data_pipelines import records
 from data_pipelines.builders.report import RawDataError
@@ -31,6 +33,32 @@ def test_shares_become_pixels(tmp_path):
     assert person["keypoints"] == [WIDTH / 4, HEIGHT / 2, 2, 3 * WIDTH / 4, HEIGHT / 2, 1]
     assert person["bbox"] == [WIDTH / 4, HEIGHT / 4, WIDTH / 2, HEIGHT / 2]
     assert labels.document["categories"][0]["keypoints"] == ["keypoint_1", "keypoint_2"]
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+def test_shares_are_of_the_picture_as_it_is_seen(tmp_path, suffix):
+    """Label tools turn it by its EXIF orientation; so does the prepared split, whatever the format."""
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored 60 x 40, seen 40 x 60
+    picture, label = tmp_path / "images" / f"a{suffix}", tmp_path / "labels" / "a.txt"
+    for file in (picture, label):
+        file.parent.mkdir()
+    Image.fromarray(np.zeros((40, 60, 3), np.uint8)).save(picture, exif=exif)
+    label.write_text("0 0.5 0.75 0.8 0.4 0.25 0.75 2 0.75 0.75 2\n")
+    settings = {"names": ["mouse"], "kpt_shape": [2, 3], "train": "images"}
+    (tmp_path / "data.yaml").write_text(json.dumps(settings))
+    command = ["custom", "--name=turned", f"--annotations={tmp_path}", f"--data_dir={tmp_path / 'data'}"]
+    assert prepare_data.main(command) == 0
+    table = records.load_annotations("turned", "train", tmp_path / "data")
+    assert table.keypoints[0, :, :2].tolist() == [[10, 45], [30, 45]] and table.upright
+
+
+def test_yaml_files_of_something_else_are_passed_over(tmp_path):
+    write(tmp_path)
+    (tmp_path / "classes.yaml").write_text("- left\n- right\n")
+    assert yolo_pose.fits(tmp_path)
+    (tmp_path / "data.yaml").unlink()
+    assert not yolo_pose.fits(tmp_path)
 
 
 def test_two_numbers_a_keypoint(tmp_path):
