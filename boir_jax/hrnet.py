@@ -222,7 +222,7 @@ class HRNet(nn.Module):
             module = FusionModule(widths[: stage + 1], size, name=f"stage{stage + 1}", **settings)
             branches = repeat(module, modules, branches, train, remat=self.remat)
 
-        flat = [refold(x, own, FLAT) for x, own in zip(branches, folds, strict=True)]
+        flat = [refold(x, own, FLAT) for x, own in zip(branches, folds, strict=False)]  # fewer stages, fewer branches
         return jnp.concatenate([flat[0], *(enlarge_bilinear(y, size) for y in flat[1:])], axis=-1)
 
 

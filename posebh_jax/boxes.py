@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import pathlib
+import unicodedata
 from collections.abc import Callable
 from typing import Any
 
@@ -25,7 +27,7 @@ def boxes_of(boxes: Any) -> Callable[[int, Picture], Found]:
         return _from_file(pathlib.Path(boxes))
     if callable(boxes):
         return lambda number, picture: _found_by(boxes, picture)
-    arrays = [boxes] if isinstance(boxes, np.ndarray) or np.ndim(boxes[0]) == 1 else list(boxes)
+    arrays = _one_each(boxes)
 
     def given(number: int, picture: Picture) -> Found:
         if number >= len(arrays):
@@ -33,6 +35,16 @@ def boxes_of(boxes: Any) -> Callable[[int, Picture], Found]:
         return _checked(np.asarray(arrays[number], np.float64), picture.name)
 
     return given
+
+
+def _one_each(boxes: Any) -> list:
+    """An array of one picture, or of each; plain lists may be empty, for nobody."""
+    if isinstance(boxes, np.ndarray):
+        return [boxes]
+    rows = list(boxes)
+    first = next((row for row in rows if np.size(row)), None)
+    is_one = first is None and not rows or first is not None and np.ndim(first) < 2
+    return [rows] if is_one else rows
 
 
 def _found_by(finder: Callable[[Picture], Result], picture: Picture) -> Found:
@@ -54,23 +66,50 @@ def _from_file(path: pathlib.Path) -> Callable[[int, Picture], Found]:
         document = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise ValueError(f"boxes: {path} cannot be read as a COCO detection file: {error}") from error
-    entries, images = (document["annotations"], document["images"]) if isinstance(document, dict) else (document, [])
-    names = {image["id"]: pathlib.Path(image["file_name"]).name for image in images}
-    by_picture: dict[Any, list] = {}
+    entries, images = document, []
+    if isinstance(document, dict):
+        entries, images = document.get("annotations"), document.get("images", [])
+    if not isinstance(entries, list) or not isinstance(images, list):
+        raise ValueError(f"boxes: {path}: expected a list of detections, or an object with a list 'annotations'")
+    by_picture: dict[str | int, dict[str | int, list]] = {}  # last part of a name -> as written -> boxes
+    names: dict[Any, str] = {}
+    for number, image in enumerate(images):
+        try:
+            names[image["id"]] = image["file_name"]
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"boxes: {path}: image {number} has no id or file_name: {error!r}") from error
     for number, entry in enumerate(entries):
         try:
-            key = (
+            named = (
                 entry.get("image") or entry.get("file_name") or names.get(entry.get("image_id"), entry.get("image_id"))
             )
-            key = pathlib.Path(key).name if isinstance(key, str) else int(key)
-            by_picture.setdefault(key, []).append([*entry["bbox"], float(entry.get("score", 1.0))])
+            written = _in_slashes(named) if isinstance(named, str) else int(named)
+            x, y, width, height = map(float, entry["bbox"])
+            row = [x, y, width, height, float(entry.get("score", 1.0))]
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"boxes: {path}: entry {number} is no detection: {error!r}") from error
+        last = pathlib.PurePosixPath(written).name if isinstance(written, str) else written
+        by_picture.setdefault(last, {}).setdefault(written, []).append(row)
+    matched = told = False
 
     def of_picture(number: int, picture: Picture) -> Found:
-        stem = pathlib.Path(picture.name).stem
-        keys = (picture.name, int(stem) if stem.isdigit() else None, number)
-        rows = next((by_picture[key] for key in keys if key in by_picture), [])
-        return _checked(np.array(rows, np.float64), f"{path}, picture {picture.name}")
+        nonlocal matched, told
+        name = _in_slashes(picture.name)
+        stem = pathlib.PurePosixPath(name).stem
+        # A name that is a number is an image's id; only other pictures go by their place.
+        keys = (name, stem, int(stem) if stem.isdecimal() else number)
+        found = next((by_picture[key] for key in keys if key in by_picture), {})
+        if len(found) > 1:
+            raise ValueError(f"boxes: {path}: {' and '.join(map(str, found))} may both be {picture.name}")
+        matched |= bool(found)
+        if by_picture and not matched and not told:
+            told = True
+            logging.warning("%s has no boxes of %s; it has those of %s", path, picture.name, next(iter(by_picture)))
+        return _checked(np.array(sum(found.values(), []), np.float64), f"{path}, picture {picture.name}")
 
     return of_picture
+
+
+def _in_slashes(name: str) -> str:
+    """A path as this file compares them: with slashes, and with accents joined to their letters."""
+    return unicodedata.normalize("NFC", name.replace("\\", "/"))

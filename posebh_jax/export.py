@@ -24,9 +24,11 @@ def program(pose: PoseModel, dataset: str | None = None, *, flip: bool = False, 
       maps: "heads", or "prototypes" where the model has them; None: the first that it has.
 
     Raises:
-      ValueError: the model has not the dataset or the maps.
+      ValueError: the model has not the dataset or the maps; several datasets.
     """
-    (name,) = pose.names(dataset)
+    name, *others = pose.names(dataset)
+    if others:
+        raise ValueError(f"dataset {dataset!r}: a file draws one skeleton; name one of {', '.join(pose.datasets)}")
     protocol, loaded = pose.datasets[name], pose.predictors[flip]
     maps = pose.map_of(maps)
     weights = jax.tree.map(np.asarray, pose.weights)

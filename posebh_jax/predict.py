@@ -90,8 +90,8 @@ class PoseModel:
         Raises:
           ValueError: a dataset that the model does not know, boxes that are none, or no picture.
         """
-        several = not (dataset is None or isinstance(dataset, str))
         names = self.names(dataset)
+        several = len(names) > 1 or not (dataset is None or isinstance(dataset, str))
         results = self.results(pictures_of(source), boxes_of(boxes), names, flip, batch_size, maps)
         chosen = (found if several else found[names[0]] for found in results)
         return next(iter(chosen)) if is_single(source) else chosen
@@ -208,7 +208,7 @@ class PoseModel:
     def names(self, dataset: str | Sequence[str] | None) -> tuple[str, ...]:
         """The datasets that were asked for, by default the first. Raises ValueError for one that the model has not."""
         names = (next(iter(self.datasets)),) if dataset is None else dataset
-        names = tuple(names.split(",")) if isinstance(names, str) else tuple(names)
+        names = tuple(dict.fromkeys(names.split(",") if isinstance(names, str) else names))
         for name in names:
             if name not in self.datasets:
                 raise ValueError(

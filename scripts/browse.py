@@ -29,6 +29,7 @@ from data_pipelines.top_down.crops import TopDownSource, Train, decode
 from data_pipelines.whole_image.pictures import WholeImageSource
 from pose_common import heatmaps
 from pose_common.evaluation import draw
+from pose_common.training.processes import one_line
 from posebh_jax import configuration
 
 _GREY, _WHITE, _YELLOW = (150, 150, 150), (255, 255, 255), (255, 220, 0)
@@ -43,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         split = args.split or _first_split(args.dataset, args.data_dir)
         paths = browse(args.dataset, split, args.data_dir, args.out, args.count, args.input_size, args.seed)
     except (records.DatasetNotPrepared, KeyError, ValueError) as error:
-        print(f"error: {error.args[0]}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 1
     for path in paths:
         print(path)

@@ -27,6 +27,7 @@ from pose_common.export.onnx import read_onnx, write_onnx
 from pose_common.export.program import Program, describe, largest_differences
 from pose_common.export.stablehlo import read_stablehlo, write_stablehlo
 from pose_common.prediction.command import rendered_pictures
+from pose_common.training.processes import one_line
 from posebh_jax.predictor import HEADS, PROTOTYPES
 
 FORMATS = {"stablehlo": (write_stablehlo, read_stablehlo), "onnx": (write_onnx, read_onnx)}
@@ -51,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, KeyError, OSError, NotImplementedError) as error:
         if args.debug:
             raise
-        print(f"error: {' '.join(str(error.args[0] if error.args else error).split())}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 1
     print(program.about["model"])
     shape = ", ".join(map(str, [batch or "batch", *reversed(program.size), 3]))

@@ -193,7 +193,7 @@ def _dot(image: np.ndarray, point: Sequence[float], radius: float, colour: Colou
 
 def _fixed_point(point: Sequence[float]) -> tuple[int, int]:
     """OpenCV's sub-pixel coordinates; far points are cut so that they fit its integers."""
-    x, y = np.clip(np.asarray(point, np.float64)[:2], -1e4, 1e4)
+    x, y = np.clip(np.asarray(point, np.float64)[:2], -1e6, 1e6)
     return round(float(x) * (1 << _SHIFT)), round(float(y) * (1 << _SHIFT))
 
 

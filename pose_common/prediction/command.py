@@ -20,10 +20,11 @@ import tqdm
 from data_pipelines.synthetic_world.scene import render_scene
 from pose_common.evaluation import draw
 from pose_common.prediction import tracking
-from pose_common.prediction.pictures import Picture, count_of
+from pose_common.prediction.pictures import SUFFIXES, Picture, count_of, require_one_clip
 from pose_common.prediction.result import Result
 from pose_common.prediction.video import video_writer
 from pose_common.training import distributed
+from pose_common.training.processes import one_line
 from pose_common.weights.embedded import NOTICE
 
 KINDS = ("images", "json", "csv", "video")
@@ -90,6 +91,9 @@ def run(args: argparse.Namespace, predict: Callable[[argparse.Namespace], tuple[
         distributed.use_compilation_cache(COMPILATION_CACHE)
         if args.demo:
             args.source = rendered_pictures()
+        following = [f"--{name}" for name in ("track", "smooth") if getattr(args, name)]
+        for what in [*following, *(["--save=video"] if "video" in kinds else [])]:
+            require_one_clip(args.source, what)
         total = count_of(args.source)
         title, results = predict(args)
         print(title if args.checkpoint else f"{title}: {NOTICE}")
@@ -99,7 +103,7 @@ def run(args: argparse.Namespace, predict: Callable[[argparse.Namespace], tuple[
     except (ValueError, KeyError, OSError) as error:
         if args.debug:
             raise
-        print(f"error: {' '.join(str(error.args[0] if error.args else error).split())}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 1
     finally:
         for left_out in args.left_out:
@@ -138,7 +142,7 @@ class _Drawings:
 
     def __init__(self, args: argparse.Namespace, kinds: Sequence[str], open_files: contextlib.ExitStack):
         self.args, self.kinds, self.open_files = args, kinds, open_files
-        self.taken: set[str] = set()
+        self.taken: dict[str, int] = {}
         self.videos: dict[str, Callable[[np.ndarray, float | None], None]] = {}
 
     def add(self, of_picture: Sequence[Result]) -> None:
@@ -158,9 +162,11 @@ class _Drawings:
 
     def _free(self, name: str) -> str:
         """`name`, with a number where another picture of this run has it (a.jpg and a.png, or of two folders)."""
-        numbered = (f"{name}_{count}" for count in itertools.count(2))
-        free = next(candidate for candidate in itertools.chain([name], numbered) if candidate not in self.taken)
-        self.taken.add(free)
+        free, count = name, self.taken.get(name, 1)
+        while free in self.taken:
+            count += 1
+            free = f"{name}_{count}"
+        self.taken |= {name: count, free: 1} if free != name else {name: 1}
         return free
 
 
@@ -172,7 +178,8 @@ def _write_numbers(
             (folder / f"poses_{dataset}.json").write_text(json.dumps(of_dataset, indent=1), encoding="utf8")
     if "csv" in kinds and rows:
         with (folder / "poses.csv").open("w", newline="", encoding="utf8") as file:
-            table = csv.DictWriter(file, list(rows[0]))
+            # Frames of a video have a time, pictures have none.
+            table = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)), restval="")
             table.writeheader()
             table.writerows(rows)
 
@@ -198,4 +205,5 @@ def rendered_pictures(count: int = 6, seed: int = 2026) -> list[Picture]:
 
 
 def _stem(name: str) -> str:
-    return pathlib.PurePath(name).stem or "picture"
+    path = pathlib.PurePath(name)  # a frame's name has no suffix, but may have a point
+    return (path.stem if path.suffix.lower() in SUFFIXES else path.name) or "picture"

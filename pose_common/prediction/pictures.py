@@ -18,9 +18,11 @@ from typing import Any, NamedTuple, TypeVar
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from data_pipelines.builders.checks import MAX_PIXELS
+from data_pipelines.fields import Fault
+from data_pipelines.importers.pictures import eight_bits
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".gif")
@@ -51,7 +53,7 @@ def is_single(source: Any) -> bool:
         path = pathlib.Path(source)
         several = path.is_dir() or (glob.has_magic(str(source)) and not path.exists())
         return path.suffix.lower() not in VIDEO_SUFFIXES and not several
-    return isinstance(source, (np.ndarray, Picture)) or _is_pillow(source)
+    return isinstance(source, Picture) or _is_array(source) or _is_pillow(source)
 
 
 def pictures_of(source: Any, left_out: Callable[[PictureError], None] | None = None) -> Iterator[Picture]:
@@ -69,7 +71,7 @@ def pictures_of(source: Any, left_out: Callable[[PictureError], None] | None = N
         yield source
     elif isinstance(source, (str, pathlib.Path)):
         yield from _from_path(str(source), None if is_single(source) else left_out)
-    elif isinstance(source, np.ndarray) or _is_pillow(source):
+    elif _is_array(source) or _is_pillow(source):
         yield Picture("picture_0", _from_array(source))
     elif isinstance(source, Iterable):
         for number, item in enumerate(source):
@@ -88,6 +90,13 @@ def count_of(source: Any) -> int | None:
         path = pathlib.Path(source)
         return None if path.suffix.lower() in VIDEO_SUFFIXES else len(_files(str(source)))
     return len(source) if hasattr(source, "__len__") else None
+
+
+def require_one_clip(source: Any, what: str) -> None:
+    """Raises PictureError for a video among other pictures, or several, which `what` would join to one."""
+    files = _files(source) if isinstance(source, str) else []
+    if len(files) > 1 and (clip := next((path for path in files if path.suffix.lower() in VIDEO_SUFFIXES), None)):
+        raise PictureError(f"{source}: {what} is for one video at a time, and {clip.name} is one of {len(files)} files")
 
 
 def _from_path(source: str, left_out: Callable[[PictureError], None] | None) -> Iterator[Picture]:
@@ -150,9 +159,11 @@ def _refuse_too_large(path: str | pathlib.Path) -> None:
 
 def _from_array(source: Any) -> np.ndarray:
     if _is_pillow(source):
-        from PIL import ImageOps
-
-        source = np.asarray(ImageOps.exif_transpose(source).convert("RGB"))
+        try:
+            source = np.asarray(eight_bits(ImageOps.exif_transpose(source)))
+        except Fault as error:
+            raise PictureError(f"a Pillow image: {error}") from error
+    source = np.asarray(source)
     if source.ndim == 2:
         source = np.repeat(source[..., None], 3, axis=2)
     if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3 or 0 in source.shape:
@@ -160,6 +171,11 @@ def _from_array(source: Any) -> np.ndarray:
             f"an array {source.dtype} {list(source.shape)} is no picture: give uint8 [height, width, 3], RGB"
         )
     return np.ascontiguousarray(source)
+
+
+def _is_array(source: Any) -> bool:
+    """Of NumPy, or what NumPy can make one of: JAX's, PyTorch's on the CPU."""
+    return isinstance(source, np.ndarray) or all(hasattr(source, name) for name in ("__array__", "ndim", "dtype"))
 
 
 def _is_pillow(source: Any) -> bool:

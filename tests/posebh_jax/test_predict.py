@@ -166,10 +166,13 @@ def test_the_commands(weights, prepared, tmp_path, capsys):
     }  # fmt: skip
     with (out / "poses.csv").open() as file:
         assert len(list(csv.DictReader(file))) == 3 * (17 + 14)
+    assert set(posebh_jax.load(weights / "posebh")(files[0], dataset="coco,aic,coco", flip=False)) == {"coco", "aic"}
     assert predict.main([str(files[0]), *arguments, "--dataset=horse"]) == 1
+    assert predict.main([str(files[0]), f"--checkpoint={weights / 'posebh'}", f"--out={files[0]}"]) == 1
     assert predict.main([str(root / "absent.jpg"), *arguments]) == 1
     assert predict.main([str(files[0]), *arguments, "--save=film"]) == 1
     errors = capsys.readouterr().err
+    assert "File exists" in errors, "an error of the system is words, not a number"
     assert "error: dataset 'horse'" in errors and "absent.jpg: there is no such file" in errors and "film" in errors
 
 

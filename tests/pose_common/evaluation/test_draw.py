@@ -52,6 +52,14 @@ def test_broken_and_far_points_do_not_stop_the_drawing():
     assert image[40, 70].any() and not image[85:, 70].any()
 
 
+def test_far_right_in_a_wide_panorama():
+    """Of the 65,500 pixels that a JPEG may have; points are cut only where OpenCV's integers would end."""
+    image = np.zeros((8, 12_000, 3), np.uint8)
+    drawn = draw.draw_box(image, (11_000, 1, 500, 5))
+    columns = np.flatnonzero(drawn.any(axis=(0, 2)))
+    assert 10_990 < columns.min() < 11_010 and 11_490 < columns.max() < 11_510
+
+
 def test_one_colour_tells_people_apart():
     colours = [draw.instance_colour(index) for index in range(8)]
     assert len(set(colours)) == 8

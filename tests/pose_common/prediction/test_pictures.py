@@ -6,12 +6,22 @@ import struct
 import time
 
 import cv2
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
 from pose_common.prediction.batches import Job, in_batches
-from pose_common.prediction.pictures import Picture, PictureError, ahead, count_of, is_single, pictures_of, read_picture
+from pose_common.prediction.pictures import (
+    Picture,
+    PictureError,
+    ahead,
+    count_of,
+    is_single,
+    pictures_of,
+    read_picture,
+    require_one_clip,
+)
 from pose_common.prediction.video import video_writer
 
 
@@ -37,6 +47,30 @@ def test_every_form_gives_the_same_picture(folder):
     grey = expected[..., 0]
     (picture,) = pictures_of(grey)
     np.testing.assert_array_equal(picture.image, np.stack([grey] * 3, axis=-1))
+
+
+def test_arrays_of_other_libraries_and_deep_pillow_images(tmp_path):
+    expected = image()
+    (picture,) = pictures_of(jnp.asarray(expected))
+    np.testing.assert_array_equal(picture.image, expected)
+    assert is_single(jnp.asarray(expected)) and not is_single([expected])
+    ramp = np.linspace(0, 65535, 64 * 48).reshape(48, 64).astype(np.uint16)
+    cv2.imwrite(str(tmp_path / "deep.png"), ramp)
+    with Image.open(tmp_path / "deep.png") as opened:
+        (by_pillow,) = pictures_of(opened)
+    (by_path,) = pictures_of(tmp_path / "deep.png")
+    # The upper 8 of 16 bits, and a rounded quotient: a level apart.
+    np.testing.assert_allclose(by_pillow.image.astype(int), by_path.image.astype(int), atol=1)
+    with pytest.raises(PictureError, match="mode F have no known range"):
+        next(pictures_of(Image.fromarray(ramp.astype(np.float32))))
+
+
+def test_what_joins_pictures_to_one_film_takes_one_film(folder):
+    require_one_clip(str(folder / "*.png"), "--track")
+    (folder / "a.mp4").touch()
+    require_one_clip(str(folder / "a.mp4"), "--track")
+    with pytest.raises(PictureError, match="--track is for one video at a time, and a.mp4 is one of 4 files"):
+        require_one_clip(str(folder / "*.[pm]*"), "--track")
 
 
 def test_folders_patterns_and_lists(folder):

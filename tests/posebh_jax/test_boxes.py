@@ -1,0 +1,81 @@
+"""Boxes as people have them: lists, arrays, and files of detections."""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+
+import numpy as np
+import pytest
+
+from pose_common.prediction.pictures import Picture
+from posebh_jax.boxes import boxes_of
+
+IMAGE = np.zeros((20, 30, 3), np.uint8)
+
+
+def found(boxes, *names):
+    """Boxes of pictures of these names, in this order, without scores."""
+    of_picture = boxes_of(boxes)
+    return [of_picture(number, Picture(name, IMAGE))[0].tolist() for number, name in enumerate(names)]
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(document):
+        (tmp_path / "boxes.json").write_text(json.dumps(document))
+        return tmp_path / "boxes.json"
+
+    return write
+
+
+def test_plain_lists():
+    box = [1, 2, 3, 4]
+    assert found(box, "a") == [[box]] and found([box], "a") == [[box]] and found([], "a") == [[]]
+    assert found([[], [box]], "a", "b") == [[], [box]] and found([[box], []], "a", "b") == [[box], []]
+    assert found([np.zeros((0, 4)), np.array([box])], "a", "b") == [[], [box]]
+    assert found((box, box), "a") == [[box, box]]
+
+
+def test_a_number_is_an_id_and_not_a_place(write):
+    """Pictures without a detection have nobody, and not the boxes of the picture in their place of the list."""
+    file = write([{"image_id": 1, "bbox": [1, 1, 10, 10]}, {"image_id": 3, "bbox": [3, 3, 30, 30]}])
+    names = [f"{number:06d}.jpg" for number in range(1, 5)]
+    assert found(file, *names) == [[[1, 1, 10, 10]], [], [[3, 3, 30, 30]], []]
+    assert found(file, "a.jpg", "b.jpg") == [[], [[1, 1, 10, 10]]], "named otherwise, they go by their place"
+
+
+def test_names_as_tools_write_them(write):
+    bbox = [1, 1, 10, 10]
+    accented = unicodedata.normalize("NFD", "cafés.jpg")
+    named = ["street", r"C:\pictures\a.jpg", accented, "folder/b.jpg"]
+    file = write([{"image_id": name, "bbox": bbox} for name in named])
+    assert found(file, "street.jpg", "a.jpg", "cafés.jpg", "b.jpg", "c.jpg") == [[bbox]] * 4 + [[]]
+    images = [{"id": 7, "file_name": "cam1/a.jpg"}, {"id": 8, "file_name": "cam2/a.jpg"}]
+    file = write({"images": images, "annotations": [{"image_id": i, "bbox": bbox} for i in (7, 8)]})
+    with pytest.raises(ValueError, match="cam1/a.jpg and cam2/a.jpg may both be a.jpg"):
+        found(file, "a.jpg")
+    assert found(file, "b.jpg") == [[]]
+
+
+def test_a_file_of_other_pictures_is_told_once(write, caplog):
+    file = write([{"image": "x.jpg", "bbox": [1, 1, 10, 10]}])
+    found(file, "a.jpg", "b.jpg")
+    assert [record.message for record in caplog.records] == [f"{file} has no boxes of a.jpg; it has those of x.jpg"]
+
+
+@pytest.mark.parametrize(
+    "document, message",
+    [
+        ({"predictions": []}, "expected a list of detections, or an object with a list 'annotations'"),
+        (3, "expected a list of detections"),
+        ({"annotations": [], "images": [{"id": 1}]}, "image 0 has no id or file_name"),
+        ([{"image_id": 1, "bbox": [1, 1, 5, 5]}, {"image_id": 1, "bbox": [1, 1, 5]}], "entry 1 is no detection"),
+        ([{"bbox": [1, 1, 5, 5]}], "entry 0 is no detection"),
+    ],
+)
+def test_files_that_are_none(write, document, message):
+    file = write(document)
+    with pytest.raises(ValueError, match=message) as refused:
+        boxes_of(file)
+    assert str(file) in str(refused.value)
