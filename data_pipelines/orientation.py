@@ -13,7 +13,7 @@ import numpy as np
 
 STORED, UPRIGHT = "stored", "upright"
 CHOICES = (STORED, UPRIGHT)
-_TAG = 0x0112
+TAG = 0x0112
 _NUMBERS = {1: "B", 3: "H", 4: "I"}  # TIFF's types of whole numbers
 
 
@@ -61,7 +61,7 @@ def _orientation(tiff: bytes) -> int:
     (count,) = struct.unpack_from(f"{order}H", tiff, start)
     for entry in range(start + 2, min(start + 2 + 12 * count, len(tiff) - 11), 12):
         tag, kind = struct.unpack_from(f"{order}HH", tiff, entry)
-        if tag == _TAG and kind in _NUMBERS:
+        if tag == TAG and kind in _NUMBERS:
             (value,) = struct.unpack_from(f"{order}{_NUMBERS[kind]}", tiff, entry + 8)
             return value if 1 <= value <= 8 else 1
     return 1

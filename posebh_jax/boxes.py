@@ -43,7 +43,7 @@ def _one_each(boxes: Any) -> list:
         return [boxes]
     rows = list(boxes)
     first = next((row for row in rows if np.size(row)), None)
-    is_one = first is None and not rows or first is not None and np.ndim(first) < 2
+    is_one = not rows if first is None else np.ndim(first) < 2
     return [rows] if is_one else rows
 
 

@@ -6,12 +6,11 @@ import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from PIL import Image
-
 from data_pipelines import orientation
 from data_pipelines.builders import checks
 from data_pipelines.builders.report import Report
 from data_pipelines.fields import Fault, whole
+from data_pipelines.importers import pictures
 
 Picture = pathlib.Path | bytes
 LOST = "instance lost with its image"
@@ -122,8 +121,7 @@ def _headers(picture: Picture) -> tuple[int, int, int]:
     with picture.open("rb") as file:
         head = file.read(_HEAD_BYTES)
         if not head.startswith(b"\xff\xd8"):  # of another format, which custom datasets may have
-            with Image.open(picture) as image:
-                return image.getexif().get(0x0112, 1), *image.size
+            return pictures.tag_of(picture), *pictures.size_of(picture)
         tag = orientation.tag_of(head)
         if tag < 5:
             return tag, 0, 0

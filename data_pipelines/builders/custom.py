@@ -26,7 +26,7 @@ from data_pipelines.builders.report import Entry, RawDataError
 from data_pipelines.datasets import DATASETS, PoseDataset
 from data_pipelines.fields import Fault, integer, printable
 from data_pipelines.importers import boxes, pictures
-from data_pipelines.orientation import STORED, UPRIGHT
+from data_pipelines.orientation import STORED, UPRIGHT, turned
 from data_pipelines.skeletons import KeypointSet
 
 DEFAULT_SIGMA = 0.05
@@ -159,9 +159,10 @@ class Custom(CocoFormatBuilder):
             return found[0], found[1]
         try:
             path = self.picture(str((image or {}).get("file_name")))
-            size, seen = pictures.size_of(path), pictures.seen_size_of(path)
+            size = pictures.size_of(path)
         except Fault:
             return None
+        seen = turned(*size, pictures.tag_of(path))
         return {UPRIGHT: seen, STORED: size}.get(self._orientation or "", size if size == seen else None)
 
     def instance(self, annotation: dict[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,6 @@ from data_pipelines.builders import checks, raw_files
 from data_pipelines.fields import Fault
 
 QUALITY = 95
-_ORIENTATION = 0x0112
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 
 
@@ -53,7 +52,7 @@ def tag_of(path: pathlib.Path) -> int:
     """The EXIF orientation, 1 to 8; 1 where there is none or none that can be read."""
     try:
         with Image.open(path) as image:
-            tag = image.getexif().get(_ORIENTATION, 1)
+            tag = image.getexif().get(orientation.TAG, 1)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return 1
     return tag if tag in range(1, 9) else 1
@@ -78,7 +77,7 @@ def read_as_jpeg(path: pathlib.Path, decode: bool = False) -> tuple[bytes, int, 
     try:
         with Image.open(path) as image:
             exif = Image.Exif()  # without other tags: those of a TIFF may be too long for a JPEG
-            exif[_ORIENTATION] = image.getexif().get(_ORIENTATION, 1)
+            exif[orientation.TAG] = image.getexif().get(orientation.TAG, 1)
             pixels = eight_bits(image)
         buffer = io.BytesIO()
         pixels.save(buffer, "JPEG", quality=QUALITY, subsampling=0, exif=exif)

@@ -52,7 +52,8 @@ class BestCheckpoint:
         logging.info("step %d is the best so far: %s is %.2f%s", step, self._metric.name, value, before)
         self._value = value
         # Of a run that has gone back to an earlier step; Orbax writes none before its newest.
-        if (self._checkpoints.latest_step or -1) >= step:
+        latest = self._checkpoints.latest_step
+        if latest is not None and latest >= step:
             self._checkpoints.set_aside_after(step - 1)
         self._checkpoints.save_weights(step, weights, {**info, FOLDER: {"metric": self._metric.name, "value": value}})
 

@@ -59,22 +59,42 @@ def figures(method: PoseBHMethod, state: TrainState, pictures: Mapping[str, pose
     hits: dict[str, list[np.ndarray]] = {}
     for number, dataset in enumerate(method.datasets):
         crops: Judged = pictures[dataset.name].crops
-        which = jnp.full(len(crops.image), number)
-        found = {
-            n: np.asarray(v) for n, v in see(method, state.weights, crops.image, crops.inverse_warp, which).items()
-        }
+        found = see_all(method, state, crops, number)
         for head in (head for head in place if head != dataset.name):
-            chosen = found["label"][:, place[head], 2] > 0
             truth = pictures[dataset.name].truth.get(head)
             kind = "people" if dataset.name in posebh.PEOPLE else "animals"
             if truth is None:
+                chosen = found["label"][:, place[head], 2] > 0
                 hits.setdefault(f"{kind}, other kind's keypoints/chosen", []).append(chosen.reshape(-1))
                 continue
-            hits.setdefault(f"{kind}/chosen", []).append(chosen[truth[..., 2] > 0])
-            for source, keypoints in found.items():
-                right, labelled = pck(keypoints[:, place[head]], truth, crops.size)
-                hits.setdefault(f"{kind}/{source}", []).append(right[chosen & labelled])
+            for name, values in hits_of(found, place[head], truth, crops.size).items():
+                hits.setdefault(f"{kind}/{name}", []).append(values)
     return {name: percent_of(values) for name, values in hits.items()}
+
+
+def see_all(method: PoseBHMethod, state: TrainState, crops: Judged, dataset: int) -> dict[str, np.ndarray]:
+    """`see` of crops that go as a dataset's."""
+    which = jnp.full(len(crops.image), dataset)
+    found = see(method, state.weights, crops.image, crops.inverse_warp, which)
+    return {name: np.asarray(value) for name, value in found.items()}
+
+
+def hits_of(
+    found: Mapping[str, np.ndarray], keypoints: slice | np.ndarray, truth: np.ndarray, size: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Of some keypoints whose truth is known, whether each is `chosen`; of these, whether each source is right.
+
+    Args:
+      found: see `see_all`.
+      keypoints: which of all.
+      truth, size: see `pck`.
+    """
+    chosen = found["label"][:, keypoints, 2] > 0
+    hits = {"chosen": chosen[truth[..., 2] > 0]}
+    for source, points in found.items():
+        right, labelled = pck(points[:, keypoints], truth, size)
+        hits[source] = right[chosen & labelled]
+    return hits
 
 
 def percent_of(hits: Sequence[np.ndarray]) -> float:

@@ -24,7 +24,6 @@ from collections.abc import Mapping, Sequence
 
 import cv2
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -56,8 +55,7 @@ from scripts.experiments.posebh import (
     Arm,
     Size,
 )
-from scripts.experiments.pseudo_labels import percent_of
-from scripts.experiments.pseudo_labels import see as see_labels
+from scripts.experiments.pseudo_labels import hits_of, percent_of, see_all
 from scripts.experiments.training import Clock, Judged, Seer, Trainer, batches, judged, pck, percent, truth_of
 
 NAME = "split_skeletons"
@@ -213,12 +211,9 @@ def labels(method: PoseBHMethod, state: TrainState, crops: Judged, truth: np.nda
     found: dict[str, list[np.ndarray]] = {}
     for number in (0, 1):
         others = ~np.asarray(method.keypoint_index.own(np.array([number])))[0]
-        seen = see_labels(method, state.weights, crops.image, crops.inverse_warp, jnp.full(len(crops.image), number))
-        chosen = np.asarray(seen["label"])[:, others, 2] > 0
-        found.setdefault("chosen", []).append(chosen[truth[:, others, 2] > 0])
-        for source, keypoints in seen.items():
-            right, labelled = pck(np.asarray(keypoints)[:, others], truth[:, others], crops.size)
-            found.setdefault(source, []).append(right[chosen & labelled])
+        hits = hits_of(see_all(method, state, crops, number), others, truth[:, others], crops.size)
+        for name, values in hits.items():
+            found.setdefault(name, []).append(values)
     return {f"labels/{name}": percent_of(values) for name, values in found.items()}
 
 

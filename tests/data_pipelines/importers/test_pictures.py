@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data_pipelines.builders.checker import vote
 from data_pipelines.fields import Fault
 from data_pipelines.importers import pictures
 from scripts import prepare_data
@@ -121,3 +122,12 @@ def test_two_names_that_are_one_picture_as_written_keep_it_twice(tmp_path, capsy
     command = ["custom", "--name=x", f"--annotations={tmp_path / 'labels.json'}", f"--data_dir={tmp_path / 'data'}"]
     assert prepare_data.main(command) == 0
     assert "ambiguous" not in capsys.readouterr().out
+
+
+def test_a_picture_that_claims_to_be_huge_says_nothing_of_the_others(tmp_path, monkeypatch):
+    """Which way up a dataset is read is asked of every picture, before the check of each says what is wrong with it."""
+    Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    assert vote(tmp_path / "a.png", {"width": 30, "height": 20}) is None
+    (tmp_path / "b.png").write_bytes(b"no picture")
+    assert vote(tmp_path / "b.png", {"width": 30, "height": 20}) is None
