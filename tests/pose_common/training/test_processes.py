@@ -127,6 +127,11 @@ def test_a_killed_process_is_missed(tmp_path):
     assert f"error: process 1 ({HOST}) is silent for" in text.splitlines()[-1], text
 
 
+def test_a_killed_process_is_missed_before_the_runtime_misses_it():
+    """Which it does half of its time after the loss, at the earliest; a beat and a stall are ours to lose."""
+    assert processes.HEARTBEAT_SECONDS / 2 >= processes.SILENT_SECONDS + 5 * processes.BEAT_SECONDS
+
+
 def test_a_killed_process_0_is_missed(tmp_path):
     """JAX ends the others itself where it is faster, with a stack trace; the line is there all the same."""
     with started(*pair(tmp_path, LONG)) as programs:
