@@ -23,7 +23,7 @@ def make_mesh(fsdp: int = 1) -> Mesh:
     Raises:
       ValueError: `fsdp` does not divide the number of devices.
     """
-    devices = np.array(jax.devices())
+    devices = np.array(sorted(jax.devices(), key=lambda device: (device.process_index, device.id)))
     if fsdp < 1 or devices.size % fsdp:
         raise ValueError(f"config.fsdp={fsdp} does not divide the {devices.size} devices")
     return Mesh(devices.reshape(-1, fsdp), BATCH_AXES)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import math
+import types
 
 import jax
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
+from pose_common.training import mesh as mesh_module
 from pose_common.training.mesh import batch_sharding, make_mesh, replicated, state_shardings
 
 DEVICES = 8
@@ -28,6 +30,15 @@ def test_all_devices_are_in_a_mesh_in_their_order(fsdp):
     mesh = make_mesh(fsdp)
     assert dict(mesh.shape) == {"data": DEVICES // fsdp, "fsdp": fsdp}
     assert list(mesh.devices.flat) == jax.devices()
+
+
+def test_a_processs_devices_are_together(monkeypatch):
+    """However the backend lists them: rows of a batch lie where the process that read them is."""
+    owners = (0, 0, 1, 1, 0, 0, 1, 1)
+    chips = [types.SimpleNamespace(id=number, process_index=process) for number, process in enumerate(owners)]
+    monkeypatch.setattr(jax, "devices", lambda: chips)
+    monkeypatch.setattr(mesh_module, "Mesh", lambda devices, axes: devices)
+    assert [device.id for device in make_mesh().flat] == [0, 1, 4, 5, 2, 3, 6, 7]
 
 
 @pytest.mark.parametrize("fsdp", [0, -1, 3, 16])
