@@ -37,9 +37,9 @@ SILENT_SECONDS = 40.0
 SUSPECT_SECONDS = 10.0
 """The same once a collective has failed here."""
 HEARTBEAT_SECONDS = 120
-"""After which JAX itself ends all, with a stack trace: where the threads of this module cannot. Its beats come every half
-of this, so it may miss one after half of it already: more than `SILENT_SECONDS`, or the line that says who was lost comes
-too late."""
+"""After which JAX itself ends all, with a stack trace: where the threads of this module cannot. It beats every half of
+this, and so may miss a beat after half of it already: longer than `SILENT_SECONDS`, or the line that says who was lost
+would come too late."""
 LEAVE_SECONDS = 10.0
 """After which a process that leaves is gone, whatever it waits for."""
 GATHER_SECONDS = 3600.0
