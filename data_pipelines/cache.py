@@ -20,7 +20,7 @@ from collections.abc import Iterator
 
 from data_pipelines import records
 from data_pipelines.datasets import definition_path
-from data_pipelines.paths import size_of
+from data_pipelines.paths import absolute, size_of
 
 BLOCK = 2**22
 THREADS = 8
@@ -41,7 +41,7 @@ def cached(dataset: str, split: str, data_dir: str | pathlib.Path, cache: str) -
         return data_dir
     source = records.finished_dir(dataset, split, data_dir)
     # One folder for each data directory: they may have datasets of the same name.
-    root = pathlib.Path(cache).expanduser() / f"{zlib.crc32(os.fspath(data_dir).encode()):08x}"
+    root = pathlib.Path(cache).expanduser() / f"{zlib.crc32(os.fspath(absolute(data_dir)).encode()):08x}"
     target = records.split_dir(dataset, split, root)
     target.parent.mkdir(parents=True, exist_ok=True)
     with _alone(target.parent / "lock"):

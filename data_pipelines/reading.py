@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from typing import Protocol
@@ -67,9 +68,11 @@ def prepare_worker(worker_index: int = 0, worker_count: int = 1) -> None:
     """Keeps a worker process off the accelerators, and OpenCV to one thread.
 
     A worker imports the main module and with it JAX, which must never open a device there: on a TPU the
-    training process would find it taken.
+    training process would find it taken. Ctrl-C, which a terminal sends to all, is for the training process: it still
+    needs the batches that it has asked for.
     """
     del worker_index, worker_count
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ["JAX_PLATFORMS"] = "cpu"
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     if "jax" in sys.modules:  # it is already imported, so the environment comes too late

@@ -26,6 +26,7 @@ from __future__ import annotations
 import collections
 import concurrent.futures
 import contextlib
+import datetime
 import fcntl
 import itertools
 import json
@@ -268,6 +269,8 @@ class PoseBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
         summary = {
             "dataset": self.name,
             "split": self.split,
+            # Tells a split that was prepared again from what it was, also where every number is the same.
+            "prepared": datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds"),
             "source": self.describe_source(),
             "metadata": self.metadata,
             **counts,

@@ -31,7 +31,7 @@ def contents(data_dir):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_one_copies_and_the_others_wait(source, tmp_path, caplog):
+def test_one_copies_and_the_others_wait(source, tmp_path, caplog, monkeypatch):
     with concurrent.futures.ThreadPoolExecutor(4) as pool, caplog.at_level(logging.INFO):
         roots = set(pool.map(lambda _: cached("mine", "val", source, str(tmp_path / "ssd")), range(4)))
     (root,) = roots
@@ -42,6 +42,12 @@ def test_one_copies_and_the_others_wait(source, tmp_path, caplog):
         cached("mine", "train", source, str(tmp_path / "ssd"))
     other = shutil.copytree(source, tmp_path / "other")
     assert cached("mine", "val", other, str(tmp_path / "ssd")) != root
+    roots = set()
+    shutil.copytree(source, tmp_path / "another" / "data")
+    for folder in (tmp_path, tmp_path / "another"):  # the same name from elsewhere is another directory
+        monkeypatch.chdir(folder)
+        roots.add(cached("mine", "val", "data", str(tmp_path / "ssd")))
+    assert len(roots) == 2 and root in roots
 
 
 def test_what_was_prepared_again_is_copied_again(source, tmp_path):
