@@ -22,6 +22,7 @@ from data_pipelines.paths import as_path
 from data_pipelines.top_down.loader import TrainIterator
 from data_pipelines.whole_image.loader import train_loader
 from data_pipelines.whole_image.pictures import Augmentation
+from pose_common.evaluation.tasks import require_distinct
 from pose_common.folding import LANES
 from pose_common.layers import BatchNorm
 from pose_common.training.cli import make_reading
@@ -105,7 +106,7 @@ def make_evaluator(config: ConfigDict, model: BoIR, mesh: Mesh, workdir: str | p
 
 
 def make_tasks(config: ConfigDict, model: BoIR) -> list[Task]:
-    """The rows of the table."""
+    """The rows of the table. Raises ConfigError for two of one name."""
     own = configuration.dataset(config)
 
     @functools.cache
@@ -117,4 +118,5 @@ def make_tasks(config: ConfigDict, model: BoIR) -> list[Task]:
         protocol = find_dataset(dataset, config.data_dir)
         smoothing, threshold = (table.get(dataset, table.default) for table in (config.smoothing, config.oks_nms))
         tasks.append(Task(protocol, split, predictor(smoothing), threshold, *field))
+    require_distinct(task.name for task in tasks)
     return tasks

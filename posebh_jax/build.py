@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from data_pipelines.paths import as_path
 from data_pipelines.top_down.instances import GROUND_TRUTH
 from data_pipelines.top_down.loader import Entry, TrainIterator, train_loader
+from pose_common.evaluation.tasks import require_distinct
 from pose_common.training.cli import make_reading
 from pose_common.training.configuration import whole_eval_batch
 from pose_common.training.optimizers import GroupedAdamW, step_schedule
@@ -134,7 +135,7 @@ def _selection(config: ConfigDict) -> dict[str, Any]:
 
 
 def make_tasks(config: ConfigDict) -> list[Task]:
-    """The rows of the table."""
+    """The rows of the table. Raises ConfigError for two of one name."""
     names = list(config.datasets)
     own = [
         Task(
@@ -147,7 +148,7 @@ def make_tasks(config: ConfigDict) -> list[Task]:
         )
         for head, name in enumerate(names)
     ]
-    return own + [
+    also = [
         Task(
             configuration.dataset(config, name),
             split,
@@ -157,3 +158,5 @@ def make_tasks(config: ConfigDict) -> list[Task]:
         )
         for name, split, head, *boxes in config.eval_also
     ]
+    require_distinct(task.name for task in own + also)
+    return own + also

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import logging
 import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -84,6 +85,16 @@ def evaluate_tasks(
             tables.show(errors, ERRORS_TITLE)
             tables.save(errors, folder / "errors")
     return {score.name: score.values for score in scores}
+
+
+def require_distinct(names: Iterable[str]) -> None:
+    """Raises ConfigError for two rows of one name, by which all is told apart that they write."""
+    for name, count in collections.Counter(names).items():
+        if count > 1:
+            raise ConfigError(
+                f"config.eval_also: {count} rows would be called {name!r} (dataset, split, name of a file of boxes); "
+                "evaluate them in runs of their own, or rename a file"
+            )
 
 
 def require_everywhere(task: Any, is_open: bool) -> None:

@@ -19,6 +19,7 @@ from data_pipelines.reading import Reading
 from data_pipelines.top_down.loader import eval_loader
 from pose_common import heatmaps
 from pose_common.report.runs import read_runs
+from pose_common.training.configuration import ConfigError
 from pose_common.training.mesh import make_mesh
 from posebh_jax import build, configuration
 from posebh_jax.evaluate import Evaluator, Task
@@ -230,6 +231,9 @@ def test_the_rows_of_a_configuration():
     assert build.make_tasks(config)[-1] == Task(
         find_dataset("coco"), "test-dev", 0, "boxes.json", "coco_test-dev_boxes"
     )
+    config.eval_also = (("coco", "val", "coco", "one/boxes.json"), ("coco", "val", "coco", "other/boxes.json"))
+    with pytest.raises(ConfigError, match="config.eval_also: 2 rows would be called 'coco_val_boxes'"):
+        build.make_tasks(config)
     for wrong in ("(('ochuman','test','crowdpose'),)", "(('ochuman','test'),)", "ochuman,test,coco"):
         with pytest.raises(ValueError, match="eval_also"):
             configuration.read("mdt", [("eval_also", wrong)])
