@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         split = args.split or _first_split(args.dataset, args.data_dir)
         paths = browse(args.dataset, split, args.data_dir, args.out, args.count, args.input_size, args.seed)
-    except (records.DatasetNotPrepared, KeyError, ValueError) as error:
+    except (records.DatasetNotPrepared, KeyError, ValueError, OSError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 1
     for path in paths:
@@ -174,6 +174,13 @@ def _first_split(dataset: str, data_dir: str) -> str:
     return "val" if "val" in splits or not splits else splits[0]
 
 
+def positive(text: str) -> int:
+    """An argument that is a number above 0."""
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{number} is not above 0")
+    return number
+
+
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         "python -m scripts.browse", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -182,9 +189,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--data_dir", default="data", help="where prepared datasets lie (default: %(default)s)")
     parser.add_argument("--split", help="default: val where it is prepared, else the first")
     parser.add_argument("--out", default="workdir/browse", help="folder of the sheets (default: %(default)s)")
-    parser.add_argument("--count", type=int, default=24, help="pictures of a sheet (default: %(default)s)")
+    parser.add_argument("--count", type=positive, default=24, help="pictures of a sheet (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the choice and of the augmentation")
-    parser.add_argument("--input_size", type=int, nargs=2, default=(192, 256), metavar=("WIDTH", "HEIGHT"))
+    parser.add_argument("--input_size", type=positive, nargs=2, default=(192, 256), metavar=("WIDTH", "HEIGHT"))
     return parser.parse_args(argv)
 
 

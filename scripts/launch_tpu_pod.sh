@@ -40,14 +40,14 @@ start)
     git archive --format=tar.gz -o "$archive" HEAD
     printf -v command '%q ' "$@"
     once="$command & echo \$! > run.pid; wait \$!"
-    loop=". .venv/bin/activate; for try in \$(seq 0 ${RESTARTS:-0}); do $once && break; done"
+    loop=". .venv/bin/activate; for try in \$(seq 0 ${RESTARTS:-0}); do $once && break; [ -f run.stopped ] && break; done"
     printf -v session '%q' "{ $loop; } >> run.log 2>&1"
     gcloud_ compute tpus tpu-vm scp "$archive" "$tpu:$folder.tar.gz" --zone="$zone" --worker=all
     on all "
 set -e
 if tmux has-session -t $folder 2>/dev/null; then echo 'error: a run is going on here: stop it first' >&2; exit 1; fi
 command -v tmux >/dev/null || sudo apt-get install -qq -y tmux
-mkdir -p $folder && cd $folder && tar xzf ../$folder.tar.gz
+mkdir -p $folder && cd $folder && rm -f run.stopped && tar xzf ../$folder.tar.gz
 if [[ ! -f .venv/bin/activate ]]; then
     python=python3 # images of TPU VMs may have an older one than the project needs
     if ! python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
@@ -74,6 +74,7 @@ collect)
     done
     ;;
 stop)
+    on all "touch $folder/run.stopped" # a program that is still starting just ends: it must not be started again
     on 0 "kill -TERM \$(cat $folder/run.pid)" # one process tells all
     ;;
 *)

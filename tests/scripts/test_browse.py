@@ -65,6 +65,16 @@ def test_pictures_without_people_have_the_raw_sheet_only(tmp_path, capsys):
     assert [path.rsplit("_", 1)[1] for path in capsys.readouterr().out.split()] == ["raw.png"]
 
 
+def test_arguments_that_cannot_be(data_dir, tmp_path, capsys):
+    for wrong in (["--count=0"], ["--input_size", "0", "128"]):
+        with pytest.raises(SystemExit):
+            browse.main([CROWD, f"--data_dir={data_dir}", *wrong])
+        assert "0 is not above 0" in capsys.readouterr().err
+    (tmp_path / "file").write_text("")
+    assert browse.main([CROWD, f"--data_dir={data_dir}", "--count=1", f"--out={tmp_path / 'file' / 'out'}"]) == 1
+    assert capsys.readouterr().err.startswith("error: ")
+
+
 @pytest.mark.parametrize("dataset, said", [("coco", "scripts.prepare_data coco"), ("nobodys", "unknown dataset")])
 def test_what_is_not_there_is_said(tmp_path, capsys, dataset, said):
     assert browse.main([dataset, f"--data_dir={tmp_path}"]) == 1

@@ -6,6 +6,7 @@ import os
 import pathlib
 import re
 import shlex
+import signal
 import stat
 import subprocess
 
@@ -91,6 +92,21 @@ def test_quotes_restarts_and_logs(launch, tmp_path):
     assert text.count(argument) == 2 and text.count("(ended)") == 2
     launch("collect", "pod", "zone", str(tmp_path / "logs"))
     assert sorted(path.name for path in (tmp_path / "logs").iterdir()) == ["worker_0.log", "worker_1.log"]
+
+
+def test_a_stop_is_not_undone_by_a_restart(launch, tmp_path):
+    """As of a program that is stopped before it can save, whose status is that of an error."""
+    stopping = ["sh", "-c", "echo tried; touch run.stopped; exit 143"]
+    launch("start", "pod", "zone", *stopping, RESTARTS="3")
+    folder = tmp_path / "worker_0" / "posebh_boir_jax"
+    assert (folder / "run.log").read_text() == "tried\n"
+    launch("start", "pod", "zone", "sh", "-c", "echo again; exit 1", RESTARTS="1")
+    assert (folder / "run.log").read_text() == "tried\nagain\nagain\n", "a new start forgets the stop"
+    with subprocess.Popen(["sleep", "60"]) as program:
+        (folder / "run.pid").write_text(str(program.pid))
+        launch("stop", "pod", "zone")
+        assert program.wait(10) == -signal.SIGTERM
+    assert (folder / "run.stopped").exists() and (tmp_path / "worker_1/posebh_boir_jax/run.stopped").exists()
 
 
 def test_an_image_whose_python_is_too_old(launch):
