@@ -111,8 +111,14 @@
   }
 
   function fillKeypoints() {
-    const results = form.elements.result.value ? [form.elements.result.value] : Object.keys(data.skeletons);
-    fill(form.elements.keypoint, [...new Set(results.flatMap((name) => data.skeletons[name].keypoints))]);
+    const wanted = form.elements.result.value;
+    const skeletons = data.skeletons.flatMap((own) => (wanted ? [own[wanted]].filter(Boolean) : Object.values(own)));
+    fill(form.elements.keypoint, [...new Set(skeletons.flatMap((skeleton) => skeleton.keypoints))]);
+  }
+
+  // Of the item's own run: another one may have the dataset with other keypoints.
+  function skeletonOf(item) {
+    return data.skeletons[item.run][item.result];
   }
 
   function kindOf(item, keypoint) {
@@ -122,7 +128,7 @@
   }
 
   function hasError(item, keypoint, kind) {
-    const names = data.skeletons[item.result].keypoints;
+    const names = skeletonOf(item).keypoints;
     const indices = keypoint ? [names.indexOf(keypoint)] : names.map((_, index) => index);
     return indices.some((index) => {
       if (index < 0) return false;
@@ -161,7 +167,7 @@
   };
 
   function skeleton(item, which) {
-    const { limbs, sides } = data.skeletons[item.result];
+    const { limbs, sides } = skeletonOf(item);
     const points = item[which];
     const group = drawing("g", { class: `skeleton ${which}` });
     if (points === null) return group;
@@ -177,7 +183,7 @@
       if (point[2] <= 0) return;
       const place = { cx: point[0], cy: point[1] };
       const dot = drawing("circle", { class: sides[index], r: radius, ...place });
-      const names = data.skeletons[item.result].keypoints;
+      const names = skeletonOf(item).keypoints;
       const kind = item.kinds ? data.kinds[item.kinds[index]] : "";
       dot.append(drawing("title", {}, document.createTextNode(`${names[index]}${kind ? ": " + kind : ""}`)));
       group.append(dot);
@@ -192,7 +198,7 @@
   function wantedRing(index, item) {
     const keypoint = form.elements.keypoint.value;
     const kind = form.elements.kind.value;
-    const name = data.skeletons[item.result].keypoints[index];
+    const name = skeletonOf(item).keypoints[index];
     return (!keypoint || keypoint === name) && (kind === "" || Number(kind) === item.kinds[index]);
   }
 
@@ -261,7 +267,7 @@
   function open(index) {
     current = (index + chosen.length) % chosen.length;
     const item = chosen[current];
-    const { keypoints } = data.skeletons[item.result];
+    const { keypoints } = skeletonOf(item);
     const place = `${current + 1} of ${chosen.length}`;
     document.getElementById("detail-title").textContent = `${item.file} · ${item.result} (${place})`;
     const rows = keypoints.map((name, k) => {
@@ -292,9 +298,10 @@
     if (!detail.open) detail.showModal();
   }
 
-  fill(form.elements.result, Object.keys(data.skeletons));
+  const results = [...new Set(data.skeletons.flatMap(Object.keys))];
+  fill(form.elements.result, results);
   fill(form.elements.kind, data.kinds, data.kinds.map((_, index) => index));
-  form.elements.result.value = Object.keys(data.skeletons)[0];
+  form.elements.result.value = results[0];
   fillKeypoints();
   form.elements.result.addEventListener("change", fillKeypoints);
   form.addEventListener("input", update);

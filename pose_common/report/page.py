@@ -199,9 +199,11 @@ def _gallery(runs: Sequence[Run], max_pictures: float) -> tuple[dict[str, Any], 
     """
     galleries = [(number, name, made) for number, run in enumerate(runs) for name, made in run.galleries.items()]
     budget = max_pictures / max(1, len(galleries))
-    skeletons, items, left_out = {}, [], 0
+    skeletons: list[dict[str, Any]] = [{} for _ in runs]  # a custom dataset may have got others from run to run
+    items: list[dict[str, Any]] = []
+    left_out = 0
     for number, name, made in galleries:
-        skeletons[name] = {field: made[field] for field in ("keypoints", "sides", "limbs")}
+        skeletons[number][name] = {field: made[field] for field in ("keypoints", "sides", "limbs")}
         kept = _within(made["items"], budget)
         left_out += len(made["items"]) - len(kept)
         items += [{"run": number, "result": name, "step": made["step"], **item} for item in kept]
