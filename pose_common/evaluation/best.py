@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from pose_common.evaluation.tasks import in_percent
 from pose_common.training.configuration import ConfigError
@@ -12,6 +13,13 @@ from pose_common.training.configuration import ConfigError
 NONE = "none"
 SMALLER = ("EPE",)
 """Figures of which less is better."""
+
+
+class Judgement(NamedTuple):
+    """Of an evaluation: the mean in percent (EPE in pixels), and of how many figures."""
+
+    value: float
+    figures: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,15 +36,17 @@ class BestMetric:
     figures: tuple[tuple[str, str], ...]
     smaller: bool = False
 
-    def value(self, scores: Mapping[str, Mapping[str, float]]) -> float | None:
-        """Of an evaluation, in percent (EPE in pixels); None where none of the figures is there."""
+    def judge(self, scores: Mapping[str, Mapping[str, float]]) -> Judgement | None:
+        """Of an evaluation; None where none of the figures is there."""
         shown = [in_percent(name, scores.get(row, {}).get(name)) for row, name in self.figures]
         known = [value for value in shown if value is not None]
-        return sum(known) / len(known) if known else None
+        return Judgement(sum(known) / len(known), len(known)) if known else None
 
-    def better(self, value: float, than: float | None) -> bool:
-        """Whether `value` is the best so far."""
-        return than is None or (value < than if self.smaller else value > than)
+    def better(self, judged: Judgement, than: Judgement | None) -> bool:
+        """Whether `judged` is the best so far; a mean of fewer figures, of which some failed, never is."""
+        if than is None or judged.figures != than.figures:
+            return than is None or judged.figures > than.figures
+        return judged.value < than.value if self.smaller else judged.value > than.value
 
 
 def best_metric(pattern: str, rows: Mapping[str, Sequence[str]], first: Sequence[str]) -> BestMetric | None:

@@ -364,8 +364,19 @@ def check(config: ConfigDict) -> None:
     steps = config.profile_steps
     if steps and not (len(steps) == 2 and all(type(step) is int for step in steps) and 0 < steps[0] <= steps[1]):
         raise ConfigError(f"config.profile_steps={steps!r}: expected the first and the last step, such as 100,102")
+    often, rarely = config.checkpoint_every, config.keep_checkpoints_every
+    if rarely and (not often or rarely % often):
+        raise ConfigError(
+            f"config.keep_checkpoints_every={rarely}: expected a multiple of config.checkpoint_every={often}, as only "
+            "what is written can be kept"
+        )
     if is_remote(config.data_cache):
         raise ConfigError(f"config.data_cache={config.data_cache!r}: expected a folder on this machine's disk")
+    if config.checkpoint and config.mode == "train":
+        raise ConfigError(
+            f"config.checkpoint={config.checkpoint!r} is what config.mode=evaluate evaluates; to train from these "
+            "weights give config.init_from, to go on with a run its --workdir"
+        )
     if config.mode == "evaluate":
         require_path(
             "checkpoint",

@@ -22,6 +22,7 @@ from pose_common.evaluation.best import BestMetric
 from pose_common.training import flops, goodput, logs, nonfinite, parallel, processes, report
 from pose_common.training.best import BestCheckpoint
 from pose_common.training.checkpoints import Checkpoints, NonFiniteStateError
+from pose_common.training.configuration import ConfigError
 from pose_common.training.curves import STAGE, draw_curves
 from pose_common.training.distributed import StopSignal
 from pose_common.training.fingerprints import named_leaves, summarise
@@ -31,7 +32,7 @@ from pose_common.training.stages import Stage, stage_index
 from pose_common.training.state import STATE_TRAINED, TrainState, to_evaluate
 from pose_common.training.step import train_step
 from pose_common.training.workdir import require_space
-from pose_common.training.writers import EVAL, TRAIN, MetricWriter, steps_done
+from pose_common.training.writers import TRAIN, MetricWriter, Scores, set_aside_metrics, steps_done
 
 
 class Method(Protocol):
@@ -134,6 +135,8 @@ def train(
     """
     workdir, clock = as_path(workdir), goodput.Clock()
     checkpoints = Checkpoints(workdir / "checkpoints", keep=settings.keep, keep_every=settings.keep_every)
+    if fresh := checkpoints.latest_step is None:
+        set_aside_metrics(workdir)
     writer = MetricWriter(workdir, enabled=jax.process_index() == 0)
     with contextlib.ExitStack() as stack:
         stack.callback(writer.close)
@@ -141,9 +144,13 @@ def train(
         keeper = BestCheckpoint(checkpoints.directory, best) if best else None
         if keeper:
             stack.push(_closing(keeper))
-        run = _resume(method, data, strategy, checkpoints) or _start(method, strategy, key, prepare)
-        require_space(workdir, run.state, settings.keep, len(checkpoints.steps), best is not None)
-        report.log_parameters(strategy.to_global(run.state).params, workdir)
+            if fresh:
+                keeper.forget()
+        run = _resume(method, data, strategy, checkpoints, settings) or _start(method, strategy, key, prepare)
+        whole = strategy.to_global(run.state)
+        require_space(workdir, whole, settings.keep, len(checkpoints.steps), best is not None)
+        report.log_parameters(whole.params, workdir)
+        del whole
         with StopSignal() as stop, logging_redirect_tqdm():
             loop = _Loop(method, data, strategy, settings, workdir, checkpoints, keeper, writer, evaluate, stop, clock)
             complete = loop.run(run)
@@ -189,9 +196,12 @@ def evaluation_steps(settings: LoopSettings, stage_ends: Sequence[int]) -> froze
     return frozenset(fixed | wanted - near - {0})
 
 
-def _resume(method: Method, data: DataIterator, strategy: parallel.Strategy, checkpoints: Checkpoints) -> _Run | None:
+def _resume(
+    method: Method, data: DataIterator, strategy: parallel.Strategy, checkpoints: Checkpoints, settings: LoopSettings
+) -> _Run | None:
     def read(step: int) -> tuple[dict[str, Any], TrainState]:
         info = checkpoints.read_info(step)
+        _require_schedule(method, settings, step, info)
         shapes = method.shapes(method.stages[info["stage"]], info["notes"])
         return info, checkpoints.restore(step, shapes, strategy.shardings(shapes))
 
@@ -203,6 +213,23 @@ def _resume(method: Method, data: DataIterator, strategy: parallel.Strategy, che
     data.set_state(info["data"])
     logging.info("resumed from step %d (stage %s)", step, method.stages[info["stage"]].name)
     return _Run(state=strategy.from_global(state), step=step, stage=info["stage"], notes=info["notes"])
+
+
+def _require_schedule(method: Method, settings: LoopSettings, step: int, info: Mapping[str, Any]) -> None:
+    """Raises ConfigError where a checkpoint does not fit into the stages as they are now."""
+    before, now = info.get("steps_per_epoch", settings.steps_per_epoch), settings.steps_per_epoch
+    if before != now and settings.config.get("steps_per_epoch") == 0:  # one pass over the data; else it is a setting
+        raise ConfigError(
+            f"the run had {before} steps an epoch, its data now make {now}, and stages and rates would move: read the "
+            f"data of before, or go on by --config.steps_per_epoch={before} --accept_changes"
+        )
+    # Of the step before: a checkpoint at the end of a stage is from before the next one has begun.
+    first, last = (stage_index(method.stages, max(0, end) // now) for end in (step - 1, step))
+    if not first <= info["stage"] <= last:
+        raise ConfigError(
+            f"the checkpoint of step {step} is from stage {info['stage'] + 1}, and with {now} steps an epoch that step "
+            f"is in stage {last + 1} of {len(method.stages)}: the epochs of the stages must be those of before"
+        )
 
 
 class _Loop:
@@ -227,11 +254,14 @@ class _Loop:
             dynamic_ncols=True,
         )
         step_function: Callable | None = None
-        self.epochs_told = run.step // self.settings.steps_per_epoch
+        self._warn_of_trace(run)
         with bar:
             # The evaluation of the first state; and one that a run missed which was killed after its checkpoint.
-            if run.step in self.evaluation_steps and not self.writer.evaluated(run.step):
-                self._evaluate(run)
+            if run.step in self.evaluation_steps:
+                if (scores := self.writer.evaluation(run.step)) is None:
+                    self._evaluate(run)
+                else:  # its figures were written; its weights may not have been
+                    self._offer(run, scores)
             while run.step < self.total_steps:
                 index = stage_index(self.method.stages, run.step // self.settings.steps_per_epoch)
                 if index != run.stage:
@@ -249,6 +279,13 @@ class _Loop:
                     self._save(run)
                     return run.step >= self.total_steps
         return True
+
+    def _warn_of_trace(self, run: _Run) -> None:
+        """Warns of a trace that will not be made."""
+        if (asked := self.settings.profile_steps) and not run.step < asked[1] <= self.total_steps:
+            logging.warning(
+                "config.profile_steps=%d,%d: this run does steps %d to %d", *asked, run.step + 1, self.total_steps
+            )
 
     def _enter_stage(self, run: _Run, index: int) -> None:
         for later in range(run.stage + 1, index + 1):
@@ -307,6 +344,8 @@ class _Loop:
             self._log(run, bar)
             for checkpoints in filter(None, (self.checkpoints, self.best)):
                 checkpoints.require_written()
+        if run.step % settings.steps_per_epoch == 0 and not last:
+            logging.info("%s", self.clock.line())
         if due(settings.checkpoint_every):
             self._save(run)
         if run.step in self.evaluation_steps:
@@ -319,15 +358,19 @@ class _Loop:
         weights = self.strategy.to_global(run.state).weights
         with self.clock.part(goodput.EVALUATION):
             scores = self.evaluate(to_evaluate(weights, run.notes), run.step)
-            for split, values in scores.items():
-                self.writer.write(run.step, f"{EVAL}{split}", values)
+            self.writer.write_evaluation(run.step, scores)
             if jax.process_index() == 0:
                 self.writer.flush()
                 draw_curves(self.writer.path, self.writer.path.with_name("curves.png"))
+        self._offer(run, scores)
+        self.metrics.restart_clock()
+
+    def _offer(self, run: _Run, scores: Scores) -> None:
+        """For the best weights so far."""
         if self.best and run.step:
+            weights = self.strategy.to_global(run.state).weights
             with self.clock.part(goodput.CHECKPOINT), self._finite_state(run):
                 self.best.offer(run.step, scores, weights, self._info(run))
-        self.metrics.restart_clock()
 
     def _log(self, run: _Run, bar) -> None:
         self._check(run)
@@ -335,9 +378,6 @@ class _Loop:
         if values:
             self.writer.write(run.step, TRAIN, {**values, STAGE: run.stage})
             logging.info("step %d of %d: %s", run.step, self.total_steps, report.summary_line(values))
-        if self.epochs_told < (epoch := run.step // self.settings.steps_per_epoch) and run.step < self.total_steps:
-            self.epochs_told = epoch
-            logging.info("%s", self.clock.line())
 
     def _save(self, run: _Run) -> None:
         # A checkpoint is good only if every step before it was: look at the figures still on their way first.
@@ -348,8 +388,9 @@ class _Loop:
             self.checkpoints.save(run.step, self.strategy.to_global(run.state), self._info(run))
 
     def _info(self, run: _Run) -> dict[str, Any]:
-        config = self.settings.config
-        return {"stage": run.stage, "notes": run.notes, "data": self.data.get_state(), "config": config}
+        steps, config = self.settings.steps_per_epoch, self.settings.config
+        position = {"stage": run.stage, "steps_per_epoch": steps, "data": self.data.get_state()}
+        return {**position, "notes": run.notes, "config": config}
 
     @contextlib.contextmanager
     def _finite_state(self, run: _Run) -> Iterator[None]:

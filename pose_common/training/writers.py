@@ -11,6 +11,7 @@ import re
 import time
 from collections.abc import Mapping
 
+import jax
 import numpy as np
 import tensorboardX
 from jax.experimental import multihost_utils
@@ -19,8 +20,12 @@ from data_pipelines.paths import as_path, is_remote
 from pose_common.training.step import ABSENT
 
 METRICS = "metrics.jsonl"
+METRICS_BEFORE = "metrics.before.jsonl"
+"""Of a start that left no checkpoint, once the next one has begun."""
 TRAIN, EVAL = "train", "eval/"
 """Splits of the rows; of evaluations it is followed by the dataset."""
+Scores = Mapping[str, Mapping[str, float]]
+"""{row: {figure: value}}."""
 
 
 class MetricWriter:
@@ -41,25 +46,43 @@ class MetricWriter:
 
     def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
         """Writes `values` under `split` ('train' or 'eval/<dataset>'). Raises OSError where it cannot be written."""
+        self._write(step, {split: values})
+
+    def write_evaluation(self, step: int, scores: Scores) -> None:
+        """Writes all rows of an evaluation at once, so that a kill leaves none or all of them."""
+        self._write(step, {f"{EVAL}{row}": values for row, values in scores.items()})
+
+    def _write(self, step: int, rows: Scores) -> None:
         if not self._enabled:
             return
-        values = {name: float(value) for name, value in values.items() if value != ABSENT}
-        # JSON has no NaN; null keeps the file readable by any parser.
-        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        known = {
+            split: {name: float(value) for name, value in values.items() if value != ABSENT}
+            for split, values in rows.items()
+        }
         try:
-            self._lines.write(json.dumps({"step": step, "split": split, **finite}) + "\n")
+            self._lines.write("".join(_line(step, split, values) for split, values in known.items()))
             self._lines.flush()
         except OSError as error:
             raise OSError(f"{self.path} cannot be written: {error.strerror or error}") from error
-        for name, value in values.items():
-            self._board.add_scalar(re.sub(r"[^\w./-]+", "_", f"{split}/{name}"), value, step)
+        for split, values in known.items():
+            for name, value in values.items():
+                self._board.add_scalar(re.sub(r"[^\w./-]+", "_", f"{split}/{name}"), value, step)
 
-    def evaluated(self, step: int) -> bool:
-        """Whether figures of an evaluation at `step` were written; the same in every process, all of which must ask."""
+    def evaluation(self, step: int) -> Scores | None:
+        """{row: {figure: value}} of the evaluation at `step` as it was written, or None where there was none.
+
+        All processes must ask; those that do not write know only whether it is there, and get {}.
+        """
         self.flush()
         rows = read_metrics(self.path) if self._enabled else []
-        there = any(row["step"] == step and row["split"].startswith(EVAL) for row in rows)
-        return bool(multihost_utils.broadcast_one_to_all(np.int32(there)))
+        found = {
+            row["split"].removeprefix(EVAL): {
+                name: value for name, value in row.items() if name not in ("step", "split") and value is not None
+            }
+            for row in rows
+            if row["step"] == step and row["split"].startswith(EVAL)
+        }
+        return found if multihost_utils.broadcast_one_to_all(np.int32(bool(found))) else None
 
     def flush(self) -> None:
         """Makes sure that all that was written is there, as before a checkpoint after which it is not written again."""
@@ -104,6 +127,12 @@ class _Object:
     close = put
 
 
+def _line(step: int, split: str, values: Mapping[str, float]) -> str:
+    # JSON has no NaN; null keeps the file readable by any parser.
+    finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+    return json.dumps({"step": step, "split": split, **finite}) + "\n"
+
+
 def _end_line(path: pathlib.Path) -> None:
     """Takes away half a last line, which a process that was killed may leave: the next row would be glued to it."""
     if is_remote(path) or not path.exists():  # an object is whole
@@ -113,6 +142,15 @@ def _end_line(path: pathlib.Path) -> None:
     if whole < len(content):
         logging.warning("%s: its last line was cut, and is taken away", path)
         os.truncate(path, whole)
+
+
+def set_aside_metrics(workdir: str | pathlib.Path) -> None:
+    """Renames what a start wrote of which there is no checkpoint to go on from; all processes must call it."""
+    path = as_path(workdir) / METRICS
+    if jax.process_index() == 0 and path.exists():
+        path.replace(path.with_name(METRICS_BEFORE))
+        logging.warning("%s has no checkpoint to go on from: its %s is kept as %s", workdir, METRICS, METRICS_BEFORE)
+    multihost_utils.sync_global_devices("metrics set aside")
 
 
 def steps_done(workdir: str | pathlib.Path) -> int:

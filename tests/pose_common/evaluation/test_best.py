@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pose_common.evaluation.best import best_metric
+from pose_common.evaluation.best import Judgement, best_metric
 from pose_common.training.configuration import ConfigError
 
 ROWS = {
@@ -35,14 +35,24 @@ SCORES = {
 def test_its_value_is_what_the_table_shows(pattern, value, name):
     metric = best_metric(pattern, ROWS, FIRST)
     assert metric.name == name
-    assert metric.value(SCORES) == (value if value is None else pytest.approx(value))
-    assert metric.value({}) is None and metric.value({"coco/heads": {"AP": -1.0}}) is None
+    judged = metric.judge(SCORES)
+    assert (judged and judged.value) == (value if value is None else pytest.approx(value))
+    assert metric.judge({}) is None and metric.judge({"coco/heads": {"AP": -1.0}}) is None
 
 
 def test_more_is_better_but_of_errors():
     accuracy, error = best_metric("coco/heads/AP", ROWS, FIRST), best_metric("*/EPE", ROWS, FIRST)
-    assert accuracy.better(2.0, 1.0) and not accuracy.better(1.0, 1.0) and accuracy.better(0.0, None)
-    assert error.better(1.0, 2.0) and not error.better(2.0, 1.0)
+    one, two = Judgement(1.0, 1), Judgement(2.0, 1)
+    assert accuracy.better(two, one) and not accuracy.better(one, one) and accuracy.better(Judgement(0.0, 1), None)
+    assert error.better(one, two) and not error.better(two, one)
+
+
+def test_a_mean_of_fewer_figures_is_never_the_best():
+    """As of an evaluation in which a dataset with low figures failed."""
+    metric = best_metric("", ROWS, FIRST)
+    part, whole = metric.judge({"coco/heads": {"AP": 0.9}}), metric.judge(SCORES)
+    assert (part.figures, whole.figures) == (1, 3) and part.value > whole.value
+    assert metric.better(whole, part) and not metric.better(part, whole)
 
 
 @pytest.mark.parametrize("pattern", ["AP", "coco/heads/PCK", "ochuman_test/heads/AP"])

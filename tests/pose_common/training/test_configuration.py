@@ -187,6 +187,19 @@ def test_steps_to_trace():
             read("mdt:demo", f"--config.profile_steps={wrong}")
 
 
+def test_settings_that_would_do_nothing():
+    with pytest.raises(
+        ConfigError, match="config.checkpoint='a.pth' is what config.mode=evaluate evaluates; .*init_from"
+    ):
+        read("mdt:demo", "--config.checkpoint=a.pth")
+    for every, kept in ((2, 3), (0, 1000)):
+        with pytest.raises(
+            ConfigError, match=f"config.keep_checkpoints_every={kept}: expected a multiple of .*={every},"
+        ):
+            read("mdt:demo", f"--config.checkpoint_every={every}", f"--config.keep_checkpoints_every={kept}")
+    read("mdt:demo", "--config.checkpoint_every=2", "--config.keep_checkpoints_every=4")
+
+
 def test_the_program_says_it_without_a_traceback(tmp_path):
     arguments = ["--config=mdt:bas", f"--workdir={tmp_path / 'run'}"]
     done = subprocess.run(

@@ -18,6 +18,7 @@ import pytest
 from pose_common.evaluation.best import BestMetric
 from pose_common.training import loop, parallel
 from pose_common.training.checkpoints import Checkpoints, DamagedCheckpointError, find_checkpoints
+from pose_common.training.configuration import ConfigError
 from pose_common.training.loop import LoopSettings
 from pose_common.training.mesh import make_mesh
 from pose_common.training.nonfinite import NonFiniteError
@@ -264,7 +265,11 @@ def test_the_best_weights_are_kept_through_stops_and_resumes(tmp_path, without_c
     checkpoints = Checkpoints(best, read_only=True)
     jax.tree.map(np.testing.assert_array_equal, checkpoints.read_weights(6)["params"], seen[6])
     info = checkpoints.read_info(6)
-    assert info["best"] == {"metric": "toy/AP", "value": 50.0} and info["notes"]["first"] and info["config"] == {}
+    assert (
+        info["best"] == {"metric": "toy/AP", "value": 50.0, "figures": 1}
+        and info["notes"]["first"]
+        and info["config"] == {}
+    )
 
 
 def test_a_better_one_at_an_earlier_step_replaces_the_best(tmp_path, without_curves):
@@ -284,6 +289,75 @@ def test_a_better_one_at_an_earlier_step_replaces_the_best(tmp_path, without_cur
     figures[6] = 0.6
     run(tmp_path, settings=settings, evaluate=evaluate, best=AP)
     assert find_checkpoints(best) == (best, (6,)) and (best / "9.damaged").is_dir()
+
+
+def test_a_best_that_could_not_be_written_is_written_by_the_next_start(tmp_path, without_curves, monkeypatch):
+    """Its figures are there already, and are not made again."""
+    evaluated = []
+
+    def evaluate(weights, step):
+        evaluated.append(step)
+        return {"toy": {"AP": step / 100}}
+
+    def full(self, step, *rest):
+        if step == 12:
+            raise OSError("No space left on the device")
+        return offer(self, step, *rest)
+
+    settings = dataclasses.replace(SETTINGS, evaluate_every=1)
+    with monkeypatch.context() as patch:
+        offer = loop.BestCheckpoint.offer
+        patch.setattr(loop.BestCheckpoint, "offer", full)
+        with pytest.raises(OSError, match="No space left"):
+            run(tmp_path, settings=settings, evaluate=evaluate, best=AP)
+    run(tmp_path, settings=settings, evaluate=evaluate, best=AP)
+    best = tmp_path / "checkpoints" / "best"
+    assert find_checkpoints(best) == (best, (12,)) and evaluated == [3, 6, 9, 12]
+
+
+def test_a_start_without_a_checkpoint_leaves_nothing_to_the_next(tmp_path, without_curves, caplog):
+    """Which may have other settings: neither its best weights nor its figures count."""
+
+    def started(step_size, data):
+        def evaluate(weights, step):
+            return {"toy": {"AP": step_size if step else 0.0}}
+
+        settings = dataclasses.replace(SETTINGS, evaluate_every=1, evaluate_stages=True, checkpoint_every=0)
+        return run(tmp_path, settings=settings, evaluate=evaluate, best=AP, data=data)
+
+    with pytest.raises(NonFiniteError, match="none was saved yet"):
+        started(0.5, ToyData(poison_at=7))
+    started(0.1, ToyData())
+    best = tmp_path / "checkpoints" / "best"
+    assert Checkpoints(best, read_only=True).read_info(3)["best"]["value"] == pytest.approx(10)
+    assert (best / "3.damaged").is_dir() and (tmp_path / "metrics.before.jsonl").exists()
+    rows = [row for row in read_metrics(tmp_path / "metrics.jsonl") if row["split"] == "eval/toy"]
+    assert [(row["step"], row["AP"]) for row in rows] == [(0, 0.0), *((step, 0.1) for step in (3, 6, 9, 12))]
+    assert "has no checkpoint to go on from" in caplog.text
+
+
+def test_other_lengths_of_stages_are_refused_before_a_step_is_done(tmp_path):
+    """As when the data were prepared again and make other epochs."""
+    run(tmp_path, data=Interrupted(stop_after=8))
+    by_data = dataclasses.replace(SETTINGS, steps_per_epoch=10, config={"steps_per_epoch": 0})
+    with pytest.raises(ConfigError, match="had 3 steps an epoch, its data now make 10.*--config.steps_per_epoch=3"):
+        run(tmp_path, settings=by_data)
+    accepted = dataclasses.replace(SETTINGS, steps_per_epoch=10, config={"steps_per_epoch": 10})
+    with pytest.raises(ConfigError, match="step 8 is from stage 2, and with 10 steps an epoch .* is in stage 1 of 2"):
+        run(tmp_path, settings=accepted)
+    assert losses(tmp_path) and find_checkpoints(tmp_path).steps[0] == 8
+    assert run(tmp_path)[1], "as before it goes on"
+
+
+def test_a_trace_that_will_not_be_made_is_warned_of(tmp_path, caplog):
+    run(tmp_path, settings=dataclasses.replace(SETTINGS, profile_steps=(12, 13)))
+    assert "config.profile_steps=12,13: this run does steps 1 to 12" in caplog.text
+
+
+def test_a_line_at_every_epoch_however_rarely_figures_are_logged(tmp_path, caplog):
+    with caplog.at_level(logging.INFO):
+        run(tmp_path, settings=dataclasses.replace(SETTINGS, log_every=0))
+    assert len(re.findall("goodput ", caplog.text)) == 4, "of three epochs and at the end"
 
 
 def test_a_damaged_best_is_replaced(tmp_path, without_curves):
