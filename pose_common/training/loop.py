@@ -216,19 +216,17 @@ def _resume(
 
 
 def _require_schedule(method: Method, settings: LoopSettings, step: int, info: Mapping[str, Any]) -> None:
-    """Raises ConfigError where a checkpoint does not fit into the stages as they are now."""
+    """Raises ConfigError where the stages as they are now would take a checkpoint back, or move unasked."""
     before, now = info.get("steps_per_epoch", settings.steps_per_epoch), settings.steps_per_epoch
     if before != now and settings.config.get("steps_per_epoch") == 0:  # one pass over the data; else it is a setting
         raise ConfigError(
             f"the run had {before} steps an epoch, its data now make {now}, and stages and rates would move: read the "
             f"data of before, or go on by --config.steps_per_epoch={before} --accept_changes"
         )
-    # Of the step before: a checkpoint at the end of a stage is from before the next one has begun.
-    first, last = (stage_index(method.stages, max(0, end) // now) for end in (step - 1, step))
-    if not first <= info["stage"] <= last:
+    if info["stage"] > (stage := stage_index(method.stages, step // now)):  # a later one can be entered, no earlier one
         raise ConfigError(
             f"the checkpoint of step {step} is from stage {info['stage'] + 1}, and with {now} steps an epoch that step "
-            f"is in stage {last + 1} of {len(method.stages)}: the epochs of the stages must be those of before"
+            f"is in stage {stage + 1} of {len(method.stages)}, to which no run goes back: give the epochs of before"
         )
 
 
