@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from boir_jax.model import VARIANTS, variant_name
 from data_pipelines.datasets import DATASETS, PoseDataset, find_dataset
 from data_pipelines.whole_image.pictures import Rules
+from pose_common.metrics.evaluate import protocol_of
 from pose_common.training import configuration
 from pose_common.training.configuration import ConfigError, Override, nearest, one_of
 
@@ -98,11 +99,23 @@ def check(config: ConfigDict) -> None:
             f"config.augmentation.scale={scale}: expected the least and the largest factor, such as 0.75,1.5"
         )
     own = dataset(config)
+    _require_matched("dataset", own)
     for row in config.eval_also:
         if not isinstance(row, tuple) or len(row) != 2:
             raise ConfigError(f"config.eval_also: {row} is not (dataset, split)")
-        if _found(row[0], config.data_dir).keypoint_set != own.keypoint_set:
+        further = _found(row[0], config.data_dir)
+        if further.keypoint_set != own.keypoint_set:
             raise ConfigError(f"config.eval_also: {row[0]!r} has other keypoints than {config.dataset!r}")
+        _require_matched("eval_also", further)
+
+
+def _require_matched(field: str, judged: PoseDataset) -> None:
+    """Raises ConfigError for a metric that asks for the pose of every annotated box: BoIR's poses belong to none."""
+    if not protocol_of(judged).suppress:
+        raise ConfigError(
+            f"config.{field}: {judged.name!r} is judged box by box (metric {judged.metric!r}), but BoIR's people are"
+            " matched by OKS: use posebh_jax, or prepare data of your own with --metric=coco"
+        )
 
 
 def check_batch(config: ConfigDict) -> None:

@@ -80,8 +80,8 @@ class Evaluator:
     published_as: str = ""
 
     def check(self) -> None:
-        """Raises ConfigError for what cannot be evaluated; see `check_tasks`."""
-        check_tasks(self.tasks, self._loader)
+        """Raises ConfigError for what cannot be evaluated, several categories included; see `check_tasks`."""
+        check_tasks(self.tasks, lambda task: _category(task, self._loader(task)))
 
     def best_metric(self, pattern: str) -> BestMetric | None:
         """What decides which checkpoint is the best; see `best.best_metric`."""

@@ -8,9 +8,9 @@ data: it renders crowds and shrinks everything, so that the whole way takes minu
 with `_v5e` behind fit chips of 16 GB (docs/pods.md). Any field can be set on the command line:
 `--config.batch_size=40`.
 
-Any other argument is the name of a prepared dataset, such as one of your own: `mine` or `mine,w48`, with COCO's
-settings; `mine,small`, the demo's model on a CPU; with `finetune` behind, the shorter schedule from a model that is
-trained, `mine,w32,finetune` with `--config.init_from=boir_w32.pth`.
+Any other argument is the name of a prepared dataset that is judged by OKS, such as one of your own: `mine` or
+`mine,w48`, with COCO's settings; `mine,small`, the demo's model on a CPU; with `finetune` behind, the shorter schedule
+from a model that is trained, `mine,w32,finetune` with `--config.init_from=boir_w32.pth`.
 
 The released runs from scratch start from HRNet's ImageNet weights.
 """

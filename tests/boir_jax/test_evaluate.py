@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import jax.numpy as jnp
@@ -130,7 +131,7 @@ def test_splits_without_annotations_give_a_file_for_submission(tmp_path, capsys)
     assert "for submission" in out and "69.5 / -" in out
 
 
-def test_several_categories_are_refused_under_the_table(tmp_path):
+def test_several_categories_are_refused_before_a_training_and_under_the_table(tmp_path):
     content = tiny_sets.document(2) | {"categories": [{"id": 1, "name": "cat"}, {"id": 18, "name": "dog"}]}
     path = tiny_sets.write_coco(tmp_path, content)
     Coco("val", annotations=path, images=tmp_path / "coco/val2017", data_dir=tmp_path, progress=False).prepare()
@@ -138,6 +139,9 @@ def test_several_categories_are_refused_under_the_table(tmp_path):
     assert evaluator(tasks, tmp_path, tmp_path)({}, 0) == {}
     remarks = json.loads((tmp_path / "results/step_0/table.json").read_text())["remarks"]
     assert "coco_val: the annotation file has the categories [1, 18]" in remarks[0]
+    tasks = [dataclasses.replace(tasks[0], field="eval_split")]
+    with pytest.raises(ConfigError, match=r"^config.eval_split='val': coco_val: .* the categories \[1, 18\]"):
+        evaluator(tasks, tmp_path, tmp_path).check()
 
 
 def test_what_cannot_be_evaluated_is_known_before_the_training(synthetic, tmp_path, caplog):

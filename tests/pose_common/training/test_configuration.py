@@ -148,6 +148,8 @@ def test_tables_hold_the_datasets_of_the_run_and_no_others():
         ("boir", "size=w18", r"config.size='w18': expected one of .*w32"),
         ("boir", "losses.background=none", r"config.losses.background='none'"),
         ("boir", "dataset=crowdpos", r"config.dataset: unknown dataset 'crowdpos'.*did you mean 'crowdpose'"),
+        ("boir", "dataset=interhand2d", r"config.dataset: 'interhand2d' is judged box by box \(metric 'hand'\)"),
+        ("boir:mpii", "", r"config.dataset: 'mpii' is judged .*use posebh_jax"),
         ("boir", "warmup_epochs=-3", r"config.warmup_epochs=-3.0: expected a number from 0"),
         ("boir", "smoothing.default=4", r"config.smoothing.default=4: expected an odd number"),
         ("boir", "losses.images_per_device=0", r"config.losses.images_per_device=0: expected a number above 0"),
