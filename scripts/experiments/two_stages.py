@@ -110,12 +110,17 @@ def _rounded(figures: dict[str, float]) -> dict[str, float]:
 
 
 def by_group(found: list[lines.Line]) -> list[lines.Line]:
-    """A line for each group of pictures; lines of the same group and seed are a pair."""
-    return [
-        {"arm": line["arm"], "seed": GROUPS * line["seed"] + number, "figures": figures}
-        for line in found
-        for number, figures in enumerate(line["groups"])
-    ]
+    """A line for each arm and group of pictures, the mean of the arm's seeds; its `seed` is the group, to pair arms.
+
+    Seeds see the same pictures: one by one, they would count as further pictures.
+    """
+    result = []
+    for arm in dict.fromkeys(line["arm"] for line in found):
+        of_seeds = [line["groups"] for line in found if line["arm"] == arm]
+        for group, same in enumerate(zip(*of_seeds, strict=True)):
+            figures = {name: float(np.mean([of_seed[name] for of_seed in same])) for name in same[0]}
+            result.append({"arm": arm, "seed": group, "figures": figures})
+    return result
 
 
 def run(out: pathlib.Path, seeds: int, steps: int) -> list[dict]:
@@ -151,7 +156,7 @@ def tables(found: list[lines.Line]) -> str:
     return "\n".join(
         [
             lines.markdown([["", *head], *rows]),
-            f"Differences from *{TRUE_BOXES}* over {GROUPS} groups of pictures:\n",
+            f"Differences from *{TRUE_BOXES}* over {GROUPS} groups of pictures, means of the seeds in each:\n",
             lines.markdown([["", *compared], *paired]),
         ]
     )

@@ -10,7 +10,7 @@ import pytest
 from boir_jax.losses import LossConfig, Targets, embedding_loss
 from configs import boir as configs
 from pose_common.metrics.columns import Poses, write_results
-from scripts.experiments import boir, two_stages
+from scripts.experiments import boir, lines, two_stages
 from tests.scripts.experiments.test_crowds import CROWD, POINTS
 
 SIDE, PEOPLE = 6, 2
@@ -91,3 +91,15 @@ def test_results_are_read_as_they_were_written(tmp_path):
         [{"arm": arm, "seed": 0, "figures": figures, "groups": [figures] * 2} for arm in two_stages.ARMS]
     )
     assert all(arm in text for arm in two_stages.ARMS)
+
+
+def test_seeds_on_the_same_pictures_are_no_further_pictures():
+    def line(arm, seed, *scores):
+        return {"arm": arm, "seed": seed, "groups": [{"AP": score} for score in scores]}
+
+    groups = two_stages.by_group(
+        [line("a", 0, 10.0, 20.0), line("a", 1, 14.0, 28.0), line("a", 2, 12.0, 24.0), line("b", 0, 11.0, 21.0)]
+    )
+    assert lines.values(groups, "AP", "a") == {0: 12.0, 1: 24.0}
+    found = lines.paired(groups, "AP", "a", "b")
+    assert (found.count, found.mean) == (2, 2.0), "of two groups, whatever the seeds"
