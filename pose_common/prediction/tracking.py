@@ -12,10 +12,8 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
+from pose_common.metrics.nms import sigmas_of
 from pose_common.prediction.result import Result, with_ids
-
-DEFAULT_SIGMA = 0.05
-"""Of keypoints for which the skeleton states none."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,8 +50,7 @@ def no_tracks(num_keypoints: int) -> Tracks:
 
 def step(tracks: Tracks, result: Result, settings: MatchSettings = MatchSettings()) -> tuple[Tracks, Result]:
     """(the tracks after this frame, the frame's poses with ids). Poses that start no track are left out."""
-    sigmas = np.array(result.skeleton.sigmas or (DEFAULT_SIGMA,) * result.keypoints.shape[1])
-    similar = similarities(tracks, result, sigmas)
+    similar = similarities(tracks, result, sigmas_of(result.skeleton))
     rows, columns = linear_sum_assignment(-similar)
     good = similar[rows, columns] >= settings.similarity
     rows, columns = rows[good], columns[good]

@@ -102,6 +102,14 @@ def test_without_suppression_duplicates_stay(synthetic, tmp_path):
     assert len(results) == 2 * sum(map(len, predictor.known.values()))
 
 
+def test_a_skeleton_without_sigmas_is_suppressed_by_the_default_one(synthetic, tmp_path):
+    own, predictor = find_dataset("synthetic_crowd"), Oracle("synthetic_crowd", "val", synthetic)
+    own = dataclasses.replace(own, skeleton=dataclasses.replace(own.keypoints, sigmas=()))
+    (task,) = tasks = [Task(own, "val", predictor, 0.8)]
+    judge = evaluator(tasks, synthetic, tmp_path)
+    assert len(judge.find_poses({}, task, judge._loader(task))) == sum(map(len, predictor.known.values()))
+
+
 def test_nobody_found(synthetic, tmp_path):
     predictor = Oracle("synthetic_crowd", "val", synthetic)
     predictor.known = {}
