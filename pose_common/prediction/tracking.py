@@ -1,7 +1,7 @@
 """The same people from frame to frame: matching by OKS and box overlap, and smoothing of their keypoints.
 
 A frame's poses are assigned to the known tracks so that the sum of similarities is largest (the Hungarian method);
-pairs below `MatchSettings.similarity` stay apart. State is explicit: `step` takes and returns it.
+pairs below `MatchSettings.similarity` stay apart and count for nothing. State is explicit: `step` takes and returns it.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ def no_tracks(num_keypoints: int) -> Tracks:
 def step(tracks: Tracks, result: Result, settings: MatchSettings = MatchSettings()) -> tuple[Tracks, Result]:
     """(the tracks after this frame, the frame's poses with ids). Poses that start no track are left out."""
     similar = similarities(tracks, result, sigmas_of(result.skeleton))
+    similar = np.where(similar >= settings.similarity, similar, 0.0)  # what stays apart takes no pose from others
     rows, columns = linear_sum_assignment(-similar)
     good = similar[rows, columns] >= settings.similarity
     rows, columns = rows[good], columns[good]

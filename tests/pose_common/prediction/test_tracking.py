@@ -45,6 +45,14 @@ def test_somebody_hidden_for_a_while_comes_back_under_the_same_id():
     assert impatient[12] == [1, 3], "a new person"
 
 
+def test_pairs_that_stay_apart_take_no_pose_from_a_track(monkeypatch):
+    """0.18 + 0.18 is more than 0.32, but neither is similar enough to be a pair."""
+    tracks, _ = tracking.step(tracking.no_tracks(17), frame(0, (0, 0), (300, 0)))
+    monkeypatch.setattr(tracking, "similarities", lambda *_: np.array([[0.18, 0.0], [0.32, 0.18]]))
+    _, found = tracking.step(tracks, frame(0.1, (0, 0), (300, 0)))
+    assert found.ids.tolist() == [2, 3]
+
+
 def test_weak_poses_start_no_track_but_continue_one():
     frames = [frame(0, (0, 0), (300, 0), scores=[1, 0.01]), frame(0.1, (0, 0), (300, 0), scores=[0.01, 1])]
     first, second = tracking.track(frames)
