@@ -7,6 +7,7 @@ import contextlib
 import csv
 import itertools
 import json
+import math
 import pathlib
 import sys
 import time
@@ -97,8 +98,10 @@ def run(args: argparse.Namespace, predict: Callable[[argparse.Namespace], tuple[
         total = count_of(args.source)
         title, results = predict(args)
         print(title if args.checkpoint else f"{title}: {NOTICE}")
-        if args.track or args.smooth or "video" in kinds:
-            results = _tracked(results, args.smooth)
+        if args.track or args.smooth:
+            # What is shown starts a track; PoseBH's command shows all, and has no threshold.
+            weakest = min(tracking.MatchSettings.min_score, getattr(args, "threshold", math.inf))
+            results = _tracked(results, args.smooth, tracking.MatchSettings(min_score=weakest))
         pictures, found, seconds = _write(results, args, kinds, total)
     except (ValueError, KeyError, OSError) as error:
         if args.debug:
@@ -184,7 +187,9 @@ def _write_numbers(
             table.writerows(rows)
 
 
-def _tracked(results: Iterator[list[Result]], smoothed: bool) -> Iterator[list[Result]]:
+def _tracked(
+    results: Iterator[list[Result]], smoothed: bool, settings: tracking.MatchSettings
+) -> Iterator[list[Result]]:
     """Identities (and smooth keypoints), for each skeleton on its own."""
     first = next(results, None)
     if first is None:
@@ -192,7 +197,7 @@ def _tracked(results: Iterator[list[Result]], smoothed: bool) -> Iterator[list[R
     copies = itertools.tee(itertools.chain([first], results), len(first))
 
     def of(number: int) -> Iterator[Result]:
-        found = tracking.track(of_picture[number] for of_picture in copies[number])
+        found = tracking.track((of_picture[number] for of_picture in copies[number]), settings)
         return tracking.smooth(found) if smoothed else found
 
     yield from (list(group) for group in zip(*map(of, range(len(first))), strict=True))

@@ -1,0 +1,59 @@
+"""What the prediction commands write, of results that are given."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from data_pipelines.skeletons import KEYPOINT_SETS
+from pose_common.prediction import command
+from pose_common.prediction.pictures import Picture
+from pose_common.prediction.result import Result, extent_boxes
+
+COCO = KEYPOINT_SETS["coco"]
+BODY = np.concatenate([np.random.default_rng(0).uniform(0, 30, (17, 2)), np.ones((17, 1))], axis=1)
+SCORES = (0.9, 0.01)
+FRAMES = 3
+
+
+@pytest.fixture
+def predicted(monkeypatch, tmp_path):
+    """A function (flags, scores of every frame's poses) -> the folder of results; nothing is computed."""
+    monkeypatch.setattr(command.distributed, "use_compilation_cache", lambda _: None)
+
+    def write(*flags, scores=SCORES):
+        places = [BODY + (40 * place, 0, 0) for place in range(len(scores))]
+        keypoints = np.array(places, np.float32).reshape(-1, 17, 3)
+        picture = np.zeros((32, 80, 3), np.uint8)
+        frames = [Picture(f"clip_{n}", picture, n / 30) for n in range(FRAMES)]
+        boxes = extent_boxes(keypoints)
+        results = [[Result(frame, "coco", COCO, keypoints, boxes, np.float32(scores))] for frame in frames]
+        parser = command.parser(None)
+        parser.add_argument("--threshold", type=float, default=0.05)
+        (clip := tmp_path / "clip.mp4").touch()
+        args = parser.parse_args([str(clip), "--checkpoint=x", f"--out={tmp_path / 'out'}", *flags])
+        assert command.run(args, lambda _: ("a model", iter(results))) == 0
+        return tmp_path / "out"
+
+    return write
+
+
+def entries(folder):
+    return json.loads((folder / "poses_coco.json").read_text())
+
+
+def test_a_video_beside_the_numbers_changes_none(predicted):
+    pytest.importorskip("av", reason="PyAV is not installed")
+    alone = entries(predicted("--save=json", "--threshold=0.01"))
+    assert len(alone) == FRAMES * len(SCORES) and "track_id" not in alone[0]
+    assert entries(predicted("--save=json,video", "--threshold=0.01")) == alone
+
+
+def test_poses_from_the_threshold_on_are_tracked(predicted):
+    def ids(*flags):
+        return [entry["track_id"] for entry in entries(predicted("--save=json", "--track", *flags))]
+
+    assert ids("--threshold=0.01") == [1, 2] * FRAMES
+    assert ids() == ids("--threshold=0.5") == [1] * FRAMES
