@@ -9,6 +9,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from boir_jax.method import TERMS
 from boir_jax.model import VARIANTS, variant_name
 from data_pipelines.datasets import DATASETS, PoseDataset, find_dataset
 from data_pipelines.whole_image.pictures import Rules
@@ -84,15 +85,18 @@ def check(config: ConfigDict) -> None:
     for name in ("instances", "instance_group", "instance_cap", "epochs"):
         if config[name] <= 0:
             raise ConfigError(f"config.{name}={config[name]}: expected a number above 0")
-    for name in ("warmup_epochs", "final_learning_rate"):
+    for name in ("warmup_epochs", "final_learning_rate", "min_area", "norm_group"):
         configuration.within(name, config[name], 0, math.inf)
+    for name in (*TERMS, "beta"):
+        configuration.within(f"losses.{name}", config.losses[name], 0, math.inf)
     if not config.losses.images_per_device > 0:
         raise ConfigError(
             f"config.losses.images_per_device={config.losses.images_per_device}: expected a number above 0"
         )
-    for name, side in config.smoothing.items():
-        if side <= 0 or side % 2 == 0:
-            raise ConfigError(f"config.smoothing.{name}={side}: expected an odd number of cells")
+    _check_prediction(config)
+    for name in ("rotation", "translation"):
+        configuration.within(f"augmentation.{name}", config.augmentation[name], 0, math.inf)
+    configuration.within("augmentation.mirror", config.augmentation.mirror, 0, 1, closed=True)
     scale = config.augmentation.scale
     if not (isinstance(scale, tuple) and len(scale) == 2 and 0 < scale[0] <= scale[1]):
         raise ConfigError(
@@ -107,6 +111,31 @@ def check(config: ConfigDict) -> None:
         if further.keypoint_set != own.keypoint_set:
             raise ConfigError(f"config.eval_also: {row[0]!r} has other keypoints than {config.dataset!r}")
         _require_matched("eval_also", further)
+
+
+def _check_prediction(config: ConfigDict) -> None:
+    """Raises ConfigError for what no people can be found with."""
+    proposals = config.proposals
+    if proposals.maximum < 1:
+        raise ConfigError(f"config.proposals.maximum={proposals.maximum}: expected a number above 0")
+    configuration.within("proposals.threshold", proposals.threshold, 0, 1)
+    for name, threshold in config.oks_nms.items():
+        configuration.within(f"oks_nms.{name}", threshold, 0, 1, closed=True)
+    for row in proposals.windows:
+        if not isinstance(row, tuple) or len(row) != 2:
+            raise ConfigError(
+                f"config.proposals.windows: {row} is not (largest mean side of the map, side of the peak window)"
+            )
+        _require_odd("proposals.windows", row[1])
+    _require_odd("proposals.last_window", proposals.last_window)
+    for name, side in config.smoothing.items():
+        _require_odd(f"smoothing.{name}", side)
+
+
+def _require_odd(field: str, side: Any) -> None:
+    """Raises ConfigError for a window without a middle."""
+    if type(side) is not int or side <= 0 or side % 2 == 0:
+        raise ConfigError(f"config.{field}={side}: expected an odd number of cells")
 
 
 def _require_matched(field: str, judged: PoseDataset) -> None:

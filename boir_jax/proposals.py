@@ -67,13 +67,15 @@ def smooth(maps: jax.Array, side: int) -> jax.Array:
 
 
 def find_people(centre: jax.Array, config: ProposalConfig) -> Proposals:
-    """Peaks of smoothed centre maps [B, h, w]; equal neighbours are both peaks."""
+    """Peaks of smoothed centre maps [B, h, w]; equal neighbours are both peaks. Maps under P cells are padded."""
     batch, height, width = centre.shape
     extent = (height + width) / 2
     side = next((side for limit, side in config.windows if extent <= limit), config.last_window)
     highest = nn.max_pool(centre[..., None], (side, side), padding=((side // 2, side // 2),) * 2)[..., 0]
     peaks = jnp.where(centre == highest, centre, 0.0).reshape(batch, height * width)
-    scores, index = jax.lax.top_k(peaks, config.maximum)
+    scores, index = jax.lax.top_k(peaks, min(config.maximum, height * width))
+    if missing := config.maximum - scores.shape[1]:
+        scores, index = (jnp.pad(found, ((0, 0), (0, missing))) for found in (scores, index))
     cells = jnp.stack([index % width, index // width], axis=-1).astype(jnp.int32)
     return Proposals(cells, scores, scores > config.threshold)
 

@@ -58,6 +58,15 @@ def test_plateaus_and_empty_maps():
     assert not find_people(np.full((2, 8, 8), config.threshold / 2, np.float32), config).found.any()
 
 
+def test_a_map_of_fewer_cells_than_proposals():
+    config = recorded_settings(golden_config("boir/proposals.npz"), maximum=20)
+    centre = np.zeros((2, 3, 4), np.float32)
+    centre[1, 2, 3] = 0.5
+    people = find_people(centre, config)
+    assert people.cells.shape == (2, 20, 2) and people.scores.shape == people.found.shape == (2, 20)
+    assert people.found.sum() == 1 and people.cells[1, 0].tolist() == [3, 2]
+
+
 @functools.cache
 def predictor(kernel: int, flip: bool):
     model = tiny(training_heads=False)
