@@ -20,12 +20,12 @@ def program(model: PoseModel, size: tuple[int, int] | None = None) -> Program:
 
     Args:
       model: a loaded model.
-      size: (width, height), multiples of 64; a square of the model's short side by default.
+      size: (width, height), multiples of 64; by default a square of the model's short side, rounded up as for pictures.
 
     Raises:
       ValueError: another size.
     """
-    width, height = size or (model.input_size,) * 2
+    width, height = size or (-(-model.input_size // MULTIPLE) * MULTIPLE,) * 2
     if width % MULTIPLE or height % MULTIPLE or min(width, height) < MULTIPLE:
         raise ValueError(f"size {width},{height}: sides must be multiples of {MULTIPLE}")
     weights = {name: jax.tree.map(np.asarray, without_training_heads(group)) for name, group in model.weights.items()}

@@ -114,12 +114,15 @@ def load(
       source: a run's working directory, one of its checkpoints, a folder of weights, or a `.pth` (PyTorch needed) or
         `.safetensors` file of the original repository. Without, the embedded demonstration model, which knows
         rendered figures only.
-      input_size: short side of the resized picture; that of the run or of the release by default.
+      input_size: short side of the resized picture, rounded up to a multiple of 64; that of the run or of the release
+        by default.
       device: where to compute, such as "cpu", "gpu", "cuda:1"; JAX's first by default.
 
     Raises:
-      ValueError: there are no weights, or none of this method.
+      ValueError: there are no weights, or none of this method; a size of no pixels.
     """
+    if input_size is not None and input_size < 1:
+        raise ValueError(f"input_size={input_size}: expected the short side in pixels, 1 or more")
     path = local_path(source or EMBEDDED)
     conversion = sources.read(path) if source is not None else read_embedded(EMBEDDED)
     run = restore.find_run(path, configuration.METHODS)
