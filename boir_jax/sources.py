@@ -17,6 +17,7 @@ from boir_jax.model import variant_name
 from boir_jax.predictor import TRAINING_HEADS, without_training_heads
 from boir_jax.weights.convert import describe_weights, manifest_of, model_of, read_weights
 from boir_jax.weights.transfer import start_from
+from data_pipelines.datasets import PoseDataset
 from pose_common.training import restore
 from pose_common.training.configuration import ConfigError, Override, evaluated
 from pose_common.training.mesh import replicated
@@ -44,11 +45,12 @@ def read_configuration(source: str, overrides: Sequence[Override] = ()) -> Confi
     return configuration.with_overrides(configuration.of_weights(manifest), overrides)
 
 
-def read(source: str | pathlib.Path) -> Conversion:
+def read(source: str | pathlib.Path, dataset: str | None = None) -> Conversion:
     """The weights of a run (its newest checkpoint), of a checkpoint, a folder of weights, or a file.
 
     Args:
       source: a path, or `hf://owner/name`.
+      dataset: whose keypoints those of a file are, which does not say it; else the published ones of their number.
 
     Raises:
       ValueError: there are no weights of this method, or they are damaged.
@@ -56,7 +58,7 @@ def read(source: str | pathlib.Path) -> Conversion:
     path = local_path(source)
     run = restore.find_run(path, configuration.METHODS)
     if run is None:
-        return read_weights(path)
+        return read_weights(path, dataset)
     config = configuration.of_run(run.config)
     weights, step = restore.read_run(run)
     skeleton, title = configuration.dataset(config).keypoint_set, f"BoIR run on {config.dataset}, step {step}"
@@ -65,18 +67,21 @@ def read(source: str | pathlib.Path) -> Conversion:
 
 
 def load(config: ConfigDict, mesh: Mesh) -> restore.Loaded:
-    """What `config.checkpoint` names.
+    """What `config.checkpoint` names; the keypoints of a file are those of `config.dataset`.
 
     Raises:
       ValueError: there are no weights, or not of the configuration's size and skeleton.
     """
-    conversion = read(config.checkpoint)
-    skeleton = configuration.dataset(config).keypoint_set
-    _require_same(conversion, config, skeleton)
+    conversion = read(config.checkpoint, config.dataset)
+    own = configuration.dataset(config)
+    _require_same(conversion, config, own)
     model = model_of(
-        conversion.manifest, dtype=jnp.dtype(config.dtype), remat=config.remat, fold_channels=config.fold_channels
+        conversion.manifest,
+        dtype=jnp.dtype(config.dtype),
+        remat=config.remat,
+        fold_channels=build.fold_channels(config),
     )
-    start = start_from(conversion, weight_shapes(model), skeleton)
+    start = start_from(conversion, weight_shapes(model), own.keypoint_set)
     if missing := set(start.initialised) - set(TRAINING_HEADS):
         raise ConfigError(f"{_title(conversion, config)} has nothing for {', '.join(sorted(missing))}")
     logging.info("evaluating %s", _title(conversion, config))
@@ -88,6 +93,8 @@ def load(config: ConfigDict, mesh: Mesh) -> restore.Loaded:
 def make_start(config: ConfigDict) -> Callable[[TrainState], TrainState] | None:
     """What fills a newly initialised state with `config.init_from`; None where the run starts from nothing.
 
+    A file is taken for a published one: as many keypoints as the dataset has need not be the same.
+
     Raises:
       ValueError: there are no weights.
     """
@@ -97,16 +104,21 @@ def make_start(config: ConfigDict) -> Callable[[TrainState], TrainState] | None:
     return restore.filler(config.init_from, lambda initial: start_from(conversion, initial, skeleton))
 
 
-def _require_same(conversion: Conversion, config: ConfigDict, skeleton: str) -> None:
+def _require_same(conversion: Conversion, config: ConfigDict, own: PoseDataset) -> None:
     """Raises ConfigError, one sentence, where the weights are not of the configuration's size and skeleton."""
     manifest, title = conversion.manifest, _title(conversion, config)
     leave_out = "or leave --config out and let the weights say it"
     if manifest["keypoint_set"] is None:
         raise ConfigError(f"{title} finds no people: it has no heads, or those of an unknown skeleton")
-    if manifest["keypoint_set"] != skeleton:
+    if manifest["keypoint_set"] != own.keypoint_set:
         raise ConfigError(
             f"{title} draws the keypoints of {manifest['keypoint_set']}; config.dataset={config.dataset!r} has those of"
-            f" {skeleton}: give a dataset of the same, {leave_out}"
+            f" {own.keypoint_set}: give a dataset of the same, {leave_out}"
+        )
+    if (count := manifest["network"]["num_keypoints"]) != own.num_keypoints:
+        raise ConfigError(
+            f"{title} draws {count} keypoints; config.dataset={config.dataset!r} has {own.num_keypoints}: give a"
+            f" dataset of as many, {leave_out}"
         )
     if config.size and (name := variant_name(manifest["network"]["width"])) != config.size:
         raise ConfigError(

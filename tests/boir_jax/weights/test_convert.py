@@ -10,13 +10,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from boir_jax import sources
 from boir_jax.heads import clamped_sigmoid
 from boir_jax.hrnet import branch_widths
 from boir_jax.model import VARIANTS, BoIR
 from boir_jax.proposals import predict
 from boir_jax.weights.convert import SKELETONS, convert, manifest_of, model_of, read_weights, targets, to_torch
-from data_pipelines.datasets import DATASETS
+from data_pipelines.datasets import DATASETS, PoseDataset, save_definition
+from data_pipelines.skeletons import KeypointSet
 from pose_common.images import normalise_pixels
+from pose_common.training.configuration import ConfigError
+from pose_common.training.mesh import make_mesh
 from pose_common.weights.folder import load_weights
 from pose_common.weights.keys import COUNTER, VARIANCE, ConversionError, flatten, unflatten
 from posebh_jax.weights import convert as posebh
@@ -239,6 +243,28 @@ def test_which_keypoints_can_be_said():
     match = f"{other} has {DATASETS[other].num_keypoints} keypoints, the head {count}"
     with pytest.raises(ConversionError, match=match):
         convert(dict(tiny_boir()), other)
+
+
+def test_the_evaluated_dataset_says_whose_keypoints_a_file_has(tmp_path):
+    """Of a file that does not say it; a folder of weights does."""
+    path, data_dir = as_file(tmp_path, tiny_boir()), str(tmp_path)
+    for name, count in (("mine", tiny().num_keypoints), ("fewer", 3)):
+        skeleton = KeypointSet(name, tuple("abcdefghijklmnopq"[:count]), sigmas=(0.05,) * count)
+        save_definition(PoseDataset(name, name, skeleton=skeleton), data_dir)
+
+    def load(checkpoint, dataset, **more):
+        given = {"mode": "evaluate", "checkpoint": str(checkpoint), "dataset": dataset, "data_dir": data_dir, **more}
+        return sources.load(sources.read_configuration("", list(given.items())), make_mesh()).model
+
+    model = load(path, "mine")
+    assert (model.num_keypoints, model.fold_channels) == (tiny().num_keypoints, 0), "folded on no CPU"
+    with pytest.raises(
+        ConfigError, match=r"draws 17 keypoints; config.dataset='fewer' has 3: give a dataset of as many"
+    ):
+        load(path, "fewer")
+    assert convert_weights.main([str(path), f"--to={tmp_path / 'folder'}"]) == 0
+    with pytest.raises(ConfigError, match="draws the keypoints of coco; config.dataset='mine' has those of mine"):
+        load(tmp_path / "folder", "mine", eval_also="()")
 
 
 def test_a_manifest_is_json_and_describes_its_model():
