@@ -29,6 +29,8 @@ from pose_common.training.processes import one_line
 from pose_common.weights.embedded import NOTICE
 
 KINDS = ("images", "json", "csv", "video")
+CSV_FIELDS = ("image", "time", "dataset", "instance", "score", "keypoint", "x", "y", "confidence")
+"""Of `Result.to_rows`; a still has no time."""
 COMPILATION_CACHE = "~/.cache/posebh_jax/jax"
 
 
@@ -179,10 +181,9 @@ def _write_numbers(
     if "json" in kinds:
         for dataset, of_dataset in entries.items():
             (folder / f"poses_{dataset}.json").write_text(json.dumps(of_dataset, indent=1), encoding="utf8")
-    if "csv" in kinds and rows:
+    if "csv" in kinds and entries:  # also where nobody was found, or that of another run would stay
         with (folder / "poses.csv").open("w", newline="", encoding="utf8") as file:
-            # Frames of a video have a time, pictures have none.
-            table = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)), restval="")
+            table = csv.DictWriter(file, CSV_FIELDS, restval="")
             table.writeheader()
             table.writerows(rows)
 

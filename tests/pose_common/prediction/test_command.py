@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 
 import numpy as np
@@ -57,3 +58,14 @@ def test_poses_from_the_threshold_on_are_tracked(predicted):
 
     assert ids("--threshold=0.01") == [1, 2] * FRAMES
     assert ids() == ids("--threshold=0.5") == [1] * FRAMES
+
+
+def test_where_nobody_is_found_no_table_of_another_run_stays(predicted):
+    def table(**found):
+        with (predicted("--save=json,csv", **found) / "poses.csv").open(newline="") as file:
+            rows = csv.DictReader(file)
+            return rows.fieldnames, list(rows)
+
+    fields, rows = table()
+    assert len(rows) == FRAMES * len(SCORES) * 17 and float(rows[-1]["time"]) == pytest.approx(2 / 30)
+    assert table(scores=()) == (fields, [])
