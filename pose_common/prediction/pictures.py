@@ -26,6 +26,8 @@ from data_pipelines.importers.pictures import eight_bits
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".gif")
+RATE = 30
+"""Frames a second of a video that does not say it."""
 T = TypeVar("T")
 
 
@@ -195,7 +197,9 @@ def _frames(path: pathlib.Path) -> Iterator[Picture]:
             for number, frame in enumerate(container.decode(stream)):
                 image = frame.to_ndarray(format="rgb24")
                 turned = np.ascontiguousarray(np.rot90(image, (getattr(frame, "rotation", 0) // 90) % 4))
-                yield Picture(f"{path.stem}_{number:06d}", turned, float(frame.time or 0.0))
+                # Raw streams, as cameras and encoders write them, have no times.
+                seconds = number / (stream.average_rate or RATE) if frame.time is None else frame.time
+                yield Picture(f"{path.stem}_{number:06d}", turned, float(seconds))
     except (av.error.FFmpegError, IndexError) as error:
         raise PictureError(f"{path}: cannot be read as a video: {error}") from error
 

@@ -17,7 +17,8 @@ TICK = fractions.Fraction(1, 90_000)
 def video_writer(path: pathlib.Path, rate: int = 30) -> Iterator[Callable[[np.ndarray, float | None], None]]:
     """A function (RGB picture, its time in seconds or None) that appends a frame to an MP4 file.
 
-    All frames have the first one's size, cut to even sides; without times they follow each other at `rate`.
+    All frames have the first one's size, cut to even sides; without times they follow each other at `rate`. One that is
+    not later than the frame before it comes a `TICK` after that.
 
     Raises:
       ValueError: PyAV is not installed, or a frame of another size.
@@ -32,10 +33,11 @@ def video_writer(path: pathlib.Path, rate: int = 30) -> Iterator[Callable[[np.nd
         stream = container.add_stream(codec, rate=rate)
         stream.time_base = stream.codec_context.time_base = TICK
         size: tuple[int, int] | None = None
-        last = -1
+        untimed = 0
+        last: int | None = None  # ticks of the frame before
 
         def append(image: np.ndarray, time: float | None) -> None:
-            nonlocal size, last
+            nonlocal size, untimed, last
             height, width = (side // 2 * 2 for side in image.shape[:2])
             if size is None:
                 size = stream.width, stream.height = width, height
@@ -43,9 +45,10 @@ def video_writer(path: pathlib.Path, rate: int = 30) -> Iterator[Callable[[np.nd
             if (width, height) != size:
                 raise ValueError(f"a frame of {width}x{height} in a video of {size[0]}x{size[1]}")
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image[:height, :width]), format="rgb24")
-            ticks = round((last + 1) / rate / TICK) if time is None else round(time / TICK)
-            last = last + 1 if time is None else last
-            frame.pts, frame.time_base = ticks, TICK
+            ticks = round((untimed / rate if time is None else time) / TICK)
+            untimed += time is None
+            last = ticks if last is None else max(ticks, last + 1)
+            frame.pts, frame.time_base = last, TICK
             container.mux(stream.encode(frame))
 
         yield append

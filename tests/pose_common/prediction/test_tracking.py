@@ -86,3 +86,27 @@ def test_frames_keep_their_times_through_a_file(tmp_path):
     np.testing.assert_allclose([picture.time for picture in pictures], times, atol=1e-3)
     assert [round(picture.image.mean() / 50) for picture in pictures] == [0, 1, 2, 3, 4]
     assert pictures[0].image.shape == (48, 64, 3)
+
+
+def test_frames_at_one_time_follow_each_other(tmp_path):
+    pytest.importorskip("av", reason="PyAV is not installed")
+    times = [0.0, 0.1, 0.2, 0.2, 0.3, 0.4, 0.5, 0.6]
+    with video_writer(tmp_path / "clip.mp4") as append:
+        for number, time in enumerate(times):
+            append(np.full((48, 64, 3), 30 * number, np.uint8), time)
+    pictures = list(pictures_of(tmp_path / "clip.mp4"))
+    np.testing.assert_allclose([picture.time for picture in pictures], times, atol=1e-3)
+    assert [round(picture.image.mean() / 30) for picture in pictures] == list(range(8))
+
+
+def test_a_stream_without_times_has_those_of_its_rate(tmp_path):
+    av = pytest.importorskip("av", reason="PyAV is not installed")
+    if "libx264" not in av.codecs_available:
+        pytest.skip("PyAV has no encoder of H.264")
+    with av.open(str(tmp_path / "clip.mp4"), "w", format="h264") as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
+        for _ in range(3):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8), format="rgb24")))
+        container.mux(stream.encode())
+    np.testing.assert_allclose([picture.time for picture in pictures_of(tmp_path / "clip.mp4")], [0, 0.04, 0.08])
