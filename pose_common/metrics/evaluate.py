@@ -164,11 +164,16 @@ def _crowdpose(dataset: PoseDataset, truth: GroundTruth, poses: Poses) -> dict[s
     matches = match_poses(dataset, truth, poses)
     numbers = _summary(*oks.average_precision(matches))
     result = {name: numbers[name] for name in ("AP", "AP .5", "AP .75", "AR", "AR .5", "AR .75")}
-    levels = np.where(np.isnan(truth.crowd_index), -1, np.digitize(truth.crowd_index, CROWD_LEVELS))
+    levels = crowd_levels(truth)
     for level, letter in enumerate("EMH"):
         precision, _ = oks.average_precision(matches, levels == level)
         result[f"AP({letter})"] = round(float(precision[:, 0].mean()), 4)
     return result
+
+
+def crowd_levels(truth: GroundTruth) -> np.ndarray:
+    """int [I]: 0 easy, 1 medium, 2 hard by the crowd index of every image; -1 where it has none."""
+    return np.where(np.isnan(truth.crowd_index), -1, np.digitize(truth.crowd_index, CROWD_LEVELS))
 
 
 def _mpii(dataset: PoseDataset, truth: GroundTruth, poses: Poses) -> dict[str, float]:

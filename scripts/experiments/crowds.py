@@ -13,6 +13,7 @@ from pose_common.metrics import evaluate, oks
 from pose_common.metrics.columns import GroundTruth, Poses
 
 LEVELS = ("easy", "medium", "hard")
+"""Names of `evaluate.crowd_levels`."""
 MIXED = 2
 """So many keypoints at two people's places each make a pose one of several people."""
 
@@ -112,14 +113,9 @@ def _mixed(dataset: PoseDataset, truth: GroundTruth, poses: Poses, pairs: errors
     return (own >= MIXED) & ((kind == errors.SWAP).sum(1) >= MIXED)
 
 
-def level_of(truth: GroundTruth) -> np.ndarray:
-    """int [I]: index in `LEVELS` of every picture, by its crowd index as CrowdPose's evaluation has it."""
-    return np.digitize(truth.crowd_index, evaluate.CROWD_LEVELS)
-
-
 def figures(dataset: PoseDataset, truth: GroundTruth, poses: Poses) -> dict[str, float]:
     """`Account.shares` of all pictures, and of each level's: {"missed": ..., "missed, easy": ...}, in percent."""
-    counted, level = account(dataset, truth, poses), level_of(truth)
+    counted, level = account(dataset, truth, poses), evaluate.crowd_levels(truth)
     found = counted.shares()
     for number, name in enumerate(LEVELS):
         found |= {f"{key}, {name}": value for key, value in counted.shares(level == number).items()}

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from data_pipelines.datasets import find_dataset
+from pose_common.metrics import evaluate
 from pose_common.metrics.columns import GroundTruth, Poses
 from scripts.experiments import crowds
 
@@ -78,7 +81,7 @@ def test_a_pose_with_keypoints_of_two_people_is_merged():
 def test_poses_at_crowds_count_for_nothing():
     truth = truth_of(np.concatenate([TWO, FAR]), [1, 1, 1], [False, False, True])
     account = crowds.account(CROWD, truth, poses_of(np.concatenate([FAR, TWO]), [0.9, 0.8, 0.7], [9] * 3))
-    assert account.shares(crowds.level_of(truth) == 2) == {"missed": 0, "duplicates": 0, "strays": 0, "merged": 0}
+    assert account.shares(evaluate.crowd_levels(truth) == 2) == {"missed": 0, "duplicates": 0, "strays": 0, "merged": 0}
 
 
 def test_a_crowd_takes_nobodys_pose():
@@ -87,6 +90,13 @@ def test_a_crowd_takes_nobodys_pose():
     truth = truth_of(np.concatenate([TWO, unlabelled]), [1, 1, 1], [False, False, True])
     account = crowds.account(CROWD, truth, poses_of(TWO, [0.9, 0.8], [9] * 2))
     assert account.found.tolist() == [0, 2]
+
+
+def test_pictures_without_a_crowd_index_are_of_no_level():
+    """But count among all."""
+    truth = dataclasses.replace(truth_of(TWO, [0, 1]), crowd_index=np.array([0.1, np.nan]))
+    found = crowds.figures(CROWD, truth, poses_of(np.zeros((0, POINTS, 3)), [], np.zeros(0, np.int64)))
+    assert (found["missed"], found["missed, easy"], found["missed, hard"]) == (100, 100, 0)
 
 
 def test_without_poses_everybody_is_missed():
