@@ -87,6 +87,20 @@ def with_overrides(config: ConfigDict, overrides: Sequence[Override]) -> ConfigD
     return config
 
 
+def asked_datasets(source: str, overrides: Sequence[Override]) -> tuple[tuple[str, int], ...]:
+    """(name, keypoints) of the datasets that the command line names; none where it leaves them to `source`.
+
+    Raises:
+      ConfigError: an unknown dataset.
+    """
+    asked = [override for override in overrides if override[0] in ("datasets", "data_dir")]
+    if "datasets" not in dict(asked):
+        return ()
+    config = configuration.read(source)
+    configuration.set_leaves(config, asked)
+    return tuple((name, _found(name, config.data_dir).num_keypoints) for name in config.datasets)
+
+
 def of_run(saved: Mapping[str, Any]) -> ConfigDict:
     """The configuration saved with a checkpoint; what an older one leaves out is what it meant then."""
     from_size = {"tiny": "demo"}.get(saved["size"], saved["size"])

@@ -41,8 +41,7 @@ def read_configuration(source: str, overrides: Sequence[Override] = ()) -> Confi
     run = restore.find_run(path, configuration.METHODS)
     if run is not None:
         return configuration.with_overrides(configuration.of_run(run.config), overrides)
-    datasets = dict(overrides).get("datasets", "").strip("()").replace(" ", "").replace("'", "")
-    options = Options(datasets=tuple(filter(None, datasets.split(","))) or None)
+    options = Options(expected=configuration.asked_datasets(DEFAULT, overrides))
     return configuration.with_overrides(configuration.of_weights(describe_weights(path, options)), overrides)
 
 

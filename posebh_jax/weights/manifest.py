@@ -35,7 +35,8 @@ class Options:
 
     Attributes:
       datasets: names of the heads, in order.
-      expected: (name, keypoints) of the caller's datasets, which name the heads of a file where the counts are these.
+      expected: (name, keypoints) of the caller's datasets, which name the heads of a file where the counts are these;
+        not those of a published mixture, whose order is known.
       num_heads: attention heads.
       input_size: (width, height) of the crops.
       activation: of the embedding head; None for the published SiLU.
@@ -56,9 +57,7 @@ def describe(contents: Contents, options: Options, source: pathlib.Path | None) 
         num_heads = _heads_beside(source)
     size = backbone_size(contents, num_heads, contents.part_features)
     notes = []
-    names = options.datasets or dataset_names(contents.keypoints, stem)
-    if options.datasets is None and contents.keypoints == tuple(count for _, count in options.expected):
-        names = tuple(name for name, _ in options.expected)
+    names = options.datasets or _names(contents.keypoints, options.expected, stem)
     if not contents.keypoints:
         names = ()
     elif names is None:
@@ -166,6 +165,15 @@ def backbone_size(contents: Contents, num_heads: int | None, part_features: int)
     size = published or ViTSize(contents.dim, contents.depth, heads, part_features)
     part_features = part_features or size.part_features
     return dataclasses.replace(size, num_heads=heads, part_features=part_features, mlp_ratio=contents.mlp_ratio)
+
+
+def _names(keypoints: Sequence[int], expected: Sequence[tuple[str, int]], stem: str) -> tuple[str, ...] | None:
+    """Names of heads that nobody has named; None where they cannot be told."""
+    published = dataset_names(keypoints, stem)
+    asked = tuple(name for name, _ in expected)
+    if tuple(count for _, count in expected) != tuple(keypoints) or sorted(asked) == sorted(published or ()):
+        return published  # two of its heads may have as many keypoints: the caller's order says nothing of the file's
+    return asked
 
 
 def _described(embedding: Embedding, activation: str) -> dict[str, Any]:

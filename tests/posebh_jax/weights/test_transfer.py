@@ -8,11 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from data_pipelines.datasets import DATASETS
+from pose_common.training.configuration import ConfigError
+from pose_common.training.mesh import make_mesh
 from pose_common.weights.folder import save_weights
-from pose_common.weights.keys import COUNTER, ConversionError, flatten, unflatten
+from pose_common.weights.keys import COUNTER, ConversionError, flatten, own_weights, unflatten
 from pose_common.weights.torch_files import write_state
+from posebh_jax import sources
 from posebh_jax.model import PoseBH
-from posebh_jax.vit import ViTSize
+from posebh_jax.vit import SIZES, ViTSize
 from posebh_jax.weights.convert import convert, read_weights, to_torch
 from posebh_jax.weights.mae import cubic_matrix
 from posebh_jax.weights.manifest import MIXTURES, Options, manifest_of, model_of, model_targets
@@ -196,6 +200,55 @@ def test_a_smaller_mixture_leaves_the_others_behind(weights_folder):
     np.testing.assert_array_equal(flatten(start.tree)[experts], flatten(conversion.weights)[experts][:, [1]])
 
 
+@pytest.fixture(scope="module")
+def published_mixture(tmp_path_factory):
+    """(file of the original names, conversion) of heads of the published datasets, each array of other numbers."""
+    datasets = tuple((name, DATASETS[name].num_keypoints) for name in MIXTURES[0])
+    model = PoseBH(SIZES["tiny"], datasets, num_experts=len(datasets), embedding_dim=0, filters=(4, 4))
+    rng = np.random.default_rng(0)
+    shapes = model_targets(model, (96, 128))
+    weights = unflatten({name: rng.standard_normal(shape.shape, np.float32) for name, shape in shapes.items()})
+    conversion = own_weights({"prototypes": {}, **weights}, manifest_of(model, (96, 128), "toy"))
+    path = tmp_path_factory.mktemp("mixture") / "weights.safetensors"
+    write_state(path, to_torch(weights, conversion.manifest))
+    return path, conversion
+
+
+def evaluated(path, datasets: str = ""):
+    """The configuration, without --config, and the weights of an evaluation."""
+    asked = [("mode", "evaluate"), ("checkpoint", str(path))] + [("datasets", datasets)] * bool(datasets)
+    config = sources.read_configuration("", asked)
+    return config, flatten(sources.load(config, make_mesh()).weights)
+
+
+def test_heads_of_published_files_keep_their_names_in_another_order(published_mixture):
+    path, conversion = published_mixture
+    asked = ("coco", "aic", "mpii", "apt36k", "ap10k", "coco_wholebody")
+    config, found = evaluated(path, ",".join(asked))
+    assert config.datasets == asked
+    given = flatten(conversion.weights)
+    for name in asked:
+        kernel = f"params/heads/{name}/upsampling/deconv1/kernel"
+        np.testing.assert_array_equal(found[kernel], given[kernel], err_msg=name)
+    experts = "params/backbone/blocks/mlp/experts/kernel"
+    np.testing.assert_array_equal(found[experts], given[experts][:, [0, 1, 2, 4, 3, 5]])
+    # Another file's heads have no order that is known: the caller's names are for its heads in turn.
+    others = tuple(("mine" if name == "coco" else name, DATASETS[name].num_keypoints) for name in asked)
+    named = read_weights(path, Options(expected=others)).manifest["datasets"]
+    assert [name for name, _ in named] == ["mine", *asked[1:]]
+
+
+def test_one_head_of_a_published_file_is_evaluated_without_a_configuration(published_mixture):
+    path, conversion = published_mixture
+    config, found = evaluated(path, "ap10k")
+    assert config.datasets == ("ap10k",) and config.size == "tiny"
+    assert {name.split("/")[2] for name in found if "/heads/" in name} == {"ap10k"}
+    experts = "params/backbone/blocks/mlp/experts/kernel"
+    np.testing.assert_array_equal(found[experts], flatten(conversion.weights)[experts][:, [3]])
+    with pytest.raises(ConfigError, match="unknown dataset 'absent'"):
+        evaluated(path, "absent")
+
+
 def test_transfer_folds_an_expert_and_keeps_the_head_but_for_its_last_convolution(weights_folder):
     folder, conversion = weights_folder
     model = tiny_model(datasets=(("mine", 9),), num_experts=0)
@@ -207,13 +260,13 @@ def test_transfer_folds_an_expert_and_keeps_the_head_but_for_its_last_convolutio
     )
 
 
-DATASETS = tuple((f"set{i}", 2 + i) for i in range(10))
+UNKNOWN = tuple((f"set{i}", 2 + i) for i in range(10))
 
 
 def test_a_plain_backbone_fills_every_expert(tmp_path):
     config = golden_config("posebh/mae_init.npz")
     size = ViTSize(config["E"], config["depth"], config["heads"], config["part"])
-    model = PoseBH(size, DATASETS[: config["ne"]], num_experts=config["ne"], embedding_dim=0, filters=(4, 4))
+    model = PoseBH(size, UNKNOWN[: config["ne"]], num_experts=config["ne"], embedding_dim=0, filters=(4, 4))
     options = Options(num_heads=config["heads"], input_size=tuple(config["img"][::-1]))
     conversion = read_weights(as_file(tmp_path, mae_state("in:")), options)
     start = start_from(conversion, initial_of(model, options.input_size), model)
