@@ -14,6 +14,7 @@ from pose_common.weights.keys import Conversion, ConversionError, flatten, unfla
 from posebh_jax.model import PoseBH
 from posebh_jax.vit import ViTSize
 from posebh_jax.weights.keys import BANK, BLOCKS
+from posebh_jax.weights.manifest import MIXTURES
 
 
 def start_from(conversion: Conversion, initial: Mapping[str, Any], model: PoseBH, *, fold: str = "") -> Start:
@@ -21,7 +22,7 @@ def start_from(conversion: Conversion, initial: Mapping[str, Any], model: PoseBH
 
     A part is taken whole or not at all; half of one, or one of another width, is an error. A backbone without
     experts fills each with the last features of its fc2. Heads, experts and prototypes go by the names of their
-    datasets; a dataset that the weights do not know starts with the expert of their first.
+    datasets (`expert_names`); a dataset that the weights do not know starts with the expert of their first.
 
     Args:
       conversion: the weights, from `read_weights`.
@@ -36,12 +37,14 @@ def start_from(conversion: Conversion, initial: Mapping[str, Any], model: PoseBH
     weights, manifest = conversion.weights, conversion.manifest
     if fold:
         weights, manifest = single_dataset(weights, manifest, fold)
+    experts = expert_names(manifest)
     if model.num_experts and not manifest["num_experts"]:
         weights, manifest = expand_experts(weights, manifest, model.num_experts, model.size.part_features)
+        experts = tuple(name for name, _ in model.datasets)
     loaded, start = flatten(weights), flatten(initial)
     if fold:
         loaded = _as_head_of(model.datasets[0][0], fold, loaded)
-    loaded, new = _for_datasets(model, manifest["datasets"], loaded, start)
+    loaded, new = _for_datasets(model, manifest, experts, loaded, start)
     taken = take_parts(loaded, start, _part, conversion.title)
     # A collection without arrays, such as the baseline's prototypes, is there all the same.
     tree = {**dict.fromkeys(initial, {}), **taken.tree}
@@ -70,6 +73,17 @@ def expand_experts(
         tree[f"{BLOCKS}/mlp/experts/{leaf}"] = np.repeat(whole[:, None, ..., -part:], num_experts, axis=1)
     backbone = dataclasses.asdict(dataclasses.replace(size, part_features=part))
     return unflatten(tree), {**manifest, "backbone": backbone, "num_experts": num_experts}
+
+
+def expert_names(manifest: Mapping[str, Any]) -> tuple[str, ...]:
+    """Names of the datasets that the experts belong to.
+
+    They are the heads', but published weights may have more experts than heads: Hugging Face's VitPose-plus and a
+    backbone alone. Those are of the published mixture with as many datasets.
+    """
+    heads = tuple(name for name, _ in manifest["datasets"])
+    mixture = next((names for names in MIXTURES if len(names) == manifest["num_experts"]), ())
+    return mixture if mixture[: len(heads)] == heads else heads
 
 
 def single_dataset(
@@ -115,22 +129,25 @@ def _as_head_of(new: str, old: str, tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _for_datasets(
-    model: PoseBH, datasets: Sequence[Sequence], loaded: Mapping[str, Any], initial: Mapping[str, Any]
+    model: PoseBH,
+    manifest: Mapping[str, Any],
+    experts: Sequence[str],
+    loaded: Mapping[str, Any],
+    initial: Mapping[str, Any],
 ) -> tuple[dict[str, Any], list[str]]:
-    """(weights for `datasets` as weights for the model's, what of experts and prototypes they do not hold).
+    """(weights as those of the model's datasets, what of experts and prototypes they do not hold).
 
-    Cluster prototypes are of a whole mixture and stay behind unless it is the same.
+    Experts without names stay where they are. Cluster prototypes are of a whole mixture and stay behind unless it is
+    the same.
     """
-    pairs, known = [tuple(pair) for pair in model.datasets], [tuple(pair) for pair in datasets]
-    if pairs == known:
+    pairs, known = [tuple(pair) for pair in model.datasets], [tuple(pair) for pair in manifest["datasets"]]
+    if pairs == known and model.num_experts == manifest["num_experts"]:
         return dict(loaded), []
     tree = {name: value for name, value in loaded.items() if not name.startswith("prototypes/")}
-    names, unknown = [name for name, _ in known], [name for name, _ in pairs if name not in dict(known)]
     new = []
-    for name in [name for name in tree if "/experts/" in name and name in initial]:
-        if tree[name].shape[1] == len(names):  # else they have just been made, all alike
-            tree[name] = tree[name][:, [names.index(d) if d in names else 0 for d, _ in pairs]]
-            new = [f"experts of {d} (as that of {names[0]})" for d in unknown]
+    for name in [name for name in tree if experts and "/experts/" in name and name in initial]:
+        tree[name] = tree[name][:, [experts.index(d) if d in experts else 0 for d, _ in pairs]]
+        new = [f"experts of {d} (as that of {experts[0]})" for d, _ in pairs if d not in experts]
     if BANK in loaded and BANK in initial and any(pair in known for pair in pairs):
         ends = np.cumsum([count for _, count in known])
         rows = {pair: loaded[BANK][end - pair[1] : end] for pair, end in zip(known, ends, strict=True)}

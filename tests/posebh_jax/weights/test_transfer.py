@@ -249,6 +249,26 @@ def test_one_head_of_a_published_file_is_evaluated_without_a_configuration(publi
         evaluated(path, "absent")
 
 
+@pytest.mark.parametrize("heads", [1, 0], ids=["VitPose-plus of Hugging Face", "backbone alone"])
+def test_published_experts_go_by_name_where_they_have_no_heads(published_mixture, heads):
+    conversion = published_mixture[1]
+    weights = conversion.weights | {"batch_stats": {}}
+    kept = conversion.manifest["datasets"][:heads]
+    weights["params"] = {"backbone": weights["params"]["backbone"]}
+    source = own_weights(weights, conversion.manifest | {"datasets": kept})
+    size, kernel = SIZES["tiny"], "params/backbone/blocks/mlp/experts/kernel"
+    given = flatten(weights)[kernel]
+    for names, experts in (
+        (("coco",), [0]),
+        (("ap10k", "coco"), [3, 0]),
+        (("mpii", "aic", "coco", "mine", "apt36k", "ap10k"), [2, 1, 0, 0, 4, 3]),
+    ):
+        model = PoseBH(size, tuple((name, 17) for name in names), len(names), embedding_dim=0, filters=(4, 4))
+        start = start_from(source, initial_of(model, (96, 128)), model)
+        np.testing.assert_array_equal(flatten(start.tree)[kernel], given[:, experts])
+        assert ("experts of mine (as that of coco)" in start.initialised) == ("mine" in names)
+
+
 def test_transfer_folds_an_expert_and_keeps_the_head_but_for_its_last_convolution(weights_folder):
     folder, conversion = weights_folder
     model = tiny_model(datasets=(("mine", 9),), num_experts=0)
