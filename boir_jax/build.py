@@ -115,7 +115,7 @@ def make_tasks(config: ConfigDict, model: BoIR) -> list[Task]:
 
     tasks = []
     for dataset, split, *field in ((config.dataset, config.eval_split, "eval_split"), *config.eval_also):
-        protocol = find_dataset(dataset, config.data_dir)
+        protocol = find_dataset(dataset, config.data_dir, config.definitions)
         smoothing, threshold = (table.get(dataset, table.default) for table in (config.smoothing, config.oks_nms))
         tasks.append(Task(protocol, split, predictor(smoothing), threshold, *field))
     require_distinct(task.name for task in tasks)

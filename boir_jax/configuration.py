@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from boir_jax.method import TERMS
 from boir_jax.model import VARIANTS, variant_name
-from data_pipelines.datasets import DATASETS, PoseDataset, find_dataset
+from data_pipelines.datasets import DATASETS, PoseDataset, custom_definitions, find_dataset
 from data_pipelines.whole_image.pictures import Rules
 from pose_common.metrics.evaluate import protocol_of
 from pose_common.training import configuration
@@ -20,7 +20,15 @@ from pose_common.training.configuration import ConfigError, Override, nearest, o
 METHODS = ("boir",)
 SHIPPED, RELEASED_SIZES = ("coco", "crowdpose"), ("w32", "w48")
 """Datasets and sizes that `configs/boir.py` has the released settings for."""
-FREE = configuration.FREE | {"eval_split", "fold_channels", "oks_nms", "proposals", "published_as", "smoothing"}
+FREE = configuration.FREE | {
+    "definitions",
+    "eval_split",
+    "fold_channels",
+    "oks_nms",
+    "proposals",
+    "published_as",
+    "smoothing",
+}
 """Settings that may change between the parts of a run; see `configuration.require_same_run`."""
 
 
@@ -41,6 +49,8 @@ def with_overrides(config: ConfigDict, overrides: Sequence[Override]) -> ConfigD
     """
     configuration.set_leaves(config, overrides)
     check(config)
+    names = (config.dataset, *(row[0] for row in config.eval_also))
+    config.definitions = ConfigDict(custom_definitions(_found(name, config) for name in names))
     return config
 
 
@@ -68,7 +78,7 @@ def of_run(saved: Mapping[str, Any]) -> ConfigDict:
     shipped = dataset in SHIPPED and size in RELEASED_SIZES
     config = configuration.completed(saved, configuration.read(f"boir:{dataset}_{size}" if shipped else "boir:demo"))
     if config.min_area < 0:  # earlier: the dataset's own rule
-        own = find_dataset(dataset, config.data_dir)
+        own = _found(dataset, config)
         config.min_area, config.labelled_images = own.min_person_area, own.images_need_labels
     return config
 
@@ -107,7 +117,7 @@ def check(config: ConfigDict) -> None:
     for row in config.eval_also:
         if not isinstance(row, tuple) or len(row) != 2:
             raise ConfigError(f"config.eval_also: {row} is not (dataset, split)")
-        further = _found(row[0], config.data_dir)
+        further = _found(row[0], config)
         if further.keypoint_set != own.keypoint_set:
             raise ConfigError(f"config.eval_also: {row[0]!r} has other keypoints than {config.dataset!r}")
         _require_matched("eval_also", further)
@@ -161,17 +171,17 @@ def check_batch(config: ConfigDict) -> None:
 
 
 def dataset(config: ConfigDict) -> PoseDataset:
-    """The dataset that is trained on; a custom one is read from `config.data_dir`.
+    """The dataset that is trained on; a custom one is read from `config.data_dir`, or as the run has saved it.
 
     Raises:
       ConfigError: there is none of this name.
     """
-    return _found(config.dataset, config.data_dir)
+    return _found(config.dataset, config)
 
 
-def _found(name: str, data_dir: str) -> PoseDataset:
+def _found(name: str, config: ConfigDict) -> PoseDataset:
     try:
-        return find_dataset(name, data_dir)
+        return find_dataset(name, config.data_dir, config.definitions)
     except KeyError as error:
         raise ConfigError(f"config.dataset: {error.args[0]}{nearest(name, DATASETS)}") from error
 

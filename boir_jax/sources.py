@@ -40,7 +40,9 @@ def read_configuration(source: str, overrides: Sequence[Override] = ()) -> Confi
     path = local_path(checkpoint)
     run = restore.find_run(path, configuration.METHODS)
     if run is not None:
-        return configuration.with_overrides(configuration.of_run(run.config), overrides)
+        # The data may be elsewhere by now, with the definition of a custom dataset.
+        saved = run.config | dict(override for override in overrides if override[0] == "data_dir")
+        return configuration.with_overrides(configuration.of_run(saved), overrides)
     manifest = describe_weights(path, dict(overrides).get("dataset"))
     return configuration.with_overrides(configuration.of_weights(manifest), overrides)
 

@@ -18,6 +18,7 @@ def settings() -> ConfigDict:
 
     # Data.
     config.data_dir = "data"
+    config.definitions = ConfigDict()  # of custom datasets, read from `data_dir` and kept with the run
     config.data_cache = ""  # a folder on this machine's disk, to which what is read is copied first
     config.loader_threads = 16
     config.loader_workers = 0  # processes; 0 decodes in threads

@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from data_pipelines.paths import as_path, write_whole
@@ -134,8 +135,13 @@ def definition_path(name: str, data_dir: str | pathlib.Path) -> pathlib.Path:
     return as_path(data_dir) / name / DEFINITION_FILE
 
 
-def find_dataset(name: str, data_dir: str | pathlib.Path | None = None) -> PoseDataset:
+def find_dataset(
+    name: str, data_dir: str | pathlib.Path | None = None, saved: Mapping[str, Any] | None = None
+) -> PoseDataset:
     """The protocol of a dataset that is built in, or defined in `data_dir`.
+
+    Args:
+      saved: name -> definition; those that a run has kept, for where its data is not.
 
     Raises:
       KeyError: neither; the message lists what is known and says how to define one.
@@ -146,6 +152,8 @@ def find_dataset(name: str, data_dir: str | pathlib.Path | None = None) -> PoseD
     if data_dir is None:
         raise KeyError(f"unknown dataset {name!r}; built in are {', '.join(sorted(DATASETS))}")
     path = definition_path(name, data_dir)
+    if not path.is_file() and saved and name in saved:
+        return defined(saved[name], f"the run's definition of {name!r}")
     if not path.is_file():
         raise KeyError(
             f"unknown dataset {name!r}: there is no {path}, where `python -m scripts.prepare_data custom --name={name}"
@@ -165,6 +173,11 @@ def save_definition(dataset: PoseDataset, data_dir: str | pathlib.Path) -> None:
 def definition_of(dataset: PoseDataset) -> dict[str, Any]:
     """A dataset's fields with those of its skeleton, as a definition has them."""
     return dataclasses.asdict(dataset) | {"skeleton": dataclasses.asdict(dataset.keypoints)}
+
+
+def custom_definitions(datasets: Iterable[PoseDataset]) -> dict[str, dict[str, Any]]:
+    """name -> definition of those datasets that are not built in."""
+    return {dataset.name: definition_of(dataset) for dataset in datasets if dataset.name not in DATASETS}
 
 
 def read_definition(path: pathlib.Path) -> PoseDataset:

@@ -9,7 +9,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from data_pipelines.datasets import CODECS, DATASETS, PoseDataset, find_dataset
+from data_pipelines.datasets import CODECS, DATASETS, PoseDataset, custom_definitions, find_dataset
 from data_pipelines.mixture import MIXTURES
 from data_pipelines.top_down.augmentation import Augmentation
 from data_pipelines.top_down.instances import GROUND_TRUTH
@@ -50,6 +50,7 @@ FREE = configuration.FREE | {
     "dark_blur",
     "dark_kernel",
     "default_eval_split",
+    "definitions",
     "detection_threshold",
     "eval_splits",
     "flip_test",
@@ -98,7 +99,7 @@ def asked_datasets(source: str, overrides: Sequence[Override]) -> tuple[tuple[st
         return ()
     config = configuration.read(source)
     configuration.set_leaves(config, asked)
-    return tuple((name, _found(name, config.data_dir).num_keypoints) for name in config.datasets)
+    return tuple((name, _found(name, config).num_keypoints) for name in config.datasets)
 
 
 def of_run(saved: Mapping[str, Any]) -> ConfigDict:
@@ -125,7 +126,8 @@ def of_weights(manifest: Mapping[str, Any]) -> ConfigDict:
 
 
 def fill_tables(config: ConfigDict) -> None:
-    """Gives every dataset that is trained or evaluated its entries in the tables; those of other datasets go.
+    """Gives every dataset that is trained or evaluated its entries in the tables, and custom ones their definition;
+    those of other datasets go.
 
     Raises:
       ConfigError: an unknown dataset, a row of `eval_also` that is none.
@@ -134,13 +136,11 @@ def fill_tables(config: ConfigDict) -> None:
         if not isinstance(row, tuple) or len(row) not in (3, 4):
             raise ConfigError(f"config.eval_also: {row!r} is not (dataset, split, head[, boxes])")
     evaluated = [row[0] for row in config.eval_also]
+    found = {name: _found(name, config) for name in dict.fromkeys((*config.datasets, *evaluated))}
+    _replace(config.definitions, custom_definitions(found.values()))
     for table, field in TABLES.items():
         holder = _table(config, table)
-        entries = {}
-        for name in dict.fromkeys((*config.datasets, *evaluated)):
-            own = getattr(_found(name, config.data_dir), field)
-            entries[name] = holder.get(name, own)
-        _replace(holder, entries)
+        _replace(holder, {name: holder.get(name, getattr(own, field)) for name, own in found.items()})
     defaults = {
         "train_splits": config.default_train_split,
         "eval_splits": config.default_eval_split,
@@ -164,9 +164,9 @@ def _replace(table: ConfigDict, entries: Mapping[str, Any]) -> None:
         table.update(entries)
 
 
-def _found(name: str, data_dir: str) -> PoseDataset:
+def _found(name: str, config: ConfigDict) -> PoseDataset:
     try:
-        return find_dataset(name, data_dir)
+        return find_dataset(name, config.data_dir, config.definitions)
     except KeyError as error:
         raise ConfigError(f"config.datasets: {error.args[0]}{nearest(name, DATASETS)}") from error
 
@@ -239,8 +239,8 @@ def datasets(config: ConfigDict) -> tuple[PoseDataset, ...]:
 
 
 def dataset(config: ConfigDict, name: str) -> PoseDataset:
-    """A dataset that is trained or evaluated; a custom one is read from `config.data_dir`."""
-    own = find_dataset(name, config.data_dir)
+    """A dataset that is trained or evaluated; a custom one as `config.data_dir` has it, or else the run."""
+    own = find_dataset(name, config.data_dir, config.definitions)
     entries = {field: _table(config, table).get(name, getattr(own, field)) for table, field in TABLES.items()}
     return dataclasses.replace(own, **entries)
 

@@ -21,7 +21,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from data_pipelines import geometry
-from data_pipelines.datasets import DATASETS, PoseDataset, defined, definition_of, find_dataset
+from data_pipelines.datasets import DATASETS, PoseDataset, custom_definitions, defined, find_dataset
 from data_pipelines.top_down.crops import Crop
 from pose_common.metrics.nms import rescore
 from pose_common.prediction import command
@@ -200,7 +200,7 @@ class PoseModel:
           ValueError: the folder holds weights already.
         """
         predictor = self.predictors[True]
-        own = {name: definition_of(dataset) for name, dataset in self.datasets.items() if name not in DATASETS}
+        own = custom_definitions(self.datasets.values())
         blur = {} if predictor.dark_blur == "released" else {"dark_blur": predictor.dark_blur}
         manifest = manifest_of(predictor.model, predictor.input_size, self.title)
         save_weights(folder, jax.device_get(dict(self.weights)), manifest | {"definitions": own} | blur)
@@ -257,8 +257,8 @@ def load(
 
 
 def _protocols(path: str, config: ConfigDict | None, manifest: Mapping[str, Any]) -> dict[str, PoseDataset]:
-    """How the model's datasets are cropped and drawn; custom ones are found where the run had its data, or in the
-    manifest."""
+    """How the model's datasets are cropped and drawn; custom ones are found where the run had its data, in its
+    configuration, or in the manifest."""
     found, own = {}, manifest.get("definitions", {})
     for name, count in manifest["datasets"]:
         if config is not None:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from data_pipelines.datasets import custom_definitions
 from pose_common.training import restore
 from pose_common.training.configuration import ConfigError, Override, evaluated
 from pose_common.training.mesh import replicated
@@ -40,7 +41,9 @@ def read_configuration(source: str, overrides: Sequence[Override] = ()) -> Confi
     path = local_path(checkpoint)
     run = restore.find_run(path, configuration.METHODS)
     if run is not None:
-        return configuration.with_overrides(configuration.of_run(run.config), overrides)
+        # The data may be elsewhere by now, with the definitions of custom datasets.
+        saved = run.config | dict(override for override in overrides if override[0] == "data_dir")
+        return configuration.with_overrides(configuration.of_run(saved), overrides)
     options = Options(expected=configuration.asked_datasets(DEFAULT, overrides))
     return configuration.with_overrides(configuration.of_weights(describe_weights(path, options)), overrides)
 
@@ -63,7 +66,10 @@ def read(source: str | pathlib.Path, options: Options = Options()) -> Conversion
     weights, step = restore.read_run(run)
     title = f"{config.method} run, {config.size}, step {step}"
     manifest = manifest_of(build.make_model(config), tuple(config.input_size), title)
-    return own_weights({"prototypes": {}, **weights}, manifest | {"step": step})
+    manifest["step"] = step
+    if own := custom_definitions(configuration.datasets(config)):
+        manifest["definitions"] = own
+    return own_weights({"prototypes": {}, **weights}, manifest)
 
 
 def load(config: ConfigDict, mesh: Mesh) -> restore.Loaded:

@@ -6,14 +6,20 @@ import importlib.util
 import json
 import subprocess
 import sys
+from unittest import mock
 
 import pytest
 
 from boir_jax import configuration as boir_configuration
+from boir_jax import sources as boir_sources
 from configs import boir, embedded, mdt, multi_head, transfer
+from data_pipelines.datasets import PoseDataset, save_definition
+from data_pipelines.skeletons import KeypointSet
 from pose_common.training import cli, configuration
 from pose_common.training.configuration import ConfigError
+from pose_common.training.restore import Run
 from posebh_jax import configuration as posebh_configuration
+from posebh_jax import sources as posebh_sources
 from tests.distribution import ROOT
 
 SHIPPED = {
@@ -288,6 +294,30 @@ def test_an_older_runs_configuration_is_completed():
     config |= {"losses": {}, "layer_decay": True}
     again = posebh_configuration.of_run(config)
     assert configuration.shown(again) == configuration.shown(read("mdt:huge"))
+
+
+@pytest.mark.parametrize("source", ["mdt:base", "boir:mine"])
+def test_a_run_knows_its_custom_datasets_without_their_data(source, tmp_path):
+    given, moved = tmp_path / "given", tmp_path / "moved"
+    skeleton = KeypointSet("mine", ("a", "b", "c"), ((0, 1),), limbs=((0, 2),), sigmas=(0.05,) * 3)
+    mine = PoseDataset("mine", "mine", skeleton=skeleton)
+    save_definition(mine, given)
+    own, sources = program(source), (boir_sources if "boir" in source else posebh_sources)
+    settings = ["--config.datasets=mine"] * (source == "mdt:base")
+    config = read(source, f"--config.data_dir={given}", *settings)
+    saved = json.loads(config.to_json())
+    assert configuration.require_same_run(saved, config, own.FREE) == []
+    given.rename(moved)
+    again = own.of_run(saved)
+    assert (own.dataset(again, "mine") if "mdt" in source else own.dataset(again)) == mine
+
+    # An older run has no definition: the data says it, where it is now.
+    del saved["definitions"]
+    with pytest.raises(ConfigError, match="unknown dataset 'mine'"):
+        own.dataset(own.of_run(saved))
+    overrides = [("mode", "evaluate"), ("checkpoint", str(tmp_path)), ("data_dir", str(moved))]
+    with mock.patch("pose_common.training.restore.find_run", return_value=Run(saved, None)):
+        assert list(sources.read_configuration("", overrides).definitions) == ["mine"]
 
 
 def test_a_file_of_ones_own(tmp_path):
