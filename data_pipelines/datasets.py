@@ -160,7 +160,10 @@ def find_dataset(
             f" --annotations=<the labels' file or folder> --data_dir={data_dir}` would have defined it, and it is none"
             f" of {', '.join(sorted(DATASETS))}"
         )
-    return read_definition(path)
+    dataset = read_definition(path)
+    if dataset.name != name:  # its records would be looked for in the other's folder
+        raise ValueError(f"{path} defines {dataset.name!r}: set its name to {name!r}, as its folder is called")
+    return dataset
 
 
 def save_definition(dataset: PoseDataset, data_dir: str | pathlib.Path) -> None:

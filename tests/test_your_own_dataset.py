@@ -6,6 +6,7 @@ import json
 import pathlib
 import pickle
 import re
+import shutil
 import subprocess
 import sys
 
@@ -14,7 +15,7 @@ import pytest
 from data_pipelines import datasets as definitions
 from data_pipelines.builders.custom import DEFAULT_SIGMA, mirror_pairs
 from data_pipelines.reading import Reading
-from data_pipelines.records import DatasetNotPrepared, load_annotations
+from data_pipelines.records import DatasetNotPrepared, load_annotations, open_records
 from data_pipelines.top_down.loader import Entry, train_loader
 from scripts import prepare_data
 from tests.data_pipelines import tiny_sets
@@ -205,6 +206,18 @@ def test_a_damaged_definition_names_its_file(tmp_path):
         path.write_text(json.dumps(content | damage))
         with pytest.raises(ValueError, match=r"kites.dataset\.json"):
             definitions.find_dataset("kites", tmp_path / "data")
+
+
+def test_a_copied_folder_is_not_read_as_the_one_it_was_copied_from(tmp_path):
+    assert prepare(tmp_path, kites()) == 0
+    shutil.copytree(tmp_path / "data/kites", tmp_path / "data/dragons")
+    with pytest.raises(ValueError, match=r"dragons.dataset\.json defines 'kites': set its name to 'dragons'"):
+        definitions.find_dataset("dragons", tmp_path / "data")
+    path = definitions.definition_path("dragons", tmp_path / "data")
+    path.write_text(path.read_text().replace('"name": "kites"', '"name": "dragons"', 1))
+    shutil.rmtree(tmp_path / "data/kites")
+    assert definitions.find_dataset("dragons", tmp_path / "data").name == "dragons"
+    assert len(open_records("dragons", "train", tmp_path / "data")) == 2
 
 
 def test_mirror_pairs_from_names():
