@@ -13,14 +13,40 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from data_pipelines.paths import as_path, write_whole
 from data_pipelines.skeletons import KEYPOINT_SETS, KeypointSet
 
 CODECS = ("udp", "msra")
+OKS_METRICS = ("coco", "wholebody", "crowdpose")
+CHOICES = {
+    "metric": (*OKS_METRICS, "mpii", "hand"),
+    "codec": CODECS,
+    "area": ("annotated", "box"),
+    "drop_unlabelled_by": ("num_keypoints", "visibility", "never"),
+}
+"""Fields of `PoseDataset` that take one of a few values."""
+_KINDS: dict[str, tuple[Any, str]] = {
+    "str": (str, "a text"),
+    "bool": (bool, "true or false"),
+    "float": ((int, float), "a number"),
+}
+"""Type of a field -> (what JSON makes of it, in words)."""
+_PAIRS, _POINTS = ((int, int), "pairs of keypoints' numbers"), ((int,), "keypoints' numbers")
+_FORMS: dict[str, tuple[Sequence[Any], str]] = {
+    "keypoints": ((str,), "names"),
+    "flip_pairs": _PAIRS,
+    "limbs": _PAIRS,
+    "upper_body": _POINTS,
+    "lower_body": _POINTS,
+    "sigmas": (((int, float),), "numbers"),
+    "parts": ((str, int, int), "(name, first keypoint, end)"),
+}
+"""Fields of `KeypointSet` -> (types in a row, in words)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,26 +234,65 @@ def defined(fields: Any, where: str) -> PoseDataset:
         dataset = PoseDataset(**{**fields, "codec": codec, "skeleton": skeleton})
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{where} defines no dataset: {error}") from error
-    if dataset.codec not in CODECS:
-        raise ValueError(f"{where}: codec {dataset.codec!r} is none of {', '.join(CODECS)}")
+    check_protocol(dataset, where)
     check_skeleton(skeleton, where)
+    if dataset.metric in OKS_METRICS and not skeleton.sigmas:
+        raise ValueError(f"{where}: metric {dataset.metric!r} needs skeleton.sigmas, one a keypoint")
     return dataset
 
 
+def check_protocol(dataset: PoseDataset, where: str) -> None:
+    """Raises ValueError for a field of another type, or with a value that cannot be."""
+    for field in dataclasses.fields(dataset):
+        value = getattr(dataset, field.name)
+        kind, expected = _KINDS.get(str(field.type), (object, ""))
+        if not isinstance(value, kind) or (field.type == "float" and isinstance(value, bool)):
+            raise ValueError(f"{where}: {field.name} {value!r} is not {expected}")
+        known = CHOICES.get(field.name, (value,))
+        if value not in known:
+            raise ValueError(f"{where}: {field.name} {value!r} is none of {', '.join(known)}")
+    for name, fits, expected in (
+        ("padding", 0 < dataset.padding < math.inf, "above 0"),
+        ("scale_factor", 0 <= dataset.scale_factor < 1, "from 0 to below 1"),
+        ("rotation_factor", 0 <= dataset.rotation_factor < math.inf, "from 0"),
+        ("min_person_area", 0 <= dataset.min_person_area < math.inf, "from 0"),
+    ):
+        if not fits:
+            raise ValueError(f"{where}: {name} {getattr(dataset, name)!r} is no number {expected}")
+
+
 def check_skeleton(skeleton: KeypointSet, where: str) -> None:
-    """Raises ValueError for a keypoint set whose parts do not fit each other."""
+    """Raises ValueError for a keypoint set whose fields are of another form, or do not fit each other."""
+    for name, (kinds, expected) in _FORMS.items():
+        value = getattr(skeleton, name)
+        if not isinstance(value, tuple) or not all(_is_row(row, kinds) for row in value):
+            raise ValueError(f"{where}: skeleton.{name} {value!r} is no list of {expected}")
     count = skeleton.num_keypoints
     indices = [i for pair in (*skeleton.flip_pairs, *skeleton.limbs) for i in pair]
     indices += [*skeleton.upper_body, *skeleton.lower_body]
     mirrored = [i for pair in skeleton.flip_pairs for i in pair]
     if not count or len(set(skeleton.keypoints)) != count:
         raise ValueError(f"{where}: keypoints need names that differ, not {list(skeleton.keypoints)}")
-    if not all(isinstance(i, int) and 0 <= i < count for i in indices):
+    if not all(0 <= i < count for i in indices):
         raise ValueError(f"{where}: a mirror pair, limb or half has a keypoint beyond the {count} there are")
+    if not all(0 <= first < end <= count for _, first, end in skeleton.parts):
+        raise ValueError(f"{where}: skeleton.parts {skeleton.parts} has a keypoint beyond the {count} there are")
     if len(set(mirrored)) != len(mirrored):
         raise ValueError(f"{where}: a keypoint is in two mirror pairs, or its own mirror image")
     if len(skeleton.sigmas) not in (0, count) or not all(sigma > 0 for sigma in skeleton.sigmas):
         raise ValueError(f"{where}: {count} keypoints need {count} positive sigmas or none, not {skeleton.sigmas}")
+
+
+def _is_row(row: Any, kinds: Sequence[Any]) -> bool:
+    """Whether it is a tuple of such values; of one, the value alone."""
+    values = row if len(kinds) > 1 else (row,)
+    return (
+        isinstance(values, tuple)
+        and len(values) == len(kinds)
+        and all(
+            isinstance(value, kind) and not isinstance(value, bool) for value, kind in zip(values, kinds, strict=True)
+        )
+    )
 
 
 def _tuples(value: Any) -> Any:

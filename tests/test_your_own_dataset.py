@@ -194,18 +194,43 @@ def test_splits_have_the_same_keypoints(tmp_path, capsys):
     assert definitions.find_dataset("kites", tmp_path / "data").keypoints.keypoints == tuple(NAMES)
 
 
-def test_a_damaged_definition_names_its_file(tmp_path):
-    assert prepare(tmp_path, kites()) == 0
-    path = definitions.definition_path("kites", tmp_path / "data")
+def test_a_damaged_definition_names_its_file_and_field(tmp_path):
+    skeleton = definitions.KeypointSet("kites", tuple(NAMES), ((1, 2),), sigmas=(0.05,) * 3)
+    definitions.save_definition(definitions.PoseDataset("kites", "kites", skeleton=skeleton), tmp_path)
+    path = definitions.definition_path("kites", tmp_path)
     content = json.loads(path.read_text())
     for damage in (
         {"codec_": 1},
-        {"skeleton": None},
-        {"skeleton": content["skeleton"] | {"flip_pairs": [[0, 9]]}},
+        {"metric": "pck"},
+        {"area": "bocks"},
+        {"drop_unlabelled_by": "nerver"},
+        {"half_body": "false"},
+        {"padding": "1.25"},
+        {"padding": -1},
+        {"rotation_factor": True},
+        {"scale_factor": 1.0},
     ):
         path.write_text(json.dumps(content | damage))
-        with pytest.raises(ValueError, match=r"kites.dataset\.json"):
-            definitions.find_dataset("kites", tmp_path / "data")
+        with pytest.raises(ValueError, match=rf"kites.dataset\.json.*{next(iter(damage))}"):
+            definitions.find_dataset("kites", tmp_path)
+    for damage in (
+        {"keypoints": "abc"},
+        {"joints": []},
+        {"flip_pairs": [[0, 9]]},
+        {"flip_pairs": [[0, 1, 2]]},
+        {"flip_pairs": 3},
+        {"limbs": [0, 1]},
+        {"upper_body": ["tip"]},
+        {"parts": [["wings", 1, 9]]},
+        {"parts": [[1, 9]]},
+        {"sigmas": []},
+        {"sigmas": ["0.05"] * 3},
+    ):
+        path.write_text(json.dumps(content | {"skeleton": content["skeleton"] | damage}))
+        with pytest.raises(ValueError, match=r"kites.dataset\.json.*(skeleton\.|mirror pair|joints)"):
+            definitions.find_dataset("kites", tmp_path)
+    path.write_text(json.dumps(content | {"metric": "hand", "skeleton": content["skeleton"] | {"sigmas": []}}))
+    assert not definitions.find_dataset("kites", tmp_path).keypoints.sigmas, "which PCK does not need"
 
 
 def test_a_copied_folder_is_not_read_as_the_one_it_was_copied_from(tmp_path):
