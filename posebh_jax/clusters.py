@@ -105,6 +105,24 @@ def nearest_prototypes(distances: np.ndarray, per_cluster: int) -> np.ndarray:
     return np.argsort(distances, axis=0, kind="stable")[:per_cluster].T
 
 
+def numbers_to_try(keypoints: int, options: Sequence[int], fixed: int | None = None) -> list[int]:
+    """The numbers of clusters among which the best is kept: `fixed`, or the options below the keypoints T of a mixture.
+
+    Where none is below, as in a mixture of two skeletons, the same shares of T as these are of the paper's 214.
+
+    Raises:
+      ValueError: none is below T, or an option is no whole number from 1.
+    """
+    if not options or not all(type(count) is int and count >= 1 for count in options):
+        raise ValueError("expected whole numbers of clusters, from 1")
+    scaled = sorted({max(1, round(count * keypoints / RELEASED_KEYPOINTS)) for count in options})
+    tried = [fixed] if fixed else options if min(options) < keypoints else scaled
+    numbers = [count for count in tried if count < keypoints]
+    if not numbers:
+        raise ValueError(f"no number of clusters below the {keypoints} keypoints of the mixture was given")
+    return numbers
+
+
 def choose_clusters(
     prototypes: np.ndarray,
     options: Sequence[int],
@@ -120,25 +138,18 @@ def choose_clusters(
 
     Args:
       prototypes: [T, M, D].
-      options: numbers of clusters to try; those not below T are skipped. Where none is below, as in a mixture of two
-        skeletons, the same shares of T are tried as these are of the paper's 214 keypoints.
+      options: numbers of clusters to try; see `numbers_to_try`.
       fixed: take this number instead.
       rounds, beta: see `soft_kmeans`, which starts at the first prototype of the first C keypoints.
 
     Raises:
-      ValueError: no number is below T.
+      ValueError: no number can be tried.
     """
     prototypes = np.asarray(prototypes, np.float64)
     keypoints, per_keypoint, dim = prototypes.shape
     points = _unit(prototypes.reshape(-1, dim))
-    scaled = sorted({max(1, round(count * keypoints / RELEASED_KEYPOINTS)) for count in options})
-    tried = [fixed] if fixed else options if min(options) < keypoints else scaled
-    options = [count for count in tried if count < keypoints]
-    if not options:
-        raise ValueError(f"no number of clusters below the {keypoints} keypoints of the mixture was given")
-
     errors, weighted, nearest = {}, {}, {}
-    for count in options:
+    for count in numbers_to_try(keypoints, options, fixed):
         start = points[: count * per_keypoint : per_keypoint]
         centres, distances = soft_kmeans(points, start, rounds=rounds, beta=beta)
         errors[count] = reconstruction_error(points, centres)

@@ -17,6 +17,7 @@ from pose_common.heatmaps import BLURS
 from pose_common.training import configuration
 from pose_common.training.configuration import ConfigError, Override, nearest, one_of
 from pose_common.training.stages import UPDATES_STATE
+from posebh_jax.clusters import numbers_to_try
 from posebh_jax.heads import ACTIVATIONS, KERNELS, NECKS
 from posebh_jax.vit import SIZES, ViTSize, size_name
 
@@ -226,11 +227,20 @@ def _check_clusters(config: ConfigDict) -> None:
     if config.mode != "train" or not any("cluster" in stage.losses and stage.epochs > 0 for stage in config.stages):
         return
     total = sum(dataset(config, name).num_keypoints for name in config.datasets)
+    if total < 2:
+        raise ConfigError(
+            f"config.stages: the term 'cluster' needs two keypoints, {config.datasets[0]} has one: leave it out of the"
+            " stages' losses"
+        )
     if not 0 <= config.num_clusters < total:
         raise ConfigError(
             f"config.num_clusters={config.num_clusters}: expected fewer than the {total} keypoints of"
             f" {', '.join(config.datasets)}, or 0 for a choice among config.clusters.options"
         )
+    try:
+        numbers_to_try(total, config.clusters.options, config.num_clusters)
+    except ValueError as error:
+        raise ConfigError(f"config.clusters.options={config.clusters.options}: {error}") from error
 
 
 def datasets(config: ConfigDict) -> tuple[PoseDataset, ...]:

@@ -147,6 +147,10 @@ def test_tables_hold_the_datasets_of_the_run_and_no_others():
         ("mdt", "decay_factor=nan", r"config.decay_factor=nan: expected a number from 0"),
         ("mdt", "drop_path=1.0", r"config.drop_path=1.0: expected a number from 0 to below 1"),
         ("mdt", "num_clusters=500", r"config.num_clusters=500: expected fewer than the 214 keypoints"),
+        ("mdt", "clusters.options=256,300", r"config.clusters.options=\(256, 300\): no number .* below the 214"),
+        ("mdt", "clusters.options=0,64", r"config.clusters.options=\(0, 64\): expected whole numbers .* from 1"),
+        ("mdt", "clusters.options=()", r"config.clusters.options=\(\): expected whole numbers"),
+        ("mdt", "clusters.options=1.5,64", r"config.clusters.options=\(1.5, 64\): expected whole numbers"),
         ("multi_head", "stages[0].prototypes=true", r"config.stages\[0\].prototypes=True.*'prototype'"),
         ("mdt:demo", "eval_also=('coco','val','coco')", r"config.eval_also: 'coco' is not \(dataset, split, head"),
         ("mdt", "eval_also=(('coco','val','aic2'),)", r"config.eval_also: the head of .* is none of"),
@@ -179,6 +183,19 @@ def test_what_cannot_be_is_refused_in_one_line(source, argument, message):
     with pytest.raises(ConfigError, match=message) as refused:
         read(source, *[f"--config.{argument}"] * bool(argument))
     assert "\n" not in str(refused.value)
+
+
+def test_clusters_of_small_mixtures(tmp_path):
+    for count in (1, 2):
+        skeleton = KeypointSet("dots", tuple("ab"[:count]), sigmas=(0.05,) * count)
+        save_definition(PoseDataset("dots", "dots", skeleton=skeleton), tmp_path)
+        asked = ("mdt", f"--config.data_dir={tmp_path}", "--config.datasets=dots")
+        if count == 1:
+            with pytest.raises(
+                ConfigError, match="config.stages: the term 'cluster' needs two keypoints, dots has one"
+            ):
+                read(*asked)
+    assert read(*asked).num_clusters == 0
 
 
 def test_evaluation_needs_a_checkpoint_that_is_there():
