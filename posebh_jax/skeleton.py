@@ -128,11 +128,15 @@ def _observe(context: Context, variables, features, keypoints, visible, present,
 
 
 def whitening(seen: Seen) -> tuple[jax.Array, jax.Array]:
-    """(mean [D], symmetric matrix [D, D]): (x - mean) @ matrix has a background of zero mean and unit covariance."""
-    mean = seen.total / seen.count
-    covariance = seen.products / seen.count - jnp.outer(mean, mean)
-    dim = len(mean)
-    covariance += SHRINKAGE * jnp.trace(covariance) / dim * jnp.eye(dim)
+    """(mean [D], symmetric matrix [D, D]): (x - mean) @ matrix has a background of zero mean and unit covariance.
+
+    Without background, where keypoints cover the whole crop, or with one of a single colour, x is only moved.
+    """
+    count, dim = jnp.maximum(seen.count, 1), len(seen.total)
+    mean = seen.total / count
+    covariance = seen.products / count - jnp.outer(mean, mean)
+    spread = jnp.trace(covariance)
+    covariance = jnp.where(spread > 0, covariance + SHRINKAGE * spread / dim * jnp.eye(dim), jnp.eye(dim))
     values, vectors = jnp.linalg.eigh(covariance)
     return mean, jnp.matmul(vectors * jax.lax.rsqrt(values), vectors.T, precision=PRECISE)
 

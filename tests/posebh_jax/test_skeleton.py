@@ -161,6 +161,20 @@ def test_prototypes_of_one_point_and_of_groups():
     assert not bank_of(points, np.zeros((1, 2), np.float32), 1).any()
 
 
+def test_whitening_needs_no_background():
+    """A white background stays finite, whatever there is of it."""
+    rng = np.random.default_rng(0)
+    some = rng.normal(2, 3, size=(500, 3)).astype(np.float32)
+    for pixels in (some, np.repeat(some[:1], 4, axis=0) * 0, some[:0]):
+        seen = skeleton.Seen(None, None, np.float32(len(pixels)), pixels.sum(0), pixels.T @ pixels)
+        mean, matrix = skeleton.whitening(seen)
+        white = (pixels - mean) @ matrix
+        if len(pixels) == 500:  # the variances are about equal; 0.02 for by how much 500 draws of one differ
+            np.testing.assert_allclose(np.cov(white.T), np.eye(3) / (1 + skeleton.SHRINKAGE), atol=0.02)
+        else:
+            np.testing.assert_allclose(matrix, np.eye(3), atol=1e-6)
+
+
 def test_mistakes_are_named(pose, people):
     pictures, keypoints, boxes = people
     hidden = keypoints[:2].copy()
