@@ -46,6 +46,18 @@ TABLES = {
 }
 """Tables with an entry a dataset -> the field of `PoseDataset` that an entry stands for."""
 
+POSITIVE = (
+    "heatmap_sigma",
+    "embedding_width",
+    "embedding_dim",
+    "losses.sinkhorn_epsilon",
+    "losses.cross_type_sigma",
+    "augmentation.half_body_padding",
+    "oks_nms",
+)
+PROBABILITIES = ("flip", "centre_jitter_probability", "half_body_probability", "rotation_probability")
+"""Those of `config.augmentation`."""
+
 FREE = configuration.FREE | {
     "boxes",
     "dark_blur",
@@ -152,7 +164,7 @@ def fill_tables(config: ConfigDict) -> None:
         _replace(config[table], {name: config[table].get(name, default) for name in config.datasets})
 
 
-def _table(config: ConfigDict, name: str) -> ConfigDict:
+def _table(config: ConfigDict, name: str) -> Any:
     for part in name.split("."):
         config = config[part]
     return config
@@ -203,6 +215,7 @@ def check(config: ConfigDict) -> None:
     ):
         if side <= 0 or side % 2 == 0:  # an even one shifts every peak by half a cell
             raise ConfigError(f"config.{name}={side}: expected an odd number of cells")
+    _check_ranges(config)
     for name in ("warmup_steps", "warmup_ratio"):
         configuration.within(name, config[name], 0, math.inf)
     configuration.within("decay_factor", config.decay_factor, 0, math.inf)
@@ -220,6 +233,22 @@ def check(config: ConfigDict) -> None:
     for name, boxes in config.boxes.items():
         if boxes != GROUND_TRUTH:
             configuration.require_path(f"boxes.{name}", boxes, f"{GROUND_TRUTH!r} or a COCO detection file")
+
+
+def _check_ranges(config: ConfigDict) -> None:
+    """Numbers that would divide by zero, mirror or empty a crop, or mean nothing."""
+    positive = {name: _table(config, name) for name in POSITIVE}
+    positive |= {f"padding.{name}": value for name, value in config.padding.items()}
+    positive |= {f"head_filters[{place}]": width for place, width in enumerate(config.head_filters)}
+    for name, value in positive.items():
+        if not 0 < value < math.inf:
+            raise ConfigError(f"config.{name}={value!r}: expected a number above 0")
+    for name in PROBABILITIES:
+        configuration.within(f"augmentation.{name}", config.augmentation[name], 0, 1, closed=True)
+    for name, value in config.augmentation.scale_factor.items():
+        configuration.within(f"augmentation.scale_factor.{name}", value, 0, 1)
+    for name, value in config.augmentation.rotation_factor.items():
+        configuration.within(f"augmentation.rotation_factor.{name}", value, 0, math.inf)
 
 
 def _check_clusters(config: ConfigDict) -> None:
