@@ -48,13 +48,11 @@ TABLES = {
 
 POSITIVE = (
     "heatmap_sigma",
-    "embedding_width",
-    "embedding_dim",
     "losses.sinkhorn_epsilon",
     "losses.cross_type_sigma",
     "augmentation.half_body_padding",
-    "oks_nms",
 )
+"""Settings of training; further ones are in `_check_ranges`."""
 PROBABILITIES = ("flip", "centre_jitter_probability", "half_body_probability", "rotation_probability")
 """Those of `config.augmentation`."""
 
@@ -237,12 +235,23 @@ def check(config: ConfigDict) -> None:
 
 def _check_ranges(config: ConfigDict) -> None:
     """Numbers that would divide by zero, mirror or empty a crop, or mean nothing."""
-    positive = {name: _table(config, name) for name in POSITIVE}
+    train = config.mode == "train"
+    widths = ("embedding_width", "embedding_dim") if config.method == "posebh" else ()
+    positive = {name: _table(config, name) for name in ("oks_nms", *((*POSITIVE, *widths) if train else ()))}
     positive |= {f"padding.{name}": value for name, value in config.padding.items()}
+    positive |= {f"mixture_weights.{name}": value for name, value in config.mixture_weights.items() if train}
     positive |= {f"head_filters[{place}]": width for place, width in enumerate(config.head_filters)}
     for name, value in positive.items():
         if not 0 < value < math.inf:
             raise ConfigError(f"config.{name}={value!r}: expected a number above 0")
+    if not train:  # a run that was trained otherwise is evaluated all the same
+        return
+    for name, weight in config.mixture_weights.items():
+        if weight != 1 and config.mixture != "weighted":
+            raise ConfigError(
+                f"config.mixture_weights.{name}={weight!r}: a mixture that is {config.mixture!r} has no weights; set"
+                " config.mixture=weighted"
+            )
     for name in PROBABILITIES:
         configuration.within(f"augmentation.{name}", config.augmentation[name], 0, 1, closed=True)
     for name, value in config.augmentation.scale_factor.items():

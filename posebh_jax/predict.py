@@ -313,7 +313,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--save_model", help="with --skeleton: a folder for the model, to give as --checkpoint later")
     parser.add_argument("--no_flip", action="store_true", help="without the flip test: twice as fast, a little worse")
-    return command.run(parser.parse_args(argv), _predict)
+    args = parser.parse_args(argv)
+    if args.save_model and not args.skeleton:
+        parser.error("--save_model keeps the model that --skeleton learns; without it there is none")
+    return command.run(args, _predict)
 
 
 def _predict(args: Any) -> tuple[str, Iterator[list[Result]]]:

@@ -39,6 +39,8 @@ from posebh_jax.weights.manifest import Options
 from posebh_jax.weights.transfer import expand_experts, single_dataset
 
 POSEBH_ONLY = ("num_heads", "input_size", "num_experts", "part_features", "activation", "fold")
+FOREIGN_ONLY = ("datasets", "num_heads", "input_size", "activation")
+"""What files of another code do not say of themselves."""
 METHODS = {module.METHOD: module for module in (posebh, boir)}
 
 
@@ -73,7 +75,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--fold", metavar="DATASET", help="keep this dataset alone, its expert folded into the backbone"
     )
-    return parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
+    if args.part_features and not args.num_experts:
+        parser.error("--part_features is of the experts that --num_experts makes")
+    return args
 
 
 def _convert(args: argparse.Namespace, source: pathlib.Path) -> None:
@@ -86,10 +91,7 @@ def _convert(args: argparse.Namespace, source: pathlib.Path) -> None:
         activation=args.activation,
     )
     conversion = foreign_weights(source, options)
-    weights, manifest = conversion.weights, conversion.manifest
-    if args.num_experts and manifest["method"] == posebh.METHOD and not manifest["num_experts"]:
-        weights, manifest = expand_experts(weights, manifest, args.num_experts, args.part_features)
-    weights, manifest = _fold(args, weights, manifest)
+    weights, manifest = _reshaped(args, conversion.weights, conversion.manifest)
     save_weights(args.to, weights, manifest)
     _report(args, conversion, manifest)
 
@@ -113,13 +115,15 @@ def _report(args: argparse.Namespace, conversion: Conversion, manifest: Mapping[
     print(f"  written to {args.to}")
 
 
-def _fold(
+def _reshaped(
     args: argparse.Namespace, weights: Mapping[str, Any], manifest: Mapping[str, Any]
 ) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    """(weights, manifest), of one dataset where the arguments say so."""
+    """(weights, manifest) with experts, or of one dataset, where the arguments say so."""
     given = [f"--{option}" for option in POSEBH_ONLY if getattr(args, option)]
     if given and manifest["method"] != posebh.METHOD:
         raise ValueError(f"{', '.join(given)} does not apply to {manifest['family']}")
+    if args.num_experts and not manifest["num_experts"]:
+        weights, manifest = expand_experts(weights, manifest, args.num_experts, args.part_features)
     return single_dataset(weights, manifest, args.fold) if args.fold else (weights, manifest)
 
 
@@ -154,7 +158,10 @@ def foreign_weights(source: pathlib.Path, options: Options) -> Conversion:
 def _export(args: argparse.Namespace, weights: Mapping[str, Any], manifest: Mapping[str, Any]) -> None:
     if manifest.get("method") not in METHODS:
         raise ValueError(f"{args.source} holds weights of an unknown method: {manifest.get('family')}")
-    weights, manifest = _fold(args, weights, manifest)
+    given = [f"--{option}" for option in FOREIGN_ONLY if getattr(args, option)]
+    if given:
+        raise ValueError(f"{', '.join(given)} is for files of another code; {args.source} says it itself")
+    weights, manifest = _reshaped(args, weights, manifest)
     if args.to.name.endswith(SUFFIXES):
         with tempfile.TemporaryDirectory() as folder:
             file = pathlib.Path(folder) / args.to.name if is_remote(args.to) else args.to

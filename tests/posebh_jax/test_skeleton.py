@@ -226,6 +226,12 @@ def test_annotated_pictures_are_read(people, folder):
         read_annotated(folder / "nowhere", (96, 128))
 
 
+def test_there_is_no_model_to_save_without_a_skeleton(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        predict.main([str(tmp_path), f"--save_model={tmp_path / 'model'}"])
+    assert "--save_model keeps the model that --skeleton learns" in capsys.readouterr().err
+
+
 def test_the_command(folder, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(skeleton, "PROTOTYPES", (1,))  # fewer programs
     out = [f"--out={tmp_path / 'out'}", "--no_flip", "--save=json", "--batch_size=4"]

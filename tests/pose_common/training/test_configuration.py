@@ -157,6 +157,8 @@ def test_tables_hold_the_datasets_of_the_run_and_no_others():
         ("mdt", "augmentation.flip=50", r"config.augmentation.flip=50.0: expected a number from 0 to 1$"),
         ("mdt", "augmentation.scale_factor.coco=1", r"scale_factor.coco=1.0: expected a number from 0 to below 1$"),
         ("mdt", "augmentation.rotation_factor.coco=-4", r"rotation_factor.coco=-4.0: expected a number from 0"),
+        ("mdt", "mixture_weights.coco=5", r"config.mixture_weights.coco=5.0: .*set config.mixture=weighted"),
+        ("mdt", "mixture_weights.coco=-5", r"config.mixture_weights.coco=-5.0: expected a number above 0"),
         ("mdt", "num_clusters=500", r"config.num_clusters=500: expected fewer than the 214 keypoints"),
         ("mdt", "clusters.options=256,300", r"config.clusters.options=\(256, 300\): no number .* below the 214"),
         ("mdt", "clusters.options=0,64", r"config.clusters.options=\(0, 64\): expected whole numbers .* from 1"),

@@ -21,6 +21,7 @@ from posebh_jax.weights.convert import convert, read_weights, to_torch
 from posebh_jax.weights.mae import cubic_matrix
 from posebh_jax.weights.manifest import MIXTURES, Options, manifest_of, model_of, model_targets
 from posebh_jax.weights.transfer import expand_experts, single_dataset, start_from
+from scripts import convert_weights
 from tests.golden_files import golden, golden_config
 from tests.posebh_jax.conversion_cases import TOLERANCE, recorded_options, tiny_posebh, tokens_in_a_column
 from tests.posebh_jax.golden_weights import golden_state, maps
@@ -267,6 +268,22 @@ def test_published_experts_go_by_name_where_they_have_no_heads(published_mixture
         start = start_from(source, initial_of(model, (96, 128)), model)
         np.testing.assert_array_equal(flatten(start.tree)[kernel], given[:, experts])
         assert ("experts of mine (as that of coco)" in start.initialised) == ("mine" in names)
+
+
+def test_the_command_changes_own_weights_or_says_what_it_ignores(published_mixture, tmp_path, capsys):
+    plain, six = tmp_path / "plain", tmp_path / "six"
+    save_weights(plain, *single_dataset(published_mixture[1].weights, published_mixture[1].manifest, "coco"))
+    assert convert_weights.main([str(plain), f"--to={six}", "--num_experts=6"]) == 0
+    made, last = flatten(read_weights(six).weights), SIZES["tiny"].part_features
+    fc2 = flatten(read_weights(plain).weights)["params/backbone/blocks/mlp/fc2/kernel"]
+    experts = made["params/backbone/blocks/mlp/experts/kernel"]
+    np.testing.assert_array_equal(experts, np.repeat(fc2[:, None, :, -last:], 6, axis=1))
+    for option in ("--datasets=ap10k", "--input_size=192,256", "--num_heads=4", "--activation=relu"):
+        assert convert_weights.main([str(plain), f"--to={tmp_path / 'none'}", option]) == 1
+        assert f"{option.partition('=')[0]} is for files of another code" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        convert_weights.main([str(plain), f"--to={tmp_path / 'none'}", "--part_features=8"])
+    assert not (tmp_path / "none").exists()
 
 
 def test_transfer_folds_an_expert_and_keeps_the_head_but_for_its_last_convolution(weights_folder):
