@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -31,25 +32,32 @@ def write_embedded(conversion: Conversion, path: pathlib.Path) -> None:
 
 def is_embedded(path: str | pathlib.Path) -> bool:
     """Whether `write_embedded` wrote this file."""
-    if pathlib.Path(path).suffix != ".safetensors" or not pathlib.Path(path).is_file():
-        return False
-    try:
-        with safe_open(path, framework="np") as file:
-            return "manifest" in (file.metadata() or {})
-    except SafetensorError:
-        return False  # whose reader says what is wrong
+    path = pathlib.Path(path)
+    return path.suffix == ".safetensors" and path.is_file() and _manifest(path) is not None
 
 
 def read_embedded(path: pathlib.Path) -> Conversion:
     """What `write_embedded` wrote, in float32.
 
     Raises:
-      ValueError: the package was installed without it.
+      ValueError: the package was installed without it, or it is another file.
     """
     if not path.is_file():
         raise ValueError(f"{path} is not there: this installation has no embedded weights; give a checkpoint")
+    manifest = _manifest(path)
+    if manifest is None:
+        raise ValueError(f"{path} has no manifest of this project in its header")
     with safe_open(path, framework="np") as file:
-        manifest = json.loads(file.metadata()["manifest"])
         arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     weights = {name: value.astype(np.float32) if value.dtype == np.float16 else value for name, value in arrays.items()}
     return own_weights(unflatten(weights), manifest)
+
+
+def _manifest(path: pathlib.Path) -> dict[str, Any] | None:
+    """What the file's header says of its weights; None where it has no such header, or that of another program."""
+    try:
+        with safe_open(path, framework="np") as file:
+            manifest = json.loads((file.metadata() or {})["manifest"])
+    except (SafetensorError, KeyError, ValueError):
+        return None  # the reader of such files says what is wrong
+    return manifest if isinstance(manifest, dict) and {"method", "family"} <= manifest.keys() else None
