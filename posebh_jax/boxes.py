@@ -38,9 +38,7 @@ def boxes_of(boxes: Any) -> Callable[[int, Picture], Found]:
 
 
 def _one_each(boxes: Any) -> list:
-    """An array of one picture, or of each; plain lists may be empty, for nobody."""
-    if isinstance(boxes, np.ndarray):
-        return [boxes]
+    """Boxes of one picture [N, 4], or of each; they may be empty, for nobody."""
     rows = list(boxes)
     first = next((row for row in rows if np.size(row)), None)
     is_one = not rows if first is None else np.ndim(first) < 2

@@ -37,6 +37,15 @@ def test_plain_lists():
     assert found((box, box), "a") == [[box, box]]
 
 
+def test_an_array_of_several_pictures_has_the_boxes_of_each():
+    boxes = np.arange(1, 17, dtype=float).reshape(2, 2, 4)
+    assert found(boxes, "a", "b") == boxes.tolist()
+    assert found(boxes[:1], "a") == found(boxes[0], "a") == boxes[:1].tolist()
+    assert found(np.zeros((0, 4)), "a") == found(np.zeros((1, 0, 4)), "a") == [[]]
+    with pytest.raises(ValueError, match=r"boxes of 2 pictures were given, none for picture 2 \(c\)"):
+        found(boxes, "a", "b", "c")
+
+
 def test_a_number_is_an_id_and_not_a_place(write):
     """Pictures without a detection have nobody, and not the boxes of the picture in their place of the list."""
     file = write([{"image_id": 1, "bbox": [1, 1, 10, 10]}, {"image_id": 3, "bbox": [3, 3, 30, 30]}])
