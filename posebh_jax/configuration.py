@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from data_pipelines.datasets import CODECS, DATASETS, PoseDataset, custom_definitions, find_dataset
+from data_pipelines.datasets import (
+    CODECS,
+    DATASETS,
+    PoseDataset,
+    custom_definitions,
+    defined,
+    definition_of,
+    find_dataset,
+)
 from data_pipelines.mixture import MIXTURES
 from data_pipelines.top_down.augmentation import Augmentation
 from data_pipelines.top_down.instances import GROUND_TRUTH
@@ -124,14 +132,35 @@ def of_run(saved: Mapping[str, Any]) -> ConfigDict:
     return config
 
 
+def for_manifest(
+    datasets: Iterable[PoseDataset], dark_kernel: int, dark_blur: str, rescoring_threshold: float
+) -> dict[str, Any]:
+    """What a manifest says beside the model, for `of_weights`: how crops are taken, maps decoded and poses scored."""
+    own = {dataset.name: definition_of(dataset) for dataset in datasets if dataset != DATASETS.get(dataset.name)}
+    settings = {"dark_kernel": dark_kernel, "dark_blur": dark_blur, "rescoring_threshold": rescoring_threshold}
+    return {"definitions": own, **settings}
+
+
 def of_weights(manifest: Mapping[str, Any]) -> ConfigDict:
-    """To evaluate weights that are of no run: the released settings of their method and size."""
+    """To evaluate weights that are of no run: what their manifest says, else the released settings of their method and
+    size.
+
+    Raises:
+      ValueError: a definition that cannot be used.
+    """
     size = size_name(ViTSize(**manifest["backbone"])) or ""
     file = "mdt" if manifest["embedding"] else "multi_head"
     config = configuration.read(f"{file}:{size if size in SHIPPED else SHIPPED[0]}")
     config.size, config.input_size = size, tuple(manifest["input_size"])
     config.datasets = tuple(name for name, _ in manifest["datasets"])
-    config.dark_blur = manifest.get("dark_blur", config.dark_blur)
+    for name in ("dark_kernel", "dark_blur", "rescoring_threshold"):
+        config[name] = manifest.get(name, config[name])
+    for name, fields in manifest.get("definitions", {}).items():
+        own = defined(fields, f"definition of {name!r}")
+        for table, field in TABLES.items():
+            holder = _table(config, table)
+            with holder.unlocked():
+                holder[name] = getattr(own, field)
     config.eval_also = tuple(row for row in config.eval_also if row[2] in config.datasets)
     return config
 

@@ -21,7 +21,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from data_pipelines import geometry
-from data_pipelines.datasets import DATASETS, PoseDataset, custom_definitions, defined, find_dataset
+from data_pipelines.datasets import DATASETS, PoseDataset, defined, find_dataset
 from data_pipelines.top_down.crops import Crop
 from pose_common.metrics.nms import rescore
 from pose_common.prediction import command
@@ -194,16 +194,18 @@ class PoseModel:
         )
 
     def save(self, folder: str | pathlib.Path) -> None:
-        """Writes a folder of weights, which `load` reads; skeletons that are not built in are in its manifest.
+        """Writes a folder of weights, which `load` reads as this model; datasets that are not as built in are in its
+        manifest.
 
         Raises:
           ValueError: the folder holds weights already.
         """
         predictor = self.predictors[True]
-        own = custom_definitions(self.datasets.values())
-        blur = {} if predictor.dark_blur == "released" else {"dark_blur": predictor.dark_blur}
         manifest = manifest_of(predictor.model, predictor.input_size, self.title)
-        save_weights(folder, jax.device_get(dict(self.weights)), manifest | {"definitions": own} | blur)
+        settings = configuration.for_manifest(
+            self.datasets.values(), predictor.dark_kernel, predictor.dark_blur, self.rescoring_threshold
+        )
+        save_weights(folder, jax.device_get(dict(self.weights)), manifest | settings)
 
     def names(self, dataset: str | Sequence[str] | None) -> tuple[str, ...]:
         """The datasets that were asked for, by default the first. Raises ValueError for one that the model has not."""

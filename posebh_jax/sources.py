@@ -11,7 +11,6 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from data_pipelines.datasets import custom_definitions
 from pose_common.training import restore
 from pose_common.training.configuration import ConfigError, Override, evaluated
 from pose_common.training.mesh import replicated
@@ -66,10 +65,10 @@ def read(source: str | pathlib.Path, options: Options = Options()) -> Conversion
     weights, step = restore.read_run(run)
     title = f"{config.method} run, {config.size}, step {step}"
     manifest = manifest_of(build.make_model(config), tuple(config.input_size), title)
-    manifest["step"] = step
-    if own := custom_definitions(configuration.datasets(config)):
-        manifest["definitions"] = own
-    return own_weights({"prototypes": {}, **weights}, manifest)
+    settings = configuration.for_manifest(
+        configuration.datasets(config), config.dark_kernel, config.dark_blur, config.rescoring_threshold
+    )
+    return own_weights({"prototypes": {}, **weights}, manifest | settings | {"step": step})
 
 
 def load(config: ConfigDict, mesh: Mesh) -> restore.Loaded:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 
 import cv2
@@ -12,19 +13,23 @@ import pytest
 import boir_jax
 import posebh_jax
 from boir_jax.weights.convert import manifest_of as boir_manifest
+from configs import mdt
 from data_pipelines.builders.synthetic import prepare_synthetic
-from data_pipelines.datasets import find_dataset
+from data_pipelines.datasets import PoseDataset, find_dataset, save_definition
 from data_pipelines.reading import Reading
 from data_pipelines.records import open_records
+from data_pipelines.skeletons import KeypointSet
 from data_pipelines.top_down.loader import eval_loader
 from data_pipelines.whole_image import loader as whole_image
 from pose_common.prediction.command import rendered_pictures
 from pose_common.prediction.pictures import Picture, pictures_of
 from pose_common.prediction.video import video_writer
+from pose_common.training.checkpoints import Checkpoints
 from pose_common.weights.folder import save_weights
-from posebh_jax import predict
+from posebh_jax import build, configuration, predict, sources
 from posebh_jax.predictor import Predictor
 from posebh_jax.weights.manifest import manifest_of
+from scripts import convert_weights
 from tests.boir_jax import step_program as boir_program
 from tests.posebh_jax.step_program import global_batch, spread_embeddings, tiny_method
 from tests.settings import DARK_KERNEL
@@ -32,6 +37,7 @@ from tests.settings import DARK_KERNEL
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compilation")]  # compiles whole models
 
 import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +138,45 @@ def test_mistakes_are_named(weights, prepared):
         list(pose(files[:2], boxes=[np.array([[0, 0, 4, 5]])]))
     with pytest.raises((ValueError, OSError), match="nowhere"):
         posebh_jax.load(weights / "nowhere")
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run on COCO and a dataset of its own that crops, decodes and scores otherwise than by default."""
+    kites = KeypointSet("kites", ("tip", "left_wing", "right_wing"), ((1, 2),), sigmas=(0.1,) * 3)
+    save_definition(PoseDataset("kites", "kites", padding=1.4, skeleton=kites), tmp_path / "data")
+    config = mdt.get_config("demo")
+    config.datasets, config.data_dir, config.eval_also = ("coco", "kites"), str(tmp_path / "data"), ()
+    config.dark_kernel, config.rescoring_threshold = 7, 0.3
+    configuration.fill_tables(config)
+    config.padding.coco, config.codec.coco = 1.6, "msra"
+    weights = jax.tree.map(
+        lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
+        jax.eval_shape(build.make_method(config, 1).init, jax.random.key(0)).weights,
+    )
+    checkpoints = Checkpoints(tmp_path / "run" / "checkpoints")
+    checkpoints.save_weights(3, weights, {"notes": {}, "config": json.loads(config.to_json())})
+    checkpoints.close()
+    return tmp_path / "run"
+
+
+def test_a_run_and_its_folders_read_pictures_alike(run, tmp_path, capsys):
+    expected = posebh_jax.load(run)
+    assert (expected.datasets["coco"].padding, expected.datasets["coco"].codec) == (1.6, "msra")
+    assert convert_weights.main([str(run), f"--to={tmp_path / 'converted'}"]) == 0
+    expected.save(tmp_path / "saved")
+    posebh_jax.load(tmp_path / "converted").save(tmp_path / "saved_again")
+    for folder in ("converted", "saved", "saved_again"):
+        found = posebh_jax.load(tmp_path / folder)
+        assert found.rescoring_threshold == expected.rescoring_threshold == 0.3
+        for name, dataset in expected.datasets.items():
+            assert dataclasses.replace(found.datasets[name], skeleton=dataset.skeleton) == dataset
+            assert found.datasets[name].keypoints == dataset.keypoints
+        one, other = (model.predictors[True] for model in (found, expected))
+        assert (one.dark_kernel, one.dark_blur) == (other.dark_kernel, other.dark_blur) == (7, "released")
+        config = sources.read_configuration("", [("mode", "evaluate"), ("checkpoint", str(tmp_path / folder)),
+                                                 ("data_dir", str(tmp_path / "data"))])  # fmt: skip
+        assert (config.padding.coco, config.codec.coco, config.dark_kernel) == (1.6, "msra", 7), "evaluation likewise"
 
 
 def test_boir_finds_the_people_for_posebh(weights, prepared, tmp_path):
