@@ -31,7 +31,7 @@ from pose_common.prediction.result import Result
 from pose_common.training import restore
 from pose_common.training.configuration import nearest
 from pose_common.weights.embedded import read_embedded
-from pose_common.weights.folder import save_weights
+from pose_common.weights.folder import is_weights, save_weights
 from pose_common.weights.hub_folders import local_path
 from posebh_jax import configuration, sources
 from posebh_jax.boxes import WHOLE, Found, boxes_of
@@ -270,10 +270,12 @@ def _protocols(path: str, config: ConfigDict | None, manifest: Mapping[str, Any]
         elif name in DATASETS:
             found[name] = find_dataset(name)
         else:
-            raise ValueError(
-                f"{path}: the skeleton of its head {name!r} ({count} keypoints) is unknown; name its heads' datasets: "
-                "load(..., datasets=[...]) or --datasets=..."
+            advice = (
+                "convert the run or the file to a folder again"  # an older folder has no definitions
+                if is_weights(path)
+                else "name its heads' datasets, of those built in: load(..., datasets=[...]) or --datasets=..."
             )
+            raise ValueError(f"{path}: the skeleton of its head {name!r} ({count} keypoints) is unknown; {advice}")
     return found
 
 

@@ -27,7 +27,9 @@ from pose_common.prediction.video import video_writer
 from pose_common.training.checkpoints import Checkpoints
 from pose_common.weights.folder import save_weights
 from posebh_jax import build, configuration, predict, sources
+from posebh_jax.model import PoseBH
 from posebh_jax.predictor import Predictor
+from posebh_jax.vit import ViTSize
 from posebh_jax.weights.manifest import manifest_of
 from scripts import convert_weights
 from tests.boir_jax import step_program as boir_program
@@ -177,6 +179,19 @@ def test_a_run_and_its_folders_read_pictures_alike(run, tmp_path, capsys):
         config = sources.read_configuration("", [("mode", "evaluate"), ("checkpoint", str(tmp_path / folder)),
                                                  ("data_dir", str(tmp_path / "data"))])  # fmt: skip
         assert (config.padding.coco, config.codec.coco, config.dark_kernel) == (1.6, "msra", 7), "evaluation likewise"
+
+
+def test_what_helps_where_a_skeleton_is_unknown(tmp_path):
+    model = PoseBH(ViTSize(24, 2, 2, 8), (("kites", 3),), 0, filters=(8, 8))
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 64, 48, 3)), jnp.zeros(1, jnp.int32))
+    weights = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+    save_weights(tmp_path / "old", weights, manifest_of(model, (48, 64), "without definitions"))
+    with pytest.raises(ValueError, match=r"head 'kites' \(3 keypoints\) is unknown; convert the run or the file"):
+        posebh_jax.load(tmp_path / "old")
+    file = tmp_path / "old.safetensors"
+    assert convert_weights.main([str(tmp_path / "old"), f"--to={file}"]) == 0
+    with pytest.raises(ValueError, match="head 'dataset_0' .* unknown; name its heads' datasets, of those built in"):
+        posebh_jax.load(file, num_heads=2)
 
 
 def test_boir_finds_the_people_for_posebh(weights, prepared, tmp_path):
