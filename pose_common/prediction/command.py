@@ -21,7 +21,7 @@ import tqdm
 from data_pipelines.synthetic_world.scene import render_scene
 from pose_common.evaluation import draw
 from pose_common.prediction import tracking
-from pose_common.prediction.pictures import SUFFIXES, Picture, count_of, require_one_clip
+from pose_common.prediction.pictures import SUFFIXES, Picture, count_of, refuse_to_replace, require_one_clip
 from pose_common.prediction.result import Result
 from pose_common.prediction.video import video_writer
 from pose_common.training import distributed
@@ -97,6 +97,8 @@ def run(args: argparse.Namespace, predict: Callable[[argparse.Namespace], tuple[
         following = [f"--{name}" for name in ("track", "smooth") if getattr(args, name)]
         for what in [*following, *(["--save=video"] if "video" in kinds else [])]:
             require_one_clip(args.source, what)
+        results_named = ["*.png"] * ("images" in kinds) + ["poses*.mp4"] * ("video" in kinds)
+        refuse_to_replace(args.source, args.out, results_named)
         total = count_of(args.source)
         title, results = predict(args)
         print(title if args.checkpoint else f"{title}: {NOTICE}")

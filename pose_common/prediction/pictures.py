@@ -7,13 +7,14 @@ the coordinates of the picture so turned. (Evaluation reads the files of a datas
 
 from __future__ import annotations
 
+import fnmatch
 import glob
 import pathlib
 import queue
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import cv2
@@ -99,6 +100,15 @@ def require_one_clip(source: Any, what: str) -> None:
     files = _files(source) if isinstance(source, str) else []
     if len(files) > 1 and (clip := next((path for path in files if path.suffix.lower() in VIDEO_SUFFIXES), None)):
         raise PictureError(f"{source}: {what} is for one video at a time, and {clip.name} is one of {len(files)} files")
+
+
+def refuse_to_replace(source: Any, folder: pathlib.Path, patterns: Sequence[str]) -> None:
+    """Raises PictureError for a picture or video that lies in `folder` under a name of results, such as `*.png`."""
+    for path in _files(source) if isinstance(source, str) else []:
+        there = folder / path.name
+        named = any(fnmatch.fnmatch(path.name.lower(), pattern) for pattern in patterns)
+        if named and there.exists() and there.samefile(path):
+            raise PictureError(f"--out={folder}: results would replace {path}; give another --out")
 
 
 def _from_path(source: str, left_out: Callable[[PictureError], None] | None) -> Iterator[Picture]:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pose_common.prediction import command
 from pose_common.prediction.batches import Job, in_batches
 from pose_common.prediction.pictures import (
     Picture,
@@ -71,6 +72,25 @@ def test_what_joins_pictures_to_one_film_takes_one_film(folder):
     require_one_clip(str(folder / "a.mp4"), "--track")
     with pytest.raises(PictureError, match="--track is for one video at a time, and a.mp4 is one of 4 files"):
         require_one_clip(str(folder / "*.[pm]*"), "--track")
+
+
+def test_results_never_replace_what_they_are_of(folder, tmp_path_factory, capsys):
+    def refused(source, out, save="images"):
+        flags = command.parser(None).parse_args([str(source), f"--out={out}", f"--save={save}"])
+        status = command.run(flags, lambda _: ("a model", iter([])))
+        printed = capsys.readouterr()
+        assert status == 0 or "give another --out" in printed.err
+        return status == 1
+
+    (folder / "3.jpg").write_bytes((folder / "0.png").read_bytes())
+    (folder / "poses.mp4").write_bytes(b"")
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    assert refused(folder, folder) and refused(folder / "0.png", folder) and refused(folder / "*.png", f"{folder}/")
+    assert refused(folder / "poses.mp4", folder, "video")
+    assert not refused(folder / "3.jpg", folder) and not refused(folder, folder, "json")
+    assert not refused(folder / "poses.mp4", folder) and not refused(folder, elsewhere)
+    (elsewhere / "0.png").symlink_to(folder / "0.png")
+    assert refused(folder, elsewhere)
 
 
 def test_folders_patterns_and_lists(folder):
