@@ -19,12 +19,17 @@ Found = tuple[np.ndarray, np.ndarray]
 """Boxes [N, 4] (x, y, width, height) in pixels of the picture, and their scores [N]."""
 
 
-def boxes_of(boxes: Any) -> Callable[[int, Picture], Found]:
-    """(number, picture) -> its boxes; for what `boxes` may be see `PoseModel.__call__`."""
+def boxes_of(boxes: Any, count: int | None = None) -> Callable[[int, Picture], Found]:
+    """(number, picture) -> its boxes.
+
+    Args:
+      boxes: see `PoseModel.__call__`.
+      count: of the pictures, where it is known.
+    """
     if isinstance(boxes, str) and boxes == WHOLE:
         return lambda number, picture: (np.array([[0, 0, *picture.image.shape[1::-1]]], np.float64), np.ones(1))
     if isinstance(boxes, (str, pathlib.Path)):
-        return _from_file(pathlib.Path(boxes))
+        return _from_file(pathlib.Path(boxes), count)
     if callable(boxes):
         return lambda number, picture: _found_by(boxes, picture)
     arrays = _one_each(boxes)
@@ -59,7 +64,7 @@ def _checked(array: np.ndarray, where: str) -> Found:
     return array[:, :4], array[:, 4] if array.shape[-1] == 5 else np.ones(len(array))
 
 
-def _from_file(path: pathlib.Path) -> Callable[[int, Picture], Found]:
+def _from_file(path: pathlib.Path, count: int | None) -> Callable[[int, Picture], Found]:
     try:
         document = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
@@ -88,14 +93,24 @@ def _from_file(path: pathlib.Path) -> Callable[[int, Picture], Found]:
             raise ValueError(f"boxes: {path}: entry {number} is no detection: {error!r}") from error
         last = pathlib.PurePosixPath(written).name if isinstance(written, str) else written
         by_picture.setdefault(last, {}).setdefault(written, []).append(row)
+    ids = [key for key in by_picture if isinstance(key, int)]
+    by_place = 0 in ids and (count is None or max(ids) < count)  # else they may count from 1, or be of other pictures
     matched = told = False
 
     def of_picture(number: int, picture: Picture) -> Found:
         nonlocal matched, told
         name = _in_slashes(picture.name)
         stem = pathlib.PurePosixPath(name).stem
-        # A name that is a number is an image's id; only other pictures go by their place.
-        keys = (name, stem, int(stem) if stem.isdecimal() else number)
+        keys: list[str | int] = [name, stem]
+        if stem.isdecimal():  # an image's id; only other pictures go by their place
+            keys.append(int(stem))
+        elif by_place:
+            keys.append(number)
+        elif ids and name not in by_picture and stem not in by_picture:
+            raise ValueError(
+                f"boxes: {path}: image_id {min(ids)} to {max(ids)} do not count the pictures from 0, and name none "
+                f"{picture.name}; give `image` or `file_name`, or an object with `images`"
+            )
         found = next((by_picture[key] for key in keys if key in by_picture), {})
         if len(found) > 1:
             raise ValueError(f"boxes: {path}: {' and '.join(map(str, found))} may both be {picture.name}")

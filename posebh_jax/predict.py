@@ -26,7 +26,7 @@ from data_pipelines.top_down.crops import Crop
 from pose_common.metrics.nms import rescore
 from pose_common.prediction import command
 from pose_common.prediction.batches import Job, in_batches
-from pose_common.prediction.pictures import Picture, ahead, is_single, pictures_of
+from pose_common.prediction.pictures import Picture, ahead, count_of, is_single, pictures_of
 from pose_common.prediction.result import Result
 from pose_common.training import restore
 from pose_common.training.configuration import nearest
@@ -76,8 +76,8 @@ class PoseModel:
           source: see `pictures.pictures_of`.
           boxes: "whole" takes each picture as one box; an array [N, 4] of x, y, width, height in pixels ([N, 5]: with
             scores) of the one picture, or a list of them, one a picture; the path of a COCO detection file whose
-            entries name the picture (`image` or `file_name`, or its number as `image_id`); or a model that finds people
-            (`boir_jax.load(...)`).
+            entries name the picture (`image` or `file_name`, or in `image_id` the number that is its name or, counted
+            from 0, its place); or a model that finds people (`boir_jax.load(...)`).
           dataset: whose skeleton and expert to use; the first by default. With several, results are dictionaries.
           flip: average with the mirrored crop (slower, a little better).
           batch_size: crops that go through the network together.
@@ -92,7 +92,7 @@ class PoseModel:
         """
         names = self.names(dataset)
         several = len(names) > 1 or not (dataset is None or isinstance(dataset, str))
-        results = self.results(pictures_of(source), boxes_of(boxes), names, flip, batch_size, maps)
+        results = self.results(pictures_of(source), boxes_of(boxes, count_of(source)), names, flip, batch_size, maps)
         chosen = (found if several else found[names[0]] for found in results)
         return next(iter(chosen)) if is_single(source) else chosen
 
@@ -335,7 +335,7 @@ def _predict(args: Any) -> tuple[str, Iterator[list[Result]]]:
         from boir_jax.predict import load as load_finder  # the other method, only where it was asked for
 
         boxes = load_finder(None if boxes == AUTO else boxes, device=args.device)
-    boxes_by_number = boxes_of(boxes)
+    boxes_by_number = boxes_of(boxes, count_of(args.source))
 
     def find_boxes(number: int, picture: Picture) -> Found:
         """Numbers count the files, whether they can be read or not."""

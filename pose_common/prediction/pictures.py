@@ -92,7 +92,10 @@ def count_of(source: Any) -> int | None:
     if isinstance(source, (str, pathlib.Path)):
         path = pathlib.Path(source)
         return None if path.suffix.lower() in VIDEO_SUFFIXES else len(_files(str(source)))
-    return len(source) if hasattr(source, "__len__") else None
+    if not hasattr(source, "__len__"):
+        return None
+    known = [count for item in source if (count := count_of(item)) is not None]
+    return sum(known) if len(known) == len(source) else None
 
 
 def require_one_clip(source: Any, what: str) -> None:

@@ -16,7 +16,7 @@ IMAGE = np.zeros((20, 30, 3), np.uint8)
 
 def found(boxes, *names):
     """Boxes of pictures of these names, in this order, without scores."""
-    of_picture = boxes_of(boxes)
+    of_picture = boxes_of(boxes, len(names))
     return [of_picture(number, Picture(name, IMAGE))[0].tolist() for number, name in enumerate(names)]
 
 
@@ -51,7 +51,20 @@ def test_a_number_is_an_id_and_not_a_place(write):
     file = write([{"image_id": 1, "bbox": [1, 1, 10, 10]}, {"image_id": 3, "bbox": [3, 3, 30, 30]}])
     names = [f"{number:06d}.jpg" for number in range(1, 5)]
     assert found(file, *names) == [[[1, 1, 10, 10]], [], [[3, 3, 30, 30]], []]
-    assert found(file, "a.jpg", "b.jpg") == [[], [[1, 1, 10, 10]]], "named otherwise, they go by their place"
+
+
+def test_places_are_counted_from_0(write):
+    """Ids from 1, or those of other pictures, say of no picture which one it is."""
+    entries = [{"image_id": number, "bbox": [number, 1, 10, 10]} for number in range(4)]
+    names = ["a.jpg", "b.jpg", "c.jpg"]
+    assert found(write(entries[:3]), *names) == [[[number, 1, 10, 10]] for number in range(3)]
+    for some in (entries[1:], entries[1:3], [entries[0], entries[3]]):
+        with pytest.raises(
+            ValueError, match="do not count the pictures from 0, and name none a.jpg; give `image` or `file_name`, or"
+        ):
+            found(write(some), *names)
+    file = write([{**entries[1], "image": "a.jpg"}, entries[2]])
+    assert found(file, "a.jpg") == [[[1, 1, 10, 10]]]
 
 
 def test_names_as_tools_write_them(write):

@@ -105,6 +105,7 @@ def test_folders_patterns_and_lists(folder):
         for number, picture in enumerate(pictures):
             np.testing.assert_array_equal(picture.image, image(seed=number))
         assert len({picture.name for picture in pictures}) == 3
+    assert count_of([folder, image()]) == 4 and count_of([folder, iter([])]) is None
 
 
 @pytest.mark.parametrize(
