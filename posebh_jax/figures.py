@@ -69,7 +69,7 @@ def figures_of(
       keypoints: of every picture [K, 3], [K, 2], or of several people [n, K, 3]; x, y in pixels of the picture, and
         visibility, 0 for points without a label. NaN is no label.
       boxes: of every picture [4] or [n, 4], x, y, width, height; None: around the keypoints, a fifth of the longer side
-        wider all around.
+        wider all around; around a single point, a square of the median size of the others.
       protocol: of the skeleton.
       input_size: (width, height) of the crops.
 
@@ -83,10 +83,12 @@ def figures_of(
     for what, given in (("keypoints", keypoints), ("boxes", boxes)):
         if given is not None and len(given) != len(pictures):
             raise ValueError(f"{what}: there are {len(given)} for {len(pictures)} pictures; give one entry a picture")
-    for number, picture in enumerate(pictures):
-        people = _labelled(keypoints[number], count, picture.name)
+    labelled = [_labelled(keypoints[number], count, picture.name) for number, picture in enumerate(pictures)]
+    around = _extents(labelled, pictures) if boxes is None else map(_given, boxes, labelled, pictures)
+    for picture, people, found in zip(pictures, labelled, around, strict=True):
         seen = (people[..., 2] > 0).any(axis=1)
-        found = _boxes(people, None if boxes is None else boxes[number], picture)
+        if not (found[seen, 2:] > 0).all():
+            raise ValueError(f"boxes of {picture.name}: one point has no extent in the picture; give boxes=")
         crops = crops_of(picture, found[seen], protocol, input_size)
         for person, row in zip(people[seen], crops, strict=True):
             points = geometry.transform(geometry.invert(row["inverse_warp"].astype(np.float64)), person[:, :2])
@@ -106,14 +108,18 @@ def _labelled(keypoints: Any, count: int, name: str) -> np.ndarray:
     return np.where(visible[..., None], np.concatenate([array[..., :2], np.full_like(array[..., :1], 2)], -1), 0.0)
 
 
-def _boxes(people: np.ndarray, given: Any, picture: Picture) -> np.ndarray:
-    """float64 [n, 4]: the given boxes, or those around the labelled points; of nobody's points, zeros."""
-    if given is None:
-        size = picture.image.shape[1::-1]
-        entries = [{"keypoints": person.ravel()} for person in people]
-        filled, _ = extents.fill(entries, people.shape[1], lambda _: size)
-        return np.array([entry.get("bbox", (0.0, 0.0, 0.0, 0.0)) for entry in filled], np.float64).reshape(-1, 4)
-    array = np.asarray(given, np.float64).reshape(-1, 4)
+def _extents(people: Sequence[np.ndarray], pictures: Sequence[Picture]) -> list[np.ndarray]:
+    """float64 [n, 4] of every picture: boxes around the labelled points; of nobody's points, zeros."""
+    entries = [{"keypoints": person.ravel(), "of": number} for number, some in enumerate(people) for person in some]
+    sizes = [picture.image.shape[1::-1] for picture in pictures]
+    filled, _ = extents.fill(entries, people[0].shape[1], lambda entry: sizes[entry["of"]])
+    found = np.array([entry.get("bbox", (0.0, 0.0, 0.0, 0.0)) for entry in filled], np.float64).reshape(-1, 4)
+    return np.split(found, np.cumsum([len(some) for some in people])[:-1])
+
+
+def _given(boxes: Any, people: np.ndarray, picture: Picture) -> np.ndarray:
+    """float64 [n, 4] of one picture's people. Raises ValueError for boxes that are none."""
+    array = np.asarray(boxes, np.float64).reshape(-1, 4)
     if len(array) != len(people) or not np.isfinite(array).all() or not (array[:, 2:] > 0).all():
         raise ValueError(f"boxes of {picture.name}: give x, y, width, height > 0 for each of its {len(people)} people")
     return array

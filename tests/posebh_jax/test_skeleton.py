@@ -175,6 +175,23 @@ def test_whitening_needs_no_background():
             np.testing.assert_allclose(matrix, np.eye(3), atol=1e-6)
 
 
+def test_a_point_alone_is_in_a_box_of_the_usual_size():
+    image = np.zeros((200, 200, 3), np.uint8)
+    line, alone = [[50, 100, 1], [100, 100, 1]], [[150, 100, 1], [0, 0, 0]]
+    protocol = protocol_of("line", ("start", "end"), None, ())
+
+    def crops(*keypoints, boxes=None):
+        return figures_of([image] * len(keypoints), keypoints, boxes, protocol, (48, 64))
+
+    square = [150 - 35, 100 - 35, 70, 70]  # half of the line's 50 pixels and its margin of a fifth
+    expected = crops([line, alone], boxes=[[[40, 90, 70, 20], square]])
+    for given in ([[line, alone]], [line, alone], [alone, line]):
+        for found, other in zip(crops(*given), expected, strict=True):
+            np.testing.assert_allclose(found, other, atol=1e-4)  # float32 pixels of a crop
+    with pytest.raises(ValueError, match="boxes of picture_0: one point has no extent in the picture; give boxes="):
+        crops([line[0], [0, 0, 0]], [[0, 0, 0], line[1]])
+
+
 def test_mistakes_are_named(pose, people):
     pictures, keypoints, boxes = people
     hidden = keypoints[:2].copy()
