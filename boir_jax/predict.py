@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -26,7 +26,7 @@ from data_pipelines.whole_image.loader import resize
 from pose_common.metrics import nms
 from pose_common.prediction import command
 from pose_common.prediction.batches import Job, in_batches
-from pose_common.prediction.pictures import Picture, ahead, is_single, pictures_of
+from pose_common.prediction.pictures import Picture, PictureError, ahead, is_single, pictures_of
 from pose_common.prediction.result import Result, extent_boxes
 from pose_common.training import restore
 from pose_common.weights.embedded import read_embedded
@@ -37,6 +37,8 @@ THRESHOLD = 0.05
 """Smallest score of a pose that is shown; below lie proposals that a picture is better without."""
 DRAW_THRESHOLD = 0.1
 """Smallest confidence (keypoint peak x centre score) of a keypoint that is drawn."""
+LONGEST = 16
+"""Times its short side: a picture with a longer one would be resized to one that does not fit the memory."""
 INPUT_SIZES = {32: 512, 48: 640}
 """Width of the network -> short side of the released evaluation, where no run says it."""
 
@@ -75,7 +77,7 @@ class PoseModel:
           A `Result` for one picture; for several an iterator of them, which reads pictures as it goes.
 
         Raises:
-          ValueError: no picture.
+          ValueError: no picture, or a long side of more than `LONGEST` short ones.
         """
         results = self.results(pictures_of(source), batch_size, threshold)
         return next(iter(results)) if is_single(source) else results
@@ -85,6 +87,7 @@ class PoseModel:
 
         def jobs() -> Iterator[Job]:
             for picture in pictures:
+                require_fitting(picture)
                 image, matrix = resize(np.ascontiguousarray(picture.image[..., ::-1]), self.input_size)
                 rows = [{"image": image, "inverse_warp": np.float32(geometry.invert(matrix))}]
                 yield Job(picture, image.shape, rows, picture.image.nbytes)
@@ -143,6 +146,24 @@ def load(
     return PoseModel(conversion.title, predictor, weights, skeleton, name, size, oks_nms)
 
 
+def require_fitting(picture: Picture) -> None:
+    """Raises PictureError for a picture whose long side is more than `LONGEST` short ones."""
+    height, width = picture.image.shape[:2]
+    if max(width, height) > LONGEST * min(width, height):
+        raise PictureError(f"{picture.name}: {width}x{height}; the longer side may be {LONGEST} times the shorter one")
+
+
+def fitting(pictures: Iterable[Picture], left_out: Callable[[PictureError], None]) -> Iterator[Picture]:
+    """The pictures that people can be found in; the errors of the others go to `left_out`."""
+    for picture in pictures:
+        try:
+            require_fitting(picture)
+        except PictureError as error:
+            left_out(error)
+        else:
+            yield picture
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns the exit status."""
     parser = command.parser(__doc__, batch_size=1)
@@ -153,7 +174,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _predict(args: Any) -> tuple[str, Iterator[list[Result]]]:
     model = load(args.checkpoint, input_size=args.input_size, device=args.device)
-    results = model.results(pictures_of(args.source, args.left_out.append), args.batch_size, args.threshold)
+    pictures = fitting(pictures_of(args.source, args.left_out.append), args.left_out.append)
+    results = model.results(pictures, args.batch_size, args.threshold)
     return model.title, ([result] for result in results)
 
 

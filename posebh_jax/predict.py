@@ -329,12 +329,14 @@ def _predict(args: Any) -> tuple[str, Iterator[list[Result]]]:
         model = _with_skeleton(model, args)
     names = model.names(args.dataset)
     boxes: Any = args.boxes
+    pictures = pictures_of(args.source, args.left_out.append)
     if args.demo and not args.checkpoint and boxes == WHOLE:
         boxes = AUTO
     if boxes != WHOLE and pathlib.Path(boxes).suffix.lower() != ".json":
-        from boir_jax.predict import load as load_finder  # the other method, only where it was asked for
+        from boir_jax import predict as finder  # the other method, only where it was asked for
 
-        boxes = load_finder(None if boxes == AUTO else boxes, device=args.device)
+        boxes = finder.load(None if boxes == AUTO else boxes, device=args.device)
+        pictures = finder.fitting(pictures, args.left_out.append)
     boxes_by_number = boxes_of(boxes, count_of(args.source))
 
     def find_boxes(number: int, picture: Picture) -> Found:
@@ -345,7 +347,6 @@ def _predict(args: Any) -> tuple[str, Iterator[list[Result]]]:
             args.costs[FINDING] = args.costs.get(FINDING, 0.0) + time.perf_counter() - began
         return found
 
-    pictures = pictures_of(args.source, args.left_out.append)
     results = model.results(pictures, find_boxes, names, not args.no_flip, args.batch_size, args.maps)
     return model.title, (list(found.values()) for found in results)
 

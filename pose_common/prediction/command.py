@@ -107,7 +107,7 @@ def run(args: argparse.Namespace, predict: Callable[[argparse.Namespace], tuple[
             weakest = min(tracking.MatchSettings.min_score, getattr(args, "threshold", math.inf))
             results = _tracked(results, args.smooth, tracking.MatchSettings(min_score=weakest))
         pictures, found, seconds = _write(results, args, kinds, total)
-    except (ValueError, KeyError, OSError) as error:
+    except (ValueError, KeyError, OSError, jax.errors.JaxRuntimeError) as error:
         if args.debug:
             raise
         print(f"error: {one_line(error)}", file=sys.stderr)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import boir_jax
+import boir_jax.predict
 import posebh_jax
 from boir_jax.weights.convert import manifest_of as boir_manifest
 from configs import mdt
@@ -22,7 +23,7 @@ from data_pipelines.skeletons import KeypointSet
 from data_pipelines.top_down.loader import eval_loader
 from data_pipelines.whole_image import loader as whole_image
 from pose_common.prediction.command import rendered_pictures
-from pose_common.prediction.pictures import Picture, pictures_of
+from pose_common.prediction.pictures import Picture, PictureError, pictures_of
 from pose_common.prediction.video import video_writer
 from pose_common.training.checkpoints import Checkpoints
 from pose_common.weights.folder import save_weights
@@ -212,6 +213,19 @@ def test_boir_finds_the_people_for_posebh(weights, prepared, tmp_path):
     assert {tuple(pose.ravel()) for pose in people.keypoints} <= found, "of evaluation's, those that are not suppressed"
     poses = posebh_jax.load(weights / "posebh")(files[0], boxes=find, flip=False)
     np.testing.assert_allclose(poses.boxes, people.boxes)
+
+
+def test_a_thin_picture_costs_itself(weights, tmp_path, capsys):
+    cv2.imwrite(str(tmp_path / "rule.png"), np.zeros((2, 33, 3), np.uint8))
+    options = [f"--out={tmp_path / 'out'}", "--save=json"]
+    finder, pose = (f"--checkpoint={weights / name}" for name in ("boir", "posebh"))
+    assert boir_jax.predict.main([str(tmp_path), finder, *options]) == 1
+    assert predict.main([str(tmp_path), pose, f"--boxes={weights / 'boir'}", *options]) == 1
+    printed = capsys.readouterr()
+    told = "left out: rule.png: 33x2; the longer side may be 16 times the shorter one"
+    assert printed.err.count(told) == 2 and printed.out.count("0 pictures, 0 poses") == 2
+    with pytest.raises(PictureError, match="33x2"):
+        boir_jax.load(weights / "boir")(tmp_path / "rule.png")
 
 
 def test_the_commands(weights, prepared, tmp_path, capsys):
