@@ -35,12 +35,19 @@ class Annotated(NamedTuple):
     left_out: list[str]
 
 
-def read_annotated(path: str | pathlib.Path, input_size: tuple[int, int]) -> Annotated:
+def read_annotated(
+    path: str | pathlib.Path,
+    input_size: tuple[int, int],
+    images: str | pathlib.Path | None = None,
+    format: str | None = None,
+) -> Annotated:
     """The people of a file or folder in one of `importers.FORMATS`.
 
     Args:
       path: the labels; the skeleton is named after it.
       input_size: (width, height) of the crops that they are for.
+      images: the picture folder, where it is not where the labels say.
+      format: of the labels; None recognises it.
 
     Raises:
       ValueError: no such labels, or nobody who can be used.
@@ -50,7 +57,9 @@ def read_annotated(path: str | pathlib.Path, input_size: tuple[int, int]) -> Ann
         name = f"new_{name}"
     try:
         with tempfile.TemporaryDirectory() as folder:
-            builder = Custom("train", dataset=name, data_dir=folder, annotations=path, progress=False)
+            builder = Custom(
+                "train", dataset=name, data_dir=folder, annotations=path, images=images, format=format, progress=False
+            )
             dropped = builder.prepare()["dropped"]
             source = open_source(name, "train", data_dir=folder, input_size=input_size)
             lines = [

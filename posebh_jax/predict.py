@@ -315,11 +315,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="draw the skeleton of a few annotated pictures instead, learned without training: a file or folder in any "
         "format that prepare_data custom reads",
     )
+    parser.add_argument("--skeleton_images", help="with --skeleton: the labels' pictures, where they lie elsewhere")
+    parser.add_argument("--skeleton_format", help="with --skeleton: the labels' format, where it is not recognised")
     parser.add_argument("--save_model", help="with --skeleton: a folder for the model, to give as --checkpoint later")
     parser.add_argument("--no_flip", action="store_true", help="without the flip test: twice as fast, a little worse")
     args = parser.parse_args(argv)
     if args.save_model and not args.skeleton:
         parser.error("--save_model keeps the model that --skeleton learns; without it there is none")
+    if not args.skeleton and (args.skeleton_images or args.skeleton_format):
+        parser.error("--skeleton_images and --skeleton_format are of the labels of --skeleton")
     return command.run(args, _predict)
 
 
@@ -355,7 +359,8 @@ def _with_skeleton(model: PoseModel, args: Any) -> PoseModel:
     from data_pipelines.annotated import read_annotated  # what preparation needs, only where it was asked for
     from posebh_jax import skeleton
 
-    labels = read_annotated(args.skeleton, model.predictors[True].input_size)
+    size = model.predictors[True].input_size
+    labels = read_annotated(args.skeleton, size, args.skeleton_images, args.skeleton_format)
     for line in labels.left_out:
         print(f"left out of {args.skeleton}: {line}", file=sys.stderr)
     learned = skeleton.learn_skeleton(

@@ -46,7 +46,10 @@ def recognise(path: str | os.PathLike) -> str:
     if path.suffix.lower() == ".json":
         return "coco"  # whose reader says what is missing
     what = f"several: {', '.join(found)}" if found else f"none of {', '.join(FORMATS)}"
-    raise RawDataError(f"{path} looks like {what}; say which by --format of prepare_data, or name the file of labels")
+    raise RawDataError(
+        f"{path} looks like {what}; say which by --format of prepare_data (--skeleton_format of prediction), or name "
+        "the file of labels"
+    )
 
 
 def read(
@@ -66,6 +69,8 @@ def read(
     Raises:
       RawDataError: there are no such labels, or nothing of them can be read. What is broken alone is in the result.
     """
+    if format not in (None, *FORMATS):
+        raise RawDataError(f"format {format!r} is none of {', '.join(FORMATS)}")
     importer = FORMATS[format or recognise(path)]
     folder = None if images is None else pathlib.Path(images)
     if folder is not None and not folder.is_dir():

@@ -230,7 +230,7 @@ def folder(people, tmp_path_factory):
     return root
 
 
-def test_annotated_pictures_are_read(people, folder):
+def test_annotated_pictures_are_read(people, folder, tmp_path, capsys):
     pictures, keypoints, boxes = people
     found = read_annotated(folder, (96, 128))
     assert found.dataset.name == "limbs" and found.dataset.keypoints.keypoints == NAMES and not found.left_out
@@ -241,6 +241,17 @@ def test_annotated_pictures_are_read(people, folder):
     assert np.abs(found.images[0].astype(int) - pictures[0]).mean() < 4  # it was re-encoded as JPEG
     with pytest.raises(ValueError, match="no annotation file or folder; looked for .*nowhere"):
         read_annotated(folder / "nowhere", (96, 128))
+    # COCO's own layout: the pictures in a folder beside that of the labels.
+    apart = tmp_path / "annotations"
+    apart.mkdir()
+    (apart / "limbs.json").write_bytes((folder / "labels.json").read_bytes())
+    found = read_annotated(apart / "limbs.json", (96, 128), images=folder, format="coco")
+    assert len(found.images) == 2 and not found.left_out
+    with pytest.raises(ValueError, match="format 'dlc' is none of coco, cvat, deeplabcut"):
+        read_annotated(folder, (96, 128), format="dlc")
+    with pytest.raises(SystemExit):
+        predict.main([str(folder), f"--skeleton_images={folder}"])
+    assert "of the labels of --skeleton" in capsys.readouterr().err
 
 
 def test_there_is_no_model_to_save_without_a_skeleton(tmp_path, capsys):
