@@ -100,7 +100,7 @@ def _described(source: str, conversion: Conversion) -> list[str]:
 
 def _of_posebh(manifest: Mapping[str, Any], weights: Mapping[str, Any]) -> list[str]:
     size = ViTSize(**manifest["backbone"])
-    bank = weights["prototypes"].get("bank")
+    bank = weights.get("prototypes", {}).get("bank")  # a folder has no empty collection
     missing = [
         name
         for name, there in (

@@ -2,8 +2,14 @@ from __future__ import annotations
 
 import hashlib
 
+import jax
 import numpy as np
 
+from pose_common.weights.folder import save_weights
+from pose_common.weights.keys import unflatten
+from posebh_jax.model import PoseBH
+from posebh_jax.vit import ViTSize
+from posebh_jax.weights.manifest import manifest_of, model_targets
 from scripts import check_weights
 from tests.posebh_jax.conversion_cases import recorded_options, tiny_posebh
 from tests.weight_files import as_file
@@ -25,6 +31,16 @@ def test_a_file_is_described(tmp_path, capsys):
         file = named
     captured = capsys.readouterr()
     assert "as its name says" in captured.out and "its name says 36af842e: damaged" in captured.err
+
+
+def test_a_folder_without_prototypes_is_described(tmp_path, capsys):
+    model = PoseBH(ViTSize(24, 2, 2, 8), (("coco", 17),), 0, filters=(8, 8))
+    shapes = unflatten(model_targets(model, (48, 64)))
+    weights = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+    save_weights(tmp_path / "heads", weights, manifest_of(model, (48, 64), "the baseline"))
+    assert check_weights.main([str(tmp_path / "heads")]) == 0
+    out = capsys.readouterr().out
+    assert "the baseline" in out and "prototypes: none" in out and "initialise: experts" in out
 
 
 def test_what_is_no_weights_is_one_line(tmp_path, capsys):
