@@ -126,7 +126,7 @@ def load(
     """
     if input_size is not None and input_size < 1:
         raise ValueError(f"input_size={input_size}: expected the short side in pixels, 1 or more")
-    path = local_path(source or EMBEDDED)
+    path = local_path(EMBEDDED if source is None else source)
     conversion = sources.read(path) if source is not None else read_embedded(EMBEDDED)
     run = restore.find_run(path, configuration.METHODS)
     config = configuration.of_run(run.config) if run else None

@@ -33,6 +33,8 @@ def boxes_of(boxes: Any, count: int | None = None) -> Callable[[int, Picture], F
     if callable(boxes):
         return lambda number, picture: _found_by(boxes, picture)
     arrays = _one_each(boxes)
+    if count is not None and len(arrays) > count:
+        raise ValueError(f"boxes of {len(arrays)} pictures were given for {count}")
 
     def given(number: int, picture: Picture) -> Found:
         if number >= len(arrays):

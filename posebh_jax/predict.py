@@ -234,12 +234,13 @@ def load(
         `hf://usyd-community/vitpose-plus-base`. Without, the embedded demonstration model, which knows rendered
         figures only.
       datasets, num_heads: what a file does not say of itself: the datasets of its heads in order, attention heads.
+        Where the weights name other datasets, that is an error.
       device: where to compute, such as "cpu", "gpu", "cuda:1"; JAX's first by default.
 
     Raises:
       ValueError: there are no weights, or none of this method.
     """
-    path = local_path(source or EMBEDDED)
+    path = local_path(EMBEDDED if source is None else source)
     if source is None:
         conversion = read_embedded(EMBEDDED)
     else:
@@ -247,6 +248,9 @@ def load(
     manifest = conversion.manifest
     if not manifest["datasets"]:
         raise ValueError(f"{source} ({conversion.title}) has no head: it is a backbone to start training from")
+    names = tuple(name for name, _ in manifest["datasets"])
+    if datasets and tuple(datasets) != names:
+        raise ValueError(f"{path} says itself that its heads are {', '.join(names)}, not {', '.join(datasets)}")
     run = restore.find_run(path, configuration.METHODS)
     config = configuration.of_run(run.config) if run else None
     protocols = _protocols(path, config, manifest)
@@ -301,9 +305,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = command.parser(__doc__)
     parser.add_argument(
         "--boxes",
-        default=WHOLE,
-        help="whole (default), a COCO detection file, BoIR weights that find the people, or auto: the package's own "
-        "small BoIR, which knows rendered figures only",
+        help="whole (default), a COCO detection file, BoIR weights that find the people, or auto (default of --demo): "
+        "the package's own small BoIR, which knows rendered figures only",
     )
     parser.add_argument("--dataset", help="skeletons to draw, separated by commas; the model's first by default")
     parser.add_argument(
@@ -333,9 +336,9 @@ def _predict(args: Any) -> tuple[str, Iterator[list[Result]]]:
         model = _with_skeleton(model, args)
     names = model.names(args.dataset)
     boxes: Any = args.boxes
+    if boxes is None:
+        boxes = AUTO if args.demo and not args.checkpoint else WHOLE
     pictures = pictures_of(args.source, args.left_out.append)
-    if args.demo and not args.checkpoint and boxes == WHOLE:
-        boxes = AUTO
     if boxes != WHOLE and pathlib.Path(boxes).suffix.lower() != ".json":
         from boir_jax import predict as finder  # the other method, only where it was asked for
 

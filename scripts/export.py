@@ -32,6 +32,8 @@ from posebh_jax.predictor import HEADS, PROTOTYPES
 
 FORMATS = {"stablehlo": (write_stablehlo, read_stablehlo), "onnx": (write_onnx, read_onnx)}
 METHODS = ("posebh", "boir")
+FLAGS = {"posebh": ("dataset", "datasets", "maps", "flip"), "boir": ("size",)}
+"""Of one method alone."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -82,6 +84,9 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 def program_of(args: argparse.Namespace) -> Program:
     """What the flags of `add_model_arguments` ask for. Raises ValueError."""
     model = _load(args)
+    other = "boir" if isinstance(model, posebh_jax.predict.PoseModel) else "posebh"
+    if given := [f"--{flag}" for flag in FLAGS[other] if getattr(args, flag)]:
+        raise ValueError(f"{', '.join(given)} does not apply to {model.title}")
     if isinstance(model, posebh_jax.predict.PoseModel):
         return posebh_jax.export.program(model, args.dataset, flip=args.flip, maps=args.maps)
     size = args.size.split(",") if args.size else None

@@ -35,6 +35,8 @@ def test_plain_lists():
     assert found([[], [box]], "a", "b") == [[], [box]] and found([[box], []], "a", "b") == [[box], []]
     assert found([np.zeros((0, 4)), np.array([box])], "a", "b") == [[], [box]]
     assert found((box, box), "a") == [[box, box]]
+    with pytest.raises(ValueError, match="boxes of 2 pictures were given for 1"):
+        found([[box], [box]], "a")
 
 
 def test_an_array_of_several_pictures_has_the_boxes_of_each():

@@ -141,6 +141,11 @@ def test_mistakes_are_named(weights, prepared):
         list(pose(files[:2], boxes=[np.array([[0, 0, 4, 5]])]))
     with pytest.raises((ValueError, OSError), match="nowhere"):
         posebh_jax.load(weights / "nowhere")
+    for load in (posebh_jax.load, boir_jax.load):
+        with pytest.raises(ValueError, match="weights: the name is empty"):
+            load("")
+    with pytest.raises(ValueError, match="says itself that its heads are coco, aic, ap10k, not coco, mpii"):
+        posebh_jax.load(weights / "posebh", datasets=["coco", "mpii"])
 
 
 @pytest.fixture
@@ -293,6 +298,10 @@ def test_the_demo_command_and_a_video(tmp_path, capsys):
     assert "rendered figures only" in printed and "6 pictures" in printed.splitlines()[-1]
     assert len(list(out.glob("*.png"))) == 6
     assert predict.main(["--no_flip"]) == 1 and "--demo" in capsys.readouterr().err
+    assert predict.main(["--demo", f"--out={out}", "--no_flip", "--boxes="]) == 1
+    assert "the name is empty" in capsys.readouterr().err
+    assert predict.main(["--demo", f"--out={out}", "--no_flip", "--save=json", "--boxes=whole"]) == 0
+    assert "6 pictures, 6 poses" in capsys.readouterr().out, "one a picture"
     pytest.importorskip("av", reason="PyAV is not installed")
     clip = tmp_path / "clip.mp4"
     with video_writer(clip) as append:

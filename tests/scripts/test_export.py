@@ -101,6 +101,9 @@ def test_mistakes_are_named(tmp_path, capsys, monkeypatch):
         (["--method=boir", "--size=64"], "expected width,height"),
         (["--batch_size=0"], "expected 1 or more"),
         ([str(tmp_path / "nowhere")], "nowhere"),
+        (["--size=64,64"], "--size does not apply to posebh run"),
+        (["--method=boir", "--flip", "--maps=heads"], "--maps, --flip does not apply to BoIR"),
+        ([""], "the name is empty"),
     ):
         assert export.main([*out, *arguments]) == 1
         assert message in capsys.readouterr().err
