@@ -7,8 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data_pipelines import geometry
-from data_pipelines.builders import sides
+from data_pipelines import geometry, sides
 from data_pipelines.builders.custom import DEFAULT_SIGMA
 from data_pipelines.datasets import PoseDataset, check_skeleton
 from data_pipelines.importers import boxes as extents

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from data_pipelines import datasets as definitions
-from data_pipelines import fields, importers
-from data_pipelines.builders import raw_files, sides
+from data_pipelines import fields, importers, sides
+from data_pipelines.builders import raw_files
 from data_pipelines.builders.checker import Picture
 from data_pipelines.builders.coco_format import CocoFormatBuilder
 from data_pipelines.builders.report import Entry, RawDataError

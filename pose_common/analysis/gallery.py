@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 
 from data_pipelines.records import Annotations
+from data_pipelines.sides import sides_of
 from data_pipelines.skeletons import KeypointSet
 from data_pipelines.top_down.crops import decode
 from pose_common.analysis.errors import INVERSION, JITTER, KINDS, MISS, SWAP, Errors, Pairs, judged
@@ -104,7 +105,7 @@ def make_gallery(
         )
     return {
         "keypoints": list(keypoint_set.keypoints),
-        "sides": [draw.side_of(name) for name in keypoint_set.keypoints],
+        "sides": list(sides_of(keypoint_set.keypoints)),
         "limbs": [list(limb) for limb in keypoint_set.limbs],
         "items": items,
     }

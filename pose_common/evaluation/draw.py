@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 
 from data_pipelines.paths import as_path
+from data_pipelines.sides import sides_of
 from data_pipelines.skeletons import KeypointSet
 
 Colour = tuple[int, int, int]
@@ -63,7 +64,7 @@ def draw_skeleton(
         extent = min(np.ptp(keypoints[shown, :2], axis=0).max(), max(image.shape))
         thickness = max(1, round(float(extent) / 90))
     dense = _dense(keypoint_set)
-    sides = [side_of(name) for name in keypoint_set.keypoints]
+    sides = sides_of(keypoint_set.keypoints)
     for a, b in keypoint_set.limbs:
         if shown[a] and shown[b]:
             width = 1 if dense[a] or dense[b] else thickness
@@ -82,12 +83,6 @@ def draw_skeleton(
             _dot(image, keypoints[index], radius + 1, _EDGE)
         _dot(image, keypoints[index], radius, colour or _SIDE_COLOURS[sides[index]])
     return image
-
-
-def side_of(name: str) -> str:
-    """'left', 'right' or 'centre', from a keypoint's name (`left_wrist`, `L_F_Paw`)."""
-    prefix = name.lower().split("_", 1)[0]
-    return {"left": "left", "l": "left", "right": "right", "r": "right"}.get(prefix, "centre")
 
 
 def instance_colour(index: int) -> Colour:

@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from data_pipelines.builders import sides
+from data_pipelines import sides
 from data_pipelines.skeletons import KEYPOINT_SETS
 
 PARTS = ["eye", "ear", "shoulder", "front_paw", "knee"]
@@ -81,6 +81,27 @@ def test_what_is_no_side():
     names = ["nose", "leg", "lip", "tail", "rear", "head_top", "collar", "L4_vertebra_x", "ankle"]
     pairs, alone = sides.mirror_pairs(names)
     assert pairs == () and alone == ["L4_vertebra_x"]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        "left_eye right_eye", "LShoulder RShoulder", "eye.L eye.R", "hipL hipR", "leftEye rightEye", "lknee rknee",
+        "kneel kneer", "L_F_Paw R_F_Paw", "左眼 右眼",
+    ],
+)  # fmt: skip
+def test_the_side_of_each(names):
+    left, right = names.split()
+    assert sides.sides_of((left, "nose", right)) == ("left", "centre", "right")
+
+
+def test_sides_without_a_counterpart():
+    assert sides.sides_of(("left_eye", "lip", "rear", "left_eye_right_corner")) == (
+        "left",
+        "centre",
+        "centre",
+        "centre",
+    )
 
 
 def test_ambiguous_names_are_listed_not_guessed():

@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
+from data_pipelines.sides import sides_of
 from data_pipelines.skeletons import KEYPOINT_SETS
 from pose_common.evaluation import draw
 
@@ -70,7 +71,7 @@ def test_one_colour_tells_people_apart():
 def test_sides_of_every_skeleton_are_its_mirror_pairs():
     """Paired points lie on opposite sides by name, or on none (face contours); unpaired ones on none."""
     for skeleton in KEYPOINT_SETS.values():
-        sides = [draw.side_of(name) for name in skeleton.keypoints]
+        sides = sides_of(skeleton.keypoints)
         for a, b in skeleton.flip_pairs:
             assert {sides[a], sides[b]} in ({"left", "right"}, {"centre"}), skeleton.name
         for index in set(range(skeleton.num_keypoints)) - {i for pair in skeleton.flip_pairs for i in pair}:

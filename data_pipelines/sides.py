@@ -10,6 +10,7 @@ exists.
 from __future__ import annotations
 
 import collections
+import functools
 import re
 from collections.abc import Sequence
 
@@ -38,6 +39,20 @@ def mirror_pairs(names: Sequence[str]) -> tuple[tuple[tuple[int, int], ...], lis
         if number not in other and (number in letters or _has_side(split[number]))
     ]
     return tuple(sorted((a, b) for a, b in other.items() if a < b)), alone
+
+
+@functools.cache
+def sides_of(names: tuple[str, ...]) -> tuple[str, ...]:
+    """'left', 'right' or 'centre' of every name; of two sides in a name the middle."""
+    other = dict(pair for a, b in mirror_pairs(names)[0] for pair in ((a, b), (b, a)))
+    return tuple(_side(name, names[other[number]] if number in other else name) for number, name in enumerate(names))
+
+
+def _side(name: str, counterpart: str) -> str:
+    found = {text for kind, text in _split(name) if kind == "side"}
+    if not found and name != counterpart:  # the letter that differs, first or last
+        found = {name.lower()[0 if name.lower()[1:] == counterpart.lower()[1:] else -1]}
+    return {"l": "left", "r": "right"}[found.pop()] if len(found) == 1 else "centre"
 
 
 def unpaired(names: Sequence[str], pairs: Sequence[tuple[int, int]]) -> list[str]:
