@@ -25,11 +25,14 @@ def local_path(source: str | pathlib.Path) -> str:
     """`source`, or the folder into which the Hugging Face hub's files of hf://owner/name were brought.
 
     Raises:
-      ValueError: an empty name, huggingface_hub is not installed, or there is no such repository within reach.
+      ValueError: an empty name, an address of the web, huggingface_hub is not installed, or there is no such
+        repository within reach.
     """
     text = str(source)
     if not text:
         raise ValueError("weights: the name is empty; give a run, a checkpoint, a folder or file of weights")
+    if text.startswith(("http://", "https://")):
+        raise ValueError(f"{text}: download it first, or give {HUB}owner/name for weights of the Hugging Face hub")
     if not text.startswith(HUB):
         return text
     try:

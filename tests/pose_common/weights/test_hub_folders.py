@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 
+from pose_common.weights.hub_folders import local_path
 from pose_common.weights.torch_files import StateFileError, read_state, write_state
 from tests.weight_files import assert_same
 
@@ -40,6 +41,13 @@ def test_a_folder_means_its_file(tmp_path):
     assert_same(read_state(tmp_path), STATE)
     (tmp_path / "pytorch_model.bin").write_bytes(b"the same weights once more")
     assert_same(read_state(tmp_path), STATE)
+
+
+def test_addresses_of_the_web_are_named():
+    assert local_path("a/b.pth") == "a/b.pth"
+    for address in ("http://example.org/b.pth", "https://example.org/b.pth"):
+        with pytest.raises(ValueError, match=f"^{address}: download it first, or give hf://owner/name"):
+            local_path(address)
 
 
 def test_a_folder_with_one_file_of_any_name(tmp_path):
