@@ -6,7 +6,7 @@ import json
 import logging
 import pathlib
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,9 @@ def boxes_of(boxes: Any, count: int | None = None) -> Callable[[int, Picture], F
     Args:
       boxes: see `PoseModel.__call__`.
       count: of the pictures, where it is known.
+
+    Raises:
+      ValueError: a file that is none, something else than boxes, or those of more pictures than there are.
     """
     if isinstance(boxes, str) and boxes == WHOLE:
         return lambda number, picture: (np.array([[0, 0, *picture.image.shape[1::-1]]], np.float64), np.ones(1))
@@ -32,6 +35,10 @@ def boxes_of(boxes: Any, count: int | None = None) -> Callable[[int, Picture], F
         return _from_file(pathlib.Path(boxes), count)
     if callable(boxes):
         return lambda number, picture: _found_by(boxes, picture)
+    if not isinstance(boxes, Iterable):
+        raise ValueError(
+            f"boxes={boxes!r}: give {WHOLE!r}, [N, 4] numbers, a list of them, a file, or a finder of people"
+        )
     arrays = _one_each(boxes)
     if count is not None and len(arrays) > count:
         raise ValueError(f"boxes of {len(arrays)} pictures were given for {count}")

@@ -211,6 +211,8 @@ class PoseModel:
         """The datasets that were asked for, by default the first. Raises ValueError for one that the model has not."""
         names = (next(iter(self.datasets)),) if dataset is None else dataset
         names = tuple(dict.fromkeys(names.split(",") if isinstance(names, str) else names))
+        if not names:
+            raise ValueError(f"dataset: none is named; {self.title} draws {', '.join(self.datasets)}")
         for name in names:
             if name not in self.datasets:
                 raise ValueError(

@@ -37,6 +37,9 @@ def test_plain_lists():
     assert found((box, box), "a") == [[box, box]]
     with pytest.raises(ValueError, match="boxes of 2 pictures were given for 1"):
         found([[box], [box]], "a")
+    for other in (None, 5):
+        with pytest.raises(ValueError, match=f"boxes={other}: give 'whole', "):
+            boxes_of(other)
 
 
 def test_an_array_of_several_pictures_has_the_boxes_of_each():

@@ -135,6 +135,8 @@ def test_mistakes_are_named(weights, prepared):
     pose = posebh_jax.load(weights / "posebh")
     with pytest.raises(ValueError, match="dataset 'cocoo': .* draws coco, aic, ap10k; did you mean 'coco'"):
         pose(files[0], dataset="cocoo")
+    with pytest.raises(ValueError, match="dataset: none is named; .* draws coco, aic, ap10k"):
+        pose(files[0], dataset=())
     with pytest.raises(ValueError, match="positive sides"):
         pose(files[0], boxes=np.array([[0, 0, -4, 5]]))
     with pytest.raises(ValueError, match="boxes of 1 pictures were given, none for picture 1"):
