@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from boir_jax.hrnet import BasicBlock, NormFactory, small_normal
+from pose_common.convolution import Convolution
 from pose_common.layers import BatchNorm
 
 # Scores start at 0.01, so that the many empty cells do not swamp the focal loss (Lin et al., 2017).
@@ -117,7 +118,7 @@ class InstanceKeypointHead(nn.Module):
         Returns:
           [G, M, h, w, num_keypoints] float32.
         """
-        reduced = self._conv(self.features, 1, "reduce", self.dtype)(features)
+        reduced = self._pointwise(features, self.features, "reduce")
         offset = self._bias("reduce", self.features)
         vectors = jax.vmap(lambda maps, i, cell: maps[i, cell[:, 1], cell[:, 0]])(features, image, cells)
         # One image per group needs no copy of its map for every person; broadcasting serves.
@@ -126,19 +127,13 @@ class InstanceKeypointHead(nn.Module):
         channel_gate = self._gate("channel", vectors)
         mask = self._spatial_mask(maps, offset, self._gate("spatial", vectors), cells)
         fused = nn.relu(self._fuse(maps, offset, channel_gate, mask))
-        output = self._conv(self.num_keypoints, 1, "output", self.dtype)(fused)
+        output = self._pointwise(fused, self.num_keypoints, "output")
         return output + self._bias("output", self.num_keypoints)
 
-    def _conv(self, features: int, kernel: int, name: str, dtype: Any) -> nn.Conv:
-        return nn.Conv(
-            features,
-            (kernel, kernel),
-            padding=kernel // 2,
-            use_bias=False,
-            dtype=dtype,
-            kernel_init=small_normal,
-            name=name,
-        )
+    def _pointwise(self, maps: jax.Array, features: int, name: str) -> jax.Array:
+        """A 1x1 convolution without bias of maps [G, N, h, w, C]."""
+        convolution = Convolution(features, 1, dtype=self.dtype, kernel_init=small_normal, name=name)
+        return convolution(maps.reshape(-1, *maps.shape[2:])).reshape(*maps.shape[:-1], features)
 
     def _bias(self, name: str, size: int) -> jax.Array:
         return self.param(f"{name}_bias", prior_bias, (size,))
@@ -157,7 +152,8 @@ class InstanceKeypointHead(nn.Module):
         relative = (cells[:, :, None, None, :] - grid) / self.unit
         evidence = jnp.concatenate([match[..., None], relative], axis=-1)
         groups, people = match.shape[:2]
-        mask = self._conv(1, 5, "mask", jnp.float32)(evidence.reshape(groups * people, height, width, 3))
+        evidence = evidence.reshape(groups * people, height, width, 3)
+        mask = nn.Conv(1, (5, 5), padding=2, use_bias=False, kernel_init=small_normal, name="mask")(evidence)
         return instance_norm(mask.reshape(groups, people, height, width, 1) + self._bias("mask", 1))
 
     def _fuse(self, maps: jax.Array, offset: jax.Array, gate: jax.Array, mask: jax.Array) -> jax.Array:

@@ -67,7 +67,7 @@ def _equation(equation: Any, filled: float) -> float:
     if name == "dot_general":
         (contracted, _), _ = parameters["dimension_numbers"]
         shape = equation.invars[0].aval.shape
-        return 2.0 * equation.outvars[0].aval.size * math.prod(shape[axis] for axis in contracted)
+        return 2.0 * filled * equation.outvars[0].aval.size * math.prod(shape[axis] for axis in contracted)
     if name == "conv_general_dilated":
         # Each output is a sum over the kernel, but for the zeros that a dilated input (a transposed convolution, the
         # gradient of a stride) is filled up with.
