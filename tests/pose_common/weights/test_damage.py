@@ -269,7 +269,9 @@ def test_without_torch_the_commands_name_the_file(tmp_path, monkeypatch, capsys)
     monkeypatch.setitem(sys.modules, "torch", None)  # importing it fails
     path = tmp_path / "w.pth"
     path.write_bytes(pickle.dumps({"a": 1}, 2))
-    assert predict.main(["picture.jpg", f"--checkpoint={path}", f"--out={tmp_path / 'out'}"]) == 1
+    picture = tmp_path / "picture.jpg"
+    picture.touch()  # it has to be there; it is read after the weights
+    assert predict.main([str(picture), f"--checkpoint={path}", f"--out={tmp_path / 'out'}"]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"error: {path}: .pth files need PyTorch")
 
