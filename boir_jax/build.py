@@ -107,7 +107,7 @@ def make_evaluator(config: ConfigDict, model: BoIR, mesh: Mesh, workdir: str | p
 
 def make_tasks(config: ConfigDict, model: BoIR) -> list[Task]:
     """The rows of the table. Raises ConfigError for two of one name."""
-    own = configuration.dataset(config)
+    own, model = configuration.dataset(config), model.clone(dtype=jnp.dtype(config.eval_dtype))
 
     @functools.cache
     def predictor(smoothing: int) -> Predictor:

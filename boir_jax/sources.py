@@ -7,7 +7,6 @@ import pathlib
 from collections.abc import Callable, Sequence
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -77,12 +76,7 @@ def load(config: ConfigDict, mesh: Mesh) -> restore.Loaded:
     conversion = read(config.checkpoint, config.dataset)
     own = configuration.dataset(config)
     _require_same(conversion, config, own)
-    model = model_of(
-        conversion.manifest,
-        dtype=jnp.dtype(config.dtype),
-        remat=config.remat,
-        fold_channels=build.fold_channels(config),
-    )
+    model = model_of(conversion.manifest, remat=config.remat, fold_channels=build.fold_channels(config))
     start = start_from(conversion, weight_shapes(model), own.keypoint_set)
     if missing := set(start.initialised) - set(TRAINING_HEADS):
         raise ConfigError(f"{_title(conversion, config)} has nothing for {', '.join(sorted(missing))}")

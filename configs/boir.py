@@ -91,7 +91,8 @@ def _full(size: str) -> ConfigDict:
     # Model.
     config.method = "boir"
     config.size = size
-    config.dtype = "bfloat16"  # of the large products; scores, statistics and losses are float32 whatever this says
+    # Of the large products in training; scores, statistics and losses are float32 whatever this says.
+    config.dtype = "bfloat16"
     config.remat = False
     # Maps of fewer channels are folded up to so many, neighbouring cells side by side, which changes no number: 128
     # fills the lanes of a TPU. 0: none; -1: 128 on TPUs, none elsewhere, where it would be a waste.

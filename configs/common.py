@@ -43,6 +43,9 @@ def settings() -> ConfigDict:
     # Decides which weights are kept in checkpoints/best: a pattern of figures, whose mean counts, such as
     # "coco/heads/AP" or "*/AP"; "": the first figure of each dataset's row; "none": none are.
     config.best_metric = ""
+    # Of the network in evaluation, whatever it was trained in; as both releases, whose half precision is for training
+    # alone. Or "bfloat16", which is faster on accelerators and costs digits.
+    config.eval_dtype = "float32"
     config.pictures = 24  # predictions drawn per dataset; the gallery has at most four times as many
     return config
 

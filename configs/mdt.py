@@ -98,7 +98,7 @@ def _full(size: str) -> ConfigDict:
     config.embedding_kernel = 3  # or 1; of the convolution after the neck
     config.embedding_activation = "silu"  # or "relu"
     config.prototypes_per_keypoint = 3  # M (section 3.2)
-    config.dtype = "bfloat16"  # of backbone and heatmap heads; the rest is float32 whatever this says
+    config.dtype = "bfloat16"  # of backbone and heatmap heads in training; the rest is float32 whatever this says
     config.remat = False
 
     config.losses = losses()

@@ -104,7 +104,7 @@ def make_loader(config: ConfigDict) -> TrainIterator:
 def make_evaluator(config: ConfigDict, model: PoseBH, mesh: Mesh, workdir: str | pathlib.Path) -> Evaluator:
     """Evaluation of every dataset of the mixture by its own head, and of `config.eval_also`."""
     predictor = Predictor(
-        model,
+        model.clone(dtype=jnp.dtype(config.eval_dtype)),
         configuration.datasets(config),
         tuple(config.input_size),
         config.flip_test,

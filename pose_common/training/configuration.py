@@ -51,6 +51,7 @@ FREE = frozenset(
         "pictures",
         "profile_steps",
         "eval_batch_size",
+        "eval_dtype",
         "eval_also",
         "remat",
     }
@@ -354,7 +355,8 @@ def check(config: ConfigDict) -> None:
     """Raises ConfigError for what no method can do: fields of configs/common.py and those that all methods have."""
     one_of("mode", config.mode, ("train", "evaluate"))
     one_of("parallel", config.parallel, ("sharded", "pmap"))
-    one_of("dtype", config.dtype, ("float32", "bfloat16"))
+    for name in ("dtype", "eval_dtype"):
+        one_of(name, config[name], ("float32", "bfloat16"))
     for name in POSITIVE:
         if not 0 < config[name] < math.inf:
             raise ConfigError(f"config.{name}={config[name]!r}: expected a number above 0")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -59,6 +60,13 @@ def test_a_published_run_on_small_chips_is_the_same_run():
         released, small = boir.get_config(arg), boir.get_config(f"{arg}_v5e")
         changes = require_same_run(json.loads(released.to_json()), small, FREE)
         assert changes == ["config.remat: False -> True"] * ("w48" in arg)
+
+
+def test_evaluation_is_in_float32_whatever_the_training():
+    config = boir.get_config("coco_w32")
+    model = build.make_model(config)
+    (own, *_) = build.make_tasks(config, model)
+    assert model.dtype == jnp.bfloat16 and own.predictor.model == model.clone(dtype=jnp.dtype(jnp.float32))
 
 
 def test_statistics_of_batch_norm_are_global_or_of_groups():

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from configs import mdt, multi_head
 from pose_common.training.configuration import FREE, require_same_run
+from pose_common.training.mesh import make_mesh
 from pose_common.training.stages import make_stages, stage_index
 from posebh_jax import build
 
@@ -41,6 +43,18 @@ def test_the_huge_run_on_small_chips_is_the_same_run():
             json.loads(configuration.get_config("huge").to_json()), configuration.get_config("huge_v5e"), FREE
         )
         assert changes == ["config.fsdp: 1 -> 4", "config.remat: False -> True"]
+
+
+def test_evaluation_is_in_float32_whatever_the_training(tmp_path):
+    config = mdt.get_config("base")
+    model = build.make_model(config)
+
+    def evaluated():
+        return build.make_evaluator(config, model, make_mesh(), tmp_path).predictor.model
+
+    assert model.dtype == jnp.bfloat16 and evaluated() == model.clone(dtype=jnp.dtype(jnp.float32))
+    config.eval_dtype = "bfloat16"
+    assert evaluated().dtype == jnp.bfloat16
 
 
 def test_the_baseline_has_no_prototype_parts():
