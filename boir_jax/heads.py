@@ -34,7 +34,9 @@ def clamped_sigmoid(logits: jax.Array) -> jax.Array:
 
 
 class DenseHead(nn.Module):
-    """A residual block with projected shortcut, then a 3x3 convolution with bias, to float32.
+    """A residual block with projected shortcut, then a 3x3 convolution whose bias is added in float32.
+
+    A bias of -4.6 beside the signals of a new head would round them away in bfloat16: 29 % error instead of 0.2 %.
 
     Attributes:
       outputs: channels of the result.
@@ -55,16 +57,15 @@ class DenseHead(nn.Module):
         """[B, h, w, C] -> [B, h, w, outputs] raw values."""
         common = {"norm": self.norm, "dtype": self.dtype}
         block = BasicBlock(self.features, project=True, kernel_init=self.block_init, name="block", **common)
-        x = nn.Conv(
+        output = Convolution(
             self.outputs,
-            (3, 3),
-            padding=1,
+            3,
             dtype=self.dtype,
             kernel_init=self.kernel_init,
             bias_init=self.bias_init,
             name="output",
-        )(block(x, train))
-        return x.astype(jnp.float32)
+        )
+        return output(block(x, train))
 
 
 def box_head(features: int, **common: Any) -> DenseHead:

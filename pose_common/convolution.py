@@ -24,7 +24,7 @@ Pair = tuple[int, int]
 
 
 class Convolution(nn.Module):
-    """A convolution without bias, zero padded to keep the size over the stride, between maps that may be folded.
+    """A convolution, zero padded to keep the size over the stride, between maps that may be folded.
 
     Padding is written out: "SAME" pads a strided convolution on the right only, published weights expect both sides.
 
@@ -33,8 +33,10 @@ class Convolution(nn.Module):
       kernel: cells of the square kernel, an odd number.
       stride, dilation: in cells of the map that is not folded.
       source, target: folds of input and result, which change nothing but the order of the same values.
-      dtype: of the arithmetic.
+      dtype: of the products and, without bias, of the result.
       kernel_init: initial values of the parameter `kernel` [kernel, kernel, C, features].
+      bias_init: of the parameter `bias` [features], which is added in float32, so that a large one rounds nothing away;
+        None for no bias. Not with a folded result.
     """
 
     features: int
@@ -45,10 +47,17 @@ class Convolution(nn.Module):
     target: Fold = FLAT
     dtype: Any = jnp.float32
     kernel_init: Callable[..., jax.Array] = nn.initializers.lecun_normal()
+    bias_init: Callable[..., jax.Array] | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, h, w, C] -> [B, ceil(h / stride), ceil(w / stride), features], both folded."""
+        found = self._convolved(x)
+        if self.bias_init is None:
+            return found
+        return found.astype(jnp.float32) + self.param("bias", self.bias_init, (self.features,))
+
+    def _convolved(self, x: jax.Array) -> jax.Array:
         shape = self.kernel, self.kernel, x.shape[-1] // self.source.cells, self.features
         kernel = self.param("kernel", self.kernel_init, shape).astype(self.dtype)
         x, pad = x.astype(self.dtype), self.dilation * (self.kernel // 2)
