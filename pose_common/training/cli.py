@@ -43,8 +43,8 @@ def make_reading(config: ConfigDict) -> Reading:
 
 
 def steps_per_epoch(config: ConfigDict, data: TrainIterator) -> int:
-    """As configured, or one pass over the examples."""
-    return config.steps_per_epoch or max(1, data.num_examples // config.batch_size)
+    """As configured, or one pass over the examples, its last batch counting whole: PyTorch's samplers fill it up."""
+    return config.steps_per_epoch or -(-data.num_examples // config.batch_size)
 
 
 def make_strategy(config: ConfigDict) -> parallel.Strategy:

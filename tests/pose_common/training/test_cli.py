@@ -1,0 +1,16 @@
+"""What the training programs of both methods have in common."""
+
+from __future__ import annotations
+
+import types
+
+import pytest
+from ml_collections import ConfigDict
+
+from pose_common.training import cli
+
+
+@pytest.mark.parametrize(("examples", "configured", "steps"), [(96, 0, 3), (97, 0, 4), (5, 0, 1), (97, 7, 7)])
+def test_an_epoch_counts_its_last_batch(examples, configured, steps):
+    config = ConfigDict({"batch_size": 32, "steps_per_epoch": configured})
+    assert cli.steps_per_epoch(config, types.SimpleNamespace(num_examples=examples)) == steps
