@@ -168,12 +168,15 @@ def _aspect(dataset: PoseDataset, input_size: tuple[int, int]) -> float | None:
 
 
 def _unlabelled(columns: Annotations, dataset: PoseDataset) -> np.ndarray:
+    """bool [N]: who is left out for want of labels; see `PoseDataset.drop_unlabelled_by`."""
     if dataset.drop_unlabelled_by == "never":
         return np.zeros(len(columns.id), bool)
-    unlabelled = ~(columns.keypoints > 0).any(axis=(1, 2))
-    if dataset.drop_unlabelled_by == "num_keypoints":
-        unlabelled |= columns.num_keypoints == 0
-    return unlabelled
+    by_count = dataset.drop_unlabelled_by == "num_keypoints"
+    # A whole body's own `keypoints` are the body's, and the release looks at them alone.
+    parts = () if by_count else dataset.keypoints.parts
+    first, end = parts[0][1:] if parts else (0, dataset.num_keypoints)
+    unlabelled = ~(columns.keypoints[:, first:end] > 0).any(axis=(1, 2))
+    return unlabelled | (columns.num_keypoints == 0) if by_count else unlabelled
 
 
 def _crops(columns: Annotations, dataset: PoseDataset, box, own, aspect) -> tuple[np.ndarray, np.ndarray]:

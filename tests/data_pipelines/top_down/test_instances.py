@@ -123,12 +123,16 @@ def test_who_is_left_out(change, kept):
         assert chosen.instance_id[0] == 7
 
 
-def test_wholebody_ignores_the_count_of_body_keypoints():
+@pytest.mark.parametrize(("part", "kept"), [("body", 1), ("lefthand", 0)])
+def test_wholebody_is_kept_by_the_numbers_of_its_body_whatever_their_count(part, kept):
     dataset = DATASETS["coco_wholebody"]
-    person = {"id": 7, "image_id": 1, "bbox": [10, 10, 20, 20], "num_keypoints": 0, "keypoints": np.ones((133, 3))}
+    (where,) = [slice(*rows) for name, *rows in dataset.keypoints.parts if name == part]
+    keypoints = np.zeros((133, 3))
+    keypoints[where] = 1
+    person = {"id": 7, "image_id": 1, "bbox": [10, 10, 20, 20], "num_keypoints": 0, "keypoints": keypoints}
     images = [{"id": 1, "file_name": "1.jpg", "height": 50, "width": 60}]
     table = fakes.annotation_table(dataset, images, [person])
-    assert len(instances.ground_truth(table, dataset, INPUT_SIZE)) == 1
+    assert len(instances.ground_truth(table, dataset, INPUT_SIZE)) == kept
 
 
 def test_annotations_of_another_skeleton_are_refused():
