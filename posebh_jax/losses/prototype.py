@@ -133,9 +133,10 @@ def prototype_terms(
     shared: dict[str, Any] = {"keypoint_index": keypoint_index, "config": config, "axis_name": axis_name}
     terms = contrast(embedding, compared.partition, prototypes, labels, **shared)
     images = count_images(dataset, keypoint_index, axis_name)
-    maps_loss = heatmap_mse(
-        protos.prototype_heatmaps(compared.best), targets, keypoint_weights, images, keypoint_index
-    ).sum()
+    maps = protos.prototype_heatmaps(compared.best)
+    maps_loss = heatmap_mse(maps, targets, keypoint_weights, images, keypoint_index)
+    # As in the release a dataset without a labelled pixel has no loss, though a keypoint beside the map has a weight.
+    maps_loss = jnp.where(terms.pixels > 0, maps_loss, 0.0).sum()
     losses = {"prototype": terms.loss, "prototype_heatmap": config.heatmap_weight * maps_loss}
 
     correct = protos.is_correct(labels, compared.best, keypoint_index).astype(jnp.float32)

@@ -185,9 +185,10 @@ def test_samples_can_weigh_by_correctness():
     assert jnp.abs(confident - updates[0]).max() > 1e-4
 
 
-def test_an_unlabelled_batch_gives_zero_losses():
+@pytest.mark.parametrize("weight", [0, 1], ids=["unlabelled", "beside the map"])
+def test_a_batch_without_a_labelled_pixel_gives_zero_losses(weight):
     batch = random_batch()
-    empty = batch._replace(targets=0 * batch.targets, weights=0 * batch.weights)
+    empty = batch._replace(targets=0 * batch.targets, weights=weight * batch.weights)
     prototypes = random_prototypes()
     terms, aux, gradients = with_gradients(empty, prototypes, jnp.zeros((8, 8, 6, 3)), KEYPOINT_INDEX)
     assert all(float(value) == 0 for value in terms.values())
