@@ -21,6 +21,8 @@ from pose_common.collectives import global_sum
 
 # Losses are float32 products whatever the accelerator's default; they are a small part of a step.
 _EXACT = jax.lax.Precision.HIGHEST
+SMALLEST_HULL = 0.1
+"""Diagonal of two boxes' common hull, in cells, that their distance is measured by at least."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,7 +144,7 @@ def box_loss(
 
 
 def ciou_loss(predicted: jax.Array, actual: jax.Array, epsilon: float = 1e-10) -> jax.Array:
-    """1 - complete IoU (Zheng et al., AAAI 2020) of corner boxes [..., (x1, y1, x2, y2)] -> [...].
+    """1 - complete IoU (Zheng et al., AAAI 2020) of corner boxes [..., (x1, y1, x2, y2)] in cells -> [...].
 
     As in the release `epsilon` widens heights and the union, and the trade-off weight of the aspect term is a
     constant to the gradient. That weight is 0/0 for identical boxes in float32; here it is 0.
@@ -159,7 +161,8 @@ def ciou_loss(predicted: jax.Array, actual: jax.Array, epsilon: float = 1e-10) -
 
     hull_w = jnp.maximum(px2, ax2) - jnp.minimum(px1, ax1)
     hull_h = jnp.maximum(py2, ay2) - jnp.minimum(py1, ay1)
-    diagonal = jnp.square(hull_w) + jnp.square(hull_h) + epsilon
+    # A box without extent beside a prediction as small would have a loss of 1e6 and a gradient of 1e8.
+    diagonal = jnp.maximum(jnp.square(hull_w) + jnp.square(hull_h) + epsilon, SMALLEST_HULL**2)
     apart = (jnp.square(ax1 + ax2 - px1 - px2) + jnp.square(ay1 + ay2 - py1 - py2)) / 4
     aspect = 4 / math.pi**2 * jnp.square(jnp.arctan(aw / ah) - jnp.arctan(pw / ph))
     tradeoff = jax.lax.stop_gradient(aspect / jnp.maximum(aspect - iou + 1, 1e-7))

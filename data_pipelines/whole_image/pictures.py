@@ -193,7 +193,7 @@ class Train:
       dataset: the protocol.
       input_size: side S of the square pictures, a multiple of 4.
       rules: see `Rules`.
-      instances: N, the instance axis; the smallest people are left out where there are more.
+      instances: N, the instance axis; where there are more people the smallest are left out, their boxes ignored.
       augmentation: see `Augmentation`.
     """
 
@@ -230,12 +230,16 @@ class Train:
             keypoints[..., 0] = cells - 1 - keypoints[..., 0]
             corners[..., 0] = cells - 1 - corners[..., 0]
         area = sample["boxes"][:, 2] * sample["boxes"][:, 3] * (size / (side * geometry.SCALE_UNIT)) ** 2
-        targets = self._targets(keypoints, corners, area, draws.jitter, cells)
+        targets, left_out = self._targets(keypoints, corners, area, draws.jitter, cells)
+        for left, top, right, bottom in left_out:  # no person, and no background either
+            ignore[top : bottom + 1, left : right + 1] = True
         picture = cv2.cvtColor(np.ascontiguousarray(picture), cv2.COLOR_BGR2RGB)
         return targets | {"image": picture, "ignore": ignore}
 
-    def _targets(self, keypoints, corners, area, jitter, cells: int) -> dict[str, np.ndarray]:
-        """The coordinate fields, padded to `instances` rows: instances first, larger people first."""
+    def _targets(self, keypoints, corners, area, jitter, cells: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """The coordinate fields, padded to `instances` rows: instances first, larger people first; and the first and
+        last cells (left, top, right, bottom) [P, 4] of the boxes of people beyond.
+        """
         labelled = keypoints[..., 2] > 0
         has_centre = labelled.any(axis=1) & (area >= self.rules.min_area)
         sums = np.where(labelled[..., None], keypoints[..., :2], 0).sum(axis=1)
@@ -245,7 +249,7 @@ class Train:
 
         descending = ascending[::-1]
         order = np.concatenate([descending[valid[descending]], descending[~valid[descending]]])
-        order = order[: self.instances]
+        order, beyond = order[: self.instances], order[self.instances :]
         clipped = np.clip(corners, 0, cells - 1)
         low, high = clipped.min(axis=1), clipped.max(axis=1)
         fields = {
@@ -261,7 +265,7 @@ class Train:
         for name, (values, dtype) in fields.items():
             padded[name] = np.zeros((self.instances, *values.shape[1:]), dtype)
             padded[name][: len(order)] = values[order]
-        return padded
+        return padded, np.concatenate([low, high], axis=1)[beyond].astype(np.int64)
 
 
 def usable_pixels(sample: Sample) -> np.ndarray:

@@ -89,6 +89,10 @@ def test_ciou_of_odd_boxes():
     np.testing.assert_allclose(value, 0, atol=1e-5)
     assert np.isfinite(grad).all()
 
+    point, near = jnp.array([13.0, 9.0, 13.0, 9.0]), jnp.array([13.05, 9.05, 12.97, 8.97])  # a box clipped away
+    value, grad = jax.value_and_grad(ciou_loss)(near, point)
+    assert 0 <= value < 3 and np.abs(grad).max() < 10  # as of any other box that is missed; 2e6 and 1e8 without a bound
+
     inverted, actual = corners(record["iou:inverted:pred"]), corners(record["iou:inverted:gt"])
     np.testing.assert_allclose(ciou_loss(inverted, actual), record["iou:inverted:ciou64"][:, 0], rtol=1e-5)
 

@@ -59,6 +59,10 @@ def test_people_beyond_the_cap():
         np.testing.assert_array_equal(cut[name], full[name][:2])
     assert cut["instance_valid"].all()
     assert cut["area"][0] >= cut["area"][1]
+    # Who is left out is no background: the cells of the box ask for nothing.
+    for left, top, width, height in full["boxes"][2 : full["instance_valid"].sum()]:
+        box = np.s_[int(top) : int(top + height) + 1, int(left) : int(left + width) + 1]
+        assert cut["ignore"][box].all() and not full["ignore"][box].all()
 
 
 def test_gaussian_radius():
