@@ -9,12 +9,14 @@ from data_pipelines.fields import Fault, numbers, whole
 
 MAX_COORDINATE = 1e6
 UNUSABLE = "unusable segmentation (instance kept without)"
+UNUSABLE_PART = "unusable polygon of a segmentation (left out)"
 
 
 def text_of(segmentation: Any, width: int, height: int, remarks: list[tuple[str, str]]) -> str:
     """The segmentation of a `width` x `height` picture as JSON text: polygons, or run lengths with a size.
 
-    "" where there is none, or none that can be used; the latter is added to `remarks`.
+    "" where there is none, or none that can be used. What cannot be used, of several polygons those, is added to
+    `remarks`.
     """
     if segmentation is None or segmentation in ("", [], {}):
         return ""
@@ -23,10 +25,20 @@ def text_of(segmentation: Any, width: int, height: int, remarks: list[tuple[str,
             return json.dumps(_run_lengths(segmentation, width, height))
         if not isinstance(segmentation, list):
             raise Fault("", f"{segmentation!r:.80} is neither polygons nor run lengths")
-        return json.dumps([_polygon(polygon) for polygon in segmentation])
     except Fault as fault:
         remarks.append((UNUSABLE, fault.detail))
         return ""
+    usable, unusable = [], []
+    for polygon in segmentation:
+        try:
+            usable.append(_polygon(polygon))
+        except Fault as fault:
+            unusable.append(fault.detail)
+    if not usable:
+        remarks.append((UNUSABLE, unusable[0]))
+        return ""
+    remarks.extend((UNUSABLE_PART, detail) for detail in unusable)
+    return json.dumps(usable)
 
 
 def _polygon(values: Any) -> list[float]:

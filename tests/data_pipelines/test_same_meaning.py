@@ -256,3 +256,9 @@ def test_unusable_masks_say_what_is_wrong(segmentation, said, tmp_path):
     (example,) = summary["remarks"][masks.UNUSABLE]["examples"]
     assert example["id"] == 11 and example["file"].endswith("people_data.json")
     assert re.search(said, example["detail"]) and table.mask[1] == ""
+
+
+def test_an_unusable_polygon_costs_itself_alone():
+    remarks, square = [], [0, 0, 9, 0, 9, 9, 0, 9]
+    assert json.loads(masks.text_of([square, [1, 2, 3, 4]], 48, 32, remarks)) == [square]
+    assert [reason for reason, _ in remarks] == [masks.UNUSABLE_PART]
