@@ -5,6 +5,8 @@ TORCH_VENV ?= .venv-torch
 ONNX_VENV ?= .venv-onnx
 # Each test process compiles for itself: two use both cores of a small machine.
 TEST_PROCESSES ?= 2
+# A file a process, in the order of tests/conftest.py: pytest-xdist's own would begin the longest tests last.
+SIDE_BY_SIDE = -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo demo-boir embedded lint format test test-fast test-torch test-onnx test-rounding clean
 
@@ -20,7 +22,7 @@ embedded: demo-boir
 	$(VENV)/bin/python -m scripts.embed_models workdir/embedded workdir/demo_boir
 
 test: $(VENV)/.ready
-	$(VENV)/bin/python -m pytest -n $(TEST_PROCESSES) --dist loadfile -rs
+	$(VENV)/bin/python -m pytest $(SIDE_BY_SIDE) -rs
 
 # Style, mistakes that can be seen without running, and types.
 lint: $(VENV)/.ready-lint
@@ -34,7 +36,7 @@ format: $(VENV)/.ready-lint
 
 # Between edits: everything that compiles no whole network, compiled without LLVM's optimisation.
 test-fast: $(VENV)/.ready
-	XLA_FLAGS="$(XLA_FLAGS) --xla_backend_optimization_level=0" $(VENV)/bin/python -m pytest -n $(TEST_PROCESSES) --dist loadfile -m "not slow"
+	XLA_FLAGS="$(XLA_FLAGS) --xla_backend_optimization_level=0" $(VENV)/bin/python -m pytest $(SIDE_BY_SIDE) -m "not slow"
 
 # Which tolerances are too narrow for what rounding alone does on other processors.
 test-rounding: $(VENV)/.ready
@@ -42,7 +44,7 @@ test-rounding: $(VENV)/.ready
 
 # The tests that need PyTorch (reading .pth files) and transformers (peers of the converters).
 test-torch: $(TORCH_VENV)/.ready
-	$(TORCH_VENV)/bin/python -m pytest -n $(TEST_PROCESSES) --dist loadfile -m torch
+	$(TORCH_VENV)/bin/python -m pytest $(SIDE_BY_SIDE) -m torch
 
 # The tests that need jax2onnx, whose pins are not those of constraints.txt.
 test-onnx: $(ONNX_VENV)/.ready

@@ -22,8 +22,11 @@ jax.config.update("jax_default_matmul_precision", "highest")
 
 def pytest_collection_modifyitems(items):
     """Files with slow tests come first: with a file a process, one that begins late would leave the others waiting."""
-    slow = collections.Counter(item.path for item in items if item.get_closest_marker("slow"))
-    items.sort(key=lambda item: -slow[item.path])  # stable, so that a file stays together
+    minutes = collections.Counter()
+    for item in items:
+        if marker := item.get_closest_marker("slow"):
+            minutes[item.path] += marker.kwargs.get("minutes", 0.05)
+    items.sort(key=lambda item: -minutes[item.path])  # stable, so that a file stays together
 
 
 @pytest.fixture(scope="module")

@@ -68,6 +68,7 @@ def losses(workdir):
     return {row["step"]: row["loss"] for row in read_metrics(workdir / "metrics.jsonl") if row["split"] == "train"}
 
 
+@pytest.mark.slow(minutes=1)
 def test_killed_anywhere_it_goes_on_exactly(tmp_path):
     data_dir = tmp_path / "data"
     prepare_synthetic(data_dir, ["synthetic_coco", "synthetic_ap10k"], num_train=12, num_val=4)
