@@ -82,14 +82,44 @@ class BoIRMethod:
         return jax.eval_shape(self.init, jax.random.PRNGKey(0))
 
     def loss(self, params, state: TrainState, batch, key, stage: Stage, axis_name: str | None):
-        """The per-device loss; see `pose_common.training.step`."""
+        """The per-device loss and its `LossOutput`; see `pose_common.training.step`.
+
+        Args:
+          params: of all parts.
+          state: for its running statistics; its own parameters are not used.
+          batch: of the whole-image batch contract, B images (this device's, if an axis is mapped) and N rows for the
+            people of each: `image` uint8 [B, S, S, 3], `ignore` bool [B, h, w], and in map cells `keypoints` float32
+            [B, N, K, 3] (the third value is positive where labelled), `boxes` float32 [B, N, 4], `radius` int32 [B, N]
+            and `sample_cell` int32 [B, N, 2]; `has_centre` and `instance_valid` bool [B, N].
+          key: uint32 [2], the step's; each image has its own by its place in the global batch.
+          stage: the only one.
+          axis_name: the mapped axis of devices, or None.
+
+        Returns:
+          (scalar float32, `LossOutput`): the sum of the four weighted terms, and what `terms` says.
+
+        Raises:
+          ValueError: B is no multiple of `group`.
+        """
         rows, people = batch["instance_valid"].shape
         keys = sample_keys(key, rows, axis_name)
         priority = jax.vmap(lambda key: jax.random.uniform(key, (people,)))(keys)
         return self.terms(params, state, batch, priority, stage, axis_name)
 
     def terms(self, params, state: TrainState, batch, priority, stage: Stage, axis_name: str | None):
-        """`loss` for given draws: `priority` [B, N] ranks the people for the instance head."""
+        """`loss` for given draws.
+
+        Args:
+          params, state, batch, stage, axis_name: see `loss`.
+          priority: float32 [B, N] in [0, 1); ranks the people for the instance head.
+
+        Returns:
+          (scalar float32, `LossOutput`). Its terms are scalars, and so are its metrics: the counts of the people and of
+          those that go through the instance head.
+
+        Raises:
+          ValueError: B is no multiple of `group`.
+        """
         del stage
         image, row, chosen = choose_instances(priority, batch["instance_valid"], self.group, self.cap)
         targets, cells = make_targets(batch, image, row, chosen)
@@ -110,7 +140,18 @@ class BoIRMethod:
         return sum(values.values()), LossOutput(values, metrics, updated["batch_stats"])
 
     def weigh(self, dense, maps, targets: Targets, batch, axis_name: str | None) -> dict[str, jax.Array]:
-        """The weighted terms of a batch's maps; a method that compares settings chooses them here, by `batch`."""
+        """The weighted terms of a batch's maps; a method that compares settings chooses them here, by `batch`.
+
+        Args:
+          dense: the dense head's maps, see `loss_terms`.
+          maps: keypoint logits [G, M, h, w, K] of the people that go through the instance head.
+          targets: what both should be.
+          batch: see `loss`.
+          axis_name: the mapped axis of devices, or None.
+
+        Returns:
+          {term: scalar float32, per device}, with the names in `TERMS`.
+        """
         del batch
         return loss_terms(dense, maps, targets, self.losses, axis_name)
 

@@ -85,6 +85,9 @@ def choose_instances(
     Returns:
       image (within its group) and row, int32 [G, M], and chosen, bool [G, M], False where the group has fewer
       people; M = min(cap, group * N).
+
+    Raises:
+      ValueError: B is no multiple of `group`.
     """
     batch, rows = valid.shape
     if batch % group:

@@ -13,7 +13,11 @@ def fitting_batch(batch_size: int, count: int, devices: int) -> int:
 
 
 def rows_of_process(batch_size: int, process_index: int, process_count: int) -> int:
-    """Rows of a global batch that a process reads."""
+    """Rows of a global batch that a process reads.
+
+    Raises:
+      ValueError: an empty batch, one that the processes cannot share equally, or a process that is none of them.
+    """
     if batch_size <= 0 or batch_size % process_count:
         raise ValueError(f"a batch of {batch_size} cannot be shared equally by {process_count} processes")
     if not 0 <= process_index < process_count:

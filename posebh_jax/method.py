@@ -139,7 +139,20 @@ class PoseBHMethod:
         return state.with_weights(weights).replace(opt_state=opt_state)
 
     def loss(self, params, state: TrainState, batch, key, stage: Stage, axis_name: str | None):
-        """the stage's per-device loss; see `pose_common.training.step`."""
+        """The stage's per-device loss and its `LossOutput`; see `pose_common.training.step`.
+
+        Args:
+          params: of all groups, those that train and those that are frozen.
+          state: for its running statistics and prototypes; its own parameters are not used.
+          batch: of the top-down batch contract, B rows (this device's, if an axis is mapped): `image` uint8
+            [B, H, W, 3], `keypoints` float32 [B, K, 2] in crop pixels, `visible` float32 [B, K], `dataset` int32 [B].
+          key: uint32 [2], the step's; each row has its own keys by its place in the global batch.
+          stage: says which groups train and which terms are asked for.
+          axis_name: the mapped axis of devices, or None.
+
+        Returns:
+          (scalar float32, `LossOutput`): the sum of the stage's terms, and what `terms` says.
+        """
         keys = sample_keys(key, batch["dataset"].shape[0], axis_name)
         return self.terms(params, state, self._inputs(batch, keys, stage), stage, axis_name)
 
@@ -156,7 +169,16 @@ class PoseBHMethod:
         return Inputs(normalise_pixels(batch["image"]), dataset, targets, weights, drop_path, noise)
 
     def terms(self, params, state: TrainState, inputs: Inputs, stage: Stage, axis_name: str | None):
-        """`loss` from finished inputs: every random number is an argument."""
+        """`loss` from finished inputs: every random number is an argument.
+
+        Args:
+          params, state, stage, axis_name: see `loss`.
+          inputs: see `Inputs`.
+
+        Returns:
+          (scalar float32, `LossOutput`). Its terms are scalars, and so are its metrics. Its `observed` is the pair of
+          the labelled pixels and the noise [B, h, w, M] that `update` takes, or None where the prototypes are frozen.
+        """
         run = functools.partial(_run, self.model.clone(axis_name=axis_name), params, state.batch_stats, stage.train)
         labels = (inputs.targets, inputs.keypoint_weights)
         bank, asked = state.method_state, set(stage.losses)
@@ -194,7 +216,16 @@ class PoseBHMethod:
         return total, LossOutput(values, jax.lax.stop_gradient(metrics), trained, observed)
 
     def update(self, method_state: dict[str, Any], observed, axis_name: str | None):
-        """Momentum update of the prototypes (section 3.2), in stages where they follow the embeddings."""
+        """Momentum update of the prototypes (section 3.2), in stages where they follow the embeddings.
+
+        Args:
+          method_state: with the prototypes `bank` float32 [T, M, D]; what else is in it stays.
+          observed: that of `terms`, or None: nothing changes.
+          axis_name: the mapped axis of devices, or None.
+
+        Returns:
+          (the new method state, {"prototype/moved": scalar, the share of prototypes that moved} or {}).
+        """
         if observed is None:
             return method_state, {}
         labelled, noise = observed

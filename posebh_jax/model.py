@@ -34,7 +34,11 @@ class HeatmapHeads(nn.Module):
 
     @nn.compact
     def __call__(self, features: jax.Array, *, train: bool, names: Sequence[str] | None = None) -> jax.Array:
-        """[B, h, w, C] -> [B, 4h, 4w, sum of K]: the maps of all datasets or those in `names`, in dataset order."""
+        """[B, h, w, C] -> [B, 4h, 4w, sum of K]: the maps of all datasets or those in `names`, in dataset order.
+
+        Raises:
+          ValueError: a name in `names` that no head has.
+        """
         unknown = set(names or ()) - {name for name, _ in self.datasets}
         if unknown:
             raise ValueError(f"no head for {sorted(unknown)}; the heads are {[name for name, _ in self.datasets]}")

@@ -55,6 +55,9 @@ class Predictor:
         Returns:
           {"heads": [B, K, 3]} and, where the model has prototypes, {"prototypes": [B, K, 3]}: x, y in image pixels and
           the maximum of the keypoint's map. A skeleton learned without training has prototypes alone.
+
+        Raises:
+          ValueError: the head and the protocol have different keypoint sets.
         """
         if protocol.keypoint_set != self.datasets[head].keypoint_set:
             raise ValueError(

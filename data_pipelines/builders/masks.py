@@ -72,7 +72,14 @@ def _lengths(counts: Any) -> list[int]:
 
 
 def _decompress(text: str) -> list[int]:
-    """The run lengths of COCO's compressed form: six bits a character, from the third on less the one before last."""
+    """The run lengths of COCO's compressed form.
+
+    A character holds five bits of a number, the lowest first, and a sixth bit that says whether more follow. From the
+    fourth number on, each is the difference between its run length and the run length two before.
+
+    Raises:
+      Fault: a character that is none of these 64, or a number without its end.
+    """
     lengths: list[int] = []
     value = shift = 0
     for letter in text:

@@ -88,7 +88,11 @@ class Scene:
 
 
 def render_scene(kind: str, seed: tuple[int, ...], index: int) -> Scene:
-    """Picture `index` of the world `seed` (non-negative integers); kind is one of `KINDS`."""
+    """Picture `index` of the world `seed` (non-negative integers); kind is one of `KINDS`.
+
+    Raises:
+      ValueError: an unknown kind.
+    """
     if kind not in KINDS:
         raise ValueError(f"unknown kind of scene {kind!r}; known: {', '.join(KINDS)}")
     rng = np.random.default_rng(np.random.SeedSequence((*seed, index)))

@@ -100,6 +100,9 @@ def reasons(annotations: Annotations, dataset: PoseDataset) -> dict[str, np.ndar
     """Why an annotation gives no crop: {reason: bool [N]}, all False for those that give one.
 
     Crowds, people without labelled keypoints, boxes outside the image or without extent, areas of zero.
+
+    Raises:
+      ValueError: the annotations have another number of keypoints than the dataset.
     """
     columns = annotations
     if columns.keypoints.shape[1:] != (dataset.num_keypoints, 3):

@@ -197,7 +197,11 @@ def train_iterator(
     process_count: int = 1,
     reading: Reading = Reading(),
 ) -> TrainIterator:
-    """`train_loader` for sources that are open; the `dataset_index` of each must be its place among them."""
+    """`train_loader` for sources that are open; the `dataset_index` of each must be its place among them.
+
+    Raises:
+      ValueError: no source, one with another `dataset_index`, or sizes or a mixture that do not fit.
+    """
     if not sources or [source.dataset_index for source in sources] != list(range(len(sources))):
         raise ValueError(
             "a training mixture needs datasets numbered from 0, got "

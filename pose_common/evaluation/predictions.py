@@ -34,6 +34,9 @@ def predict_split(
 
     Returns:
       {name: array [N, ...]} of predictions and kept fields, in the same order in every process.
+
+    Raises:
+      ValueError: no batch.
     """
     sharding = batch_sharding(mesh)
     rows: list[dict[str, np.ndarray]] = []

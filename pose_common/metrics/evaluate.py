@@ -61,6 +61,10 @@ def final_poses(
 
     Returns:
       Poses ordered by image, then best first where suppressed, else by instance.
+
+    Raises:
+      ValueError: an unknown metric or suppression, or, of several categories, an instance without an annotation to take
+        its category from.
     """
     keys = np.stack([predictions.image_id, predictions.instance_id], axis=1)
     poses = predictions.take(np.unique(keys, axis=0, return_index=True)[1])
@@ -108,7 +112,18 @@ def match_poses(
     part: tuple[int, int] | None = None,
     thresholds: Sequence[float] = oks.OKS_THRESHOLDS,
 ) -> oks.Matches:
-    """Who is matched to whom by the dataset's protocol: `oks.match` with its sigmas, sizes and rules."""
+    """Who is matched to whom by the dataset's protocol: `oks.match` with its sigmas, sizes and rules.
+
+    Args:
+      dataset: decides sigmas, the objects' size and who is ignored.
+      truth: the annotations.
+      poses: those of `final_poses`.
+      part: (first, end) of the keypoints to compare; all by default.
+      thresholds: see `oks.match`.
+
+    Raises:
+      ValueError: a skeleton without a sigma for each keypoint, an unknown metric, or poses that `oks.match` refuses.
+    """
     sigmas = np.array(dataset.keypoints.sigmas)
     if len(sigmas) != dataset.num_keypoints:
         raise ValueError(f"OKS needs a sigma for each keypoint; {dataset.keypoint_set!r} has {len(sigmas)}")

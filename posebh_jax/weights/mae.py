@@ -37,7 +37,11 @@ def adapt_backbone(state: MutableMapping[str, np.ndarray], grid: tuple[int, int]
 
 
 def pad_patch_kernel(kernel: np.ndarray, patch_size: int) -> np.ndarray:
-    """[C, 3, k, k] -> [C, 3, patch_size, patch_size]: zeros around it, the smaller half first."""
+    """[C, 3, k, k] -> [C, 3, patch_size, patch_size]: zeros around it, the smaller half first.
+
+    Raises:
+      ConversionError: a kernel that is not square, or larger than the patch.
+    """
     if kernel.ndim != 4 or kernel.shape[2] != kernel.shape[3] or kernel.shape[2] > patch_size:
         raise ConversionError("the backbone does not fit", [f"{PATCH_KERNEL} has shape {list(kernel.shape)}"])
     before, odd = divmod(patch_size - kernel.shape[2], 2)
@@ -49,6 +53,9 @@ def resize_position(position: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
     """[1, 1 + n, C] on a square grid (or on `grid` already) -> [1, 1 + h * w, C]; the leading row is kept.
 
     Bicubic with half-pixel centres and a clamped border, without antialiasing where the grid shrinks.
+
+    Raises:
+      ConversionError: the positions make neither a square grid nor `grid`.
     """
     tokens = position.shape[1] - 1 if position.ndim == 3 else 0
     side = int(round(max(tokens, 0) ** 0.5))
