@@ -90,13 +90,25 @@ def test_draws_stay_in_their_ranges():
     again = augmentation.draw(sample, np.random.default_rng(7))
     assert again[:4] == draws[7][:4] and np.array_equal(again.jitter, draws[7].jitter)
     scale = np.array([draw.scale for draw in draws])
+    rotation = np.array([draw.rotation for draw in draws])
     reach = np.trunc(0.2 * scale * 200)
     shift = np.array([draw.shift for draw in draws])
     assert (shift >= -reach[:, None]).all() and (shift < reach[:, None]).all()
     assert 0.75 <= scale.min() < 0.8 and 1.45 < scale.max() <= 1.5
+    assert -30 <= rotation.min() < -28 and 28 < rotation.max() <= 30
+    assert (shift < -0.8 * reach[:, None]).any(axis=0).all() and (shift > 0.8 * reach[:, None]).any(axis=0).all()
     assert 0.4 < np.mean([draw.mirror for draw in draws]) < 0.6
     assert {int(value) for draw in draws for value in draw.jitter.ravel()} == {-1, 0, 1}
     augmentation.draw({"size": (2, 2), "boxes": np.zeros((0, 4))}, np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("mirror", [0, 1])
+def test_what_is_drawn_at_the_ends(mirror):
+    """Nobody or everybody is mirrored; without ranges nothing else changes."""
+    augmentation = Augmentation(scale=(1.0, 1.0), rotation=0.0, translation=0.0, mirror=mirror)
+    for seed in range(20):
+        drawn = augmentation.draw({"size": (300, 200), "boxes": np.zeros((0, 4))}, np.random.default_rng(seed))
+        assert drawn[:4] == (1, 0, (0, 0), mirror)
 
 
 def test_rules():
