@@ -87,6 +87,8 @@ def test_names_as_tools_write_them(write):
 
 def test_a_file_of_other_pictures_is_told_once(write, caplog):
     file = write([{"image": "x.jpg", "bbox": [1, 1, 10, 10]}])
+    assert found(file, "x.jpg", "a.jpg") == [[[1, 1, 10, 10]], []]
+    assert not caplog.records, "the file is of these pictures; the second has nobody"
     found(file, "a.jpg", "b.jpg")
     assert [record.message for record in caplog.records] == [f"{file} has no boxes of a.jpg; it has those of x.jpg"]
 

@@ -125,6 +125,14 @@ def test_what_a_camera_notes_of_its_orientation_is_applied(tmp_path, orientation
     assert np.abs(found.astype(int) - pillow.image).mean() < 3
 
 
+@pytest.mark.parametrize("name", ["clip.mp4", "CLIP.MOV"])
+def test_a_video_is_several_pictures_of_unknown_number(tmp_path, name):
+    clip = tmp_path / name
+    clip.touch()
+    for source in (clip, str(clip)):
+        assert not is_single(source) and count_of(source) is None
+
+
 def test_what_is_no_picture_is_named(tmp_path):
     (tmp_path / "broken.jpg").write_bytes(b"no picture")
     for source, message in (

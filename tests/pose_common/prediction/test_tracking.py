@@ -45,6 +45,14 @@ def test_somebody_hidden_for_a_while_comes_back_under_the_same_id():
     assert impatient[12] == [1, 3], "a new person"
 
 
+@pytest.mark.parametrize("gap, expected", [(3, [1, 2]), (4, [1, 3])])
+def test_a_track_outlives_as_many_frames_as_its_patience(gap, expected):
+    both, one = frame(0, (0, 0), (300, 0)), frame(0, (0, 0))
+    frames = [both, *[one] * gap, both]
+    *_, last = tracking.track(frames, tracking.MatchSettings(patience=3))
+    assert last.ids.tolist() == expected
+
+
 def test_pairs_that_stay_apart_take_no_pose_from_a_track(monkeypatch):
     """0.18 + 0.18 is more than 0.32, but neither is similar enough to be a pair."""
     tracks, _ = tracking.step(tracking.no_tracks(17), frame(0, (0, 0), (300, 0)))
