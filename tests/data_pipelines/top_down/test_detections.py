@@ -81,6 +81,11 @@ def test_people_of_a_test_set_that_lists_a_whole_benchmark(tmp_path):
     assert len(detect(tmp_path, entries, kinds)) == 3
 
 
+def test_a_score_at_the_threshold_is_enough(tmp_path):
+    chosen = detect(tmp_path, [BOX, BOX | {"score": 0.4999}], score_threshold=BOX["score"])
+    assert chosen.box_score.tolist() == [0.5] and chosen.left_out == {"score under 0.5": 1}
+
+
 def test_byte_order_marks(tmp_path):
     for encoding in ("utf-8-sig", "utf-16", "utf-32"):
         assert len(detect(tmp_path, json.dumps([BOX]).encode(encoding))) == 1

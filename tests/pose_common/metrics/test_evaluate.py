@@ -256,6 +256,21 @@ def test_what_cannot_be_evaluated_is_said():
         evaluate.evaluate(hand, truth_of(hand, document), poses.take(np.arange(3)), **POSES)
 
 
+@pytest.mark.parametrize("name", ["mpii", "interhand2d"])
+def test_where_everybody_is_judged_crowds_are_not(name):
+    """Nothing is predicted for one; that would be an error for a person or a hand."""
+    dataset = find_dataset(name)
+    document, _ = random_document(4, dataset, images=3)
+    rows = [{"bbox_id": a["id"], "keypoints": a["keypoints"]} for a in document["annotations"]]
+    poses = recorded_poses(rows, dataset)
+    for annotation in document["annotations"]:
+        annotation["head_size"] = 20.0
+    expected = evaluate.evaluate(dataset, truth_of(dataset, document), poses, **POSES)
+    labelled = next(a for a in document["annotations"] if a["num_keypoints"])
+    document["annotations"].append(labelled | {"id": len(rows) + 1, "iscrowd": 1})
+    assert evaluate.evaluate(dataset, truth_of(dataset, document), poses, **POSES) == expected
+
+
 def test_people_without_head_size_are_left_out_and_counted():
     mpii = find_dataset("mpii")
     document, _ = random_document(4, mpii, images=3)
