@@ -73,6 +73,9 @@ def test_room_for_the_checkpoints(tmp_path, monkeypatch, caplog):
     assert not caplog.records
     workdir.require_space(tmp_path, state, keep=3, there=1)
     assert "0.0 MiB are free, the run's checkpoints take up to 0.0 MiB more (3 and one" in caplog.text
+    free(3.5)
+    workdir.require_space(tmp_path, state, keep=3, there=0)
+    assert len(caplog.records) == 2, "the oldest is there until the fourth is written"
     free(0.9)
     with pytest.raises(OSError, match=r"free, a checkpoint takes up to .*config.keep_checkpoints"):
         train(tmp_path)
