@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import jax
@@ -58,8 +59,12 @@ def test_plateaus_and_empty_maps():
     assert not find_people(np.full((2, 8, 8), config.threshold / 2, np.float32), config).found.any()
 
 
-def test_a_map_of_fewer_cells_than_proposals():
-    config = recorded_settings(golden_config("boir/proposals.npz"), maximum=20)
+@pytest.mark.parametrize("threshold", [0.0, 0.1])
+def test_a_map_of_fewer_cells_than_proposals(threshold):
+    """What fills the rows up, and cells without anything, are nobody at the lowest threshold, too."""
+    config = dataclasses.replace(
+        recorded_settings(golden_config("boir/proposals.npz")), maximum=20, threshold=threshold
+    )
     centre = np.zeros((2, 3, 4), np.float32)
     centre[1, 2, 3] = 0.5
     people = find_people(centre, config)

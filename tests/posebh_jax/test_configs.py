@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import jax
@@ -13,6 +14,8 @@ from pose_common.training.configuration import FREE, require_same_run
 from pose_common.training.mesh import make_mesh
 from pose_common.training.stages import make_stages, stage_index
 from posebh_jax import build
+from posebh_jax.configuration import SHIPPED, of_weights
+from posebh_jax.vit import SIZES
 
 
 @pytest.mark.parametrize("size, drop_path, decay", [("small", 0.1, 0.8), ("base", 0.3, 0.75), ("huge", 0.55, 0.8)])
@@ -24,6 +27,21 @@ def test_paper_settings(size, drop_path, decay):
     blocks = method.optimizer.factors["backbone"]["blocks"]["attn"]["qkv"]["kernel"].ravel()
     assert blocks[-1] == pytest.approx(decay) and blocks[0] == pytest.approx(decay ** len(blocks), rel=1e-5)
     assert method.losses.contrast_weight == 1.25e-5 and method.losses.heatmap_weight == 3.33e-6
+
+
+@pytest.mark.parametrize("size, settings_of", [*((size, size) for size in SHIPPED), ("tiny", "base")])
+def test_settings_for_weights_of_no_run(size, settings_of):
+    """Those of their size, or of the base where no real run has that size."""
+    manifest = {
+        "backbone": dataclasses.asdict(SIZES[size]),
+        "embedding": {"dim": 64},
+        "input_size": [192, 256],
+        "datasets": [["coco", 17]],
+    }
+    config = of_weights(manifest)
+    assert (config.drop_path, config.layer_decay) == mdt.REGULARISATION[settings_of]
+    assert (config.method, config.size, config.datasets) == ("posebh", size, ("coco",))
+    assert of_weights(manifest | {"embedding": None}).method == "multi_head"
 
 
 def test_schedule_of_the_release():
