@@ -9,6 +9,17 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SECTIONS = {"PoseBH": "posebh_jax", "BoIR": "boir_jax"}
+DOCUMENTS = (
+    "README.md",
+    "CONTRIBUTING.md",
+    *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md")),
+)
+FOLDERS = ("boir_jax", "configs", "data_pipelines", "docs", "pose_common", "posebh_jax", "scripts", "tests")
+
+
+def words_of(document: str) -> str:
+    """The text in one line, so that nothing is missed where a line ends."""
+    return " ".join((ROOT / document).read_text(encoding="utf8").split())
 
 
 def named_functions() -> list[tuple[str, str]]:
@@ -34,8 +45,23 @@ def test_formulas_are_where_the_document_says(file, name):
     assert re.search(rf"^\s*(?:def|class) {name.split('.')[-1]}\b", source, re.MULTILINE)
 
 
-@pytest.mark.parametrize("document", sorted(path.name for path in (ROOT / "docs").glob("*.md")))
+@pytest.mark.parametrize("document", DOCUMENTS)
 def test_links_of_documents_lead_somewhere(document):
-    text = (ROOT / "docs" / document).read_text(encoding="utf8")
-    for target in re.findall(r"\]\(([^)#:]+)\)", text):
-        assert (ROOT / "docs" / target).exists(), target
+    for target in re.findall(r"\]\(([^)#:]+)\)", words_of(document)):
+        assert (ROOT / document).parent.joinpath(target).exists(), target
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_paths_that_documents_name_exist(document):
+    """Those in commands, too. Test files may be named from the folder `tests` on."""
+    for path in re.findall(rf"(?<![\w/.-])(?:{'|'.join(FOLDERS)})/[\w/.-]*\w", words_of(document)):
+        assert (ROOT / path).exists() or (ROOT / "tests" / path).exists(), path
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_names_are_in_the_files_that_documents_say(document):
+    """As in "`A` and `B` in `folder/file.py`"."""
+    for names, file in re.findall(r"((?:`\w+`(?:,| and) )*`\w+`) (?:in|of) `(\w+/[\w/]+\.py)`", words_of(document)):
+        source = (ROOT / file).read_text(encoding="utf8")
+        for name in re.findall(r"\w+", names.replace(" and ", " ")):
+            assert re.search(rf"^(?:(?:def|class) {name}\b|{name}(?::| =))", source, re.MULTILINE), (name, file)
