@@ -68,7 +68,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--to", type=as_path, required=True, help="folder to make, or file to write")
     parser.add_argument("--datasets", help="names of the heads, in order, separated by commas")
     parser.add_argument("--num_heads", type=int, help="attention heads, where the size is none of the published")
-    parser.add_argument("--input_size", help="width,height of the crops; default 192,256")
+    parser.add_argument(
+        "--input_size",
+        help="width,height of the crops; by default 3:4 with as many patches as the weights have positions, and "
+        "192,256 for a backbone without heads",
+    )
     parser.add_argument("--num_experts", type=int, help="make so many experts where the weights have none")
     parser.add_argument("--part_features", type=int, help="features of each of them")
     parser.add_argument("--activation", help="of the embedding head: silu (default) or relu")
