@@ -13,7 +13,7 @@ from data_pipelines.datasets import PoseDataset, check_skeleton
 from data_pipelines.importers import boxes as extents
 from data_pipelines.skeletons import KeypointSet
 from pose_common.prediction.pictures import Picture, pictures_of
-from posebh_jax.predict import crops_of
+from posebh_jax.crops import crops_of
 
 
 class Figures(NamedTuple):

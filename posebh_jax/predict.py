@@ -20,9 +20,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from data_pipelines import geometry
 from data_pipelines.datasets import DATASETS, PoseDataset, defined, find_dataset
-from data_pipelines.top_down.crops import Crop
 from pose_common.metrics.nms import rescore
 from pose_common.prediction import command
 from pose_common.prediction.batches import Job, in_batches
@@ -33,8 +31,10 @@ from pose_common.training.configuration import nearest
 from pose_common.weights.embedded import read_embedded
 from pose_common.weights.folder import is_weights, save_weights
 from pose_common.weights.hub_folders import local_path
-from posebh_jax import configuration, sources
+from posebh_jax import configuration, skeleton, sources
 from posebh_jax.boxes import WHOLE, Found, boxes_of
+from posebh_jax.crops import crops_of
+from posebh_jax.figures import figures_of, protocol_of
 from posebh_jax.predictor import HEADS, PROTOTYPES, Predictor
 from posebh_jax.weights.manifest import Options, manifest_of, model_of
 
@@ -181,17 +181,53 @@ class PoseModel:
           ValueError: a model without prototypes, no picture, a keypoint that nobody shows, names that are not unique,
             or numbers that do not fit each other.
         """
-        from posebh_jax import figures, skeleton  # which use this module
-
         if names is None:
             count = max((np.shape(of_picture)[-2] for of_picture in keypoints if np.ndim(of_picture) > 1), default=0)
             if not count:
                 raise ValueError("keypoints: there are none; give [K, 3] or [people, K, 3] of each picture")
             names = [f"point_{number}" for number in range(1, count + 1)]
-        protocol = figures.protocol_of(name, names, mirror, limbs)
-        return skeleton.learn_skeleton(
-            self, images, keypoints, protocol, boxes=boxes, per_keypoint=per_keypoint, batch_size=batch_size
+        protocol = protocol_of(name, names, mirror, limbs)
+        return self.learn_protocol(
+            images, keypoints, protocol, boxes=boxes, per_keypoint=per_keypoint, batch_size=batch_size
         )
+
+    def learn_protocol(
+        self,
+        images: Any,
+        keypoints: Sequence,
+        protocol: PoseDataset,
+        *,
+        boxes: Sequence | None = None,
+        per_keypoint: int | None = None,
+        batch_size: int = 16,
+    ) -> PoseModel:
+        """`learn_skeleton` where the skeleton is defined: `protocol` is a custom dataset with codec udp."""
+        predictor = self.predictors[True]
+        if not self.weights["prototypes"] or not predictor.model.embedding_dim:
+            raise ValueError(f"{self.title} has no prototypes: a new skeleton needs weights of PoseBH, not of ViTPose")
+        figures = figures_of(images, keypoints, boxes, protocol, predictor.input_size)
+        learned = skeleton.learn_skeleton(
+            predictor, self.weights, figures, protocol, per_keypoint=per_keypoint, batch_size=batch_size
+        )
+        choice, people = learned.choice, len(figures.image)
+        title = (
+            f"{self.title}; {protocol.name} of {people} {'person' if people == 1 else 'people'}: {choice.source}, "
+            f"expert of {predictor.datasets[choice.expert].name}, prototypes a keypoint: {choice.per_keypoint}"
+        )
+        return self.with_skeleton(protocol, learned, title)
+
+    def with_skeleton(self, protocol: PoseDataset, learned: skeleton.Learned, title: str) -> PoseModel:
+        """A model that draws the learned skeleton alone, with the settings of this one."""
+        old = self.predictors[True]
+        weights, model = skeleton.fold(self.weights, old.model, old.input_size, protocol, learned)
+        predictors = {
+            flip: dataclasses.replace(predictor, model=model, datasets=(protocol,))
+            for flip, predictor in self.predictors.items()
+        }
+        (device,) = jax.tree.leaves(self.weights)[0].devices()
+        weights = jax.device_put(weights, device)
+        datasets = {protocol.name: protocol}
+        return dataclasses.replace(self, title=title, predictors=predictors, weights=weights, datasets=datasets)
 
     def save(self, folder: str | pathlib.Path) -> None:
         """Writes a folder of weights, which `load` reads as this model; datasets that are not as built in are in its
@@ -285,23 +321,6 @@ def _protocols(path: str, config: ConfigDict | None, manifest: Mapping[str, Any]
     return found
 
 
-def crops_of(
-    picture: Picture, boxes: np.ndarray, dataset: PoseDataset, input_size: tuple[int, int]
-) -> list[dict[str, np.ndarray]]:
-    """`image` uint8 [H, W, 3] and `inverse_warp` [2, 3] (crop -> picture pixels) of every box, as in evaluation."""
-    crop = Crop(input_size, dataset.codec == "udp")
-    bgr = np.ascontiguousarray(picture.image[..., ::-1])
-    aspect = input_size[0] / input_size[1] if dataset.aspect_box else None
-    nothing = np.zeros((0, 2), np.float32)
-    rows = []
-    for box in boxes:
-        centre, scale = geometry.box_to_crop(box, aspect, dataset.padding)
-        sample = {"centre": centre, "scale": scale, "rotation": 0.0, "mirrored": False, "keypoints": nothing}
-        cropped = crop(sample | {"visible": nothing[:, 0], "size": picture.image.shape[1::-1]}, bgr)
-        rows.append({"image": cropped["image"], "inverse_warp": np.float32(geometry.invert(cropped["matrix"]))})
-    return rows
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns the exit status."""
     parser = command.parser(__doc__)
@@ -362,14 +381,13 @@ def _predict(args: Any) -> tuple[str, Iterator[list[Result]]]:
 
 def _with_skeleton(model: PoseModel, args: Any) -> PoseModel:
     from data_pipelines.annotated import read_annotated  # what preparation needs, only where it was asked for
-    from posebh_jax import skeleton
 
     size = model.predictors[True].input_size
     labels = read_annotated(args.skeleton, size, args.skeleton_images, args.skeleton_format)
     for line in labels.left_out:
         print(f"left out of {args.skeleton}: {line}", file=sys.stderr)
-    learned = skeleton.learn_skeleton(
-        model, labels.images, labels.keypoints, labels.dataset, boxes=labels.boxes, batch_size=args.batch_size
+    learned = model.learn_protocol(
+        labels.images, labels.keypoints, labels.dataset, boxes=labels.boxes, batch_size=args.batch_size
     )
     if args.save_model:
         learned.save(args.save_model)

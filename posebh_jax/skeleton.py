@@ -14,7 +14,6 @@ Symbols: N people, S = 2N figures with their mirror images, K keypoints, M proto
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,11 +29,10 @@ from pose_common.images import normalise_pixels
 from pose_common.training.configuration import read as read_configuration
 from posebh_jax import prototypes
 from posebh_jax.comparison import PRECISE, best_similarities, unit_length
-from posebh_jax.figures import Figures, figures_of
+from posebh_jax.figures import Figures
 from posebh_jax.heads import BARE, enlarged
 from posebh_jax.keypoint_index import KeypointIndex
 from posebh_jax.model import PoseBH
-from posebh_jax.predict import PoseModel
 from posebh_jax.predictor import Predictor
 from posebh_jax.prototypes import Labels, Observed, PrototypeConfig
 from posebh_jax.weights.manifest import manifest_of, model_of
@@ -287,24 +285,6 @@ def fold(
     return {"params": groups, "batch_stats": statistics, "prototypes": bank}, model_of(manifest, dtype=model.dtype)
 
 
-def with_skeleton(pose: PoseModel, protocol: PoseDataset, learned: Learned, title: str) -> PoseModel:
-    """A model that draws the learned skeleton alone, with the settings of `pose`."""
-    old = pose.predictors[True]
-    weights, model = fold(pose.weights, old.model, old.input_size, protocol, learned)
-    predictors = {
-        flip: Predictor(model, (protocol,), old.input_size, flip, old.dark_kernel, old.dark_blur)
-        for flip in pose.predictors
-    }
-    (device,) = jax.tree.leaves(pose.weights)[0].devices()
-    return dataclasses.replace(
-        pose,
-        title=title,
-        predictors=predictors,
-        weights=jax.device_put(weights, device),
-        datasets={protocol.name: protocol},
-    )
-
-
 def context_of(predictor: Predictor, protocol: PoseDataset) -> Context:
     """With the released settings of targets and prototypes."""
     released = read_configuration("mdt:base")
@@ -319,34 +299,36 @@ def context_of(predictor: Predictor, protocol: PoseDataset) -> Context:
 
 
 def learn_skeleton(
-    pose: PoseModel,
-    images: Any,
-    keypoints: Sequence,
+    predictor: Predictor,
+    weights: Mapping[str, Any],
+    figures: Figures,
     protocol: PoseDataset,
     *,
-    boxes: Sequence | None = None,
-    per_keypoint: int | None = None,
-    batch_size: int = 16,
-) -> PoseModel:
-    """See `PoseModel.learn_skeleton`; `protocol` is from `protocol_of`, or of a custom dataset with codec udp."""
-    predictor = pose.predictors[True]
-    if not pose.weights["prototypes"] or not predictor.model.embedding_dim:
-        raise ValueError(f"{pose.title} has no prototypes: a new skeleton needs weights of PoseBH, not of ViTPose")
+    per_keypoint: int | None,
+    batch_size: int,
+) -> Learned:
+    """The skeleton of annotated people by a model with prototypes; see `PoseModel.learn_skeleton`.
+
+    Args:
+      predictor: of the model.
+      weights: `params`, `batch_stats` and `prototypes`.
+      figures: the people, cropped as `protocol` says.
+      protocol: of the new skeleton.
+      per_keypoint: prototypes of a keypoint; None: what leaves one out best.
+      batch_size: crops that go through the network together.
+
+    Raises:
+      ValueError: a number of prototypes under 1, or a keypoint that lies in no crop.
+    """
     if per_keypoint is not None and per_keypoint < 1:
         raise ValueError(f"per_keypoint={per_keypoint}: expected 1 or more prototypes a keypoint")
-    figures = figures_of(images, keypoints, boxes, protocol, predictor.input_size)
     context = context_of(predictor, protocol)
     experts, counts = range(max(1, predictor.model.num_experts)), (per_keypoint,) if per_keypoint else PROTOTYPES
     candidates = [Choice(*found) for found in itertools.product(experts, (HEAD, FEATURES), counts)]
-    variables = {name: pose.weights[name] for name in ("params", "batch_stats")}
+    variables = {name: weights[name] for name in ("params", "batch_stats")}
     learned = learn(context, variables, figures, candidates, batch_size)
     unseen = ~np.asarray(learned.bank).any(axis=(1, 2))
     if unseen.any():
         lost = ", ".join(np.array(protocol.keypoints.keypoints)[unseen])
         raise ValueError(f"boxes: {lost} of {protocol.name!r} lies in no crop; give boxes around whole people, or none")
-    choice, people = learned.choice, len(figures.image)
-    title = (
-        f"{pose.title}; {protocol.name} of {people} {'person' if people == 1 else 'people'}: {choice.source}, "
-        f"expert of {predictor.datasets[choice.expert].name}, prototypes a keypoint: {choice.per_keypoint}"
-    )
-    return with_skeleton(pose, protocol, learned, title)
+    return learned

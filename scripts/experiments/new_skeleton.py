@@ -39,9 +39,10 @@ from pose_common import heatmaps
 from pose_common.prediction.pictures import Picture
 from pose_common.training.step import train_step
 from posebh_jax import build, configuration, skeleton, sources
+from posebh_jax.crops import crops_of
 from posebh_jax.figures import figures_of
 from posebh_jax.heads import enlarged
-from posebh_jax.predict import EMBEDDED, PoseModel, crops_of
+from posebh_jax.predict import EMBEDDED, PoseModel
 from posebh_jax.predictor import Predictor
 from scripts.experiments import lines
 
@@ -181,7 +182,7 @@ def plain_means(pose: PoseModel, given: Annotated, expert: int) -> PoseModel:
     dim = seen.points.shape[-1]
     bank = skeleton.bank_of(seen.points, seen.labelled, 1, context.config)
     learned = skeleton.Learned(choice, jnp.zeros(dim), jnp.eye(dim), bank)
-    return skeleton.with_skeleton(pose, given.dataset, learned, PLAIN)
+    return pose.with_skeleton(given.dataset, learned, PLAIN)
 
 
 class Transfer:
@@ -263,7 +264,7 @@ def one_draw(
 
     if missing(PROTOTYPES):
         them, began = given(), time.perf_counter()
-        learned = skeleton.learn_skeleton(pose, them.images, them.keypoints, them.dataset, boxes=them.boxes)
+        learned = pose.learn_protocol(them.images, them.keypoints, them.dataset, boxes=them.boxes)
         choice = learned.title.partition("; ")[2].partition(": ")[2]
         learning = round(time.perf_counter() - began, 1)
         run(PROTOTYPES, lambda: by_model(world, learned), choice=choice, learning_seconds=learning)

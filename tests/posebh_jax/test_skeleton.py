@@ -15,6 +15,7 @@ import posebh_jax
 from data_pipelines.annotated import read_annotated
 from data_pipelines.synthetic_world import render_scene
 from posebh_jax import export, predict, skeleton
+from posebh_jax.crops import crops_of
 from posebh_jax.figures import figures_of, protocol_of
 from tests.settings import PROTOTYPES
 
@@ -104,7 +105,7 @@ def test_prototypes_of_a_dataset_draw_as_they_do(pose, people):
     bank = pose.weights["prototypes"]["bank"][start : start + protocol.num_keypoints]
     dim = bank.shape[-1]
     own = skeleton.Learned(skeleton.Choice(0, skeleton.HEAD, bank.shape[1]), jnp.zeros(dim), jnp.eye(dim), bank)
-    copied = skeleton.with_skeleton(pose, protocol, own, "copied")
+    copied = pose.with_skeleton(protocol, own, "copied")
     expected = found(pose, people, (0, 1), dataset="synthetic_coco", maps="prototypes")
     # The expert's product is part of a larger one: float32 sums in another order, times pixels of a crop.
     np.testing.assert_allclose(found(copied, people, (0, 1)), expected, atol=0.01)
@@ -123,7 +124,7 @@ def test_saved_exported_and_loaded_it_is_the_same(people, learned, tmp_path):
     program = export.program(again, flip=True)
     assert program.about["maps"] == "prototypes" and program.about["keypoints"]["mirrored"] == FLIP
     pictures, _, boxes = people
-    rows = [predict.crops_of(predict.Picture("", pictures[row]), boxes[[row]], again.datasets["limbs"], (96, 128))[0]
+    rows = [crops_of(predict.Picture("", pictures[row]), boxes[[row]], again.datasets["limbs"], (96, 128))[0]
             for row in (3, 4)]  # fmt: skip
     (in_crops,) = jax.jit(program.function)(np.stack([row["image"] for row in rows]))
     warps = np.stack([row["inverse_warp"] for row in rows])
@@ -139,7 +140,7 @@ def test_one_map_for_bare_features_and_their_head(pose, people):
     context = skeleton.context_of(pose.predictors[True], protocol)
     variables = {name: pose.weights[name] for name in ("params", "batch_stats")}
     only = skeleton.learn(context, variables, figures, [skeleton.Choice(1, skeleton.FEATURES, 2)], 4)
-    model = skeleton.with_skeleton(pose, protocol, only, "bare")
+    model = pose.with_skeleton(protocol, only, "bare")
     assert set(model.weights["params"]["embedding"]) == {"final"}
     seen = found(model, people, (0, 1))
     labelled = keypoints[:2, :, 2] > 0

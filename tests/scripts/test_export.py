@@ -20,7 +20,7 @@ from pose_common.export import stablehlo
 from pose_common.export.onnx import read_onnx
 from pose_common.prediction.command import rendered_pictures
 from pose_common.prediction.pictures import Picture
-from posebh_jax.predict import crops_of
+from posebh_jax.crops import crops_of
 from scripts import export
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compilation")]  # compiles whole models
