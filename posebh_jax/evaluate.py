@@ -19,7 +19,7 @@ from pose_common.analysis.files import write_analysis
 from pose_common.evaluation import published as publications
 from pose_common.evaluation.best import BestMetric, best_metric
 from pose_common.evaluation.predictions import predict_split
-from pose_common.evaluation.published import GROUND_TRUTH, shown_boxes
+from pose_common.evaluation.published import ANNOTATED, shown_boxes
 from pose_common.evaluation.tasks import Score, check_tasks, evaluate_tasks, shown
 from pose_common.metrics import columns, evaluate
 from posebh_jax import visualise
@@ -173,7 +173,7 @@ class Evaluator:
                 truth,
                 poses,
                 task.protocol,
-                by_instance=loader.boxes == "ground_truth",
+                by_instance=loader.annotated,
                 pictures=self.pictures,
             )
         return evaluate.metrics_of(task.protocol, truth, poses) if len(truth.id) else {}, errors
@@ -190,7 +190,7 @@ class Evaluator:
         boxes = _boxes(loader)
         known = published(self.published_as, task.dataset, task.split) if kind == HEADS else None
         notes = [f"{name}: {note}" for name, note in loader.annotations.metadata.items()]
-        if loader.boxes != "ground_truth":
+        if not loader.annotated:
             notes.append(loader.source.instances.account)
         if not values:
             notes.append(f"no annotations: {task.name}_{kind}.json is for submission")
@@ -217,14 +217,14 @@ class Evaluator:
 
 
 def _boxes(loader: EvalLoader) -> str:
-    """`GROUND_TRUTH`, or the name of the detection file."""
-    return GROUND_TRUTH if loader.boxes == "ground_truth" else pathlib.Path(loader.boxes).name
+    """`ANNOTATED`, or the name of the detection file."""
+    return ANNOTATED if loader.annotated else pathlib.Path(loader.boxes).name
 
 
 def _detected_categories(loader: EvalLoader, instance_id: np.ndarray) -> np.ndarray | None:
     """[N] the detector's category of each instance; None where boxes are annotated, as the annotation has it."""
     instances = loader.source.instances
-    if instances.category is None or loader.boxes == "ground_truth":
+    if instances.category is None or loader.annotated:
         return None
     order = np.argsort(instances.instance_id)
     return instances.category[order][np.searchsorted(instances.instance_id, instance_id, sorter=order)]

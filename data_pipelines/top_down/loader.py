@@ -311,6 +311,11 @@ class EvalLoader:
         return self.source.instances.origin
 
     @property
+    def annotated(self) -> bool:
+        """Whether boxes are the annotated ones, not a detector's."""
+        return self.boxes == boxes_of.GROUND_TRUTH
+
+    @property
     def annotations(self) -> Annotations:
         return self.source.annotations
 

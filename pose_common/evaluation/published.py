@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 
 from pose_common.evaluation.tasks import shown_figure
 
-GROUND_TRUTH = "ground truth"
+ANNOTATED = "ground truth"
+"""What tables say of annotated boxes."""
 WHOLE_PIPELINE = "whole pipeline"
 """What a result says that had to find the people as well; with annotated boxes it had not."""
 UNBOXED = f"none ({WHOLE_PIPELINE})"
@@ -32,16 +33,16 @@ class Published:
 
     def compare(self, split: str, boxes: str) -> str:
         """How an evaluation on other terms differs; empty where it does not. A method without boxes has ''."""
-        detected = boxes != GROUND_TRUTH
+        detected = boxes != ANNOTATED
         differences = [f"published on {self.split}"] if split != self.split else []
-        if boxes and detected != (self.boxes != GROUND_TRUTH):
+        if boxes and detected != (self.boxes != ANNOTATED):
             differences.append(f"published with {self.boxes} boxes")
         return ", ".join([*differences, *filter(None, [self.remark])])
 
 
 def shown_boxes(boxes: str) -> str:
     """What a table says of boxes: the annotated ones, or whose ('' for none) and that finding people was included."""
-    if boxes == GROUND_TRUTH:
+    if boxes == ANNOTATED:
         return boxes
     return f"{boxes} ({WHOLE_PIPELINE})" if boxes else UNBOXED
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from data_pipelines.paths import absolute, as_path
 from pose_common.evaluation import result_table
-from pose_common.evaluation.published import GROUND_TRUTH, UNBOXED
+from pose_common.evaluation.published import ANNOTATED, UNBOXED
 from pose_common.training import configuration
 from pose_common.training.curves import Panel, StageStart, panels, stage_names, stage_starts
 from pose_common.training.writers import read_metrics
@@ -71,7 +71,7 @@ def result_name(row: Row) -> str:
     """The result that a row of the table belongs to: 'coco val heads', with boxes that are a detector's behind it."""
     names = [str(row[field]) for field in ("dataset", "split", "maps") if row.get(field)]
     detector = row.get("boxes", "")
-    return " ".join([*names, *([] if detector in ("", GROUND_TRUTH, UNBOXED) else [detector])])
+    return " ".join([*names, *([] if detector in ("", ANNOTATED, UNBOXED) else [detector])])
 
 
 def _split(path: pathlib.Path) -> tuple[pathlib.Path, int]:
