@@ -23,7 +23,7 @@ from pose_common.evaluation.published import ANNOTATED, shown_boxes
 from pose_common.evaluation.tasks import Score, check_tasks, evaluate_tasks, shown
 from pose_common.metrics import columns, evaluate
 from posebh_jax import visualise
-from posebh_jax.predictor import HEADS, PROTOTYPES, Predictor
+from posebh_jax.predictor import HEAD_MAPS, PROTOTYPE_MAPS, Predictor
 from posebh_jax.published import published
 from posebh_jax.same_keypoints import retrieval
 
@@ -91,9 +91,9 @@ class Evaluator:
     def best_metric(self, pattern: str) -> BestMetric | None:
         """What decides which checkpoint is the best; see `best.best_metric`. By default the heads' figures."""
         own = {task.name: evaluate.protocol_of(task.protocol).headline for task in self.tasks if task.field}
-        kinds = (HEADS, PROTOTYPES) if self.predictor.model.embedding_dim else (HEADS,)
+        kinds = (HEAD_MAPS, PROTOTYPE_MAPS) if self.predictor.model.embedding_dim else (HEAD_MAPS,)
         rows = {f"{name}/{kind}": figures for kind in kinds for name, figures in own.items()}
-        return best_metric(pattern, rows, [f"{name}/{HEADS}" for name in own])
+        return best_metric(pattern, rows, [f"{name}/{HEAD_MAPS}" for name in own])
 
     def __call__(self, weights: Mapping[str, Any], step: int) -> dict[str, Mapping[str, float]]:
         """Evaluates every prepared task.
@@ -111,7 +111,7 @@ class Evaluator:
             for kind, poses in predictions.items():
                 began = time.perf_counter()
                 values, errors = self._judge(task, loader, kind, poses, step)
-                if kind == PROTOTYPES and values:
+                if kind == PROTOTYPE_MAPS and values:
                     values |= self._same_names(weights, task.head)
                 row = self._row(task, loader, kind, values, seconds + time.perf_counter() - began)
                 yield Score(f"{task.name}/{kind}", values, row, errors)
@@ -188,7 +188,7 @@ class Evaluator:
     ) -> dict[str, Any]:
         names = evaluate.protocol_of(task.protocol).headline
         boxes = _boxes(loader)
-        known = published(self.published_as, task.dataset, task.split) if kind == HEADS else None
+        known = published(self.published_as, task.dataset, task.split) if kind == HEAD_MAPS else None
         notes = [f"{name}: {note}" for name, note in loader.annotations.metadata.items()]
         if not loader.annotated:
             notes.append(loader.source.instances.account)

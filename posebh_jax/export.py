@@ -7,7 +7,7 @@ import numpy as np
 
 from pose_common.export.program import Outputs, Program, image_pixels
 from posebh_jax.predict import PoseModel
-from posebh_jax.predictor import PROTOTYPES, Predictor
+from posebh_jax.predictor import PROTOTYPE_MAPS, Predictor
 from posebh_jax.weights.manifest import manifest_of, model_of
 from posebh_jax.weights.transfer import single_dataset
 
@@ -33,7 +33,7 @@ def program(pose: PoseModel, dataset: str | None = None, *, flip: bool = False, 
     maps = pose.map_of(maps)
     weights = jax.tree.map(np.asarray, pose.weights)
     weights, manifest = single_dataset(weights, manifest_of(loaded.model, loaded.input_size, pose.title), name)
-    weights = {**weights, "prototypes": weights["prototypes"] if maps == PROTOTYPES else {}}
+    weights = {**weights, "prototypes": weights["prototypes"] if maps == PROTOTYPE_MAPS else {}}
     predictor = Predictor(
         model_of(manifest), (protocol,), loaded.input_size, flip, loaded.dark_kernel, loaded.dark_blur
     )

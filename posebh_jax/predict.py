@@ -35,7 +35,7 @@ from posebh_jax import configuration, skeleton, sources
 from posebh_jax.boxes import WHOLE, Found, boxes_of
 from posebh_jax.crops import crops_of
 from posebh_jax.figures import figures_of, protocol_of
-from posebh_jax.predictor import HEADS, PROTOTYPES, Predictor
+from posebh_jax.predictor import HEAD_MAPS, PROTOTYPE_MAPS, Predictor
 from posebh_jax.weights.manifest import Options, manifest_of, model_of
 
 AUTO, FINDING = "auto", "finding the people"
@@ -138,7 +138,7 @@ class PoseModel:
     @property
     def maps(self) -> tuple[str, ...]:
         """Which of "heads" and "prototypes" it can be read by."""
-        return (HEADS,) * ("heads" in self.weights["params"]) + (PROTOTYPES,) * bool(self.weights["prototypes"])
+        return (HEAD_MAPS,) * ("heads" in self.weights["params"]) + (PROTOTYPE_MAPS,) * bool(self.weights["prototypes"])
 
     def map_of(self, maps: str | None) -> str:
         """What was asked for, by default the first. Raises ValueError for maps that the model has not."""
@@ -333,7 +333,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--datasets", help="the datasets of the weights' heads in order, where the file does not say them"
     )
-    parser.add_argument("--maps", choices=(HEADS, PROTOTYPES), help="the model's heads by default, where it has some")
+    parser.add_argument(
+        "--maps", choices=(HEAD_MAPS, PROTOTYPE_MAPS), help="the model's heads by default, where it has some"
+    )
     parser.add_argument(
         "--skeleton",
         help="draw the skeleton of a few annotated pictures instead, learned without training: a file or folder in any "

@@ -18,7 +18,8 @@ from posebh_jax.keypoint_index import KeypointIndex
 from posebh_jax.model import PoseBH
 from posebh_jax.prototypes import prototype_heatmaps
 
-HEADS, PROTOTYPES = "heads", "prototypes"
+HEAD_MAPS, PROTOTYPE_MAPS = "heads", "prototypes"
+"""By what a model is read."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -85,12 +86,12 @@ class Predictor:
         name = self.datasets[head].name
         found = {}
         if "heads" in weights["params"]:
-            found[HEADS] = self.model.apply(_variables(weights), features, names=(name,), method="heatmaps")
+            found[HEAD_MAPS] = self.model.apply(_variables(weights), features, names=(name,), method="heatmaps")
         if weights["prototypes"]:
             start = int(self.keypoint_index.starts[head])
             bank = weights["prototypes"]["bank"][start : start + self.keypoint_index.counts[head]]
             embedding = self.model.apply(_variables(weights), features, method="embed")
-            found[PROTOTYPES] = prototype_heatmaps(best_similarities(embedding, bank))
+            found[PROTOTYPE_MAPS] = prototype_heatmaps(best_similarities(embedding, bank))
         return {kind: self._merge(maps, head, udp) for kind, maps in found.items()}
 
     @functools.partial(jax.jit, static_argnums=(0, 4, 5))

@@ -39,7 +39,8 @@ from posebh_jax.weights.manifest import manifest_of, model_of
 from posebh_jax.weights.transfer import single_dataset
 
 HEAD, FEATURES = "embedding head", "backbone features"
-PROTOTYPES = (1, 3)
+PER_KEYPOINT = (1, 3)
+"""Numbers of prototypes a keypoint of which the better is chosen."""
 JUDGES = 24
 """People by whom the choice is made, at most: those are left out one after the other."""
 ROUNDS = 10
@@ -323,7 +324,7 @@ def learn_skeleton(
     if per_keypoint is not None and per_keypoint < 1:
         raise ValueError(f"per_keypoint={per_keypoint}: expected 1 or more prototypes a keypoint")
     context = context_of(predictor, protocol)
-    experts, counts = range(max(1, predictor.model.num_experts)), (per_keypoint,) if per_keypoint else PROTOTYPES
+    experts, counts = range(max(1, predictor.model.num_experts)), (per_keypoint,) if per_keypoint else PER_KEYPOINT
     candidates = [Choice(*found) for found in itertools.product(experts, (HEAD, FEATURES), counts)]
     variables = {name: weights[name] for name in ("params", "batch_stats")}
     learned = learn(context, variables, figures, candidates, batch_size)

@@ -28,7 +28,7 @@ from pose_common.export.program import Program, describe, largest_differences
 from pose_common.export.stablehlo import read_stablehlo, write_stablehlo
 from pose_common.prediction.command import rendered_pictures
 from pose_common.training.processes import one_line
-from posebh_jax.predictor import HEADS, PROTOTYPES
+from posebh_jax.predictor import HEAD_MAPS, PROTOTYPE_MAPS
 
 FORMATS = {"stablehlo": (write_stablehlo, read_stablehlo), "onnx": (write_onnx, read_onnx)}
 METHODS = ("posebh", "boir")
@@ -76,7 +76,9 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--method", choices=METHODS, help="what the weights are; found out by default")
     parser.add_argument("--dataset", help="PoseBH: the skeleton to draw; the model's first by default")
     parser.add_argument("--datasets", help="PoseBH: the datasets of the weights' heads, where the file does not say")
-    parser.add_argument("--maps", choices=(HEADS, PROTOTYPES), help="PoseBH: what to decode; heads where it has some")
+    parser.add_argument(
+        "--maps", choices=(HEAD_MAPS, PROTOTYPE_MAPS), help="PoseBH: what to decode; heads where it has some"
+    )
     parser.add_argument("--flip", action="store_true", help="PoseBH: average with the mirrored crop, at twice the cost")
     parser.add_argument("--size", help="BoIR: width,height of the pictures, multiples of 64")
 

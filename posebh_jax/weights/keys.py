@@ -14,6 +14,7 @@ PROTOTYPES = {
     "proto_head.kpt_prototype.prototypes": BANK,
     "proto_head.cluster_prototype.prototypes": CLUSTERS,
 }
+"""The prototypes and, in checkpoints of the later stages, the cluster prototypes: {torch name: path}."""
 LAYER = ("layer",)
 
 
@@ -27,7 +28,7 @@ def posebh_rules(datasets: Sequence[str]) -> list[Rule]:
     for i, name in enumerate(datasets):
         prefix = "keypoint_head." if i == 0 else f"associate_keypoint_heads.{i - 1}."
         rules += head_rules(prefix, f"heads/{name}")
-    return rules + embedding_rules("proto_head.") + prototype_rules("proto_head.")
+    return rules + embedding_rules("proto_head.") + [Rule(name, path) for name, path in PROTOTYPES.items()]
 
 
 def backbone_rules(prefix: str = "") -> list[Rule]:
@@ -73,14 +74,6 @@ def embedding_rules(prefix: str = "", target: str = "embedding") -> list[Rule]:
         *_affine(f"{prefix}head.0", f"params/{target}/conv", CONV),
         *_batch_norm(f"{prefix}head.1", f"{target}/norm"),
         *_affine(f"{prefix}head.3", f"params/{target}/final", CONV),
-    ]
-
-
-def prototype_rules(prefix: str = "") -> list[Rule]:
-    """The prototypes and, in checkpoints of the later stages, the cluster prototypes."""
-    return [
-        Rule(f"{prefix}kpt_prototype.prototypes", "prototypes/bank"),
-        Rule(f"{prefix}cluster_prototype.prototypes", "prototypes/clusters/prototypes"),
     ]
 
 

@@ -156,7 +156,9 @@ def _predict(material: Material, place: pathlib.Path) -> tuple[int, dict[str, An
 
     def results(args):
         pictures = pictures_of(args.source, args.left_out.append)
-        found = model.results(pictures, predict.boxes_of(predict.WHOLE), names, False, args.batch_size, predict.HEADS)
+        found = model.results(
+            pictures, predict.boxes_of(predict.WHOLE), names, False, args.batch_size, predict.HEAD_MAPS
+        )
         return model.title, (list(of_picture.values()) for of_picture in found)
 
     said = io.StringIO()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from data_pipelines.datasets import find_dataset
-from posebh_jax.predictor import HEADS, PROTOTYPES, Predictor
+from posebh_jax.predictor import HEAD_MAPS, PROTOTYPE_MAPS, Predictor
 from tests.posebh_jax.step_program import global_batch, tiny_method
 from tests.settings import DARK_KERNEL
 
@@ -34,7 +34,7 @@ def test_mirrored_crops_give_mirrored_maps(predictor_and_weights):
     protocol, image = find_dataset("coco"), global_batch()["image"]
     plain = predictor.maps(weights, image, head=0, protocol=protocol)
     mirrored = predictor.maps(weights, image[:, :, ::-1], head=0, protocol=protocol)
-    assert plain.keys() == {HEADS, PROTOTYPES}
+    assert plain.keys() == {HEAD_MAPS, PROTOTYPE_MAPS}
     for kind, maps in plain.items():
         back = np.asarray(mirrored[kind])[:, :, ::-1][..., protocol.keypoints.flip_index]
         # The same two maps, averaged in the other order.
@@ -59,8 +59,8 @@ def test_the_warp_places_keypoints_in_the_image(predictor_and_weights):
     image, protocol = global_batch()["image"][:4], find_dataset("coco")
     identity = np.tile(np.array([[1, 0, 0], [0, 1, 0]], np.float32), (4, 1, 1))
     moved = np.tile(np.array([[2, 0, 30], [0, 3, -7]], np.float32), (4, 1, 1))
-    crop = predictor(weights, image, identity, head=0, protocol=protocol)[HEADS]
-    placed = predictor(weights, image, moved, head=0, protocol=protocol)[HEADS]
+    crop = predictor(weights, image, identity, head=0, protocol=protocol)[HEAD_MAPS]
+    placed = predictor(weights, image, moved, head=0, protocol=protocol)[HEAD_MAPS]
     np.testing.assert_allclose(placed[..., :2], np.asarray(crop)[..., :2] * (2, 3) + (30, -7), rtol=1e-5, atol=1e-3)
 
 

@@ -262,7 +262,7 @@ def test_there_is_no_model_to_save_without_a_skeleton(tmp_path, capsys):
 
 
 def test_the_command(folder, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(skeleton, "PROTOTYPES", (1,))  # fewer programs
+    monkeypatch.setattr(skeleton, "PER_KEYPOINT", (1,))  # fewer programs
     out = [f"--out={tmp_path / 'out'}", "--no_flip", "--save=json", "--batch_size=4"]
     assert (
         predict.main([str(folder / "0.png"), f"--skeleton={folder}", *out, f"--save_model={tmp_path / 'model'}"]) == 0
