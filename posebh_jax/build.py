@@ -122,7 +122,7 @@ def make_evaluator(config: ConfigDict, model: PoseBH, mesh: Mesh, workdir: str |
         as_path(workdir),
         make_reading(config),
         config.pictures,
-        model_name(bool(model.embedding_dim), size_name(model.size)),
+        model_name(bool(model.embedding_dim), size_name(model.size.dim, model.size.depth)),
     )
 
 

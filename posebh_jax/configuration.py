@@ -27,7 +27,7 @@ from pose_common.training.configuration import ConfigError, Override, nearest, o
 from pose_common.training.stages import UPDATES_STATE
 from posebh_jax.clusters import numbers_to_try
 from posebh_jax.heads import ACTIVATIONS, KERNELS, NECKS
-from posebh_jax.vit import SIZES, ViTSize, size_name
+from posebh_jax.vit import SIZES, size_name
 
 METHODS = ("posebh", "multi_head")
 SHIPPED = ("base", "small", "large", "huge")
@@ -148,7 +148,7 @@ def of_weights(manifest: Mapping[str, Any]) -> ConfigDict:
     Raises:
       ValueError: a definition that cannot be used.
     """
-    size = size_name(ViTSize(**manifest["backbone"])) or ""
+    size = size_name(manifest["backbone"]["dim"], manifest["backbone"]["depth"]) or ""
     file = "mdt" if manifest["embedding"] else "multi_head"
     config = configuration.read(f"{file}:{size if size in SHIPPED else SHIPPED[0]}")
     config.size, config.input_size = size, tuple(manifest["input_size"])

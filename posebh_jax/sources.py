@@ -19,7 +19,7 @@ from pose_common.weights.keys import Conversion, own_weights
 from posebh_jax import build, configuration
 from posebh_jax.method import weight_shapes
 from posebh_jax.model import PoseBH
-from posebh_jax.vit import SIZES, ViTSize, size_name
+from posebh_jax.vit import SIZES, size_name
 from posebh_jax.weights.convert import describe_weights, read_weights
 from posebh_jax.weights.manifest import Options, manifest_of, model_of
 from posebh_jax.weights.transfer import start_from
@@ -114,9 +114,9 @@ def make_start(config: ConfigDict, model: PoseBH) -> Callable[[TrainState], Trai
 def _require_same(conversion: Conversion, config: ConfigDict, asked: Sequence[tuple[str, int]]) -> None:
     """Raises ConfigError, one sentence, where the weights are not of the configuration's size, crop and datasets."""
     manifest, title = conversion.manifest, _title(conversion, config)
-    backbone = ViTSize(**manifest["backbone"])
-    own = size_name(backbone) or f"width {backbone.dim}, depth {backbone.depth}"
-    wanted = size_name(SIZES[config.size]) if config.size else own
+    dim, depth = manifest["backbone"]["dim"], manifest["backbone"]["depth"]
+    own = size_name(dim, depth) or f"width {dim}, depth {depth}"
+    wanted = config.size or own
     leave_out = "or leave --config out and let the weights say it"
     if own != wanted:
         raise ConfigError(f"{title} is {own}; the configuration is {wanted}: use --config=mdt:{own}, {leave_out}")

@@ -56,9 +56,9 @@ SIZES: dict[str, ViTSize] = {
 }
 
 
-def size_name(size: ViTSize) -> str | None:
-    """Name of a size by its width and depth, or None."""
-    return next((name for name, own in SIZES.items() if (own.dim, own.depth) == (size.dim, size.depth)), None)
+def size_name(dim: int, depth: int) -> str | None:
+    """Name of the published size of a width and depth, or None."""
+    return next((name for name, size in SIZES.items() if (size.dim, size.depth) == (dim, depth)), None)
 
 
 def drop_path_rates(maximum: float, depth: int) -> np.ndarray:

@@ -113,8 +113,9 @@ def _of_posebh(manifest: Mapping[str, Any], weights: Mapping[str, Any]) -> list[
     ]
     heads = ", ".join(f"{name} ({count})" for name, count in manifest["datasets"])
     return [
-        f"backbone: {size_name(size) or 'no published size'} (width {size.dim}, depth {size.depth}, {size.num_heads} "
-        f"attention heads), {manifest['num_experts']} experts, crops of {'x'.join(map(str, manifest['input_size']))}",
+        f"backbone: {size_name(size.dim, size.depth) or 'no published size'} (width {size.dim}, depth {size.depth}, "
+        f"{size.num_heads} attention heads), {manifest['num_experts']} experts, "
+        f"crops of {'x'.join(map(str, manifest['input_size']))}",
         f"heads (keypoints): {heads or 'none'}",
         f"prototypes: {'none' if bank is None else 'x'.join(map(str, bank.shape))}",
         f"a PoseBH training would initialise: {', '.join(missing) or 'nothing'}",

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from pose_common.weights.keys import ConversionError
-from posebh_jax.vit import SIZES
+from posebh_jax.vit import size_name
 
 ORIGINAL, BACKBONE, HUGGING_FACE, MMPOSE = "original", "backbone", "hugging face", "mmpose"
 
@@ -66,8 +66,7 @@ class Contents:
     @property
     def size_name(self) -> str | None:
         """Name of the published size, or None."""
-        matches = (name for name, size in SIZES.items() if (size.dim, size.depth) == (self.dim, self.depth))
-        return next(matches, None)
+        return size_name(self.dim, self.depth)
 
     def title(self) -> str:
         """What it is, for people."""
