@@ -136,7 +136,7 @@ class Evaluator:
             area=nms.extent_area(keypoints),
             category=np.full(len(score), category, np.int64),
         )
-        sigmas = nms.sigmas_of(task.protocol.keypoints)
+        sigmas = task.protocol.keypoints.oks_sigmas
         kept = nms.oks_nms(keypoints, poses.area, score, sigmas, task.oks_threshold, poses.image_id)
         return poses.take(kept)
 

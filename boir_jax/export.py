@@ -9,7 +9,6 @@ from boir_jax.predict import PoseModel
 from boir_jax.predictor import without_training_heads
 from data_pipelines.whole_image.pictures import MULTIPLE
 from pose_common.export.program import Outputs, Program, image_pixels
-from pose_common.metrics.nms import sigmas_of
 
 
 def program(model: PoseModel, size: tuple[int, int] | None = None) -> Program:
@@ -41,7 +40,7 @@ def program(model: PoseModel, size: tuple[int, int] | None = None) -> Program:
         "keypoints": {
             "names": list(model.skeleton.keypoints),
             "mirrored": [int(i) for i in model.skeleton.flip_index],
-            "oks_sigmas": [float(sigma) for sigma in sigmas_of(model.skeleton)],
+            "oks_sigmas": [float(sigma) for sigma in model.skeleton.oks_sigmas],
         },
         "oks_nms": model.oks_nms,
     }

@@ -101,7 +101,7 @@ class PoseModel:
     def _result(self, picture: Picture, row: Mapping[str, np.ndarray], threshold: float) -> Result:
         rank = np.flatnonzero(row["found"] & (row["score"] >= threshold))
         keypoints, scores = row["keypoints"][rank], row["score"][rank]
-        sigmas = nms.sigmas_of(self.skeleton)
+        sigmas = self.skeleton.oks_sigmas
         kept = nms.oks_nms(keypoints, nms.extent_area(keypoints), scores, sigmas, self.oks_nms)
         keypoints, scores = keypoints[kept], scores[kept]
         boxes = extent_boxes(keypoints)

@@ -13,6 +13,9 @@ import functools
 
 import numpy as np
 
+DEFAULT_SIGMA = 0.05
+"""Of a keypoint for which none is stated."""
+
 
 @dataclasses.dataclass(frozen=True)
 class KeypointSet:
@@ -41,6 +44,11 @@ class KeypointSet:
         for a, b in self.flip_pairs:
             index[a], index[b] = b, a
         return index
+
+    @functools.cached_property
+    def oks_sigmas(self) -> np.ndarray:
+        """float64 [K]: `sigmas`, or `DEFAULT_SIGMA` for each where there are none but poses must be compared."""
+        return np.array(self.sigmas or (DEFAULT_SIGMA,) * self.num_keypoints)
 
 
 def _names(text: str) -> tuple[str, ...]:

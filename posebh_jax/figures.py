@@ -8,10 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data_pipelines import geometry, sides
-from data_pipelines.builders.custom import DEFAULT_SIGMA
 from data_pipelines.datasets import PoseDataset, check_skeleton
 from data_pipelines.importers import boxes as extents
-from data_pipelines.skeletons import KeypointSet
+from data_pipelines.skeletons import DEFAULT_SIGMA, KeypointSet
 from pose_common.prediction.pictures import Picture, pictures_of
 from posebh_jax.crops import crops_of
 

@@ -13,9 +13,10 @@ import sys
 import pytest
 
 from data_pipelines import datasets as definitions
-from data_pipelines.builders.custom import DEFAULT_SIGMA, mirror_pairs
+from data_pipelines.builders.custom import mirror_pairs
 from data_pipelines.reading import Reading
 from data_pipelines.records import DatasetNotPrepared, load_annotations, open_records
+from data_pipelines.skeletons import DEFAULT_SIGMA
 from data_pipelines.top_down.loader import Entry, train_loader
 from scripts import prepare_data
 from tests.data_pipelines import tiny_sets

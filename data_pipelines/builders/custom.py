@@ -27,9 +27,8 @@ from data_pipelines.datasets import DATASETS, PoseDataset
 from data_pipelines.fields import Fault, integer, printable
 from data_pipelines.importers import boxes, pictures
 from data_pipelines.orientation import STORED, UPRIGHT, turned
-from data_pipelines.skeletons import KeypointSet
+from data_pipelines.skeletons import DEFAULT_SIGMA, KeypointSet
 
-DEFAULT_SIGMA = 0.05
 METRICS = ("coco", "hand")
 AMBIGUOUS = "ambiguous"
 """Field of a picture's record: the names that were found as one picture, where this one was guessed."""

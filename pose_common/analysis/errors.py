@@ -16,7 +16,6 @@ import numpy as np
 from data_pipelines.datasets import PoseDataset
 from pose_common.metrics import evaluate
 from pose_common.metrics.columns import BOX_AREA, GroundTruth, Poses
-from pose_common.metrics.nms import sigmas_of
 
 GOOD, JITTER, INVERSION, SWAP, MISS = range(5)
 KINDS = ("good", "jitter", "inversion", "swap", "miss")
@@ -60,9 +59,9 @@ class Errors(NamedTuple):
 
 
 def scale_of(dataset: PoseDataset, truth: GroundTruth) -> Scale:
-    """The protocol's sizes and sigmas; see `sigmas_of` for a skeleton without any."""
+    """The protocol's sizes and sigmas; see `KeypointSet.oks_sigmas` for a skeleton without any."""
     area = truth.area if dataset.area == "annotated" else BOX_AREA * truth.box[:, 2] * truth.box[:, 3]
-    return Scale(area, 2 * sigmas_of(dataset.keypoints))
+    return Scale(area, 2 * dataset.keypoints.oks_sigmas)
 
 
 def judged(truth: GroundTruth) -> np.ndarray:

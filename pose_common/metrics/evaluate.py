@@ -75,7 +75,7 @@ def final_poses(
     )
     if not protocol_of(dataset).suppress or suppression == "none":
         return poses
-    sigmas = nms.sigmas_of(dataset.keypoints)
+    sigmas = dataset.keypoints.oks_sigmas
     if suppression == "hard":
         return poses.take(nms.oks_nms(poses.keypoints, poses.area, poses.score, sigmas, oks_threshold, poses.image_id))
     if suppression != "soft":

@@ -7,16 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from data_pipelines.builders.custom import DEFAULT_SIGMA
-from data_pipelines.skeletons import KeypointSet
-
 # Padded poses that are compared at once: enough to amortise a numpy call, small enough for the cache.
 _BLOCK = 4096
-
-
-def sigmas_of(skeleton: KeypointSet) -> np.ndarray:
-    """float64 [K]; `DEFAULT_SIGMA` for each keypoint of a skeleton that states none, where poses must be compared."""
-    return np.array(skeleton.sigmas or (DEFAULT_SIGMA,) * skeleton.num_keypoints)
 
 
 def rescore(keypoints: np.ndarray, box_score: np.ndarray, threshold: float = 0.2) -> np.ndarray:

@@ -12,7 +12,6 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from pose_common.metrics.nms import sigmas_of
 from pose_common.prediction.result import Result, with_ids
 
 
@@ -50,7 +49,7 @@ def no_tracks(num_keypoints: int) -> Tracks:
 
 def step(tracks: Tracks, result: Result, settings: MatchSettings = MatchSettings()) -> tuple[Tracks, Result]:
     """(the tracks after this frame, the frame's poses with ids). Poses that start no track are left out."""
-    similar = similarities(tracks, result, sigmas_of(result.skeleton))
+    similar = similarities(tracks, result, result.skeleton.oks_sigmas)
     similar = np.where(similar >= settings.similarity, similar, 0.0)  # what stays apart takes no pose from others
     rows, columns = linear_sum_assignment(-similar)
     good = similar[rows, columns] >= settings.similarity
