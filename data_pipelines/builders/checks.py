@@ -16,14 +16,13 @@ import numpy as np
 from data_pipelines.builders import masks
 from data_pipelines.fields import Fault, flag, integer, keypoints, number, numbers, printable, whole
 from data_pipelines.fields import id_key as hashable
+from data_pipelines.picture_formats import MAX_PIXELS
 
 __all__ = ["check_image_entry", "check_instance", "hashable", "integer", "numbers", "read_jpeg"]
 
 # A JPEG has at most 65,535 pixels a side, so a coordinate far beyond that is damage, not an occluded limb.
 MAX_COORDINATE = 1e6
 MAX_VISIBILITY = 2
-MAX_PIXELS = 178_956_970
-"""Of a picture: as many as Pillow takes, over half a gigabyte decoded. What claims more is damage, or made to harm."""
 _STANDALONE_MARKERS = frozenset([0x01, *range(0xD0, 0xD8)])
 _START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _START_OF_SCAN = 0xDA

@@ -6,15 +6,14 @@ import io
 import os
 import pathlib
 
-import numpy as np
 from PIL import Image
 
 from data_pipelines import orientation
 from data_pipelines.builders import checks, raw_files
 from data_pipelines.fields import Fault
+from data_pipelines.picture_formats import eight_bits
 
 QUALITY = 95
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 
 
 def find(folder: pathlib.Path, file_name: str) -> pathlib.Path:
@@ -84,12 +83,3 @@ def read_as_jpeg(path: pathlib.Path, decode: bool = False) -> tuple[bytes, int, 
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise Fault("unreadable image", str(error)) from error
     return buffer.getvalue(), *pixels.size, True
-
-
-def eight_bits(image: Image.Image) -> Image.Image:
-    """RGB. Raises Fault for numbers of an unknown range."""
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):  # "I": before Pillow 11
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
-    if image.mode in ("I", "F"):
-        raise Fault("unreadable image", f"pixels of mode {image.mode} have no known range; save it with 8 bits")
-    return image.convert("RGB")

@@ -17,6 +17,7 @@ from data_pipelines.fields import Fault
 from data_pipelines.importers import pictures as picture_files
 from data_pipelines.importers.labels import VISIBLE, Broken, LabelledPicture, Labels, Person, Point, assemble
 from data_pipelines.importers.text_files import read_text, read_yaml
+from data_pipelines.picture_formats import SUFFIXES
 
 SPLITS = ("train", "val", "test")
 _OUTSIDE = 0.01  # of the picture; what a rounded coordinate may lie beyond its border
@@ -135,7 +136,7 @@ def _pictures(file: pathlib.Path, root: pathlib.Path, places: Any) -> list[pathl
     for place in places if isinstance(places, list) else [places] if places else []:
         path = next((p for p in (root / str(place), file.parent / str(place)) if p.exists()), root / str(place))
         if path.is_dir():
-            found += sorted(p for p in path.rglob("*") if p.suffix.lower() in picture_files.SUFFIXES)
+            found += sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
         elif path.is_file():
             found += [path.parent / line.strip() for line in read_text(path).splitlines() if line.strip()]
         else:

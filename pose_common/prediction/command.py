@@ -18,10 +18,11 @@ import jax
 import numpy as np
 import tqdm
 
+from data_pipelines.picture_formats import SUFFIXES
 from data_pipelines.synthetic_world.scene import render_scene
 from pose_common.evaluation import draw
 from pose_common.prediction import tracking
-from pose_common.prediction.pictures import SUFFIXES, Picture, count_of, refuse_to_replace, require_one_clip
+from pose_common.prediction.pictures import Picture, count_of, refuse_to_replace, require_one_clip
 from pose_common.prediction.result import Result
 from pose_common.prediction.video import video_writer
 from pose_common.training import distributed

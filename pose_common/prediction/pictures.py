@@ -21,11 +21,9 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
-from data_pipelines.builders.checks import MAX_PIXELS
 from data_pipelines.fields import Fault
-from data_pipelines.importers.pictures import eight_bits
+from data_pipelines.picture_formats import MAX_PIXELS, SUFFIXES, eight_bits
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".gif")
 RATE = 30
 """Frames a second of a video that does not say it."""
