@@ -201,6 +201,11 @@ class Annotations:
         return self.metadata.get("orientation", "").startswith(orientation.UPRIGHT)
 
     @property
+    def labelled(self) -> np.ndarray:
+        """bool [N]: instances with at least one labelled point."""
+        return (self.keypoints[..., 2] > 0).any(axis=1)
+
+    @property
     def num_images(self) -> int:
         return len(self.image_id)
 

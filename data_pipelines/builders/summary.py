@@ -44,7 +44,7 @@ def usable(columns: records.Annotations, report: Report, unlabelled_belong: bool
     found = instances.census(columns, columns.protocol)
     dropped, remarks = report.as_dict()["instances"], report.as_dict()["remarks"]
     lost = {reason: tally["count"] for reason, tally in (dropped | {LOST: remarks.get(LOST)}).items() if tally}
-    unlabelled = instances.unlabelled(columns) & (unlabelled_belong | columns.crowd)
+    unlabelled = ~columns.labelled & (unlabelled_belong | columns.crowd)
     found["annotated"] = columns.num_instances - int(unlabelled.sum()) + sum(lost.values())
     least = min(found["training"], found["evaluation"])
     found["heavy_loss"] = 2 * least < found["annotated"]

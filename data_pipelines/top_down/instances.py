@@ -127,23 +127,13 @@ def census(annotations: Annotations, dataset: PoseDataset) -> dict[str, Any]:
     Learned from are the crops of `ground_truth` with at least one labelled point. They are judged as well, by PCKh only
     with a known head size.
     """
-    labelled = _labelled(annotations)
     why = reasons(annotations, dataset)
-    why["without keypoints"] = why["without keypoints"] | ~labelled
+    why["without keypoints"] = why["without keypoints"] | ~annotations.labelled
     left_out, usable = _sort_out(why)
     judged = usable & (annotations.head_size > 0) if dataset.metric == "mpii" else usable
     if unmeasured := int((usable & ~judged).sum()):
         left_out["without head size (evaluation)"] = unmeasured
     return {"training": int(usable.sum()), "evaluation": int(judged.sum()), "left_out": left_out}
-
-
-def unlabelled(annotations: Annotations) -> np.ndarray:
-    """bool [N]: annotations without a single labelled point."""
-    return ~_labelled(annotations)
-
-
-def _labelled(annotations: Annotations) -> np.ndarray:
-    return (annotations.keypoints[..., 2] > 0).any(axis=1)
 
 
 def _sort_out(why: Mapping[str, np.ndarray]) -> tuple[dict[str, int], np.ndarray]:

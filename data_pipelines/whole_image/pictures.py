@@ -101,8 +101,7 @@ class WholeImageSource:
 
 def people(annotations: Annotations) -> np.ndarray:
     """bool [N]: annotations that are one person with keypoints."""
-    labelled = (annotations.keypoints[..., 2] > 0).any(axis=1)
-    counted = np.where(annotations.num_keypoints < 0, labelled, annotations.num_keypoints > 0)
+    counted = np.where(annotations.num_keypoints < 0, annotations.labelled, annotations.num_keypoints > 0)
     return ~annotations.crowd & counted
 
 
@@ -126,8 +125,7 @@ def training_images(annotations: Annotations, rules: Rules, cap: int) -> np.ndar
     """Rows of the images to train on. Logs how many people will not fit the batches' instance axis."""
     has = annotations.image_index
     if rules.labelled_images:
-        labelled = ~annotations.crowd & (annotations.keypoints[..., 2] > 0).any(axis=1)
-        has = has[labelled]
+        has = has[~annotations.crowd & annotations.labelled]
     images = np.unique(has)
     count = np.bincount(annotations.image_index[people(annotations)], minlength=annotations.num_images)
     count = count[images]
