@@ -20,7 +20,7 @@ from collections.abc import Iterator
 
 from data_pipelines import records
 from data_pipelines.datasets import definition_path
-from data_pipelines.paths import absolute, size_of
+from data_pipelines.paths import absolute, shown_size, size_of
 
 BLOCK = 2**22
 THREADS = 8
@@ -79,12 +79,14 @@ def _copy(source: pathlib.Path, target: pathlib.Path) -> None:
     files = [file for file in sorted(source.iterdir()) if file.is_file()]
     size, free = sum(map(size_of, files)), shutil.disk_usage(partial).free
     if size > free:
-        raise OSError(f"config.data_cache: {source} has {_shown(size)}, {partial.parent} has room for {_shown(free)}")
+        raise OSError(
+            f"config.data_cache: {source} has {shown_size(size)}, {partial.parent} has room for {shown_size(free)}"
+        )
     began = time.monotonic()
     with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
         list(pool.map(lambda file: _copy_file(file, partial / file.name), files))
     partial.rename(target)
-    logging.info("%s copied to %s: %s in %.0f s", source, target, _shown(size), time.monotonic() - began)
+    logging.info("%s copied to %s: %s in %.0f s", source, target, shown_size(size), time.monotonic() - began)
 
 
 def _copy_file(source: pathlib.Path, target: pathlib.Path) -> None:
@@ -101,7 +103,3 @@ def _copy_file(source: pathlib.Path, target: pathlib.Path) -> None:
             copied = zlib.crc32(block, copied)
     if copied != checksum:
         raise OSError(f"config.data_cache: {target} is not what was read from {source}: is the disk damaged?")
-
-
-def _shown(size: int) -> str:
-    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"

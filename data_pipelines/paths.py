@@ -53,6 +53,11 @@ def size_of(path: pathlib.Path) -> int:
     return cast(epath.Path, path).stat().length if is_remote(path) else path.stat().st_size
 
 
+def shown_size(size: int) -> str:
+    """Bytes as people read them."""
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
+
+
 def write_whole(path: pathlib.Path, text: str) -> None:
     """Writes a file that is there either whole or not at all, as an object of a bucket always is."""
     if is_remote(path):

@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-from data_pipelines.paths import is_remote
+from data_pipelines.paths import is_remote, shown_size
 from pose_common.training import processes
 from pose_common.training.configuration import ConfigError
 from pose_common.training.state import TrainState
@@ -94,18 +94,14 @@ def require_space(workdir: pathlib.Path, state: TrainState, keep: int, there: in
     needed = max(1, keep + 1 - there) * one + (2 * _size(state.weights) if best else 0)
     advice = "make room, choose another --workdir, or set a smaller config.keep_checkpoints"
     if free < one:
-        raise OSError(f"{workdir}: {_shown(free)} are free, a checkpoint takes up to {_shown(one)}; {advice}")
+        raise OSError(f"{workdir}: {shown_size(free)} are free, a checkpoint takes up to {shown_size(one)}; {advice}")
     if free < needed:
         logging.warning(
             "%s: %s are free, the run's checkpoints take up to %s more (%d and one being written, of up to %s); %s",
             workdir,
-            _shown(free),
-            _shown(needed),
+            shown_size(free),
+            shown_size(needed),
             keep,
-            _shown(one),
+            shown_size(one),
             advice,
         )
-
-
-def _shown(size: int) -> str:
-    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"

@@ -81,5 +81,5 @@ def test_a_disk_that_forgets_or_is_full_is_named(source, tmp_path, monkeypatch):
         with pytest.raises(OSError, match=r"config.data_cache: .* is not what was read from .*: is the disk damaged"):
             cached("mine", "val", source, str(tmp_path / "ssd"))
     monkeypatch.setattr(cache.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1, 1, 0))
-    with pytest.raises(OSError, match=r"config.data_cache: .* has 4.2 MB, .* has room for 0.0 MB"):
+    with pytest.raises(OSError, match=r"config.data_cache: .* has 4.0 MiB, .* has room for 0.0 MiB"):
         cached("mine", "val", source, str(tmp_path / "ssd"))
