@@ -117,13 +117,24 @@ def soft_oks_nms(
     return np.array(chosen, np.int64)
 
 
+def oks_terms(squared: np.ndarray, area: np.ndarray, sigmas: np.ndarray) -> np.ndarray:
+    """exp(-d^2 / (2 variance)), whose mean over keypoints is OKS; takes the place of `squared`.
+
+    Args:
+      squared: float64 [..., K], squared distances of keypoints.
+      area: [...] sizes.
+      sigmas: [K].
+    """
+    squared *= -1 / (2 * np.square(2 * np.asarray(sigmas, np.float64)))
+    squared /= (area + np.spacing(1))[..., None]
+    return np.exp(squared, out=squared)
+
+
 def _terms(points, others, area, other_area, sigmas) -> np.ndarray:
-    """exp(-d^2 / (2 variance)) per keypoint for broadcastable poses [..., K, 2] of sizes [...]."""
+    """`oks_terms` of broadcastable poses [..., K, 2] of sizes [...]."""
     squared = np.square(points[..., 0] - others[..., 0])
     squared += np.square(points[..., 1] - others[..., 1])
-    squared *= -1 / (2 * np.square(2 * np.asarray(sigmas, np.float64)))
-    squared /= (0.5 * (area + other_area) + np.spacing(1))[..., None]
-    return np.exp(squared, out=squared)
+    return oks_terms(squared, 0.5 * (area + other_area), sigmas)
 
 
 def _suppress(points, area, real, sigmas, threshold) -> np.ndarray:

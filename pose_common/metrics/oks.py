@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from pose_common.metrics.columns import BOX_AREA, GroundTruth, Poses
-from pose_common.metrics.nms import extent_area
+from pose_common.metrics.nms import extent_area, oks_terms
 
 OKS_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 RECALL_POINTS = np.linspace(0.0, 1.0, 101)
@@ -135,13 +135,12 @@ def similarity(
       part: the keypoints to score.
       detection, annotation: [P] rows of each pair.
     """
-    weights = -1 / (2 * np.square(2 * np.asarray(sigmas, np.float64)[part]))
     found, target = keypoints[:, part, :2].astype(np.float64), truth.keypoints[:, part, :2]
     labelled = truth.keypoints[:, part, 2] > 0
     count = labelled.sum(1)
     low, high = truth.box[:, :2] - truth.box[:, 2:], truth.box[:, :2] + 2 * truth.box[:, 2:]
     result = np.empty(len(detection))
-    step = max(1, _CHUNK // len(weights))
+    step = max(1, _CHUNK // len(sigmas[part]))
     for start in range(0, len(detection), step):
         d, a = detection[start : start + step], annotation[start : start + step]
         offset = found[d] - target[a]
@@ -151,8 +150,7 @@ def similarity(
             below, above = low[box, None] - point, point - high[box, None]
             offset[unlabelled] = np.maximum(below, 0) + np.maximum(above, 0)
         np.square(offset, out=offset)
-        exponent = (offset[..., 0] + offset[..., 1]) * weights / (area[a] + np.spacing(1))[:, None]
-        terms = np.exp(exponent, out=exponent)
+        terms = oks_terms(offset[..., 0] + offset[..., 1], area[a], sigmas[part])
         counted = labelled[a] | (count[a] == 0)[:, None]
         result[start : start + step] = (terms * counted).sum(1) / counted.sum(1)
     return result
