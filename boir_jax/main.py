@@ -45,7 +45,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
 
 def main() -> None:
     """The program."""
-    cli.main(sources.read_configuration, run, workdir="workdir/boir", free=configuration.FREE)
+    cli.main(sources.read_configuration, run, default=sources.DEFAULT, workdir="workdir/boir", free=configuration.FREE)
 
 
 if __name__ == "__main__":

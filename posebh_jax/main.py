@@ -46,7 +46,9 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
 
 def main() -> None:
     """The program."""
-    cli.main(sources.read_configuration, run, workdir="workdir/posebh", free=configuration.FREE)
+    cli.main(
+        sources.read_configuration, run, default=sources.DEFAULT, workdir="workdir/posebh", free=configuration.FREE
+    )
 
 
 if __name__ == "__main__":

@@ -13,10 +13,15 @@ from pose_common.report.runs import read_runs
 FILE = "report.html"
 
 
-def conclude(config: ConfigDict, workdir: pathlib.Path) -> None:
+def conclude(config: ConfigDict, workdir: pathlib.Path, package: str) -> None:
     """Writes `report.html` into the working directory of a complete run, prints where it is, and one sentence.
 
     A run that was never evaluated has none; that, or a file that cannot be read, is said and costs nothing else.
+
+    Args:
+      config: the run's.
+      workdir: its working directory.
+      package: the method's, whose `predict` draws poses.
     """
     try:
         page = make_page(read_runs([workdir]))
@@ -24,15 +29,14 @@ def conclude(config: ConfigDict, workdir: pathlib.Path) -> None:
         print(f"report: {workdir / FILE}")
     except (ValueError, OSError) as error:
         logging.warning("no report: %s", error)
-    print(f"next: {what_next(config, workdir)}")
+    print(f"next: {what_next(config, workdir, package)}")
 
 
-def what_next(config: ConfigDict, workdir: pathlib.Path) -> str:
+def what_next(config: ConfigDict, workdir: pathlib.Path, package: str) -> str:
     """One sentence for somebody who has just seen a run end."""
     if config.synthetic:
         return (
             "open the report in a browser; then train on your own labels (docs/your_own_dataset.md), because this "
             "model knows rendered figures only"
         )
-    package = "boir_jax" if config.method == "boir" else "posebh_jax"
     return f"draw poses with it: python -m {package}.predict PICTURE --checkpoint={workdir}"

@@ -100,7 +100,8 @@ def train(
     if jax.process_index() == 0:
         draw_curves(workdir / "metrics.jsonl", workdir / "curves.png")
         if complete:
-            conclude(config, workdir)
+            package = type(method).__module__.partition(".")[0]
+            conclude(config, workdir, package)
     if not complete:
         logging.warning("stopped before the end; the same command goes on from the checkpoint in %s", workdir)
     return complete
@@ -147,6 +148,7 @@ def main(
     read: Read,
     run: Callable[[ConfigDict, pathlib.Path], None],
     *,
+    default: str,
     workdir: str,
     free: Collection[str],
 ) -> None:
@@ -155,6 +157,7 @@ def main(
     Args:
       read: makes the method's configuration of the flags --config ('' where it is not given) and --config.<leaf>.
       run: does what a configuration says, in a working directory that is there.
+      default: name of the method's own configuration file, whose comments explain its settings.
       workdir: default of the flag.
       free: settings that may change when a run goes on.
     """
@@ -169,7 +172,7 @@ def main(
     debug = flags.DEFINE_bool("debug", False, "Show errors with their traceback.")
     source, overrides, others = configuration.split_arguments(sys.argv[1:])
     if HELP & set(others):
-        _print_usage(source, read(source, overrides))
+        _print_usage(source, read(source, overrides), default)
         return
 
     def start(argv: list[str]) -> None:
@@ -199,10 +202,10 @@ def main(
     app.run(start, argv=[sys.argv[0], *others])
 
 
-def _print_usage(source: str, config: ConfigDict) -> None:
+def _print_usage(source: str, config: ConfigDict, default: str) -> None:
     """Settings are explained by the configuration's own file, then by that of its method."""
     own = pathlib.PurePath(source.partition(":")[0]).stem
-    files = configuration.own_files(own, "boir" if config.method == "boir" else "mdt", "common")
+    files = configuration.own_files(own, default, "common")
     print(usage(sys.modules["__main__"].__doc__ or "", __name__, config, files))
 
 
