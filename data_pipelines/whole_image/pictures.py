@@ -59,7 +59,7 @@ class WholeImageSource:
     """Random access over the images of one dataset: `source[i]` is a sample.
 
     Args:
-      records: opened records; `records[row]["image"]` is the image file's bytes.
+      records: opened records; `records.image(row)` are the bytes of an image file.
       annotations: the table that belongs to them.
       dataset: the protocol.
       images: rows of the images to use, all by default.
@@ -80,7 +80,7 @@ class WholeImageSource:
 
     def __getitem__(self, index: int) -> Sample:
         sample = self.describe(index)
-        return sample | {"encoded": self.records[sample["image_index"]]["image"]}
+        return sample | {"encoded": self.records.image(sample["image_index"])}
 
     def describe(self, index: int) -> Sample:
         """The sample without its image."""
