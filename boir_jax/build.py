@@ -19,6 +19,7 @@ from boir_jax.predictor import Predictor
 from boir_jax.proposals import ProposalConfig
 from data_pipelines.datasets import find_dataset
 from data_pipelines.paths import as_path
+from data_pipelines.sharing import Share
 from data_pipelines.top_down.loader import TrainIterator
 from data_pipelines.whole_image.loader import train_loader
 from data_pipelines.whole_image.pictures import Augmentation
@@ -84,8 +85,7 @@ def make_loader(config: ConfigDict) -> TrainIterator:
         instances=config.instances,
         rules=configuration.rules(config),
         augmentation=Augmentation(**config.augmentation),
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        share=Share(jax.process_index(), jax.process_count()),
         reading=make_reading(config),
     )
 

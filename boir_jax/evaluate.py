@@ -17,6 +17,7 @@ from boir_jax.predictor import Predictor
 from boir_jax.published import published
 from data_pipelines.datasets import PoseDataset
 from data_pipelines.reading import Reading
+from data_pipelines.sharing import Share
 from data_pipelines.top_down.instances import categories_of
 from data_pipelines.whole_image.loader import EvalLoader, eval_loader
 from pose_common.analysis.files import write_analysis
@@ -112,9 +113,7 @@ class Evaluator:
             data_dir=self.data_dir,
             batch_size=self.batch_size,
             input_size=self.input_size,
-            devices=self.mesh.devices.size,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            share=Share(jax.process_index(), jax.process_count(), self.mesh.devices.size),
             reading=self.reading,
         )
 

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from data_pipelines.paths import as_path
+from data_pipelines.sharing import Share
 from data_pipelines.top_down.instances import GROUND_TRUTH
 from data_pipelines.top_down.loader import Entry, TrainIterator, train_loader
 from pose_common.evaluation.tasks import require_distinct
@@ -95,8 +96,7 @@ def make_loader(config: ConfigDict) -> TrainIterator:
         mixture=configuration.mixture(config),
         together=config.people_together,
         augmentation=configuration.augmentation(config),
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        share=Share(jax.process_index(), jax.process_count()),
         reading=make_reading(config),
     )
 

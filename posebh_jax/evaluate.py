@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 
 from data_pipelines.datasets import PoseDataset
 from data_pipelines.reading import Reading
+from data_pipelines.sharing import Share
 from data_pipelines.top_down.loader import EvalLoader, eval_loader
 from pose_common.analysis.files import write_analysis
 from pose_common.evaluation import published as publications
@@ -129,9 +130,7 @@ class Evaluator:
             score_threshold=self.detection_threshold,
             input_size=self.predictor.input_size,
             dataset_index=task.head,
-            devices=self.mesh.devices.size,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            share=Share(jax.process_index(), jax.process_count(), self.mesh.devices.size),
             reading=self.reading,
         )
 

@@ -10,7 +10,6 @@ read. Batches follow the top-down batch contract: `image` uint8 [B, H, W, 3] RGB
 from __future__ import annotations
 
 import dataclasses
-import math
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -24,7 +23,7 @@ from data_pipelines.cache import cached
 from data_pipelines.datasets import PoseDataset, find_dataset
 from data_pipelines.reading import Batch, Reading
 from data_pipelines.records import Annotations, load_annotations, open_records
-from data_pipelines.sharing import fitting_batch, rows_of_process
+from data_pipelines.sharing import Share, fitting_batch
 from data_pipelines.top_down import instances as boxes_of
 from data_pipelines.top_down.augmentation import Augmentation
 from data_pipelines.top_down.crops import Crop, TopDownSource, Train, decode
@@ -56,7 +55,7 @@ class TrainIterator(grain.DatasetIterator):
     Args:
       elements: the endless stream of all processes' examples.
       batch_size: of the global batch.
-      process_index, process_count: which rows of each batch.
+      share: which rows of each batch.
       reading: how to read ahead.
       num_examples: the length of a (nominal) epoch: the instances of all datasets together.
       samples: the stream before its examples were made, whose samples know their pictures' names.
@@ -69,8 +68,7 @@ class TrainIterator(grain.DatasetIterator):
         self,
         elements: grain.MapDataset,
         batch_size: int,
-        process_index: int,
-        process_count: int,
+        share: Share,
         reading: Reading,
         num_examples: int,
         samples: grain.MapDataset | None = None,
@@ -79,8 +77,8 @@ class TrainIterator(grain.DatasetIterator):
         self._reader: grain.DatasetIterator | None = None  # first: closing asks for it, whatever fails below
         self.num_examples, self._samples = num_examples, samples
         self._elements, self._batch_size, self._reading = elements, batch_size, reading
-        self._rows = rows_of_process(batch_size, process_index, process_count)
-        self._every = slice(process_index, None, process_count)
+        self._rows = share.rows_of(batch_size)
+        self._every = slice(share.process_index, None, share.process_count)
         self._next_example = 0
 
     def __next__(self) -> Batch:
@@ -139,8 +137,7 @@ def train_loader(
     mixture: str | Sequence[float] = mixing.CONCAT,
     together: int = 1,
     augmentation: Augmentation | None = None,
-    process_index: int = 0,
-    process_count: int = 1,
+    share: Share = Share(),
     reading: Reading = Reading(),
 ) -> TrainIterator:
     """Endless training batches of a mixture of prepared datasets.
@@ -153,7 +150,7 @@ def train_loader(
       seed: decides order and augmentation.
       mixture, together: 'concat', 'balanced' or weights, and people of a picture in a row, see `mixture.mix`.
       augmentation: without, the crops are those of evaluation.
-      process_index, process_count: which rows of each batch.
+      share: which rows of each batch.
 
     Raises:
       DatasetNotPrepared: with the command that prepares it.
@@ -178,8 +175,7 @@ def train_loader(
         mixture=mixture,
         together=together,
         augmentation=augmentation,
-        process_index=process_index,
-        process_count=process_count,
+        share=share,
         reading=reading,
     )
 
@@ -193,8 +189,7 @@ def train_iterator(
     mixture: str | Sequence[float] = mixing.CONCAT,
     together: int = 1,
     augmentation: Augmentation | None = None,
-    process_index: int = 0,
-    process_count: int = 1,
+    share: Share = Share(),
     reading: Reading = Reading(),
 ) -> TrainIterator:
     """`train_loader` for sources that are open; the `dataset_index` of each must be its place among them.
@@ -212,7 +207,7 @@ def train_iterator(
     samples = mixing.mix(sources, mixture, order_seed, together)
     elements = samples.random_map(transform, seed=draw_seed)
     total = sum(len(source) for source in sources)
-    return TrainIterator(elements, batch_size, process_index, process_count, reading, total, samples)
+    return TrainIterator(elements, batch_size, share, reading, total, samples)
 
 
 def open_source(
@@ -247,10 +242,7 @@ def eval_loader(
     boxes: str | pathlib.Path = boxes_of.GROUND_TRUTH,
     score_threshold: float = 0.0,
     dataset_index: int = 0,
-    num_keypoints: int | None = None,
-    devices: int = 1,
-    process_index: int = 0,
-    process_count: int = 1,
+    share: Share = Share(),
     reading: Reading = Reading(),
 ) -> EvalLoader:
     """Every instance of a prepared split once, in image order, without augmentation.
@@ -259,8 +251,6 @@ def eval_loader(
       batch_size: largest number of rows of the global batch; see `fitting_batch`.
       boxes: 'ground_truth', or the path of a COCO detection file; `score_threshold` applies to the latter.
       dataset_index: value of the batches' `dataset`, that is, which head and expert to use.
-      num_keypoints: K of the batches, the dataset's own count by default.
-      devices: of all processes, which share a batch equally.
       The others: as for `train_loader`.
     """
     source = open_source(
@@ -275,11 +265,10 @@ def eval_loader(
     )
     return EvalLoader(
         source,
-        fitting_batch(batch_size, len(source), math.lcm(devices, process_count)),
+        fitting_batch(batch_size, len(source), share.parts),
         input_size,
-        num_keypoints or source.dataset.num_keypoints,
-        process_index,
-        process_count,
+        source.dataset.num_keypoints,
+        share,
         reading,
     )
 
@@ -298,12 +287,11 @@ class EvalLoader:
     batch_size: int
     input_size: tuple[int, int]
     num_keypoints: int
-    process_index: int = 0
-    process_count: int = 1
+    share: Share = Share()
     reading: Reading = Reading()
 
     def __post_init__(self) -> None:
-        rows_of_process(self.batch_size, self.process_index, self.process_count)
+        self.share.rows_of(self.batch_size)
 
     @property
     def boxes(self) -> str:
@@ -328,8 +316,8 @@ class EvalLoader:
     def __getitem__(self, index: int) -> Batch:
         """One whole batch: neighbours share a decoded picture."""
         source = self.source
-        rows = rows_of_process(self.batch_size, self.process_index, self.process_count)
-        first = index * self.batch_size + self.process_index * rows
+        rows = self.share.rows_of(self.batch_size)
+        first = index * self.batch_size + self.share.process_index * rows
         batch = _empty_batch(rows, self.input_size, self.num_keypoints)
         batch["dataset"][:] = source.dataset_index
         crop = Crop(self.input_size, source.dataset.codec == "udp")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
-import math
 import pathlib
 from collections.abc import Iterator
 
@@ -21,7 +20,7 @@ from data_pipelines.cache import cached
 from data_pipelines.datasets import find_dataset
 from data_pipelines.reading import Batch, Reading
 from data_pipelines.records import Annotations, load_annotations, open_records
-from data_pipelines.sharing import fitting_batch, rows_of_process
+from data_pipelines.sharing import Share, fitting_batch
 from data_pipelines.top_down.crops import decode
 from data_pipelines.top_down.loader import TrainIterator
 from data_pipelines.whole_image.pictures import (
@@ -48,8 +47,7 @@ def train_loader(
     instances: int = 30,
     rules: Rules | None = None,
     augmentation: Augmentation = Augmentation(),
-    process_index: int = 0,
-    process_count: int = 1,
+    share: Share = Share(),
     reading: Reading = Reading(),
 ) -> TrainIterator:
     """Endless training batches of a prepared dataset (the whole-image batch contract).
@@ -62,7 +60,7 @@ def train_loader(
       instances: N, the instance axis.
       rules: which images and people are learned; those of the dataset's publication by default.
       augmentation: see `Augmentation`.
-      process_index, process_count: which rows of each batch.
+      share: which rows of each batch.
 
     Raises:
       DatasetNotPrepared: with the command that prepares it.
@@ -81,7 +79,7 @@ def train_loader(
     transform = Train(protocol, input_size, rules, instances, augmentation)
     samples = mixture.mix([source], mixture.CONCAT, order_seed)
     elements = samples.random_map(transform, seed=draw_seed)
-    return TrainIterator(elements, batch_size, process_index, process_count, reading, len(source), samples)
+    return TrainIterator(elements, batch_size, share, reading, len(source), samples)
 
 
 def eval_loader(
@@ -91,22 +89,20 @@ def eval_loader(
     data_dir: str | pathlib.Path,
     batch_size: int,
     input_size: int,
-    devices: int = 1,
-    process_index: int = 0,
-    process_count: int = 1,
+    share: Share = Share(),
     reading: Reading = Reading(),
 ) -> EvalLoader:
     """Every image of a prepared split once, resized, in batches of one exact picture size.
 
     Args:
       input_size: of the short side.
-      batch_size, devices: largest number of rows of the global batch, which all devices share; see `fitting_batch`.
+      batch_size: largest number of rows of the global batch; see `fitting_batch`.
       The others: as for `train_loader`.
     """
     data_dir = cached(dataset, split, data_dir, reading.cache)
     annotations = load_annotations(dataset, split, data_dir)
     source = WholeImageSource(open_records(dataset, split, data_dir), annotations, find_dataset(dataset, data_dir))
-    return EvalLoader(source, batch_size, input_size, devices, process_index, process_count, reading)
+    return EvalLoader(source, batch_size, input_size, share, reading)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,13 +117,11 @@ class EvalLoader:
     source: WholeImageSource
     batch_size: int
     input_size: int
-    devices: int = 1
-    process_index: int = 0
-    process_count: int = 1
+    share: Share = Share()
     reading: Reading = Reading()
 
     def __post_init__(self) -> None:
-        rows_of_process(self.batch_size, self.process_index, self.process_count)
+        self.share.rows_of(self.batch_size)
 
     @property
     def annotations(self) -> Annotations:
@@ -141,8 +135,9 @@ class EvalLoader:
         for number, image in enumerate(self.source.images):
             size = (int(table.width[image]), int(table.height[image]))
             by_size[inference_size(size, self.input_size)[0]].append(number)
-        sharers = math.lcm(self.devices, self.process_count)
-        rows = {size: fitting_batch(self.batch_size, len(numbers), sharers) for size, numbers in by_size.items()}
+        rows = {
+            size: fitting_batch(self.batch_size, len(numbers), self.share.parts) for size, numbers in by_size.items()
+        }
         return tuple(
             (size, rows[size], tuple(numbers[first : first + rows[size]]))
             for size, numbers in sorted(by_size.items())
@@ -157,14 +152,14 @@ class EvalLoader:
 
     def __getitem__(self, index: int) -> Batch:
         (width, height), batch_size, numbers = self.batches[index]
-        rows = rows_of_process(batch_size, self.process_index, self.process_count)
+        rows = self.share.rows_of(batch_size)
         batch = {
             "image": np.zeros((rows, height, width, 3), np.uint8),
             "inverse_warp": np.zeros((rows, 2, 3), np.float32),
             "image_id": np.zeros(rows, np.int64),
             "valid": np.zeros(rows, bool),
         }
-        first = self.process_index * rows
+        first = self.share.process_index * rows
         for row, number in enumerate(numbers[first : first + rows]):
             sample = self.source[number]
             batch["image"][row], matrix = resize(decode(sample["encoded"], sample), self.input_size)

@@ -30,6 +30,7 @@ import numpy as np
 
 from data_pipelines import geometry
 from data_pipelines.reading import Reading
+from data_pipelines.sharing import Share
 from data_pipelines.top_down import crops as top_down
 from data_pipelines.top_down.augmentation import Augmentation, steps_of
 from data_pipelines.top_down.loader import TrainIterator, open_source, train_iterator
@@ -103,7 +104,7 @@ class PerSample:
     def start(self, batch_size: int, seed: int, reading: Reading) -> TrainIterator:
         samples = grain.MapDataset.source(self).shuffle(seed=seed).repeat()
         elements = samples.random_map(self.transform, seed=seed)
-        return TrainIterator(elements, batch_size, 0, 1, reading, len(self))
+        return TrainIterator(elements, batch_size, Share(), reading, len(self))
 
 
 def normalised(crop: np.ndarray) -> np.ndarray:

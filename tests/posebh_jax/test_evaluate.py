@@ -16,6 +16,7 @@ from data_pipelines.builders.coco import Coco
 from data_pipelines.builders.synthetic import prepare_synthetic
 from data_pipelines.datasets import find_dataset
 from data_pipelines.reading import Reading
+from data_pipelines.sharing import Share
 from data_pipelines.top_down.loader import eval_loader
 from pose_common import heatmaps
 from pose_common.report.runs import read_runs
@@ -46,8 +47,8 @@ class Oracle:
     def __init__(self, data_dir, datasets):
         self.known = {}
         for name in datasets:
-            shared = {"batch_size": BATCH, "devices": jax.device_count()}
-            loader = eval_loader(name, "val", data_dir=data_dir, input_size=SIZE, reading=READING, **shared)
+            settings = {"batch_size": BATCH, "input_size": SIZE, "share": Share(devices=jax.device_count())}
+            loader = eval_loader(name, "val", data_dir=data_dir, reading=READING, **settings)
             for batch in loader:
                 truth = heatmaps.to_image(batch["keypoints"], batch["inverse_warp"])
                 for warp, keypoints in zip(batch["inverse_warp"], np.asarray(truth), strict=True):

@@ -14,6 +14,7 @@ import pytest
 from data_pipelines import geometry, records
 from data_pipelines.builders import BUILDERS, synthetic
 from data_pipelines.reading import Reading
+from data_pipelines.sharing import Share
 from data_pipelines.top_down import crops, instances, loader
 from data_pipelines.top_down.loader import EvalLoader
 from tests.data_pipelines import fakes
@@ -76,7 +77,7 @@ def test_training_batches_follow_the_contract():
 def test_global_batches_do_not_depend_on_the_number_of_processes(mixture, together, processes):
     order = {"mixture": mixture, "together": together}
     whole = take(training(**order), 5)
-    shards = [take(training(**order, process_index=index, process_count=processes), 5) for index in range(processes)]
+    shards = [take(training(**order, share=Share(index, processes)), 5) for index in range(processes)]
     assert all(len(batch["image"]) == 8 // processes for batch in shards[0])
     assert_same(whole, [joined(parts) for parts in zip(*shards, strict=True)])
 
@@ -105,7 +106,7 @@ def test_resuming_continues_exactly(together):
     assert_same(straight[3:5], take(resumed, 2))
     resumed.set_state({"next_index": 3})  # as older checkpoints say it
     assert_same(straight[3:5], take(resumed, 2))
-    halves = [own(process_index=index, process_count=2) for index in range(2)]
+    halves = [own(share=Share(index, 2)) for index in range(2)]
     for half in halves:
         half.set_state(state)
     assert_same(straight[3:], [joined(parts) for parts in zip(*(take(half, 4) for half in halves), strict=True)])
@@ -145,8 +146,8 @@ def test_the_seed_decides():
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"batch_size": 9, "process_count": 2}, "batch of 9 cannot be shared equally by 2"),
-        ({"process_index": 2, "process_count": 2}, "no process 2 of 2"),
+        ({"batch_size": 9, "share": Share(0, 2)}, "batch of 9 cannot be shared equally by 2"),
+        ({"share": Share(2, 2)}, "no process 2 of 2"),
         ({"sources": [fakes.random_source(dataset_index=1)]}, r"numbered from 0, got \[\('coco', 1\)\]"),
     ],
 )
@@ -188,7 +189,7 @@ def test_workers_keep_off_accelerators_and_do_not_change_batches(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     monkeypatch.setenv("JAX_PLATFORMS", "tpu")
     elements = grain.MapDataset.source(WorkerProbe()).repeat()
-    reader = loader.TrainIterator(elements, 4, 0, 1, Reading(num_threads=1, num_workers=2), 8)
+    reader = loader.TrainIterator(elements, 4, Share(), Reading(num_threads=1, num_workers=2), 8)
     taken = take(reader, 3)
     np.testing.assert_array_equal(np.concatenate([batch["row"] for batch in taken]), [*range(8), *range(4)])
     assert reader.get_state() == {"next_example": 12}
@@ -228,7 +229,7 @@ def test_evaluation_keeps_every_instance_and_pads_the_last_batch():
 
 @pytest.mark.parametrize("processes", [2, 4])
 def test_evaluation_shards_have_equal_numbers_of_batches(processes):
-    shards = [list(evaluation(process_index=index, process_count=processes)) for index in range(processes)]
+    shards = [list(evaluation(share=Share(index, processes))) for index in range(processes)]
     assert {len(shard) for shard in shards} == {3}
     assert_same(list(evaluation()), [joined(parts) for parts in zip(*shards, strict=True)])
 
@@ -324,14 +325,13 @@ def test_prepared_datasets_are_evaluated_whole(prepared):
         batch_size=4,
         input_size=SIZE,
         dataset_index=3,
-        num_keypoints=20,
         reading=Reading(num_threads=2),
     )
     whole = joined(list(batches))
     valid = whole["valid"]
     people = batches.annotations.num_instances
     assert valid.sum() == people == len(set(whole["instance_id"][valid].tolist()))
-    assert (whole["dataset"] == 3).all() and whole["keypoints"].shape[1:] == (20, 2)
+    assert (whole["dataset"] == 3).all() and whole["keypoints"].shape[1:] == (17, 2)
     assert set(whole["image_id"][valid]) <= set(batches.annotations.image_id)
 
 

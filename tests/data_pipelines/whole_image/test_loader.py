@@ -13,6 +13,7 @@ import pytest
 from data_pipelines.builders.synthetic import prepare_synthetic
 from data_pipelines.reading import Reading
 from data_pipelines.records import DatasetNotPrepared, load_annotations
+from data_pipelines.sharing import Share
 from data_pipelines.whole_image.loader import eval_loader, train_loader
 from data_pipelines.whole_image.pictures import Rules, check_masks, training_images
 
@@ -84,7 +85,7 @@ def test_batch_contract(data_dir):
 
 def test_every_process_count_reads_the_same(data_dir):
     whole = take(loader(data_dir), 3)
-    parts = [take(loader(data_dir, process_index=i, process_count=2), 3) for i in range(2)]
+    parts = [take(loader(data_dir, share=Share(i, 2)), 3) for i in range(2)]
     for step, batch in enumerate(whole):
         assert_equal(batch, {name: np.concatenate([part[step][name] for part in parts]) for name in batch})
 
@@ -120,8 +121,7 @@ def test_evaluation_reads_every_image_once(data_dir, processes):
             data_dir=data_dir,
             batch_size=2,
             input_size=128,
-            process_index=i,
-            process_count=processes,
+            share=Share(i, processes),
             reading=DIRECT,
         )
         for i in range(processes)
