@@ -26,32 +26,22 @@ from pose_common.training.configuration import ConfigError
 from pose_common.training.curves import STAGE, draw_curves
 from pose_common.training.distributed import StopSignal
 from pose_common.training.fingerprints import named_leaves, summarise
-from pose_common.training.optimizers import GroupedAdamW
 from pose_common.training.profiling import Profiler
 from pose_common.training.stages import Stage, stage_index
 from pose_common.training.state import STATE_TRAINED, TrainState, to_evaluate
-from pose_common.training.step import train_step
+from pose_common.training.step import Differentiable, train_step
 from pose_common.training.workdir import require_space
 from pose_common.training.writers import TRAIN, MetricWriter, Scores, set_aside_metrics, steps_done
 
 
-class Method(Protocol):
-    """What the loop needs to know of a method."""
+class Method(Differentiable, Protocol):
+    """What the loop needs to know of a method, beside what a step needs."""
 
     @property
     def stages(self) -> tuple[Stage, ...]: ...
 
-    @property
-    def optimizer(self) -> GroupedAdamW: ...
-
     def init(self, key: jax.Array) -> TrainState:
         """A newly initialised state for the first stage; traceable."""
-
-    def loss(self, params, state, batch, key, stage, axis_name):
-        """See `step.Differentiable`."""
-
-    def update(self, method_state, observed, axis_name):
-        """See `step.Differentiable`."""
 
     def enter_stage(self, state: TrainState, stage: Stage) -> tuple[Callable[[TrainState], TrainState], dict]:
         """How a (global) state changes when `stage` begins: a traceable function, and notes for the checkpoint."""
@@ -152,7 +142,7 @@ def train(
         report.log_parameters(whole.params, workdir)
         del whole
         with StopSignal() as stop, logging_redirect_tqdm():
-            loop = _Loop(method, data, strategy, settings, workdir, checkpoints, keeper, writer, evaluate, stop, clock)
+            loop = _Loop(method, data, strategy, settings, workdir, evaluate, checkpoints, keeper, writer, stop, clock)
             complete = loop.run(run)
             loop.profiler.close()
             clock.enter(goodput.CHECKPOINT)
@@ -230,16 +220,37 @@ def _require_schedule(method: Method, settings: LoopSettings, step: int, info: M
         )
 
 
+@dataclasses.dataclass(eq=False)
 class _Loop:
-    """Step after step; everything that happens between steps is a method of its own."""
+    """Step after step; everything that happens between steps is a method of its own.
 
-    def __init__(self, method, data, strategy, settings, workdir, checkpoints, best, writer, evaluate, stop, clock):
-        self.method, self.data, self.strategy, self.settings, self.workdir = method, data, strategy, settings, workdir
-        self.checkpoints, self.best, self.writer, self.evaluate, self.stop = checkpoints, best, writer, evaluate, stop
-        ends = tuple(itertools.accumulate(stage.epochs * settings.steps_per_epoch for stage in method.stages))
-        self.total_steps, self.evaluation_steps = ends[-1], evaluation_steps(settings, ends)
-        self.metrics, self.clock = report.Metrics(), clock
-        self.profiler, self.done_before = Profiler(settings.profile_steps, workdir), steps_done(workdir)
+    Attributes:
+      method, data, strategy, settings, workdir, evaluate: see `train`.
+      checkpoints: where states are saved.
+      best: keeps the best weights; None keeps none.
+      writer: of the figures.
+      stop: says when a signal asked for the end.
+      clock: where the time goes.
+    """
+
+    method: Method
+    data: DataIterator
+    strategy: parallel.Strategy
+    settings: LoopSettings
+    workdir: pathlib.Path
+    evaluate: Evaluate | None
+    checkpoints: Checkpoints
+    best: BestCheckpoint | None
+    writer: MetricWriter
+    stop: StopSignal
+    clock: goodput.Clock
+
+    def __post_init__(self) -> None:
+        steps = self.settings.steps_per_epoch
+        ends = tuple(itertools.accumulate(stage.epochs * steps for stage in self.method.stages))
+        self.total_steps, self.evaluation_steps = ends[-1], evaluation_steps(self.settings, ends)
+        self.metrics, self.done_before = report.Metrics(), steps_done(self.workdir)
+        self.profiler = Profiler(self.settings.profile_steps, self.workdir)
 
     def run(self, run: _Run) -> bool:
         """Trains `run` in place; False when a signal stopped it first."""
@@ -340,8 +351,9 @@ class _Loop:
 
         if due(settings.log_every):
             self._log(run, bar)
-            for checkpoints in filter(None, (self.checkpoints, self.best)):
-                checkpoints.require_written()
+            self.checkpoints.require_written()
+            if self.best:
+                self.best.require_written()
         if run.step % settings.steps_per_epoch == 0 and not last:
             logging.info("%s", self.clock.line())
         if due(settings.checkpoint_every):

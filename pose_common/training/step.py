@@ -40,7 +40,8 @@ class LossOutput(flax.struct.PyTreeNode):
 class Differentiable(Protocol):
     """What a step needs of a method."""
 
-    optimizer: GroupedAdamW
+    @property
+    def optimizer(self) -> GroupedAdamW: ...
 
     def loss(self, params, state, batch, key, stage, axis_name) -> tuple[jax.Array, LossOutput]:
         """(the stage's per-device loss, `LossOutput`)."""
