@@ -11,6 +11,7 @@ import fnmatch
 import glob
 import pathlib
 import queue
+import re
 import threading
 import time
 import warnings
@@ -61,8 +62,8 @@ def pictures_of(source: Any, left_out: Callable[[PictureError], None] | None = N
     """The pictures that `source` stands for.
 
     Args:
-      source: a file, a folder (its pictures by name, not those of subfolders), a glob, a video, an RGB or grey array, a
-        Pillow image, or any iterable of these.
+      source: a file, a folder (its pictures by name, 2.jpg before 10.jpg; not those of subfolders), a glob, a video, an
+        RGB or grey array, a Pillow image, or any iterable of these.
       left_out: given the error of each file of a folder or pattern that cannot be read; without, it is raised.
 
     Raises:
@@ -128,16 +129,22 @@ def _from_path(source: str, left_out: Callable[[PictureError], None] | None) -> 
 def _files(source: str) -> list[pathlib.Path]:
     path = pathlib.Path(source)
     if path.is_dir():
-        found = sorted(child for child in path.iterdir() if child.suffix.lower() in SUFFIXES)
+        found = sorted((child for child in path.iterdir() if child.suffix.lower() in SUFFIXES), key=_by_number)
         if not found:
             raise PictureError(f"{source}: the folder has no pictures ({', '.join(SUFFIXES)})")
     elif path.exists():
         found = [path]
     else:
-        found = sorted(map(pathlib.Path, glob.glob(source, recursive=True)))
+        found = sorted(map(pathlib.Path, glob.glob(source, recursive=True)), key=_by_number)
         if not found:
             raise PictureError(f"{source}: there is no such file or folder, and no file fits it as a pattern")
     return found
+
+
+def _by_number(path: pathlib.Path) -> tuple[list[list[str | int]], pathlib.Path]:
+    """Sorts as people count: 2.jpg before 10.jpg."""
+    pieces = (re.split(r"(\d+)", part) for part in path.parts)  # text and digits take turns
+    return [[int(piece) if piece.isdecimal() else piece for piece in of_part] for of_part in pieces], path
 
 
 def read_picture(path: str | pathlib.Path) -> np.ndarray:

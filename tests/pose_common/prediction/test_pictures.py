@@ -108,6 +108,14 @@ def test_folders_patterns_and_lists(folder):
     assert count_of([folder, image()]) == 4 and count_of([folder, iter([])]) is None
 
 
+def test_frames_come_as_people_count(tmp_path):
+    names = ["2.png", "10.png", "a1b9.png", "a1b10.png", "a01b11.png"]
+    for name in names:
+        cv2.imwrite(str(tmp_path / name), image())
+    for source in (tmp_path, str(tmp_path / "*.png")):
+        assert [picture.name for picture in pictures_of(source)] == names
+
+
 @pytest.mark.parametrize(
     "orientation, turns, mirrored", [(1, 0, False), (2, 0, True), (3, 2, False), (6, 3, False), (8, 1, False)]
 )
