@@ -22,6 +22,7 @@ from data_pipelines.picture_formats import SUFFIXES
 from data_pipelines.synthetic_world.scene import render_scene
 from pose_common.evaluation import draw
 from pose_common.prediction import tracking
+from pose_common.prediction.interruption import Interruption
 from pose_common.prediction.pictures import Picture, count_of, refuse_to_replace, require_one_clip
 from pose_common.prediction.result import Result
 from pose_common.prediction.video import video_writer
@@ -76,15 +77,28 @@ def find_device(device: str | jax.Device | None) -> jax.Device | None:
 
 
 def run(args: argparse.Namespace, predict: Callable[[argparse.Namespace], tuple[str, Iterator[list[Result]]]]) -> int:
-    """Predicts, shows progress, writes; returns the exit status.
+    """Predicts, shows progress, writes; returns the exit status, after a signal 128 and its number.
 
     Args:
       predict: flags -> (what the weights are, results of every picture, one a skeleton). The errors of pictures that
         it leaves out go to the list `left_out` beside the flags; they are said at the end, and make the status 1. What
         its stages cost, in seconds by name, goes to `costs`.
     """
-    kinds = args.save.split(",")
     args.left_out, args.costs = [], {}
+    with Interruption() as interruption:
+        try:
+            status = _run(args, predict, interruption)
+        except KeyboardInterrupt:  # before the first picture, or a second signal
+            print("interrupted", file=sys.stderr)
+    return 128 + interruption.asked if interruption.asked else status
+
+
+def _run(
+    args: argparse.Namespace,
+    predict: Callable[[argparse.Namespace], tuple[str, Iterator[list[Result]]]],
+    interruption: Interruption,
+) -> int:
+    kinds = args.save.split(",")
     try:
         if unknown := set(kinds) - set(KINDS):
             raise ValueError(f"--save={args.save}: {', '.join(sorted(unknown))} is none of {', '.join(KINDS)}")
@@ -107,7 +121,7 @@ def run(args: argparse.Namespace, predict: Callable[[argparse.Namespace], tuple[
             # What is shown starts a track; PoseBH's command shows all, and has no threshold.
             weakest = min(tracking.MatchSettings.min_score, getattr(args, "threshold", math.inf))
             results = _tracked(results, args.smooth, tracking.MatchSettings(min_score=weakest))
-        pictures, found, seconds = _write(results, args, kinds, total)
+        pictures, found, seconds = _write(interruption.until(results), args, kinds, total)
     except (ValueError, KeyError, OSError, jax.errors.JaxRuntimeError) as error:
         if args.debug:
             raise
@@ -119,7 +133,8 @@ def run(args: argparse.Namespace, predict: Callable[[argparse.Namespace], tuple[
     rate = pictures / max(seconds, 1e-9)
     for stage, spent in args.costs.items():
         print(f"{stage}: {spent:.1f} s of {seconds:.1f} s, {spent / max(pictures, 1):.2f} s a picture")
-    print(f"{pictures} pictures, {found} poses, {rate:.2f} pictures a second; results in {args.out}/")
+    begun = "interrupted after " if interruption.asked else ""
+    print(f"{begun}{pictures} pictures, {found} poses, {rate:.2f} pictures a second; results in {args.out}/")
     return 1 if args.left_out else 0
 
 

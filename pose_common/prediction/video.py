@@ -18,7 +18,7 @@ def video_writer(path: pathlib.Path, rate: int = 30) -> Iterator[Callable[[np.nd
     """A function (RGB picture, its time in seconds or None) that appends a frame to an MP4 file.
 
     All frames have the first one's size, cut to even sides; without times they follow each other at `rate`. One that is
-    not later than the frame before it comes a `TICK` after that.
+    not later than the frame before it comes a `TICK` after that. After an error the file has the frames before it.
 
     Raises:
       ValueError: PyAV is not installed, or a frame of another size.
@@ -51,7 +51,10 @@ def video_writer(path: pathlib.Path, rate: int = 30) -> Iterator[Callable[[np.nd
             frame.pts, frame.time_base = last, TICK
             container.mux(stream.encode(frame))
 
-        yield append
-        if size is not None:
-            container.mux(stream.encode())
-    partial.replace(path)
+        try:
+            yield append
+        finally:
+            if last is not None:
+                container.mux(stream.encode())
+                container.close()
+                partial.replace(path)

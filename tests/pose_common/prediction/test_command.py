@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import signal
 
 import numpy as np
 import pytest
 
 from data_pipelines.skeletons import KEYPOINT_SETS
 from pose_common.prediction import command
-from pose_common.prediction.pictures import Picture
+from pose_common.prediction.pictures import Picture, pictures_of
 from pose_common.prediction.result import Result, extent_boxes
 
 COCO = KEYPOINT_SETS["coco"]
@@ -24,7 +26,7 @@ def predicted(monkeypatch, tmp_path):
     """A function (flags, scores of every frame's poses) -> the folder of results; nothing is computed."""
     monkeypatch.setattr(command.distributed, "use_compilation_cache", lambda _: None)
 
-    def write(*flags, scores=SCORES):
+    def write(*flags, scores=SCORES, passed=iter, status=0):
         places = [BODY + (40 * place, 0, 0) for place in range(len(scores))]
         keypoints = np.array(places, np.float32).reshape(-1, 17, 3)
         picture = np.zeros((32, 80, 3), np.uint8)
@@ -35,7 +37,7 @@ def predicted(monkeypatch, tmp_path):
         parser.add_argument("--threshold", type=float, default=0.05)
         (clip := tmp_path / "clip.mp4").touch()
         args = parser.parse_args([str(clip), "--checkpoint=x", f"--out={tmp_path / 'out'}", *flags])
-        assert command.run(args, lambda _: ("a model", iter(results))) == 0
+        assert command.run(args, lambda _: ("a model", passed(results))) == status
         return tmp_path / "out"
 
     return write
@@ -50,6 +52,39 @@ def test_a_video_beside_the_numbers_changes_none(predicted):
     alone = entries(predicted("--save=json", "--threshold=0.01"))
     assert len(alone) == FRAMES * len(SCORES) and "track_id" not in alone[0]
     assert entries(predicted("--save=json,video", "--threshold=0.01")) == alone
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("while_writing", [False, True])
+def test_what_was_found_before_a_signal_is_kept(predicted, monkeypatch, capsys, number, while_writing):
+    pytest.importorskip("av", reason="PyAV is not installed")
+
+    def interrupted(results):
+        yield from results[:2]
+        if not while_writing:
+            os.kill(os.getpid(), number)
+        yield results[2]
+
+    def draw(result, threshold):
+        if while_writing and result.name == "clip_1":
+            os.kill(os.getpid(), number)
+        return result.picture.image
+
+    monkeypatch.setattr(Result, "draw", draw)
+    before = signal.getsignal(number)
+    folder = predicted("--save=json,csv,video", passed=interrupted, status=128 + number)
+    assert signal.getsignal(number) == before
+    assert len(entries(folder)) == 2 * len(SCORES) and len(list(pictures_of(folder / "poses.mp4"))) == 2
+    with (folder / "poses.csv").open(newline="") as file:
+        assert {row["image"] for row in csv.DictReader(file)} == {"clip_0", "clip_1"}
+    printed = capsys.readouterr()
+    assert printed.out.splitlines()[-1].startswith("interrupted after 2 pictures, 4 poses, ")
+    assert "Traceback" not in printed.err
+
+
+def test_a_signal_before_the_first_picture_is_one_line(predicted, capsys):
+    folder = predicted(passed=lambda _: os.kill(os.getpid(), signal.SIGTERM), status=128 + signal.SIGTERM)
+    assert capsys.readouterr().err == "interrupted\n" and not folder.exists()
 
 
 def test_poses_from_the_threshold_on_are_tracked(predicted):
