@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fnmatch
 import glob
+import logging
 import pathlib
 import queue
 import re
@@ -117,7 +118,7 @@ def _from_path(source: str, left_out: Callable[[PictureError], None] | None) -> 
     for path in _files(source):
         try:
             if path.suffix.lower() in VIDEO_SUFFIXES:
-                yield from _frames(path)
+                yield from _frames(path, left_out or _warn)
             else:
                 yield Picture(path.name, read_picture(path))
         except PictureError as error:
@@ -202,24 +203,44 @@ def _is_pillow(source: Any) -> bool:
     return hasattr(source, "getexif") and hasattr(source, "convert")
 
 
-def _frames(path: pathlib.Path) -> Iterator[Picture]:
-    """One frame at a time; needs PyAV."""
+def _warn(error: PictureError) -> None:
+    logging.warning("%s", error)
+
+
+def _frames(path: pathlib.Path, left_out: Callable[[PictureError], None]) -> Iterator[Picture]:
+    """One frame at a time; `left_out` is told once how many could not be decoded. Needs PyAV."""
     try:
         import av
     except ImportError as error:
         raise PictureError(f"{path}: reading videos needs PyAV: pip install av") from error
+    given = packets = 0
+    damage: Exception | None = None
     try:
         with av.open(str(path)) as container:
             stream = container.streams.video[0]
             stream.thread_type = "AUTO"
-            for number, frame in enumerate(container.decode(stream)):
-                image = frame.to_ndarray(format="rgb24")
-                turned = np.ascontiguousarray(np.rot90(image, (getattr(frame, "rotation", 0) // 90) % 4))
-                # Raw streams, as cameras and encoders write them, have no times.
-                seconds = number / (stream.average_rate or RATE) if frame.time is None else frame.time
-                yield Picture(f"{path.stem}_{number:06d}", turned, float(seconds))
+            for packet in container.demux(stream):
+                packets += packet.size > 0  # the last, which empties the decoder, has none
+                try:
+                    frames = packet.decode()
+                except av.error.FFmpegError as error:
+                    damage = damage or error
+                    continue
+                for frame in frames:
+                    image = frame.to_ndarray(format="rgb24")
+                    turned = np.ascontiguousarray(np.rot90(image, (getattr(frame, "rotation", 0) // 90) % 4))
+                    # Raw streams, as cameras and encoders write them, have no times.
+                    seconds = given / (stream.average_rate or RATE) if frame.time is None else frame.time
+                    yield Picture(f"{path.stem}_{given:06d}", turned, float(seconds))
+                    given += 1
     except (av.error.FFmpegError, IndexError) as error:
-        raise PictureError(f"{path}: cannot be read as a video: {error}") from error
+        reached = f"ends after {given} frames" if given else "cannot be read as a video"
+        raise PictureError(f"{path}: {reached}: {error}") from error
+    if damage and not given:
+        raise PictureError(f"{path}: cannot be read as a video: {damage}") from damage
+    expected = max(packets, stream.frames)  # what the header says, 0 where it does not: a file may be cut off
+    if damage or packets < expected:
+        left_out(PictureError(f"{path}: {max(expected - given, 1)} of {expected} frames are damaged or missing"))
 
 
 def ahead(items: Iterable[T], size: int = 8, most_bytes: int = 2**28) -> Iterator[T]:

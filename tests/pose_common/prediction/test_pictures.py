@@ -173,6 +173,22 @@ def test_a_video_is_read_frame_by_frame(tmp_path):
     assert [round(picture.image.mean() / 50) for picture in pictures] == [0, 1, 2, 3, 4]
 
 
+def test_damaged_frames_of_a_video_cost_themselves(tmp_path, caplog):
+    pytest.importorskip("av", reason="PyAV is not installed")
+    path = tmp_path / "clip.mp4"
+    with video_writer(path) as write:
+        for number in range(40):
+            write(image(48, 64, seed=number), None)
+    content = bytearray(path.read_bytes())
+    content[len(content) * 45 // 100 : len(content) * 55 // 100] = bytes(len(content) // 10)
+    path.write_bytes(content)
+    left_out = []
+    times = [picture.time for picture in pictures_of(path, left_out.append)]
+    assert 20 < len(times) < 40 and times == sorted(times) and times[-1] == pytest.approx(39 / 30)
+    assert [str(error) for error in left_out] == [f"{path}: {40 - len(times)} of 40 frames are damaged or missing"]
+    assert len(list(pictures_of(path))) == len(times) and "frames are damaged" in caplog.text
+
+
 def test_batches_have_one_size_and_results_come_back_in_order():
     rng = np.random.default_rng(0)
     sizes = []
