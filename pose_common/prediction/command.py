@@ -134,7 +134,8 @@ def _run(
     for stage, spent in args.costs.items():
         print(f"{stage}: {spent:.1f} s of {seconds:.1f} s, {spent / max(pictures, 1):.2f} s a picture")
     begun = "interrupted after " if interruption.asked else ""
-    print(f"{begun}{pictures} pictures, {found} poses, {rate:.2f} pictures a second; results in {args.out}/")
+    written = f"results in {args.out}/" if pictures else f"nothing is written; any results in {args.out}/ are older"
+    print(f"{begun}{pictures} pictures, {found} poses, {rate:.2f} pictures a second; {written}")
     return 1 if args.left_out else 0
 
 

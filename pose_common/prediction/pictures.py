@@ -236,8 +236,8 @@ def _frames(path: pathlib.Path, left_out: Callable[[PictureError], None]) -> Ite
     except (av.error.FFmpegError, IndexError) as error:
         reached = f"ends after {given} frames" if given else "cannot be read as a video"
         raise PictureError(f"{path}: {reached}: {error}") from error
-    if damage and not given:
-        raise PictureError(f"{path}: cannot be read as a video: {damage}") from damage
+    if not given:
+        raise PictureError(f"{path}: cannot be read as a video: {damage or 'it has no frames'}") from damage
     expected = max(packets, stream.frames)  # what the header says, 0 where it does not: a file may be cut off
     if damage or packets < expected:
         left_out(PictureError(f"{path}: {max(expected - given, 1)} of {expected} frames are damaged or missing"))

@@ -87,6 +87,13 @@ def test_a_signal_before_the_first_picture_is_one_line(predicted, capsys):
     assert capsys.readouterr().err == "interrupted\n" and not folder.exists()
 
 
+def test_results_of_another_run_are_not_said_to_be_of_one_without_pictures(predicted, capsys):
+    folder = predicted("--save=json")
+    assert capsys.readouterr().out.endswith(f"results in {folder}/\n")
+    predicted("--save=json", passed=lambda _: iter([]))
+    assert capsys.readouterr().out.endswith(f"nothing is written; any results in {folder}/ are older\n")
+
+
 def test_poses_from_the_threshold_on_are_tracked(predicted):
     def ids(*flags):
         return [entry["track_id"] for entry in entries(predicted("--save=json", "--track", *flags))]
