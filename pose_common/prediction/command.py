@@ -23,7 +23,7 @@ from data_pipelines.synthetic_world.scene import render_scene
 from pose_common.evaluation import draw
 from pose_common.prediction import tracking
 from pose_common.prediction.interruption import Interruption
-from pose_common.prediction.pictures import Picture, count_of, refuse_to_replace, require_one_clip
+from pose_common.prediction.pictures import Picture, by_number, count_of, refuse_to_replace, require_one_clip
 from pose_common.prediction.result import Result
 from pose_common.prediction.video import video_writer
 from pose_common.training import distributed
@@ -39,7 +39,9 @@ COMPILATION_CACHE = "~/.cache/posebh_jax/jax"
 def parser(description: str | None, batch_size: int = 16) -> argparse.ArgumentParser:
     """The flags that both commands have."""
     made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("source", nargs="?", help="a picture, a folder, a pattern such as 'holiday/*.jpg', or a video")
+    made.add_argument(
+        "source", nargs="*", help="pictures, folders, patterns such as 'holiday/*.jpg', or videos; any number of them"
+    )
     made.add_argument("--demo", action="store_true", help="on rendered pictures, with the embedded models")
     made.add_argument(
         "--checkpoint",
@@ -104,11 +106,15 @@ def _run(
             raise ValueError(f"--save={args.save}: {', '.join(sorted(unknown))} is none of {', '.join(KINDS)}")
         if args.batch_size < 1:
             raise ValueError(f"--batch_size={args.batch_size}: expected 1 or more")
-        if (args.source is None) != args.demo:
-            raise ValueError("name a picture, a folder, a pattern or a video, or give --demo")
+        if bool(args.source) == args.demo:
+            raise ValueError("give either pictures, folders, patterns or videos, or --demo")
         distributed.use_compilation_cache(COMPILATION_CACHE)
         if args.demo:
             args.source = rendered_pictures()
+        elif len(args.source) == 1:  # alone, what cannot be read is an error
+            (args.source,) = args.source
+        else:  # the shell puts 10.jpg before 2.jpg
+            args.source.sort(key=by_number)
         following = [f"--{name}" for name in ("track", "smooth") if getattr(args, name)]
         for what in [*following, *(["--save=video"] if "video" in kinds else [])]:
             require_one_clip(args.source, what)

@@ -65,15 +65,15 @@ def pictures_of(source: Any, left_out: Callable[[PictureError], None] | None = N
     Args:
       source: a file, a folder (its pictures by name, 2.jpg before 10.jpg; not those of subfolders), a glob, a video, an
         RGB or grey array, a Pillow image, or any iterable of these.
-      left_out: given the error of each file of a folder or pattern that cannot be read; without, it is raised.
+      left_out: given the error of each file of a folder, pattern or list that cannot be read; without, it is raised.
 
     Raises:
       PictureError: nothing there, or not a picture.
     """
     if isinstance(source, Picture):
         yield source
-    elif isinstance(source, (str, pathlib.Path)):
-        yield from _from_path(str(source), None if is_single(source) else left_out)
+    elif (paths := _paths(source)) is not None:
+        yield from _from_files(_files(paths), None if is_single(source) else left_out)
     elif _is_array(source) or _is_pillow(source):
         yield Picture("picture_0", _from_array(source))
     elif isinstance(source, Iterable):
@@ -89,9 +89,9 @@ def count_of(source: Any) -> int | None:
     """How many pictures there will be, where that is known beforehand."""
     if is_single(source):
         return 1
-    if isinstance(source, (str, pathlib.Path)):
-        path = pathlib.Path(source)
-        return None if path.suffix.lower() in VIDEO_SUFFIXES else len(_files(str(source)))
+    if (paths := _paths(source)) is not None:
+        files = _files(paths)
+        return None if any(map(_is_video, files)) else len(files)
     if not hasattr(source, "__len__"):
         return None
     known = [count for item in source if (count := count_of(item)) is not None]
@@ -100,24 +100,36 @@ def count_of(source: Any) -> int | None:
 
 def require_one_clip(source: Any, what: str) -> None:
     """Raises PictureError for a video among other pictures, or several, which `what` would join to one."""
-    files = _files(source) if isinstance(source, str) else []
-    if len(files) > 1 and (clip := next((path for path in files if path.suffix.lower() in VIDEO_SUFFIXES), None)):
-        raise PictureError(f"{source}: {what} is for one video at a time, and {clip.name} is one of {len(files)} files")
+    files = _files(_paths(source) or ())
+    if len(files) > 1 and (clip := next(filter(_is_video, files), None)):
+        raise PictureError(f"{what} is for one video at a time, and {clip.name} is one of {len(files)} files")
 
 
 def refuse_to_replace(source: Any, folder: pathlib.Path, patterns: Sequence[str]) -> None:
     """Raises PictureError for a picture or video that lies in `folder` under a name of results, such as `*.png`."""
-    for path in _files(source) if isinstance(source, str) else []:
+    for path in _files(_paths(source) or ()):
         there = folder / path.name
         named = any(fnmatch.fnmatch(path.name.lower(), pattern) for pattern in patterns)
         if named and there.exists() and there.samefile(path):
             raise PictureError(f"--out={folder}: results would replace {path}; give another --out")
 
 
-def _from_path(source: str, left_out: Callable[[PictureError], None] | None) -> Iterator[Picture]:
-    for path in _files(source):
+def _paths(source: Any) -> list[str] | None:
+    """What `source` names where it is a path, a folder, a pattern or a list of them; else None."""
+    if isinstance(source, (str, pathlib.Path)):
+        return [str(source)]
+    named = isinstance(source, (list, tuple)) and all(isinstance(item, (str, pathlib.Path)) for item in source)
+    return list(map(str, source)) if named else None
+
+
+def _is_video(path: pathlib.Path) -> bool:
+    return path.suffix.lower() in VIDEO_SUFFIXES
+
+
+def _from_files(files: Sequence[pathlib.Path], left_out: Callable[[PictureError], None] | None) -> Iterator[Picture]:
+    for path in files:
         try:
-            if path.suffix.lower() in VIDEO_SUFFIXES:
+            if _is_video(path):
                 yield from _frames(path, left_out or _warn)
             else:
                 yield Picture(path.name, read_picture(path))
@@ -127,25 +139,31 @@ def _from_path(source: str, left_out: Callable[[PictureError], None] | None) -> 
             left_out(error)
 
 
-def _files(source: str) -> list[pathlib.Path]:
+def _files(paths: Iterable[str]) -> list[pathlib.Path]:
+    return [file for path in paths for file in _files_of(path)]
+
+
+def _files_of(source: str) -> list[pathlib.Path]:
     path = pathlib.Path(source)
     if path.is_dir():
-        found = sorted((child for child in path.iterdir() if child.suffix.lower() in SUFFIXES), key=_by_number)
+        found = sorted((child for child in path.iterdir() if child.suffix.lower() in SUFFIXES), key=by_number)
         if not found:
             raise PictureError(f"{source}: the folder has no pictures ({', '.join(SUFFIXES)})")
     elif path.exists():
         found = [path]
     else:
-        found = sorted(map(pathlib.Path, glob.glob(source, recursive=True)), key=_by_number)
+        found = sorted(map(pathlib.Path, glob.glob(source, recursive=True)), key=by_number)
         if not found:
+            if "://" in source:
+                raise PictureError(f"{source}: addresses are not fetched; download it, and name the file")
             raise PictureError(f"{source}: there is no such file or folder, and no file fits it as a pattern")
     return found
 
 
-def _by_number(path: pathlib.Path) -> tuple[list[list[str | int]], pathlib.Path]:
+def by_number(path: str | pathlib.Path) -> tuple[list[list[str | int]], str]:
     """Sorts as people count: 2.jpg before 10.jpg."""
-    pieces = (re.split(r"(\d+)", part) for part in path.parts)  # text and digits take turns
-    return [[int(piece) if piece.isdecimal() else piece for piece in of_part] for of_part in pieces], path
+    pieces = (re.split(r"(\d+)", part) for part in pathlib.Path(path).parts)  # text and digits take turns
+    return [[int(piece) if piece.isdecimal() else piece for piece in of_part] for of_part in pieces], str(path)
 
 
 def read_picture(path: str | pathlib.Path) -> np.ndarray:

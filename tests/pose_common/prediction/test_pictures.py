@@ -108,6 +108,33 @@ def test_folders_patterns_and_lists(folder):
     assert count_of([folder, image()]) == 4 and count_of([folder, iter([])]) is None
 
 
+def test_a_command_takes_what_the_shell_makes_of_a_pattern(folder, tmp_path_factory, capsys):
+    def run(*source):
+        flags = command.parser(None).parse_args([*map(str, source), f"--out={tmp_path_factory.mktemp('out')}"])
+        names = []
+
+        def predict(args):
+            total.append(count_of(args.source))
+            names.extend(picture.name for picture in pictures_of(args.source, args.left_out.append))
+            return "a model", iter([])
+
+        status = command.run(flags, predict)
+        return status, names, capsys.readouterr().err
+
+    total = []
+    (folder / "more").mkdir()
+    cv2.imwrite(str(folder / "more" / "9.png"), image()[..., ::-1])
+    (folder / "3.jpg").write_bytes(b"no picture")
+    sources = [folder / "2.png", folder / "0.png", folder / "more", folder / "?.jpg"]
+    status, names, said = run(*sources)
+    assert status == 1 and names == ["0.png", "2.png", "9.png"] and total == [4] and "left out: " in said
+    assert run(folder / "3.jpg")[2].startswith("error: ")
+    assert run(folder / "0.png", folder / "absent.png")[2].endswith("no file fits it as a pattern\n")
+    assert run("https://example.org/a.jpg")[2].endswith("addresses are not fetched; download it, and name the file\n")
+    for both_or_none in (["--demo", folder], []):
+        assert run(*both_or_none)[::2] == (1, "error: give either pictures, folders, patterns or videos, or --demo\n")
+
+
 def test_frames_come_as_people_count(tmp_path):
     names = ["2.png", "10.png", "a1b9.png", "a1b10.png", "a01b11.png"]
     for name in names:
