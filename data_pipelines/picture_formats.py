@@ -7,7 +7,7 @@ from PIL import Image
 
 from data_pipelines.fields import Fault
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".avif", ".jp2", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
 MAX_PIXELS = 178_956_970
 """Of a picture: as many as Pillow takes, over half a gigabyte decoded. What claims more is damage, or made to harm."""
 

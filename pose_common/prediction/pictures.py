@@ -63,8 +63,9 @@ def pictures_of(source: Any, left_out: Callable[[PictureError], None] | None = N
     """The pictures that `source` stands for.
 
     Args:
-      source: a file, a folder (its pictures by name, 2.jpg before 10.jpg; not those of subfolders), a glob, a video, an
-        RGB or grey array, a Pillow image, or any iterable of these.
+      source: a file, a folder (its pictures, or its videos where it has no picture, by name, 2.jpg before 10.jpg; not
+        those of subfolders; what is not taken is logged), a glob, a video, an RGB or grey array, a Pillow image, or any
+        iterable of these.
       left_out: given the error of each file of a folder, pattern or list that cannot be read; without, it is raised.
 
     Raises:
@@ -73,6 +74,7 @@ def pictures_of(source: Any, left_out: Callable[[PictureError], None] | None = N
     if isinstance(source, Picture):
         yield source
     elif (paths := _paths(source)) is not None:
+        _log_what_is_not_taken(paths)
         yield from _from_files(_files(paths), None if is_single(source) else left_out)
     elif _is_array(source) or _is_pillow(source):
         yield Picture("picture_0", _from_array(source))
@@ -146,9 +148,11 @@ def _files(paths: Iterable[str]) -> list[pathlib.Path]:
 def _files_of(source: str) -> list[pathlib.Path]:
     path = pathlib.Path(source)
     if path.is_dir():
-        found = sorted((child for child in path.iterdir() if child.suffix.lower() in SUFFIXES), key=by_number)
+        inside = sorted(path.iterdir(), key=by_number)
+        pictures = [child for child in inside if child.suffix.lower() in SUFFIXES]
+        found = pictures or list(filter(_is_video, inside))
         if not found:
-            raise PictureError(f"{source}: the folder has no pictures ({', '.join(SUFFIXES)})")
+            raise PictureError(f"{source}: the folder has no pictures ({', '.join(SUFFIXES)}) and no videos")
     elif path.exists():
         found = [path]
     else:
@@ -158,6 +162,18 @@ def _files_of(source: str) -> list[pathlib.Path]:
                 raise PictureError(f"{source}: addresses are not fetched; download it, and name the file")
             raise PictureError(f"{source}: there is no such file or folder, and no file fits it as a pattern")
     return found
+
+
+def _log_what_is_not_taken(paths: Iterable[str]) -> None:
+    """Of folders, apart from subfolders and hidden files."""
+    for folder in filter(pathlib.Path.is_dir, map(pathlib.Path, paths)):
+        taken = set(_files_of(str(folder)))
+        rest = [path for path in folder.iterdir() if path.is_file() and path.name[0] != "." and path not in taken]
+        rest.sort(key=lambda path: (not _is_video(path), by_number(path)))
+        if rest:
+            listed = ", ".join(path.name for path in rest[:5]) + f" and {len(rest) - 5} more" * (len(rest) > 5)
+            how = f"; give videos by name or pattern, as '{folder}/*{rest[0].suffix}'" if _is_video(rest[0]) else ""
+            logging.warning("%s: files that are not taken: %s%s", folder, listed, how)
 
 
 def by_number(path: str | pathlib.Path) -> tuple[list[list[str | int]], str]:

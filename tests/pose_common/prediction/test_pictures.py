@@ -135,6 +135,28 @@ def test_a_command_takes_what_the_shell_makes_of_a_pattern(folder, tmp_path_fact
         assert run(*both_or_none)[::2] == (1, "error: give either pictures, folders, patterns or videos, or --demo\n")
 
 
+def test_what_a_folder_has_beside_its_pictures_is_said(folder, caplog):
+    coded = [name for name in ("b.avif", "c.jp2") if cv2.haveImageWriter(name)]
+    for name in coded:
+        cv2.imwrite(str(folder / name), image(64, 64))
+    for name in ("a.heic", "clip.mp4", ".hidden"):
+        (folder / name).touch()
+    assert len(list(pictures_of(folder))) == count_of(folder) == 3 + len(coded)
+    assert [record.message for record in caplog.records] == [
+        f"{folder}: files that are not taken: clip.mp4, a.heic, notes.txt; give videos by name or pattern, as "
+        f"'{folder}/*.mp4'"
+    ]
+
+
+def test_a_folder_of_videos_alone_stands_for_them(tmp_path):
+    pytest.importorskip("av", reason="PyAV is not installed")
+    for name in ("a.mp4", "b.mp4"):
+        with video_writer(tmp_path / name) as write:
+            write(image(48, 64), None)
+    assert [picture.name for picture in pictures_of(tmp_path)] == ["a_000000", "b_000000"]
+    assert count_of(tmp_path) is None
+
+
 def test_frames_come_as_people_count(tmp_path):
     names = ["2.png", "10.png", "a1b9.png", "a1b10.png", "a01b11.png"]
     for name in names:
