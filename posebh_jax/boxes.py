@@ -105,10 +105,12 @@ def _from_file(path: pathlib.Path, count: int | None) -> Callable[[int, Picture]
     ids = [key for key in by_picture if isinstance(key, int)]
     by_place = 0 in ids and (count is None or max(ids) < count)  # else they may count from 1, or be of other pictures
     matched = told = False
+    taken: dict[str | int, str] = {}  # as written -> the picture
 
     def of_picture(number: int, picture: Picture) -> Found:
         nonlocal matched, told
-        name = _in_slashes(picture.name)
+        below = pathlib.PurePosixPath(_in_slashes(picture.name))
+        name = below.name
         stem = pathlib.PurePosixPath(name).stem
         keys: list[str | int] = [name, stem]
         if stem.isdecimal():  # an image's id; only other pictures go by their place
@@ -120,7 +122,11 @@ def _from_file(path: pathlib.Path, count: int | None) -> Callable[[int, Picture]
                 f"boxes: {path}: image_id {min(ids)} to {max(ids)} do not count the pictures from 0, and name none "
                 f"{picture.name}; give `image` or `file_name`, or an object with `images`"
             )
-        found = next((by_picture[key] for key in keys if key in by_picture), {})
+        found = next((some for key in keys if (some := _of_folder(below, by_picture.get(key, {})))), {})
+        for written in found:
+            other = taken.setdefault(written, picture.name)
+            if other != picture.name and "/" in other + picture.name:
+                raise ValueError(f"boxes: {path}: {written} may be both {other} and {picture.name}")
         if len(found) > 1:
             raise ValueError(f"boxes: {path}: {' and '.join(map(str, found))} may both be {picture.name}")
         matched |= bool(found)
@@ -130,6 +136,18 @@ def _from_file(path: pathlib.Path, count: int | None) -> Callable[[int, Picture]
         return _checked(np.array(sum(found.values(), []), np.float64), f"{path}, picture {picture.name}")
 
     return of_picture
+
+
+def _of_folder(picture: pathlib.PurePosixPath, found: dict[str | int, list]) -> dict[str | int, list]:
+    """Boxes {as written: rows} that may be the picture's: written so, or of more or fewer folders that are the same."""
+    if str(picture) in found:
+        return {str(picture): found[str(picture)]}
+
+    def fits(written: str | int) -> bool:
+        folders = [path.parts[-2::-1] for path in (picture, pathlib.PurePosixPath(str(written)))]
+        return all(one == other for one, other in zip(*folders, strict=False))
+
+    return {written: rows for written, rows in found.items() if fits(written)}
 
 
 def _in_slashes(name: str) -> str:

@@ -191,7 +191,7 @@ class _Drawings:
                 self.videos[result.dataset](drawn, result.picture.time)
 
     def _free(self, name: str) -> str:
-        """`name`, with a number where another picture of this run has it (a.jpg and a.png, or of two folders)."""
+        """`name`, with a number where another picture of this run has it (a.jpg and a.png)."""
         free, count = name, self.taken.get(name, 1)
         while free in self.taken:
             count += 1
@@ -237,4 +237,5 @@ def rendered_pictures(count: int = 6, seed: int = 2026) -> list[Picture]:
 
 def _stem(name: str) -> str:
     path = pathlib.PurePath(name)  # a frame's name has no suffix, but may have a point
-    return (path.stem if path.suffix.lower() in SUFFIXES else path.name) or "picture"
+    last = path.stem if path.suffix.lower() in SUFFIXES else path.name
+    return "_".join([*path.parts[:-1], last]) or "picture"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import fnmatch
 import glob
 import logging
+import os
 import pathlib
 import queue
 import re
@@ -36,7 +37,8 @@ class Picture(NamedTuple):
     """One picture.
 
     Attributes:
-      name: its file's name, or `picture_<number>`.
+      name: its file's name, or its path below the folder of all files where names of several would be one; of a
+        video's frame that without a suffix, and `_<number>`; of others `picture_<number>`.
       image: uint8 [H, W, 3] RGB.
       time: of a video's frame, in seconds; None for a still.
     """
@@ -129,12 +131,12 @@ def _is_video(path: pathlib.Path) -> bool:
 
 
 def _from_files(files: Sequence[pathlib.Path], left_out: Callable[[PictureError], None] | None) -> Iterator[Picture]:
-    for path in files:
+    for path, name in zip(files, _names(files), strict=True):
         try:
             if _is_video(path):
-                yield from _frames(path, left_out or _warn)
+                yield from _frames(path, name, left_out or _warn)
             else:
-                yield Picture(path.name, read_picture(path))
+                yield Picture(name, read_picture(path))
         except PictureError as error:
             if left_out is None:
                 raise
@@ -162,6 +164,19 @@ def _files_of(source: str) -> list[pathlib.Path]:
                 raise PictureError(f"{source}: addresses are not fetched; download it, and name the file")
             raise PictureError(f"{source}: there is no such file or folder, and no file fits it as a pattern")
     return found
+
+
+def _names(files: Sequence[pathlib.Path]) -> list[str]:
+    """What the files are called in results: as short as they differ."""
+    full = [pathlib.Path(os.path.abspath(path)) for path in files]
+    plain = [path.stem if _is_video(path) else path.name for path in full]
+    if len(set(plain)) == len(set(full)):
+        return plain
+    folder = os.path.commonpath([path.parent for path in full])
+    below = [path.relative_to(folder) for path in full]
+    frames = [(path.with_suffix("") if _is_video(path) else path).as_posix() for path in below]
+    # Two videos may differ by their suffixes alone.
+    return frames if len(set(frames)) == len(set(full)) else [path.as_posix() for path in below]
 
 
 def _log_what_is_not_taken(paths: Iterable[str]) -> None:
@@ -241,7 +256,7 @@ def _warn(error: PictureError) -> None:
     logging.warning("%s", error)
 
 
-def _frames(path: pathlib.Path, left_out: Callable[[PictureError], None]) -> Iterator[Picture]:
+def _frames(path: pathlib.Path, name: str, left_out: Callable[[PictureError], None]) -> Iterator[Picture]:
     """One frame at a time; `left_out` is told once how many could not be decoded. Needs PyAV."""
     try:
         import av
@@ -265,7 +280,7 @@ def _frames(path: pathlib.Path, left_out: Callable[[PictureError], None]) -> Ite
                     turned = np.ascontiguousarray(np.rot90(image, (getattr(frame, "rotation", 0) // 90) % 4))
                     # Raw streams, as cameras and encoders write them, have no times.
                     seconds = given / (stream.average_rate or RATE) if frame.time is None else frame.time
-                    yield Picture(f"{path.stem}_{given:06d}", turned, float(seconds))
+                    yield Picture(f"{name}_{given:06d}", turned, float(seconds))
                     given += 1
     except (av.error.FFmpegError, IndexError) as error:
         reached = f"ends after {given} frames" if given else "cannot be read as a video"

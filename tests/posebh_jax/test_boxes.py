@@ -85,6 +85,23 @@ def test_names_as_tools_write_them(write):
     assert found(file, "b.jpg") == [[]]
 
 
+def test_pictures_of_several_folders_are_told_apart(write):
+    def boxes(*names):
+        return write([{"image": name, "bbox": [number, 1, 10, 10]} for number, name in enumerate(names)])
+
+    one, two, three = ([[number, 1, 10, 10]] for number in range(3))
+    file = boxes("a/1.jpg", "b/1.jpg", "2.jpg")
+    assert found(file, "a/1.jpg", "b/1.jpg", "a/2.jpg", "c/1.jpg") == [one, two, three, []]
+    assert found(file, "x/a/1.jpg", "x/b/1.jpg", "2.jpg") == [one, two, three]
+    assert found(boxes("/data/a/1.jpg", "/data/b/1"), "a/1.jpg", "b/1.jpg") == [one, two]
+    assert found(boxes("1.jpg", "a/1.jpg"), "1.jpg", "a/1.jpg") == [one, two]
+    for named in (boxes("1.jpg"), write([{"image_id": 1, "bbox": [1, 1, 10, 10]}])):
+        with pytest.raises(ValueError, match="1(.jpg)? may be both a/1.jpg and b/1.jpg"):
+            found(named, "a/1.jpg", "b/1.jpg")
+    with pytest.raises(ValueError, match="a/1.jpg may be both 1.jpg and a/1.jpg"):
+        found(boxes("a/1.jpg"), "1.jpg", "a/1.jpg")
+
+
 def test_a_file_of_other_pictures_is_told_once(write, caplog):
     file = write([{"image": "x.jpg", "bbox": [1, 1, 10, 10]}])
     assert found(file, "x.jpg", "a.jpg") == [[[1, 1, 10, 10]], []]

@@ -157,6 +157,27 @@ def test_a_folder_of_videos_alone_stands_for_them(tmp_path):
     assert count_of(tmp_path) is None
 
 
+def test_pictures_of_several_folders_are_told_apart(tmp_path):
+    pytest.importorskip("av", reason="PyAV is not installed")
+
+    def names(*source):
+        return [picture.name for picture in pictures_of(list(source) if len(source) > 1 else source[0])]
+
+    files = [tmp_path / name for name in ("1.png", "a/1.png", "a/2.png", "b/c/1.png")]
+    for file in files:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(file), image())
+    below = ["a/1.png", "a/2.png", "b/c/1.png"]
+    assert names(str(tmp_path / "**" / "*.png")) == ["1.png", *below] == names(*files)
+    assert names(str(tmp_path / "a"), str(tmp_path / "b" / "*" / "*.png")) == below
+    assert names(str(tmp_path / "*" / "2.png"), str(tmp_path / "1.png")) == ["2.png", "1.png"]
+    for name in ("a/clip.mp4", "b/clip.mp4", "b/clip.avi"):
+        with video_writer(tmp_path / name) as write:
+            write(image(48, 64), None)
+    assert names(str(tmp_path / "*" / "clip.mp4")) == ["a/clip_000000", "b/clip_000000"]
+    assert names(str(tmp_path / "b" / "clip.*")) == ["clip.avi_000000", "clip.mp4_000000"]
+
+
 def test_frames_come_as_people_count(tmp_path):
     names = ["2.png", "10.png", "a1b9.png", "a1b10.png", "a01b11.png"]
     for name in names:
