@@ -14,6 +14,7 @@ from jax.experimental import multihost_utils
 
 from data_pipelines.records import DatasetNotPrepared
 from pose_common.evaluation import result_table as tables
+from pose_common.metrics.evaluate import NOT_FRACTIONS
 from pose_common.training.configuration import ConfigError
 from pose_common.training.processes import Disagreement
 from pose_common.training.processes import title as title_of
@@ -21,7 +22,6 @@ from pose_common.training.processes import title as title_of
 ERRORS_TITLE = (
     "keypoints, percent: PCK within a share of the box's longer side; kinds of error (in brackets their cost)"
 )
-_NOT_FRACTIONS = ("PCKh", "PCKh@0.1", "EPE")
 
 
 class Score(NamedTuple):
@@ -157,4 +157,4 @@ def in_percent(name: str, value: float | None) -> float | None:
     """A metric as papers print it (EPE in pixels); None for -1, where there was nothing to evaluate."""
     if value is None or value < 0:
         return None
-    return value if name in _NOT_FRACTIONS else 100 * value
+    return value if name in NOT_FRACTIONS else 100 * value

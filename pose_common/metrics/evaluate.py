@@ -23,6 +23,8 @@ CROWD_LEVELS = (0.2, 0.8)
 # InterHand's protocol: PCK at this share of the longer side of the hand's box, AUC up to this many pixels.
 HAND_PCK_THRESHOLD = 0.2
 HAND_AUC_LIMIT = 30.0
+NOT_FRACTIONS = frozenset((*pck.PCKH_FIGURES, "EPE", "unmeasured"))
+"""Metrics in percent, pixels or people; all others are in [0, 1]."""
 
 
 def evaluate(dataset: PoseDataset, truth: GroundTruth, predictions: Poses, **options: Any) -> dict[str, float]:
@@ -35,8 +37,8 @@ def evaluate(dataset: PoseDataset, truth: GroundTruth, predictions: Poses, **opt
       **options: see `final_poses`.
 
     Returns:
-      Metric name -> value; OKS metrics and PCK are in [0, 1], PCKh in percent, EPE in pixels; -1 = nothing to
-      evaluate. PCKh leaves out people without a head size; `unmeasured` counts them where there are some.
+      Metric name -> value; OKS metrics and PCK are in [0, 1], PCKh in percent, EPE in pixels (`NOT_FRACTIONS`); -1 =
+      nothing to evaluate. PCKh leaves out people without a head size; `unmeasured` counts them where there are some.
     """
     return metrics_of(dataset, truth, final_poses(dataset, truth, predictions, **options))
 

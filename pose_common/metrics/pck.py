@@ -20,6 +20,8 @@ _PCKH_GROUPS = {
     "Ankle": ("left_ankle", "right_ankle"),
 }
 _PCKH_EXCLUDED = ("pelvis", "thorax")
+PCKH_FIGURES = (*_PCKH_GROUPS, "PCKh", "PCKh@0.1")
+"""All that `pckh` may give."""
 
 
 def pck(

@@ -286,3 +286,4 @@ def test_people_without_head_size_are_left_out_and_counted():
         annotation.pop("head_size", None)
     nobody = evaluate.evaluate(mpii, truth_of(mpii, document), poses, **POSES)
     assert nobody["PCKh"] == -1 and nobody["unmeasured"] == len(rows)
+    assert set(nobody) <= evaluate.NOT_FRACTIONS, "none of them is multiplied by 100"

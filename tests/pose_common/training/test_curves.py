@@ -29,7 +29,9 @@ def write_run(workdir) -> list[dict]:
         )
     for step in (25, 40):
         writer.write(step, "eval/coco/heads", {"AR": 0.1, "AP": step / 100, "AP (M)": -1.0})
-        writer.write(step, "eval/mpii/heads", {"PCKh": float(step), "Head": float("nan")})
+        writer.write(
+            step, "eval/mpii/heads", {"PCKh": float(step), "Head": 90.0, "Ankle": float("nan"), "unmeasured": 3.0}
+        )
     writer.close()
     (workdir / "config.json").write_text(json.dumps({"stages": [{"name": "heads"}, {"name": "all"}]}))
     return read_metrics(workdir / "metrics.jsonl")
@@ -39,13 +41,14 @@ def test_panels_that_matter_come_first_and_nothing_is_drawn_of_nothing(tmp_path)
     found = panels(write_run(tmp_path))
     names = [panel.name for panel in found]
     assert names[:5] == ["loss", "accuracy", "AP", "PCKh", "learning_rate"] == [n for n in FIRST if n in names]
-    assert set(names[5:]) == {"AR", "grad_norm"}, "values that do not exist make no panel"
+    assert set(names[5:]) == {"AR", "Head", "grad_norm", "unmeasured"}, "values that do not exist make no panel"
     by_name = {panel.name: panel.series for panel in found}
     assert by_name["accuracy"] == {"coco": ([10, 20, 25, 30, 40], [0.1, 0.2, 0.25, 0.3, 0.4])}
     assert by_name["AP"] == {"coco/heads": ([25, 40], [25.0, 40.0])} and by_name["PCKh"]["mpii/heads"][1] == [
         25.0,
         40.0,
     ]
+    assert by_name["Head"]["mpii/heads"][1] == [90.0, 90.0] and by_name["unmeasured"]["mpii/heads"][1] == [3.0, 3.0]
     assert parts_of_labels(found) == (["coco", "mpii"], ["heads"])
     assert list(by_name["loss"]) == [""]
     assert [panel.name for panel in found if logarithmic(panel)] == ["loss"]
