@@ -10,6 +10,7 @@ Crops, decoder and scores are those of evaluation (`posebh_jax/predictor.py`, `d
 from __future__ import annotations
 
 import dataclasses
+import os
 import pathlib
 import sys
 import time
@@ -326,6 +327,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = command.parser(__doc__)
     parser.add_argument(
         "--boxes",
+        type=os.path.expanduser,
         help="whole (default), a COCO detection file, BoIR weights that find the people, or auto (default of --demo): "
         "the package's own small BoIR, which knows rendered figures only",
     )
@@ -338,10 +340,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument(
         "--skeleton",
+        type=os.path.expanduser,
         help="draw the skeleton of a few annotated pictures instead, learned without training: a file or folder in any "
         "format that prepare_data custom reads",
     )
-    parser.add_argument("--skeleton_images", help="with --skeleton: the labels' pictures, where they lie elsewhere")
+    parser.add_argument(
+        "--skeleton_images",
+        type=os.path.expanduser,
+        help="with --skeleton: the labels' pictures, where they lie elsewhere",
+    )
     parser.add_argument("--skeleton_format", help="with --skeleton: the labels' format, where it is not recognised")
     parser.add_argument("--save_model", help="with --skeleton: a folder for the model, to give as --checkpoint later")
     parser.add_argument("--no_flip", action="store_true", help="without the flip test: twice as fast, a little worse")

@@ -80,7 +80,7 @@ def browse(
         drawn = [draw.draw_skeleton(crop["image"], crop["points"], keypoint_set) for crop in crops]
         sheets["crops"] = draw.contact_sheet(drawn, 8, captions)
         sheets["targets"] = draw.contact_sheet(opened.targets(crops), 8, captions)
-    folder = pathlib.Path(out)
+    folder = as_path(out)
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{dataset}_{split}_{name}.png" for name in sheets]
     for path, sheet in zip(paths, sheets.values(), strict=True):

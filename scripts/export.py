@@ -11,7 +11,6 @@ RGB), keypoints come out, decoded; `<out>.json` says the rest. ONNX files need j
 from __future__ import annotations
 
 import argparse
-import pathlib
 import sys
 import time
 from collections.abc import Sequence
@@ -23,6 +22,7 @@ import boir_jax.export
 import boir_jax.predict
 import posebh_jax.export
 import posebh_jax.predict
+from data_pipelines.paths import as_path
 from pose_common.export.onnx import read_onnx, write_onnx
 from pose_common.export.program import Program, describe, largest_differences
 from pose_common.export.stablehlo import read_stablehlo, write_stablehlo
@@ -103,7 +103,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add_model_arguments(parser)
     parser.add_argument("--format", choices=sorted(FORMATS), required=True)
-    parser.add_argument("--out", type=pathlib.Path, required=True, help="the file to write")
+    parser.add_argument("--out", type=as_path, required=True, help="the file to write")
     parser.add_argument("--batch_size", type=int, help="pictures at once; any number by default")
     parser.add_argument("--debug", action="store_true", help="show errors with their traceback")
     return parser.parse_args(argv)

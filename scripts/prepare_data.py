@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -57,11 +58,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         formatter_class=argparse.RawTextHelpFormatter,
     )
     parser.add_argument("dataset", choices=sorted(BUILDERS), metavar="dataset", help=", ".join(sorted(BUILDERS)))
-    parser.add_argument("--raw_dir", help="folder of all downloads, or the dataset's own")
+    parser.add_argument("--raw_dir", type=os.path.expanduser, help="folder of all downloads, or the dataset's own")
     parser.add_argument("--data_dir", default="data", help="where prepared datasets lie (default: %(default)s)")
     parser.add_argument("--split", action="append", help="a split to prepare; may be repeated (default: all found)")
-    parser.add_argument("--annotations", help="this split's annotation file, if it lies elsewhere")
-    parser.add_argument("--images", help="this split's picture folder, if it lies elsewhere")
+    parser.add_argument(
+        "--annotations", type=os.path.expanduser, help="this split's annotation file, if it lies elsewhere"
+    )
+    parser.add_argument("--images", type=os.path.expanduser, help="this split's picture folder, if it lies elsewhere")
     _add_custom_options(parser)
     parser.add_argument("--strict", action="store_true", help="stop at the first broken entry")
     parser.add_argument("--decode", action="store_true", help="also decode every picture (slower)")

@@ -11,10 +11,10 @@ and no other file; docs/reports.md says what its figures mean.
 from __future__ import annotations
 
 import argparse
-import pathlib
 import sys
 from collections.abc import Sequence
 
+from data_pipelines.paths import as_path
 from pose_common.report.page import MAX_PICTURES, make_page
 from pose_common.report.runs import read_runs
 
@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("workdir", nargs="+")
-    parser.add_argument("--out", type=pathlib.Path, default="report.html", help="the file to write")
+    parser.add_argument("--out", type=as_path, default="report.html", help="the file to write")
     parser.add_argument(
         "--max_mb", type=float, default=MAX_PICTURES / 1e6, help="megabytes that the pictures may take (%(default)g)"
     )

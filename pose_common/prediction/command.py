@@ -8,6 +8,7 @@ import csv
 import itertools
 import json
 import math
+import os
 import pathlib
 import sys
 import time
@@ -18,6 +19,7 @@ import jax
 import numpy as np
 import tqdm
 
+from data_pipelines.paths import as_path
 from data_pipelines.picture_formats import SUFFIXES
 from data_pipelines.synthetic_world.scene import render_scene
 from pose_common.evaluation import draw
@@ -40,16 +42,17 @@ def parser(description: str | None, batch_size: int = 16) -> argparse.ArgumentPa
     """The flags that both commands have."""
     made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument(
-        "source", nargs="*", help="pictures, folders, patterns such as 'holiday/*.jpg', or videos; any number of them"
+        "source",
+        nargs="*",
+        type=os.path.expanduser,
+        help="pictures, folders, patterns such as 'holiday/*.jpg', or videos; any number of them",
     )
     made.add_argument("--demo", action="store_true", help="on rendered pictures, with the embedded models")
     made.add_argument(
         "--checkpoint",
         help="a run, a checkpoint, a folder or file of weights, or hf://owner/name; else the embedded model",
     )
-    made.add_argument(
-        "--out", type=pathlib.Path, default=pathlib.Path("poses"), help="where results go (default: poses)"
-    )
+    made.add_argument("--out", type=as_path, default="poses", help="where results go (default: %(default)s)")
     made.add_argument(
         "--save", default="images,json", help=f"what to write, of {','.join(KINDS)} (default: images,json)"
     )

@@ -127,7 +127,7 @@ def read(source: str) -> ConfigDict:
 
 
 def _module(path: str) -> Any:
-    name, file = pathlib.PurePath(path).stem, pathlib.Path(path)
+    name, file = pathlib.PurePath(path).stem, pathlib.Path(path).expanduser()
     folders = _own_folders()
     package = next(iter(folders.values()), "")
     if file.suffix == ".py" and file.is_file():

@@ -11,6 +11,8 @@ import pathlib
 import re
 from typing import Any
 
+from data_pipelines.paths import as_path
+
 INDEX = ".index.json"
 HUB_NAMES = ("model.safetensors", f"model.safetensors{INDEX}", "pytorch_model.bin", f"pytorch_model.bin{INDEX}")
 """In the order in which they are taken where a folder has several."""
@@ -22,11 +24,12 @@ MAX_JSON = 100_000_000
 
 
 def local_path(source: str | pathlib.Path) -> str:
-    """`source`, or the folder into which the Hugging Face hub's files of hf://owner/name were brought.
+    """`source` (~ is one's home), or the folder into which the files of hf://owner/name of the Hugging Face hub were
+    brought.
 
     Raises:
-      ValueError: an empty name, an address of the web, huggingface_hub is not installed, or there is no such
-        repository within reach.
+      ValueError: an empty name, an address of the web, what reads a bucket or the hub is not installed, or there is no
+        such repository within reach.
     """
     text = str(source)
     if not text:
@@ -34,7 +37,7 @@ def local_path(source: str | pathlib.Path) -> str:
     if text.startswith(("http://", "https://")):
         raise ValueError(f"{text}: download it first, or give {HUB}owner/name for weights of the Hugging Face hub")
     if not text.startswith(HUB):
-        return text
+        return str(as_path(text))
     try:
         import huggingface_hub
     except ImportError as error:

@@ -201,6 +201,15 @@ def test_missing_files_are_named(tmp_path, capsys):
     assert prepare_data.main([*arguments, "--split=val", f"--images={tmp_path / 'elsewhere'}"]) == 0
 
 
+def test_downloads_below_ones_home(tmp_path, monkeypatch):
+    """A shell leaves the ~ of --raw_dir=~/downloads as it is."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path = tiny_sets.write_coco(tmp_path / "downloads", tiny_sets.document())
+    assert prepare_data.main(["coco", "--raw_dir=~/downloads", f"--data_dir={tmp_path / 'data'}"]) == 0
+    labels = [f"--annotations=~/{path.relative_to(tmp_path)}", "--images=~/downloads/coco/val2017"]
+    assert prepare_data.main(["coco", "--split=val", *labels, f"--data_dir={tmp_path / 'other'}"]) == 0
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -235,7 +235,7 @@ def test_a_thin_picture_costs_itself(weights, tmp_path, capsys):
         boir_jax.load(weights / "boir")(tmp_path / "rule.png")
 
 
-def test_the_commands(weights, prepared, tmp_path, capsys):
+def test_the_commands(weights, prepared, tmp_path, capsys, monkeypatch):
     root, files = prepared
     out = tmp_path / "out"
     arguments = [f"--checkpoint={weights / 'posebh'}", f"--out={out}", "--save=images,json,csv", "--batch_size=2"]
@@ -252,9 +252,12 @@ def test_the_commands(weights, prepared, tmp_path, capsys):
     assert predict.main([str(files[0]), f"--checkpoint={weights / 'posebh'}", f"--out={files[0]}"]) == 1
     assert predict.main([str(root / "absent.jpg"), *arguments]) == 1
     assert predict.main([str(files[0]), *arguments, "--save=film"]) == 1
+    monkeypatch.setenv("HOME", str(weights))
+    assert predict.main([str(files[0]), "--checkpoint=~/posebh", "--boxes=~/absent.json", f"--out={out}"]) == 1
     errors = capsys.readouterr().err
     assert "File exists" in errors, "an error of the system is words, not a number"
     assert "error: dataset 'horse'" in errors and "absent.jpg: there is no such file" in errors and "film" in errors
+    assert f"boxes: {weights / 'absent.json'} cannot be read" in errors
 
 
 def test_nothing_that_was_found_is_lost(weights, prepared, tmp_path, capsys):

@@ -271,5 +271,6 @@ def test_the_command(folder, tmp_path, capsys, monkeypatch):
     entries = json.loads((tmp_path / "out/poses_limbs.json").read_text())
     assert predict.main([str(folder / "0.png"), f"--checkpoint={tmp_path / 'model'}", *out]) == 0
     assert json.loads((tmp_path / "out/poses_limbs.json").read_text()) == entries
-    assert predict.main([str(folder / "0.png"), f"--skeleton={tmp_path}/nothing", *out]) == 1
-    assert "no annotation file or folder; looked for" in capsys.readouterr().err
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert predict.main([str(folder / "0.png"), "--skeleton=~/nothing", *out]) == 1
+    assert f"no annotation file or folder; looked for {tmp_path / 'nothing'}" in capsys.readouterr().err

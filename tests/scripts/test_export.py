@@ -88,9 +88,11 @@ numpy.save("found.npy", jax.jit(pose.call)(numpy.load("crops.npy"))[0])
     assert about["dataset"] == DATASET and about["input"]["shape"] == ["batch", 128, 96, 3]
 
 
-def test_stablehlo_of_people(tmp_path, capsys):
-    _, differences = exported(tmp_path, capsys, "stablehlo", "--method=boir", "--size=128,64")
+def test_stablehlo_of_people(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    _, differences = exported(pathlib.Path("~"), capsys, "stablehlo", "--method=boir", "--size=128,64")
     assert len(differences) == 3 and max(differences) < TOLERANCE
+    assert (tmp_path / "model.stablehlo").is_file()
 
 
 def test_mistakes_are_named(tmp_path, capsys, monkeypatch):

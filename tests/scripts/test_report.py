@@ -6,9 +6,10 @@ from scripts import report
 from tests.pose_common.report.cases import make_run
 
 
-def test_the_file_is_written(tmp_path, capsys):
+def test_the_file_is_written(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
     out = tmp_path / "new" / "report.html"
-    assert report.main([str(make_run(tmp_path / "run")), f"--out={out}", "--max_mb=0.05"]) == 0
+    assert report.main([str(make_run(tmp_path / "run")), "--out=~/new/report.html", "--max_mb=0.05"]) == 0
     assert out.read_text(encoding="utf8").lstrip().startswith("<!DOCTYPE html>")
     assert capsys.readouterr().out.startswith(f"{out}: 0.")
 

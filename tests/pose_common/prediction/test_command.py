@@ -94,6 +94,13 @@ def test_results_of_another_run_are_not_said_to_be_of_one_without_pictures(predi
     assert capsys.readouterr().out.endswith(f"nothing is written; any results in {folder}/ are older\n")
 
 
+def test_files_below_ones_home(predicted, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert command.parser(None).parse_args(["~/clips/*.mp4"]).source == [str(tmp_path / "clips/*.mp4")]
+    predicted("--save=json", "--out=~/mine")
+    assert len(entries(tmp_path / "mine")) == FRAMES * len(SCORES)
+
+
 def test_poses_from_the_threshold_on_are_tracked(predicted):
     def ids(*flags):
         return [entry["track_id"] for entry in entries(predicted("--save=json", "--track", *flags))]

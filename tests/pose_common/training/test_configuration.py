@@ -350,10 +350,12 @@ def test_a_run_knows_its_custom_datasets_without_their_data(source, tmp_path):
         assert list(sources.read_configuration("", overrides).definitions) == ["mine"]
 
 
-def test_a_file_of_ones_own(tmp_path):
+def test_a_file_of_ones_own(tmp_path, monkeypatch):
     file = tmp_path / "mine.py"
     file.write_text("from configs import mdt\ndef get_config():\n  c = mdt.get_config()\n  c.seed = 7\n  return c\n")
     assert read(str(file), "--config.batch_size=64").seed == 7
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert read("~/mine.py").seed == 7
 
 
 def test_a_file_that_fails_is_named(tmp_path):

@@ -50,6 +50,13 @@ def test_addresses_of_the_web_are_named():
             local_path(address)
 
 
+def test_a_file_below_ones_home(tmp_path, monkeypatch):
+    """A shell leaves the ~ of --config.checkpoint=~/w.safetensors as it is."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_state(tmp_path / "w.safetensors", STATE)
+    assert_same(read_state(local_path("~/w.safetensors")), STATE)
+
+
 def test_a_folder_with_one_file_of_any_name(tmp_path):
     write_state(tmp_path / "best.safetensors", STATE)
     assert_same(read_state(tmp_path), STATE)
