@@ -77,6 +77,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--allow_loss", action="store_true", help="no error where under half of the people, or nobody, is usable"
     )
+    parser.add_argument(
+        "--seed", type=int, help="of rendered pictures (default: their own), or of --val_share (default: 0)"
+    )
     parser.add_argument("--overwrite", action="store_true", help="make finished splits again")
     args = parser.parse_args(argv)
     if args.dataset == Custom.dataset:
@@ -87,6 +90,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error("give --raw_dir, or both --annotations and --images")
     if not _reads_files(args) and (args.raw_dir or args.annotations or args.images):
         parser.error(f"{args.dataset} is rendered: it takes no --raw_dir, --annotations or --images")
+    if args.seed is not None and _reads_files(args) and args.val_share is None:
+        parser.error("--seed is of rendered pictures, or of the choice by --val_share")
     if args.dataset != Custom.dataset and (args.annotations or args.images) and len(args.split or ()) != 1:
         parser.error("--annotations and --images belong to one split: give --split once")
     return args
@@ -109,7 +114,6 @@ def _add_custom_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--name", help="the new dataset's name: letters, digits, underscores")
     group.add_argument("--format", choices=sorted(importers.FORMATS), help="of --annotations (default: recognised)")
     group.add_argument("--val_share", type=float, help="split these pictures in two: 0.2 are val, the others train")
-    group.add_argument("--seed", type=int, default=0, help="of that choice (default: %(default)s)")
     group.add_argument("--keypoints", type=_words, help="names in order, where the format does not say them: a,b,c")
     group.add_argument("--sigmas", type=_numbers, help="for OKS: one number, or one a keypoint: 0.03,0.05,...")
     group.add_argument("--mirror", type=_pairs, help="names that a mirror exchanges: a:b,c:d (default: by left, right)")
@@ -249,6 +253,9 @@ def _prepare_split(args: argparse.Namespace, split: str) -> dict[str, Any]:
         if part is not None and str(part) != share:
             how = f"with {share}" if share else "without --val_share"
             raise RawDataError(f"{directory} is prepared {how}; --overwrite makes it again")
+        rendered_with = summary.get("source", {}).get("seed")
+        if rendered_with is not None and args.seed not in (None, int(rendered_with)):
+            raise RawDataError(f"{directory} is rendered with --seed={rendered_with}; --overwrite makes it again")
         return summary
     files = {"annotations": args.annotations, "images": args.images}
     if args.dataset == Custom.dataset:
@@ -256,7 +263,7 @@ def _prepare_split(args: argparse.Namespace, split: str) -> dict[str, Any]:
         special = files | {"dataset": args.name, "options": options, "format": args.format}
         special["val_share"] = _val_share(args)
     else:
-        special = files | {"raw_dir": args.raw_dir} if _reads_files(args) else {}
+        special = files | {"raw_dir": args.raw_dir} if _reads_files(args) else {"seed": args.seed}
     builder = BUILDERS[args.dataset](
         split,
         data_dir=args.data_dir,
@@ -270,7 +277,7 @@ def _prepare_split(args: argparse.Namespace, split: str) -> dict[str, Any]:
 
 
 def _val_share(args: argparse.Namespace) -> importers.ValShare | None:
-    return None if args.val_share is None else importers.ValShare(args.val_share, args.seed)
+    return None if args.val_share is None else importers.ValShare(args.val_share, args.seed or 0)
 
 
 def _name(args: argparse.Namespace) -> str:

@@ -163,6 +163,27 @@ def test_synthetic_sets_need_no_download(tmp_path, monkeypatch):
         prepare_data.main(["synthetic_coco", "--raw_dir=somewhere"])
 
 
+def test_rendered_pictures_are_those_of_the_seed(tmp_path, monkeypatch, capsys):
+    from data_pipelines.builders import synthetic
+
+    monkeypatch.setattr(synthetic, "DEFAULT_IMAGES", {"train": 2, "val": 1})
+
+    def prepare(*seed):
+        return prepare_data.main(["synthetic_aic", "--split=val", f"--data_dir={tmp_path}", *seed])
+
+    def picture():
+        return records.open_records("synthetic_aic", "val", tmp_path).image(0)
+
+    assert prepare() == 0
+    own = picture()
+    capsys.readouterr()
+    assert prepare("--seed=5") == 1 and "--overwrite makes it again" in capsys.readouterr().err
+    assert prepare("--seed=5", "--overwrite") == 0
+    assert picture() != own and _summary("synthetic_aic", "val", tmp_path)["source"]["seed"] == "5"
+    assert prepare() == prepare("--seed=5") == 0, "what is there is kept"
+    assert prepare(f"--seed={synthetic.default_seed('synthetic_aic')}", "--overwrite") == 0 and picture() == own
+
+
 def test_faults_are_printed_with_file_and_id(tmp_path, capsys):
     content = tiny_sets.document()
     content["annotations"][0]["keypoints"] = [1, 2, 2]
@@ -217,6 +238,8 @@ def test_downloads_below_ones_home(tmp_path, monkeypatch):
         ["coco", "--annotations=a.json", "--images=b"],
         ["coco", "--annotations=a.json", "--split=val"],
         ["nothing", "--raw_dir=."],
+        ["coco", "--raw_dir=.", "--seed=5"],
+        ["custom", "--name=mine", "--annotations=a.json", "--seed=5"],
     ],
 )
 def test_arguments_that_do_not_fit_together(arguments):
