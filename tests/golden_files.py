@@ -1,7 +1,8 @@
 """Where the tests' recorded numbers are.
 
-`tests/golden/` holds numbers only and travels with the repository. Pictures and annotations of public datasets do not:
-tests that need them look for a folder `shared` beside the checkout and skip, saying so, when it is not there.
+`tests/golden/` holds numbers only and travels with the repository: what is not there is an error. Pictures and
+annotations of public datasets do not: tests that need them look for a folder `shared` beside the checkout and skip,
+saying so, when it is not there.
 """
 
 from __future__ import annotations
@@ -21,18 +22,15 @@ SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared"
 
 
 def golden_path(name: str) -> pathlib.Path:
-    """The file `name` of the recorded numbers; skips like `golden` when it is absent."""
-    path = GOLDEN / name
-    if not path.exists():
-        pytest.skip(f"no recording {name}", allow_module_level=True)
-    return path
+    """The file `name` of the recorded numbers. Raises FileNotFoundError."""
+    return (GOLDEN / name).resolve(strict=True)
 
 
 @functools.cache
 def golden(name: str):
     """The recorded numbers of `name`: a dict of arrays for .npz, the parsed document for .json.
 
-    Skips the test, or the file that asks while it is imported, when they are not there.
+    Raises FileNotFoundError.
     """
     path = golden_path(name)
     if path.suffix == ".json":
