@@ -15,11 +15,6 @@ def global_sum(x, axis_name: str | None):
     return x if axis_name is None else jax.lax.psum(x, axis_name)
 
 
-def global_max(x, axis_name: str | None):
-    """Maximum over the devices of the mapped axis; `x` itself when there is none."""
-    return x if axis_name is None else jax.lax.pmax(x, axis_name)
-
-
 def global_batch_size(local_batch: int, axis_name: str | None) -> int:
     """Rows of the global batch."""
     return local_batch if axis_name is None else local_batch * jax.lax.axis_size(axis_name)

@@ -15,10 +15,7 @@ import numpy as np
 
 from data_pipelines.builders import masks
 from data_pipelines.fields import Fault, flag, integer, keypoints, number, numbers, printable, whole
-from data_pipelines.fields import id_key as hashable
 from data_pipelines.picture_formats import MAX_PIXELS
-
-__all__ = ["check_image_entry", "check_instance", "hashable", "integer", "numbers", "read_jpeg"]
 
 # A JPEG has at most 65,535 pixels a side, so a coordinate far beyond that is damage, not an occluded limb.
 MAX_COORDINATE = 1e6
