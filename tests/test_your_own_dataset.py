@@ -13,7 +13,8 @@ import sys
 import pytest
 
 from data_pipelines import datasets as definitions
-from data_pipelines.builders.custom import mirror_pairs
+from data_pipelines import importers, sides
+from data_pipelines.builders.custom import SkeletonOptions, define
 from data_pipelines.reading import Reading
 from data_pipelines.records import DatasetNotPrepared, load_annotations, open_records
 from data_pipelines.skeletons import DEFAULT_SIGMA
@@ -247,8 +248,13 @@ def test_a_copied_folder_is_not_read_as_the_one_it_was_copied_from(tmp_path):
     assert len(open_records("dragons", "train", tmp_path / "data")) == 2
 
 
-def test_mirror_pairs_from_names():
-    names = [
+def test_mirror_pairs_from_names(tmp_path):
+    def defined(*names):
+        labels = importers.Labels({"categories": [{"id": 1, "keypoints": list(names)}]}, tmp_path)
+        dataset, remarks = define("kites", labels, tmp_path / "labels", tmp_path, SkeletonOptions(sigmas=[0.05]))
+        return dataset.keypoints, remarks
+
+    skeleton, remarks = defined(
         "nose",
         "left_eye",
         "right_eye",
@@ -260,11 +266,9 @@ def test_mirror_pairs_from_names():
         "RightHand",
         "leg",
         "l_ear",
-    ]
-    pairs, remarks = mirror_pairs(names)
-    assert pairs == ((1, 2), (3, 4), (5, 6), (7, 8))
-    assert remarks == ["no counterpart in the mirror: l_ear"]
-    assert mirror_pairs(["wrist", "tip"]) == (
-        (),
-        ["no mirror pairs in the names: keypoints keep their names in mirrored pictures"],
     )
+    assert skeleton.flip_pairs == ((1, 2), (3, 4), (5, 6), (7, 8)) and remarks == []
+    assert sides.unpaired(skeleton.keypoints, skeleton.flip_pairs) == ["l_ear"]
+    skeleton, remarks = defined("wrist", "tip")
+    assert skeleton.flip_pairs == ()
+    assert remarks == ["no mirror pairs in the names: keypoints keep their names in mirrored pictures"]

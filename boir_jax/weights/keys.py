@@ -8,9 +8,6 @@ from collections.abc import Sequence
 from boir_jax.aspp import DILATIONS
 from pose_common.weights.keys import CONV, LINEAR, Rule
 
-# Entries that carry no weights: counters of torch's batch norms.
-COUNTERS = r".*\.num_batches_tracked"
-
 # What the ImageNet classifier has beyond the backbone, under HRNet's own names or all in one `head`, as in the
 # file of W32 that the original trains from.
 CLASSIFIER = r"(incre_modules|downsamp_modules|final_layer|classifier|head)\..*"

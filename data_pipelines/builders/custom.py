@@ -286,15 +286,6 @@ def define(
     return dataset, remarks
 
 
-def mirror_pairs(names: Sequence[str]) -> tuple[tuple[tuple[int, int], ...], list[str]]:
-    """Pairs of keypoints whose names differ in the side alone, and remarks on those without counterpart."""
-    pairs, alone = sides.mirror_pairs(names)
-    remarks = [f"no counterpart in the mirror: {', '.join(alone)}"] if alone else []
-    if not pairs:
-        remarks.append("no mirror pairs in the names: keypoints keep their names in mirrored pictures")
-    return pairs, remarks
-
-
 def _with_options(dataset: PoseDataset, skeleton: KeypointSet, options: SkeletonOptions) -> PoseDataset:
     """Raises ValueError for names that are no keypoints."""
     count = skeleton.num_keypoints

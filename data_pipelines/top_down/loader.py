@@ -267,7 +267,6 @@ def eval_loader(
         source,
         fitting_batch(batch_size, len(source), share.parts),
         input_size,
-        source.dataset.num_keypoints,
         share,
         reading,
     )
@@ -286,7 +285,6 @@ class EvalLoader:
     source: TopDownSource
     batch_size: int
     input_size: tuple[int, int]
-    num_keypoints: int
     share: Share = Share()
     reading: Reading = Reading()
 
@@ -318,7 +316,7 @@ class EvalLoader:
         source = self.source
         rows = self.share.rows_of(self.batch_size)
         first = index * self.batch_size + self.share.process_index * rows
-        batch = _empty_batch(rows, self.input_size, self.num_keypoints)
+        batch = _empty_batch(rows, self.input_size, source.dataset.num_keypoints)
         batch["dataset"][:] = source.dataset_index
         crop = Crop(self.input_size, source.dataset.codec == "udp")
         picture, picture_row = None, -1
@@ -328,12 +326,9 @@ class EvalLoader:
                 picture_row = sample["image_index"]
                 picture = decode(source.read(picture_row), sample)
             sample = crop(sample, picture)
-            batch["image"][row] = sample["image"]
-            batch["keypoints"][row, : len(sample["keypoints"])] = sample["keypoints"]
-            batch["visible"][row, : len(sample["visible"])] = sample["visible"]
             batch["inverse_warp"][row] = geometry.invert(sample["matrix"])
             batch["area"][row] = np.prod(sample["scale"] * geometry.SCALE_UNIT)
-            for name in ("image_id", "instance_id", "box_score"):
+            for name in ("image", "keypoints", "visible", "image_id", "instance_id", "box_score"):
                 batch[name][row] = sample[name]
             batch["valid"][row] = True
         return batch

@@ -137,7 +137,7 @@ class Judged:
 def judged(config: ConfigDict, source: TopDownSource) -> Judged:
     """The crops of a validation split."""
     size = tuple(config.input_size)
-    loader = EvalLoader(source, len(source), size, source.dataset.num_keypoints)
+    loader = EvalLoader(source, len(source), size)
     (batch,) = [loader[0]]
     columns = source.annotations
     order = np.argsort(columns.id)

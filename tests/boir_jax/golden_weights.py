@@ -16,8 +16,8 @@ from boir_jax.aspp import DILATIONS
 from boir_jax.hrnet import branch_widths
 from boir_jax.model import BoIR
 from boir_jax.proposals import ProposalConfig
-from boir_jax.weights.keys import COUNTERS, boir_rules
-from pose_common.weights.keys import Slot, expected_sources, flatten, to_flax, unflatten
+from boir_jax.weights.keys import boir_rules
+from pose_common.weights.keys import EXTRAS, Slot, expected_sources, flatten, to_flax, unflatten
 from tests.golden_files import golden, golden_config
 from tests.settings import PROPOSALS
 
@@ -81,7 +81,7 @@ def load(
     state: Mapping[str, np.ndarray], targets: Mapping[str, Any], *dropped: str, dilations: Sequence[int] = DILATIONS
 ) -> dict[str, Any]:
     """{'params': ..., 'batch_stats': ...} with `targets` filled."""
-    return unflatten(to_flax(dict(state), boir_rules(dilations), targets, dropped=(COUNTERS, *dropped)).tree)
+    return unflatten(to_flax(dict(state), boir_rules(dilations), targets, dropped=(*EXTRAS, *dropped)).tree)
 
 
 def weights(model: BoIR) -> dict[str, Any]:
