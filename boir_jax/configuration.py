@@ -30,6 +30,10 @@ FREE = configuration.FREE | {
     "smoothing",
 }
 """Settings that may change between the parts of a run; see `configuration.require_same_run`."""
+PREDICTION = ("oks_nms", "proposals", "smoothing")
+"""Tables of how people are found and told apart."""
+RECORDED = ("dataset", "definitions", "input_size", *PREDICTION)
+"""What a manifest may say beside the model; older ones, and those of files, have none or some of it."""
 
 
 def read(source: str, overrides: Sequence[Override] = ()) -> ConfigDict:
@@ -54,8 +58,15 @@ def with_overrides(config: ConfigDict, overrides: Sequence[Override]) -> ConfigD
     return config
 
 
+def for_manifest(config: ConfigDict) -> dict[str, Any]:
+    """What a manifest says beside the model, for `of_weights`."""
+    own = {"dataset": config.dataset, "definitions": custom_definitions([dataset(config)])}
+    return own | {"input_size": config.input_size} | {name: config[name].to_dict() for name in PREDICTION}
+
+
 def of_weights(manifest: Mapping[str, Any]) -> ConfigDict:
-    """To evaluate weights that are of no run: the released settings of their skeleton and size.
+    """To evaluate weights that are of no run: what their manifest says, else the released settings of their skeleton
+    and size.
 
     Raises:
       ConfigError: they have no heads.
@@ -66,9 +77,11 @@ def of_weights(manifest: Mapping[str, Any]) -> ConfigDict:
     size = variant_name(manifest["network"]["width"]) or ""
     known = skeleton if skeleton in SHIPPED else SHIPPED[0]
     config = configuration.read(f"boir:{known}_{size if size in RELEASED_SIZES else RELEASED_SIZES[0]}")
-    config.size, config.input_size = size, manifest.get("input_size", config.input_size)
-    if skeleton != known:
-        config.dataset, config.eval_also = skeleton, ()
+    config.size = size
+    recorded = {"dataset": skeleton} | {name: manifest[name] for name in RECORDED if name in manifest}
+    config = configuration.completed(recorded, config)
+    if config.dataset != known:
+        config.eval_also = ()
     return config
 
 

@@ -16,12 +16,11 @@ import jax
 import numpy as np
 
 from boir_jax import configuration, sources
-from boir_jax.hrnet import branch_widths
 from boir_jax.predictor import Predictor
 from boir_jax.proposals import ProposalConfig
 from boir_jax.weights.convert import model_of
 from data_pipelines import geometry
-from data_pipelines.skeletons import KEYPOINT_SETS, KeypointSet
+from data_pipelines.skeletons import KeypointSet
 from data_pipelines.whole_image.loader import resize
 from pose_common.metrics import nms
 from pose_common.prediction import command
@@ -29,6 +28,7 @@ from pose_common.prediction.batches import Job, in_batches
 from pose_common.prediction.pictures import Picture, PictureError, ahead, is_single, pictures_of
 from pose_common.prediction.result import Result, extent_boxes
 from pose_common.training import restore
+from pose_common.training.configuration import ConfigError
 from pose_common.weights.embedded import read_embedded
 from pose_common.weights.hub_folders import local_path
 
@@ -39,8 +39,6 @@ DRAW_THRESHOLD = 0.1
 """Smallest confidence (keypoint peak x centre score) of a keypoint that is drawn."""
 LONGEST = 16
 """Times its short side: a picture with a longer one would be resized to one that does not fit the memory."""
-INPUT_SIZES = {32: 512, 48: 640}
-"""Width of the network -> short side of the released evaluation, where no run says it."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -118,7 +116,7 @@ def load(
         `.safetensors` file of the original repository. Without, the embedded demonstration model, which knows
         rendered figures only.
       input_size: short side of the resized picture, rounded up to a multiple of 64; that of the run or of the release
-        by default.
+        by default, as all settings of prediction are.
       device: where to compute, such as "cpu", "gpu", "cuda:1"; JAX's first by default.
 
     Raises:
@@ -129,21 +127,18 @@ def load(
     path = local_path(EMBEDDED if source is None else source)
     conversion = sources.read(path) if source is not None else read_embedded(EMBEDDED)
     run = restore.find_run(path, configuration.METHODS)
-    config = configuration.of_run(run.config) if run else None
-    released = config or configuration.read("boir")
-    name = config.dataset if config is not None else conversion.manifest["keypoint_set"]
-    skeleton = configuration.dataset(config).keypoints if config is not None else KEYPOINT_SETS.get(name)
-    if skeleton is None:
-        raise ValueError(
-            f"{source} ({conversion.title}) finds no people: it has no heads, or those of an unknown skeleton"
-        )
+    try:
+        config = configuration.of_run(run.config) if run else configuration.of_weights(conversion.manifest)
+        skeleton = configuration.dataset(config).keypoints
+    except ConfigError as error:
+        raise ValueError(f"{source}: {error}") from error
     model = model_of(conversion.manifest, num_keypoints=skeleton.num_keypoints)
-    smoothing, oks_nms = (table.get(name, table.default) for table in (released.smoothing, released.oks_nms))
-    predictor = Predictor(model, skeleton, ProposalConfig(smoothing=smoothing, **released.proposals))
-    size = input_size or conversion.manifest.get("input_size") or INPUT_SIZES.get(branch_widths(model.width)[0], 512)
+    smoothing, oks_nms = (table.get(config.dataset, table.default) for table in (config.smoothing, config.oks_nms))
+    predictor = Predictor(model, skeleton, ProposalConfig(smoothing=smoothing, **config.proposals))
     needed = {key: conversion.weights[key] for key in ("params", "batch_stats")}
     weights = jax.device_put(needed, command.find_device(device))
-    return PoseModel(conversion.title, predictor, weights, skeleton, name, size, oks_nms)
+    size = input_size or config.input_size
+    return PoseModel(conversion.title, predictor, weights, skeleton, config.dataset, size, oks_nms)
 
 
 def require_fitting(picture: Picture) -> None:

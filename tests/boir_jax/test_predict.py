@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import boir_jax
-from boir_jax import export
+from boir_jax import build, configuration, export, sources
 from boir_jax.predict import PoseModel
+from configs import boir
+from data_pipelines.datasets import PoseDataset, save_definition
 from data_pipelines.skeletons import KeypointSet
 from pose_common.prediction.pictures import Picture
+from pose_common.training.checkpoints import Checkpoints
+from pose_common.weights.folder import load_weights, save_weights
+from scripts import convert_weights
 
 PICTURE = Picture("street.jpg", np.zeros((64, 64, 3), np.uint8))
 
@@ -41,3 +49,69 @@ def test_a_model_between_two_sizes_is_exported_for_the_larger():
     assert export.program(model).size == (128, 128)
     with pytest.raises(ValueError, match="size 96,96: sides must be multiples of 64"):
         export.program(model, (96, 96))
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run on a dataset of its own that finds people otherwise than released."""
+    kites = KeypointSet("kites", ("tip", "left_wing", "right_wing"), ((1, 2),), sigmas=(0.1,) * 3)
+    save_definition(PoseDataset("kites", "kites", skeleton=kites), tmp_path / "data")
+    given = {
+        "data_dir": str(tmp_path / "data"),
+        "instance_group": "1",  # divides the images of any device
+        "smoothing.default": "5",
+        "oks_nms.default": "0.6",
+        "proposals.maximum": "7",
+        "proposals.windows": "((100, 3), (200, 7))",
+    }
+    config = configuration.with_overrides(boir.get_config("kites,small"), list(given.items()))
+    weights = jax.tree.map(
+        lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
+        jax.eval_shape(build.make_method(config, 1).init, jax.random.key(0)).weights,
+    )
+    checkpoints = Checkpoints(tmp_path / "run" / "checkpoints")
+    checkpoints.save_weights(3, weights, {"notes": {}, "config": json.loads(config.to_json())})
+    checkpoints.close()
+    return tmp_path / "run"
+
+
+def test_a_run_and_its_folder_find_people_alike(run, tmp_path):
+    """Also where the data is not, whose definition was read."""
+    expected = boir_jax.load(run)
+    folder = tmp_path / "folder"
+    assert convert_weights.main([str(run), f"--to={folder}"]) == 0
+    (tmp_path / "data").rename(tmp_path / "moved")
+    found = boir_jax.load(folder)
+    proposals = found.predictor.proposals
+    assert proposals == expected.predictor.proposals
+    assert (proposals.smoothing, proposals.maximum, proposals.windows) == (5, 7, ((100, 3), (200, 7)))
+    assert (found.skeleton, found.dataset, found.input_size, found.oks_nms) == (
+        expected.skeleton,
+        "kites",
+        128,
+        expected.oks_nms,
+    )
+    assert found.oks_nms == 0.6
+    evaluated = [("mode", "evaluate"), ("checkpoint", str(folder))]
+    config = sources.read_configuration("", evaluated)
+    assert (config.dataset, config.smoothing.default, config.oks_nms.default) == ("kites", 5, 0.6), "likewise"
+    assert configuration.dataset(config).keypoints == expected.skeleton
+
+
+def test_an_older_folder_says_the_skeleton_alone(run, tmp_path, monkeypatch):
+    """Of one that is published nothing else is needed; the definition of another is where the data is."""
+    monkeypatch.chdir(tmp_path)
+    assert convert_weights.main([str(run), f"--to={tmp_path / 'new'}"]) == 0
+    weights, manifest = load_weights(tmp_path / "new")
+    older = {name: value for name, value in manifest.items() if name not in configuration.RECORDED}
+    save_weights(tmp_path / "old", weights, older)
+    assert boir_jax.load(tmp_path / "old").skeleton.name == "kites"
+    (tmp_path / "data").rename(tmp_path / "moved")
+    with pytest.raises(ValueError, match=r"old: .*unknown dataset 'kites'"):
+        boir_jax.load(tmp_path / "old")
+    save_weights(tmp_path / "published", weights, older | {"keypoint_set": "coco"})
+    found = boir_jax.load(tmp_path / "published")
+    assert (found.dataset, found.predictor.proposals.smoothing, found.oks_nms) == ("coco", 3, 0.8)
+    save_weights(tmp_path / "headless", weights, older | {"keypoint_set": None})
+    with pytest.raises(ValueError, match="headless: .* finds no people: it has no heads"):
+        boir_jax.load(tmp_path / "headless")
