@@ -64,7 +64,7 @@ def read(source: str | pathlib.Path, dataset: str | None = None) -> Conversion:
     weights, step = restore.read_run(run)
     skeleton, title = configuration.dataset(config).keypoint_set, f"BoIR run on {config.dataset}, step {step}"
     manifest = manifest_of(build.make_model(config), skeleton, title)
-    return own_weights({"prototypes": {}, **weights}, manifest | configuration.for_manifest(config) | {"step": step})
+    return own_weights(weights, manifest | configuration.for_manifest(config) | {"step": step})
 
 
 def load(config: ConfigDict, mesh: Mesh) -> restore.Loaded:

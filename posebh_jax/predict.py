@@ -297,7 +297,7 @@ def load(
     model, size = model_of(manifest), tuple(manifest["input_size"])
     dark = released.dark_kernel, released.dark_blur
     predictors = {flip: Predictor(model, tuple(protocols.values()), size, flip, *dark) for flip in (False, True)}
-    weights = jax.device_put({"prototypes": {}, **conversion.weights}, command.find_device(device))
+    weights = jax.device_put(conversion.weights, command.find_device(device))
     return PoseModel(conversion.title, predictors, weights, protocols, released.rescoring_threshold)
 
 

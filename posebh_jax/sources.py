@@ -67,7 +67,7 @@ def read(source: str | pathlib.Path, options: Options = Options()) -> Conversion
     settings = configuration.for_manifest(
         configuration.datasets(config), config.dark_kernel, config.dark_blur, config.rescoring_threshold
     )
-    return own_weights({"prototypes": {}, **weights}, manifest | settings | {"step": step})
+    return own_weights(weights, manifest | settings | {"step": step})
 
 
 def load(config: ConfigDict, mesh: Mesh) -> restore.Loaded:

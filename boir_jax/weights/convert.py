@@ -18,25 +18,22 @@ from boir_jax.hrnet import branch_widths
 from boir_jax.model import BoIR
 from boir_jax.weights.keys import CLASSIFIER, backbone_rules, boir_rules
 from data_pipelines.datasets import DATASETS
-from data_pipelines.paths import is_remote, local
-from pose_common.weights import keys
-from pose_common.weights.embedded import is_embedded, read_embedded
-from pose_common.weights.folder import is_weights, load_weights, read_manifest
+from pose_common.weights import keys, reading
 from pose_common.weights.keys import (
     COUNTER,
     EXTRAS,
     VARIANCE,
     Conversion,
     ConversionError,
+    Shapes,
     flatten,
-    naming,
-    own_weights,
+    shapes_of,
     unflatten,
-    unrecognised,
 )
-from pose_common.weights.torch_files import read_state
 
 METHOD = "boir"
+FILES = "BoIR or HRNet"
+"""Of which weights are read, for messages."""
 SKELETONS = {17: "coco", 14: "crowdpose"}
 """Keypoint sets of the published models, by their number of keypoints."""
 
@@ -53,8 +50,6 @@ WIDTHS = BACKBONE_WIDTHS | {
 }
 TRAINING_WIDTHS = WIDTHS | {"embedding_features": r"multihead\.emb_head\.head\.1\.\w+"}
 TRAINING = r"multihead\.(buk|emb|bbox)_head\..*"
-
-Shapes = Mapping[str, tuple[int, ...]]
 
 
 class Recognised(NamedTuple):
@@ -75,24 +70,9 @@ def read_weights(
       dataset, dilations: of a file; see `convert`.
 
     Raises:
-      ValueError: a damaged or foreign file, or weights that do not fit.
+      ValueError: see `reading.read_weights`.
     """
-    if is_remote(path) and not is_weights(path):
-        with local(path) as copy:
-            return read_weights(copy, dataset, dilations)
-    if is_embedded(path):
-        embedded = read_embedded(pathlib.Path(path))
-        _own(embedded.manifest, path)
-        return embedded
-    if is_weights(path):
-        weights, manifest = load_weights(path)
-        return own_weights(weights, _own(manifest, path))
-    state = read_state(path)
-    with naming(path):
-        conversion = convert(state, dataset, dilations)
-    if conversion is None:
-        raise _foreign(state, path)
-    return conversion
+    return reading.read_weights(path, METHOD, FILES, lambda state, _: convert(state, dataset, dilations))
 
 
 def describe_weights(path: str | pathlib.Path, dataset: str | None = None) -> dict[str, Any]:
@@ -101,19 +81,12 @@ def describe_weights(path: str | pathlib.Path, dataset: str | None = None) -> di
     Raises:
       ValueError: see there.
     """
-    if is_remote(path) and not is_weights(path):
-        with local(path) as copy:
-            return describe_weights(copy, dataset)
-    if is_embedded(path):
-        return _own(read_embedded(pathlib.Path(path)).manifest, path)
-    if is_weights(path):
-        return _own(read_manifest(path), path)
-    state = read_state(path)
-    with naming(path):
-        recognised = recognise(_shapes(state), dataset)
-    if recognised is None:
-        raise _foreign(state, path)
-    return recognised.manifest
+
+    def manifest_of_file(state: Mapping[str, np.ndarray], _: pathlib.Path) -> dict[str, Any] | None:
+        recognised = recognise(shapes_of(state), dataset)
+        return None if recognised is None else recognised.manifest
+
+    return reading.describe_weights(path, METHOD, FILES, manifest_of_file)
 
 
 def convert(
@@ -131,7 +104,7 @@ def convert(
     Raises:
       ConversionError: it is recognised, but something does not fit; everything that does not is listed.
     """
-    recognised = recognise(_shapes(state), dataset, dilations)
+    recognised = recognise(shapes_of(state), dataset, dilations)
     if recognised is None:
         return None
     manifest, rules, dropped = recognised
@@ -225,22 +198,6 @@ def to_torch(weights: Mapping[str, Any], manifest: Mapping[str, Any]) -> dict[st
     state = keys.to_torch(tree, boir_rules(dilations) if _is_whole(manifest) else backbone_rules())
     counters = [name.replace(VARIANCE, COUNTER) for name in state if name.endswith(VARIANCE)]
     return state | {name: np.zeros((), np.int64) for name in counters}
-
-
-def _shapes(state: Mapping[str, np.ndarray]) -> Shapes:
-    return {name: tuple(value.shape) for name, value in state.items()}
-
-
-def _own(manifest: Mapping[str, Any], path: str | pathlib.Path) -> dict[str, Any]:
-    """The manifest, if it is of this method."""
-    if manifest.get("method") != METHOD:
-        problem = f"{path} holds weights of another method: {manifest.get('family')}"
-        raise ConversionError("not recognised", [problem])
-    return dict(manifest)
-
-
-def _foreign(state: Mapping[str, np.ndarray], path: str | pathlib.Path) -> ConversionError:
-    return ConversionError("not recognised", [f"{path} holds no weights of BoIR or HRNet but {unrecognised(state)}"])
 
 
 @functools.cache

@@ -50,6 +50,12 @@ LOOKS = {
     r"params/.*": "arrays of this project's own names outside their folder",
 }
 
+COLLECTIONS: Mapping[str, Mapping[str, Any]] = {"params": {}, "batch_stats": {}, "prototypes": {}}
+"""Of a model's weights; those that it has none of are empty."""
+
+Shapes = Mapping[str, tuple[int, ...]]
+"""Of the entries of a state dict."""
+
 _PLACEHOLDER = re.compile(r"\{(\w+)(?:\+(\d+))?\}")
 
 
@@ -144,7 +150,9 @@ class Conversion:
 
 def own_weights(weights: dict[str, Any], manifest: dict[str, Any]) -> Conversion:
     """Weights that have this project's names already, as what a conversion yields."""
-    return Conversion(manifest["family"], weights, manifest, Converted({}, tuple(flatten(weights)), (), ()))
+    return Conversion(
+        manifest["family"], {**COLLECTIONS, **weights}, manifest, Converted({}, tuple(flatten(weights)), (), ())
+    )
 
 
 def unrecognised(names: Iterable[str]) -> str:
@@ -156,6 +164,11 @@ def unrecognised(names: Iterable[str]) -> str:
         f"{len(names)} entries such as {examples}, which look like {looks[0] if looks else 'nothing that is known'}; "
         f"accepted are {METHODS}"
     )
+
+
+def shapes_of(state: Mapping[str, np.ndarray]) -> Shapes:
+    """Torch name -> shape."""
+    return {name: tuple(value.shape) for name, value in state.items()}
 
 
 def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,24 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from data_pipelines.paths import is_remote, local
-from pose_common.weights import keys
-from pose_common.weights.embedded import is_embedded, read_embedded
-from pose_common.weights.folder import is_weights, load_weights, read_manifest
-from pose_common.weights.keys import (
-    COUNTER,
-    EXTRAS,
-    VARIANCE,
-    Conversion,
-    ConversionError,
-    flatten,
-    naming,
-    own_weights,
-    unflatten,
-    unrecognised,
-)
-from pose_common.weights.torch_files import read_state
-from posebh_jax.weights.detect import BACKBONE, HUGGING_FACE, MMPOSE, Contents, Shapes, recognise
+from pose_common.weights import keys, reading
+from pose_common.weights.keys import COLLECTIONS, COUNTER, EXTRAS, VARIANCE, Conversion, flatten, shapes_of, unflatten
+from posebh_jax.weights.detect import BACKBONE, HUGGING_FACE, MMPOSE, Contents, recognise
 from posebh_jax.weights.keys import (
     BANK,
     CLUSTER_KEYPOINTS,
@@ -41,7 +26,8 @@ from posebh_jax.weights.keys import (
 from posebh_jax.weights.mae import adapt_backbone, without_class_token
 from posebh_jax.weights.manifest import METHOD, PATCH, Options, describe, model_of, model_targets
 
-COLLECTIONS: dict[str, Any] = {"params": {}, "batch_stats": {}, "prototypes": {}}
+FILES = "PoseBH, ViTPose or a vision transformer"
+"""Of which weights are read, for messages."""
 # What a pretrained classifier or autoencoder has beyond the backbone; its final norm is not taken over
 # either.
 BEYOND_BACKBONE = (r"(cls_token|mask_token)", r"(norm|fc_norm|head|decoder\w*)\..*", r"decoder_pos_embed")
@@ -54,25 +40,9 @@ def read_weights(path: str | pathlib.Path, options: Options = Options()) -> Conv
     """The weights of a folder of weights, or of a file in any format that is recognised.
 
     Raises:
-      ValueError: a damaged or foreign file (`StateFileError`, `WeightsError`) or weights that do not fit
-        (`ConversionError`).
+      ValueError: see `reading.read_weights`.
     """
-    if is_remote(path) and not is_weights(path):
-        with local(path) as copy:
-            return read_weights(copy, options)
-    if is_embedded(path):
-        embedded = read_embedded(pathlib.Path(path))
-        _own(embedded.manifest, path)
-        return embedded
-    if is_weights(path):
-        loaded, manifest = load_weights(path)
-        return own_weights(COLLECTIONS | loaded, _own(manifest, path))
-    state = read_state(path)
-    with naming(path):
-        conversion = convert(state, options, pathlib.Path(path))
-    if conversion is None:
-        raise _foreign(state, path)
-    return conversion
+    return reading.read_weights(path, METHOD, FILES, lambda state, source: convert(state, options, source))
 
 
 def describe_weights(path: str | pathlib.Path, options: Options = Options()) -> dict[str, Any]:
@@ -81,19 +51,12 @@ def describe_weights(path: str | pathlib.Path, options: Options = Options()) -> 
     Raises:
       ValueError: see there.
     """
-    if is_remote(path) and not is_weights(path):
-        with local(path) as copy:
-            return describe_weights(copy, options)
-    if is_embedded(path):
-        return _own(read_embedded(pathlib.Path(path)).manifest, path)
-    if is_weights(path):
-        return _own(read_manifest(path), path)
-    state = read_state(path)
-    with naming(path):
-        contents = recognise(_shapes(state))
-        if contents is None:
-            raise _foreign(state, path)
-        return describe(contents, options, pathlib.Path(path))[0]
+
+    def manifest_of_file(state: Mapping[str, np.ndarray], source: pathlib.Path) -> dict[str, Any] | None:
+        contents = recognise(shapes_of(state))
+        return None if contents is None else describe(contents, options, source)[0]
+
+    return reading.describe_weights(path, METHOD, FILES, manifest_of_file)
 
 
 def convert(
@@ -109,7 +72,7 @@ def convert(
     Raises:
       ConversionError: it is recognised, but something does not fit; everything that does not is listed.
     """
-    contents = recognise(_shapes(state))
+    contents = recognise(shapes_of(state))
     if contents is None:
         return None
     manifest, notes = describe(contents, options, source)
@@ -135,7 +98,7 @@ def convert(
             dropped.append(r"proto_head\.\w+_prototype\.prototypes")
     converted = keys.to_flax(state, rules, targets, dropped=dropped, initialised=initialised)
     title = "; ".join([manifest["family"], *notes])
-    return Conversion(title, COLLECTIONS | unflatten(converted.tree), manifest, converted)
+    return Conversion(title, {**COLLECTIONS, **unflatten(converted.tree)}, manifest, converted)
 
 
 def to_torch(weights: Mapping[str, Any], manifest: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -144,23 +107,6 @@ def to_torch(weights: Mapping[str, Any], manifest: Mapping[str, Any]) -> dict[st
     state = keys.to_torch(tree, posebh_rules([name for name, _ in manifest["datasets"]]))
     counters = [name.replace(VARIANCE, COUNTER) for name in state if name.endswith(VARIANCE)]
     return state | {name: np.zeros((), np.int64) for name in counters}
-
-
-def _shapes(state: Mapping[str, np.ndarray]) -> Shapes:
-    return {name: tuple(value.shape) for name, value in state.items()}
-
-
-def _own(manifest: Mapping[str, Any], path: str | pathlib.Path) -> dict[str, Any]:
-    """The manifest, if it is of this method."""
-    if manifest.get("method") != METHOD:
-        problem = f"{path} holds weights of another method: {manifest.get('family')}"
-        raise ConversionError("not recognised", [problem])
-    return dict(manifest)
-
-
-def _foreign(state: Mapping[str, np.ndarray], path: str | pathlib.Path) -> ConversionError:
-    problem = f"{path} holds no weights of PoseBH, ViTPose or a vision transformer but {unrecognised(state)}"
-    return ConversionError("not recognised", [problem])
 
 
 def _prototype_targets(state: Mapping[str, np.ndarray], contents: Contents) -> dict[str, Any]:

@@ -9,18 +9,14 @@ from __future__ import annotations
 import collections
 import dataclasses
 import re
-from collections.abc import Mapping
 from typing import NamedTuple
 
-from pose_common.weights.keys import ConversionError
+from pose_common.weights.keys import ConversionError, Shapes
 from posebh_jax.vit import size_name
 
 ORIGINAL, BACKBONE, HUGGING_FACE, MMPOSE = "original", "backbone", "hugging face", "mmpose"
 
-
 SIMPLE_DECODER = "its decoder is the simple one (no deconvolutions), which this model does not have"
-
-Shapes = Mapping[str, tuple[int, ...]]
 
 
 class Embedding(NamedTuple):
