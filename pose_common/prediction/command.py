@@ -26,15 +26,13 @@ from pose_common.evaluation import draw
 from pose_common.prediction import tracking
 from pose_common.prediction.interruption import Interruption
 from pose_common.prediction.pictures import Picture, by_number, count_of, refuse_to_replace, require_one_clip
-from pose_common.prediction.result import Result
+from pose_common.prediction.result import FIELDS, Result
 from pose_common.prediction.video import video_writer
 from pose_common.training import distributed
 from pose_common.training.processes import one_line
 from pose_common.weights.embedded import NOTICE
 
 KINDS = ("images", "json", "csv", "video")
-CSV_FIELDS = ("image", "time", "dataset", "instance", "score", "keypoint", "x", "y", "confidence")
-"""Of `Result.to_rows`; a still has no time."""
 COMPILATION_CACHE = "~/.cache/posebh_jax/jax"
 
 
@@ -211,7 +209,7 @@ def _write_numbers(
             (folder / f"poses_{dataset}.json").write_text(json.dumps(of_dataset, indent=1), encoding="utf8")
     if "csv" in kinds and entries:  # also where nobody was found, or that of another run would stay
         with (folder / "poses.csv").open("w", newline="", encoding="utf8") as file:
-            table = csv.DictWriter(file, CSV_FIELDS, restval="")
+            table = csv.DictWriter(file, FIELDS, restval="")
             table.writeheader()
             table.writerows(rows)
 

@@ -14,6 +14,9 @@ from data_pipelines.skeletons import KeypointSet
 from pose_common.evaluation import draw
 from pose_common.prediction.pictures import Picture
 
+FIELDS = ("image", "time", "dataset", "instance", "score", "keypoint", "x", "y", "confidence")
+"""Columns of a table of keypoints; a still has no time."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Result:
@@ -106,12 +109,12 @@ class Result:
         ]
 
     def to_table(self) -> Any:
-        """`to_rows` as a pandas table; as a list where pandas is not installed."""
+        """`to_rows` as a pandas table of `FIELDS`; as a list where pandas is not installed."""
         try:
             import pandas
         except ImportError:
             return self.to_rows()
-        return pandas.DataFrame(self.to_rows())
+        return pandas.DataFrame(self.to_rows(), columns=FIELDS)
 
     def save(self, path: str | pathlib.Path, threshold: float | None = None) -> pathlib.Path:
         """Writes the drawn picture (.png, .jpg), or the numbers (.json: COCO entries).

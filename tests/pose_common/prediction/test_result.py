@@ -1,11 +1,16 @@
-"""Boxes around the poses that were found."""
+"""Boxes around the poses that were found; results as tables."""
 
 from __future__ import annotations
+
+import sys
+import types
 
 import numpy as np
 import pytest
 
-from pose_common.prediction.result import extent_boxes
+from data_pipelines.skeletons import KEYPOINT_SETS
+from pose_common.prediction.pictures import Picture
+from pose_common.prediction.result import FIELDS, Result, extent_boxes
 
 
 def pose(*confidences: float) -> np.ndarray:
@@ -28,3 +33,20 @@ def test_nobody_is_left_without_a_box(confidences):
 def test_the_box_of_one_point_has_sides():
     """They are a pixel long, before the margin; without, `boxes` would refuse the box."""
     np.testing.assert_allclose(extent_boxes(pose(1.0), margin=0.1), [[-0.1, -0.1, 1.2, 1.2]], rtol=1e-6)
+
+
+def result(people, time=None):
+    keypoints = np.full((people, 17, 3), 0.5, np.float32)
+    boxes, scores = np.ones((people, 4), np.float32), np.ones(people, np.float32)
+    picture = Picture("a.jpg", np.zeros((20, 30, 3), np.uint8), time)
+    return Result(picture, "coco", KEYPOINT_SETS["coco"], keypoints, boxes, scores)
+
+
+def test_a_table_has_the_same_columns_whoever_is_found(monkeypatch):
+    def table(rows, columns):
+        assert all(set(row) <= set(columns) for row in rows)
+        return columns
+
+    monkeypatch.setitem(sys.modules, "pandas", types.SimpleNamespace(DataFrame=table))
+    for found in (result(0), result(2), result(1, time=0.5)):
+        assert found.to_table() == FIELDS
