@@ -41,7 +41,7 @@ LONGEST = 16
 """Times its short side: a picture with a longer one would be resized to one that does not fit the memory."""
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class PoseModel:
     """A BoIR model with its weights, ready for pictures.
 
@@ -62,6 +62,9 @@ class PoseModel:
     dataset: str
     input_size: int
     oks_nms: float
+
+    def __repr__(self) -> str:
+        return f"<PoseModel: {self.title}; draws {self.dataset}>"
 
     def __call__(self, source: Any, *, batch_size: int = 1, threshold: float = THRESHOLD) -> Any:
         """People in one or many pictures, best first.

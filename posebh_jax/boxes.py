@@ -37,7 +37,7 @@ def boxes_of(boxes: Any, count: int | None = None) -> Callable[[int, Picture], F
         return lambda number, picture: _found_by(boxes, picture)
     if not isinstance(boxes, Iterable):
         raise ValueError(
-            f"boxes={boxes!r}: give {WHOLE!r}, [N, 4] numbers, a list of them, a file, or a finder of people"
+            f"boxes={boxes!r:.80}: give {WHOLE!r}, [N, 4] numbers, a list of them, a file, or a finder of people"
         )
     arrays = _one_each(boxes)
     if count is not None and len(arrays) > count:

@@ -43,7 +43,7 @@ AUTO, FINDING = "auto", "finding the people"
 EMBEDDED = pathlib.Path(__file__).parent / "embedded.safetensors"
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class PoseModel:
     """A PoseBH, ViTPose++ or ViTPose model with its weights, ready for pictures.
 
@@ -60,6 +60,9 @@ class PoseModel:
     weights: Mapping[str, Any]
     datasets: Mapping[str, PoseDataset]
     rescoring_threshold: float
+
+    def __repr__(self) -> str:
+        return f"<PoseModel: {self.title}; draws {', '.join(self.datasets)}>"
 
     def __call__(
         self,

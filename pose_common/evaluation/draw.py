@@ -162,10 +162,20 @@ def save_image(path: str | pathlib.Path, image: np.ndarray) -> None:
       cv2.error: a suffix that OpenCV does not know.
     """
     path = as_path(path)
-    done, content = cv2.imencode(path.suffix, np.ascontiguousarray(image[..., ::-1]))
+    path.write_bytes(encode(image, path.suffix))
+
+
+def encode(image: np.ndarray, suffix: str) -> bytes:
+    """A file of an RGB picture in the format of a suffix, such as `.png`.
+
+    Raises:
+      OSError: it could not be encoded.
+      cv2.error: a suffix that OpenCV does not know.
+    """
+    done, content = cv2.imencode(suffix, np.ascontiguousarray(image[..., ::-1]))
     if not done:
-        raise OSError(f"could not write {path}")
-    path.write_bytes(content.tobytes())
+        raise OSError(f"a picture {list(image.shape)} could not be encoded as {suffix}")
+    return content.tobytes()
 
 
 def _limb_colour(side_a: str, side_b: str) -> Colour:

@@ -47,6 +47,10 @@ class Picture(NamedTuple):
     image: np.ndarray
     time: float | None = None
 
+    def __repr__(self) -> str:
+        height, width = self.image.shape[:2]
+        return f"<Picture: {self.name}, {width}x{height}>"
+
 
 class PictureError(ValueError):
     """Something that is no picture; names it."""

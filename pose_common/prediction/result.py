@@ -18,7 +18,7 @@ FIELDS = ("image", "time", "dataset", "instance", "score", "keypoint", "x", "y",
 """Columns of a table of keypoints; a still has no time."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Result:
     """The people (or animals, or hands) of one picture with one skeleton.
 
@@ -46,6 +46,13 @@ class Result:
 
     def __len__(self) -> int:
         return len(self.keypoints)
+
+    def __repr__(self) -> str:
+        return f"<Result: {self.name}, {len(self)} of {self.dataset}>"
+
+    def _repr_png_(self) -> bytes:
+        """What a notebook shows."""
+        return draw.encode(self.draw(), ".png")
 
     @property
     def name(self) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import boir_jax
+import posebh_jax
 from boir_jax import build, configuration, export, sources
 from boir_jax.predict import PoseModel
 from configs import boir
@@ -41,6 +42,12 @@ def test_a_skeleton_without_sigmas_is_suppressed_by_the_default_one():
 def test_pictures_of_no_size_are_refused(size):
     with pytest.raises(ValueError, match=f"^input_size={size}: expected the short side"):
         boir_jax.load(input_size=size)
+
+
+def test_a_model_in_words_is_a_line():
+    """Weights and arrays flood a notebook."""
+    for model in (boir_jax.load(), posebh_jax.load()):
+        assert repr(model).startswith(f"<PoseModel: {model.title}; draws ") and len(repr(model)) < 300
 
 
 def test_a_model_between_two_sizes_is_exported_for_the_larger():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import types
 
+import cv2
 import numpy as np
 import pytest
 
@@ -50,3 +51,10 @@ def test_a_table_has_the_same_columns_whoever_is_found(monkeypatch):
     monkeypatch.setitem(sys.modules, "pandas", types.SimpleNamespace(DataFrame=table))
     for found in (result(0), result(2), result(1, time=0.5)):
         assert found.to_table() == FIELDS
+
+
+def test_in_words_it_is_a_line_and_in_a_notebook_its_drawing():
+    found = result(2)
+    assert repr(found) == "<Result: a.jpg, 2 of coco>" and repr(found.picture) == "<Picture: a.jpg, 30x20>"
+    shown = cv2.imdecode(np.frombuffer(found._repr_png_(), np.uint8), cv2.IMREAD_COLOR)
+    np.testing.assert_array_equal(shown[..., ::-1], found.draw())
