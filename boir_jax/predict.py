@@ -66,13 +66,17 @@ class PoseModel:
     def __repr__(self) -> str:
         return f"<PoseModel: {self.title}; draws {self.dataset}>"
 
-    def __call__(self, source: Any, *, batch_size: int = 1, threshold: float = THRESHOLD) -> Any:
+    def __call__(
+        self, source: Any, *, batch_size: int = 1, threshold: float = THRESHOLD, left_out: list | None = None
+    ) -> Any:
         """People in one or many pictures, best first.
 
         Args:
           source: see `pictures.pictures_of`.
           batch_size: pictures of one size that go through the network together.
           threshold: smallest score of a pose; evaluation keeps all (0).
+          left_out: a list for the errors of those of several pictures that cannot be read; without, the first is
+            raised.
 
         Returns:
           A `Result` for one picture; for several an iterator of them, which reads pictures as it goes.
@@ -80,15 +84,15 @@ class PoseModel:
         Raises:
           ValueError: no picture, or a long side of more than `LONGEST` short ones.
         """
-        results = self.results(pictures_of(source), batch_size, threshold)
+        told = None if left_out is None or is_single(source) else left_out.append
+        results = self.results(fitting(pictures_of(source, told), told), batch_size, threshold)
         return next(iter(results)) if is_single(source) else results
 
     def results(self, pictures: Iterable[Picture], batch_size: int, threshold: float) -> Iterator[Result]:
-        """The result of every picture, in order."""
+        """The result of every picture (of those that are `fitting`), in order."""
 
         def jobs() -> Iterator[Job]:
             for picture in pictures:
-                require_fitting(picture)
                 image, matrix = resize(np.ascontiguousarray(picture.image[..., ::-1]), self.input_size)
                 rows = [{"image": image, "inverse_warp": np.float32(geometry.invert(matrix))}]
                 yield Job(picture, image.shape, rows, picture.image.nbytes)
@@ -144,22 +148,21 @@ def load(
     return PoseModel(conversion.title, predictor, weights, skeleton, config.dataset, size, oks_nms)
 
 
-def require_fitting(picture: Picture) -> None:
-    """Raises PictureError for a picture whose long side is more than `LONGEST` short ones."""
-    height, width = picture.image.shape[:2]
-    if max(width, height) > LONGEST * min(width, height):
-        raise PictureError(f"{picture.name}: {width}x{height}; the longer side may be {LONGEST} times the shorter one")
+def fitting(pictures: Iterable[Picture], left_out: Callable[[PictureError], None] | None) -> Iterator[Picture]:
+    """The pictures whose long side is at most `LONGEST` short ones; `left_out` is given the errors of the others.
 
-
-def fitting(pictures: Iterable[Picture], left_out: Callable[[PictureError], None]) -> Iterator[Picture]:
-    """The pictures that people can be found in; the errors of the others go to `left_out`."""
+    Raises:
+      PictureError: another picture, without `left_out`.
+    """
     for picture in pictures:
-        try:
-            require_fitting(picture)
-        except PictureError as error:
-            left_out(error)
-        else:
+        height, width = picture.image.shape[:2]
+        if max(width, height) <= LONGEST * min(width, height):
             yield picture
+            continue
+        error = f"{picture.name}: {width}x{height}; the longer side may be {LONGEST} times the shorter one"
+        if left_out is None:
+            raise PictureError(error)
+        left_out(PictureError(error))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

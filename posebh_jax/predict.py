@@ -25,7 +25,7 @@ from data_pipelines.datasets import DATASETS, PoseDataset, defined, find_dataset
 from pose_common.metrics.nms import rescore
 from pose_common.prediction import command
 from pose_common.prediction.batches import Job, in_batches
-from pose_common.prediction.pictures import Picture, ahead, count_of, is_single, pictures_of
+from pose_common.prediction.pictures import Picture, PictureError, ahead, count_of, is_single, pictures_of
 from pose_common.prediction.result import Result
 from pose_common.training import restore
 from pose_common.training.configuration import nearest
@@ -73,6 +73,7 @@ class PoseModel:
         flip: bool = True,
         batch_size: int = 16,
         maps: str | None = None,
+        left_out: list | None = None,
     ) -> Any:
         """Poses in one or many pictures.
 
@@ -86,6 +87,8 @@ class PoseModel:
           flip: average with the mirrored crop (slower, a little better).
           batch_size: crops that go through the network together.
           maps: "heads", or "prototypes" where the model has them; None: the first of `maps` of the model.
+          left_out: a list for the errors of those of several pictures that cannot be read, or that the finder of people
+            cannot take; without, the first is raised.
 
         Returns:
           A `Result` for one picture ({dataset: Result} where several were asked for); for several pictures an iterator
@@ -96,7 +99,10 @@ class PoseModel:
         """
         names = self.names(dataset)
         several = len(names) > 1 or not (dataset is None or isinstance(dataset, str))
-        results = self.results(pictures_of(source), boxes_of(boxes, count_of(source)), names, flip, batch_size, maps)
+        left_out = None if is_single(source) else left_out
+        pictures = pictures_of(source, None if left_out is None else left_out.append)
+        find_boxes = boxes_of(boxes, count_of(source))
+        results = self.results(pictures, find_boxes, names, flip, batch_size, maps, left_out)
         chosen = (found if several else found[names[0]] for found in results)
         return next(iter(chosen)) if is_single(source) else chosen
 
@@ -108,8 +114,14 @@ class PoseModel:
         flip: bool,
         batch_size: int,
         maps: str | None,
+        left_out: list | None = None,
     ) -> Iterator[dict[str, Result]]:
-        """{dataset: Result} of every picture, in order."""
+        """{dataset: Result} of every picture, in order.
+
+        Args:
+          pictures: whose reader puts into `left_out` what it cannot read.
+          find_boxes: (number, picture) -> boxes; what is left out is counted, too.
+        """
         predictor, maps = self.predictors[flip], self.map_of(maps)
 
         def run(name, rows):
@@ -118,8 +130,16 @@ class PoseModel:
             return {"keypoints": found[maps]}
 
         def jobs() -> Iterator[Job]:
-            for number, picture in enumerate(pictures):
-                found = find_boxes(number, picture)
+            before, done = len(left_out or ()), 0
+            for picture in pictures:
+                try:
+                    found = find_boxes(done + len(left_out or ()) - before, picture)
+                except PictureError as error:  # of a finder of people
+                    if left_out is None:
+                        raise
+                    left_out.append(error)
+                    continue
+                done += 1
                 for name in names:
                     rows = crops_of(picture, found[0], self.datasets[name], predictor.input_size)
                     yield Job((picture, found, name), name, rows, picture.image.nbytes)
@@ -376,18 +396,18 @@ def _predict(args: Any) -> tuple[str, Iterator[list[Result]]]:
         from boir_jax import predict as finder  # the other method, only where it was asked for
 
         boxes = finder.load(None if boxes == AUTO else boxes, device=args.device)
-        pictures = finder.fitting(pictures, args.left_out.append)
     boxes_by_number = boxes_of(boxes, count_of(args.source))
 
     def find_boxes(number: int, picture: Picture) -> Found:
-        """Numbers count the files, whether they can be read or not."""
         began = time.perf_counter()
-        found = boxes_by_number(number + len(args.left_out), picture)
+        found = boxes_by_number(number, picture)
         if callable(boxes):
             args.costs[FINDING] = args.costs.get(FINDING, 0.0) + time.perf_counter() - began
         return found
 
-    results = model.results(pictures, find_boxes, names, not args.no_flip, args.batch_size, args.maps)
+    results = model.results(
+        pictures, find_boxes, names, not args.no_flip, args.batch_size, args.maps, left_out=args.left_out
+    )
     return model.title, (list(found.values()) for found in results)
 
 

@@ -86,9 +86,14 @@ def pictures_of(source: Any, left_out: Callable[[PictureError], None] | None = N
         yield Picture("picture_0", _from_array(source))
     elif isinstance(source, Iterable):
         for number, item in enumerate(source):
-            for picture in pictures_of(item, left_out):
-                named = picture.name != "picture_0"
-                yield picture if named else picture._replace(name=f"picture_{number}")
+            try:
+                for picture in pictures_of(item, left_out):
+                    named = picture.name != "picture_0"
+                    yield picture if named else picture._replace(name=f"picture_{number}")
+            except PictureError as error:
+                if left_out is None:
+                    raise
+                left_out(error)
     else:
         raise PictureError(f"{type(source).__name__} is no picture: give a path, an array, a Pillow image or several")
 

@@ -235,6 +235,25 @@ def test_a_thin_picture_costs_itself(weights, tmp_path, capsys):
         boir_jax.load(weights / "boir")(tmp_path / "rule.png")
 
 
+def test_what_cannot_be_read_of_a_list_is_left_out_where_a_list_takes_it(weights, prepared, tmp_path):
+    """The others keep the boxes of their place in the list."""
+    _, files = prepared
+    (tmp_path / "empty.jpg").touch()
+    cv2.imwrite(str(tmp_path / "rule.png"), np.zeros((2, 33, 3), np.uint8))
+    pose, find = posebh_jax.load(weights / "posebh"), boir_jax.load(weights / "boir", input_size=64)
+    sources = [files[0], tmp_path / "empty.jpg", tmp_path / "rule.png", files[1]]
+    boxes = [np.array([[number, 1, 20, 30]]) for number in range(4)]
+    left_out = ["of an earlier call"]
+    found = list(pose(sources, boxes=boxes, flip=False, left_out=left_out))
+    assert [result.boxes[0, 0] for result in found] == [0, 2, 3] and "empty.jpg" in str(left_out[1])
+    for results in (find(sources, left_out=left_out), pose(sources, boxes=find, flip=False, left_out=left_out)):
+        left_out.clear()
+        assert [result.name for result in results] == [files[0].name, files[1].name]
+        assert ["empty.jpg" in str(left_out[0]), "rule.png: 33x2" in str(left_out[1])] == [True, True]
+    with pytest.raises(PictureError, match="empty.jpg"):  # the one picture that was asked for
+        pose(tmp_path / "empty.jpg", left_out=left_out)
+
+
 def test_the_commands(weights, prepared, tmp_path, capsys, monkeypatch):
     root, files = prepared
     out = tmp_path / "out"

@@ -299,6 +299,9 @@ def test_one_bad_file_of_a_folder_costs_itself(folder):
     assert names == ["0.png", "2.png"] and "1.png" in str(left_out[0]) and len(left_out) == 1
     with pytest.raises(PictureError, match="1.png"):
         list(pictures_of(folder))
+    left_out.clear()
+    listed = [folder / "0.png", folder / "1.png", np.zeros((4, 4, 4)), folder / "2.png"]
+    assert [picture.name for picture in pictures_of(listed, left_out.append)] == names and len(left_out) == 2
     with pytest.raises(PictureError, match="1.png"):  # asked for by name, nothing is left
         list(pictures_of(folder / "1.png", left_out.append))
 
