@@ -90,6 +90,7 @@ def _from_file(path: pathlib.Path, count: int | None) -> Callable[[int, Picture]
             names[image["id"]] = image["file_name"]
         except (KeyError, TypeError) as error:
             raise ValueError(f"boxes: {path}: image {number} has no id or file_name: {error!r}") from error
+    bad: list[str] = []
     for number, entry in enumerate(entries):
         try:
             named = (
@@ -100,8 +101,16 @@ def _from_file(path: pathlib.Path, count: int | None) -> Callable[[int, Picture]
             row = [x, y, width, height, float(entry.get("score", 1.0))]
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"boxes: {path}: entry {number} is no detection: {error!r}") from error
+        if not np.isfinite(row).all() or min(width, height) <= 0:
+            bad.append(f"entry {number} ({named}): bbox {entry['bbox']} of score {row[4]:g}")
+            continue
         last = pathlib.PurePosixPath(written).name if isinstance(written, str) else written
         by_picture.setdefault(last, {}).setdefault(written, []).append(row)
+    if bad:
+        logging.warning(
+            "%d of %d boxes of %s left out, without positive sides or not finite; first: %s",
+            *(len(bad), len(entries), path, bad[0]),
+        )
     ids = [key for key in by_picture if isinstance(key, int)]
     by_place = 0 in ids and (count is None or max(ids) < count)  # else they may count from 1, or be of other pictures
     matched = told = False

@@ -110,6 +110,16 @@ def test_a_file_of_other_pictures_is_told_once(write, caplog):
     assert [record.message for record in caplog.records] == [f"{file} has no boxes of a.jpg; it has those of x.jpg"]
 
 
+def test_a_bad_box_of_a_file_costs_itself(write, caplog):
+    """As in evaluation; all are looked at before the first picture."""
+    good, flat, nowhere = [1, 1, 10, 10], [1, 1, 0, 10], [float("nan"), 1, 10, 10]
+    file = write([{"image": f"{n}.jpg", "bbox": bbox} for n, bbox in enumerate([good, flat, nowhere, good])])
+    boxes_of(file)
+    (told,) = [record.message for record in caplog.records]
+    assert told.startswith(f"2 of 4 boxes of {file} left out, ") and "first: entry 1 (1.jpg): bbox [1, 1, 0, 10]" in told
+    assert found(file, "0.jpg", "1.jpg", "2.jpg", "3.jpg") == [[good], [], [], [good]]
+
+
 @pytest.mark.parametrize(
     "document, message",
     [
