@@ -167,9 +167,8 @@ def fitting(pictures: Iterable[Picture], left_out: Callable[[PictureError], None
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns the exit status."""
-    parser = command.parser(__doc__, batch_size=1)
+    parser = command.parser(__doc__, batch_size=1, threshold=THRESHOLD)
     parser.add_argument("--input_size", type=int, help="short side of the resized picture")
-    parser.add_argument("--threshold", type=float, default=THRESHOLD, help="smallest score of a pose")
     return command.run(parser.parse_args(argv), _predict)
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import collections
 import json
 import logging
 import pathlib
 import unicodedata
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,20 +20,38 @@ Found = tuple[np.ndarray, np.ndarray]
 """Boxes [N, 4] (x, y, width, height) in pixels of the picture, and their scores [N]."""
 
 
-def boxes_of(boxes: Any, count: int | None = None) -> Callable[[int, Picture], Found]:
+def boxes_of(
+    boxes: Any, count: int | None = None, *, threshold: float = 0.0, category: int | None = None
+) -> Callable[[int, Picture], Found]:
     """(number, picture) -> its boxes.
 
     Args:
       boxes: see `PoseModel.__call__`.
       count: of the pictures, where it is known.
+      threshold: smallest score of a box.
+      category: the id of those of a file that are taken; None: all.
 
     Raises:
-      ValueError: a file that is none, something else than boxes, or those of more pictures than there are.
+      ValueError: a file that is none, something else than boxes, those of more pictures than there are, or a category
+        of which there are none.
     """
+    of_picture = _every_box_of(boxes, count, category)
+
+    def good_enough(number: int, picture: Picture) -> Found:
+        found, scores = of_picture(number, picture)
+        kept = scores >= threshold
+        return found[kept], scores[kept]
+
+    return good_enough
+
+
+def _every_box_of(boxes: Any, count: int | None, category: int | None) -> Callable[[int, Picture], Found]:
+    if category is not None and not (isinstance(boxes, (str, pathlib.Path)) and boxes != WHOLE):
+        raise ValueError(f"category={category}: only boxes of a COCO detection file have one")
     if isinstance(boxes, str) and boxes == WHOLE:
         return lambda number, picture: (np.array([[0, 0, *picture.image.shape[1::-1]]], np.float64), np.ones(1))
     if isinstance(boxes, (str, pathlib.Path)):
-        return _from_file(pathlib.Path(boxes), count)
+        return _from_file(pathlib.Path(boxes), count, category)
     if callable(boxes):
         return lambda number, picture: _found_by(boxes, picture)
     if not isinstance(boxes, Iterable):
@@ -73,7 +92,7 @@ def _checked(array: np.ndarray, where: str) -> Found:
     return array[:, :4], array[:, 4] if array.shape[-1] == 5 else np.ones(len(array))
 
 
-def _from_file(path: pathlib.Path, count: int | None) -> Callable[[int, Picture], Found]:
+def _from_file(path: pathlib.Path, count: int | None, category: int | None) -> Callable[[int, Picture], Found]:
     try:
         document = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
@@ -91,7 +110,7 @@ def _from_file(path: pathlib.Path, count: int | None) -> Callable[[int, Picture]
         except (KeyError, TypeError) as error:
             raise ValueError(f"boxes: {path}: image {number} has no id or file_name: {error!r}") from error
     bad: list[str] = []
-    for number, entry in enumerate(entries):
+    for number, entry in _of_category(entries, category, path):
         try:
             named = (
                 entry.get("image") or entry.get("file_name") or names.get(entry.get("image_id"), entry.get("image_id"))
@@ -157,6 +176,20 @@ def _of_folder(picture: pathlib.PurePosixPath, found: dict[str | int, list]) -> 
         return all(one == other for one, other in zip(*folders, strict=False))
 
     return {written: rows for written, rows in found.items() if fits(written)}
+
+
+def _of_category(entries: Sequence[Any], category: int | None, path: pathlib.Path) -> list[tuple[int, Any]]:
+    """(number, entry) of those of one category; without one all, and where they are of several, this is told."""
+    ids = [entry.get("category_id") if isinstance(entry, dict) else None for entry in entries]
+    counts = collections.Counter(number for number in ids if isinstance(number, int))
+    listed = ", ".join(f"{count} of category {number}" for number, count in counts.most_common(5))
+    if category is not None and category not in counts:
+        raise ValueError(f"boxes: {path}: category {category} has none; there are {listed or 'none of any'}")
+    if category is None and len(counts) > 1:
+        logging.warning(
+            "%s: boxes of %d categories are taken: %s; category=, or --category, takes one", path, len(counts), listed
+        )
+    return [(number, entry) for number, entry in enumerate(entries) if category in (None, ids[number])]
 
 
 def _in_slashes(name: str) -> str:

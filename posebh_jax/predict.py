@@ -69,10 +69,13 @@ class PoseModel:
         source: Any,
         *,
         boxes: Any = WHOLE,
+        box_threshold: float = 0.0,
+        category: int | None = None,
         dataset: str | Sequence[str] | None = None,
         flip: bool = True,
         batch_size: int = 16,
         maps: str | None = None,
+        threshold: float = 0.0,
         left_out: list | None = None,
     ) -> Any:
         """Poses in one or many pictures.
@@ -83,10 +86,13 @@ class PoseModel:
             scores) of the one picture, or a list of them, one a picture; the path of a COCO detection file whose
             entries name the picture (`image` or `file_name`, or in `image_id` the number that is its name or, counted
             from 0, its place); or a model that finds people (`boir_jax.load(...)`).
+          box_threshold: smallest score of a box, whoever gave it; evaluation keeps all (0).
+          category: `category_id` of the boxes of a file that are taken; None: all.
           dataset: whose skeleton and expert to use; the first by default. With several, results are dictionaries.
           flip: average with the mirrored crop (slower, a little better).
           batch_size: crops that go through the network together.
           maps: "heads", or "prototypes" where the model has them; None: the first of `maps` of the model.
+          threshold: smallest score of a pose, the box's score times the mean confidence of its keypoints.
           left_out: a list for the errors of those of several pictures that cannot be read, or that the finder of people
             cannot take; without, the first is raised.
 
@@ -101,8 +107,8 @@ class PoseModel:
         several = len(names) > 1 or not (dataset is None or isinstance(dataset, str))
         left_out = None if is_single(source) else left_out
         pictures = pictures_of(source, None if left_out is None else left_out.append)
-        find_boxes = boxes_of(boxes, count_of(source))
-        results = self.results(pictures, find_boxes, names, flip, batch_size, maps, left_out)
+        find_boxes = boxes_of(boxes, count_of(source), threshold=box_threshold, category=category)
+        results = self.results(pictures, find_boxes, names, flip, batch_size, maps, threshold, left_out)
         chosen = (found if several else found[names[0]] for found in results)
         return next(iter(chosen)) if is_single(source) else chosen
 
@@ -114,6 +120,7 @@ class PoseModel:
         flip: bool,
         batch_size: int,
         maps: str | None,
+        threshold: float = 0.0,
         left_out: list | None = None,
     ) -> Iterator[dict[str, Result]]:
         """{dataset: Result} of every picture, in order.
@@ -146,18 +153,21 @@ class PoseModel:
 
         collected: dict[str, Result] = {}
         for (picture, found, name), rows in in_batches(ahead(jobs()), run, batch_size):
-            collected[name] = self._result(picture, found, name, rows)
+            collected[name] = self._result(picture, found, name, rows, threshold)
             if name == names[-1]:
                 yield collected
                 collected = {}
 
-    def _result(self, picture: Picture, found: Found, name: str, rows: Sequence[Mapping[str, np.ndarray]]) -> Result:
+    def _result(
+        self, picture: Picture, found: Found, name: str, rows: Sequence[Mapping[str, np.ndarray]], threshold: float
+    ) -> Result:
         protocol = self.datasets[name]
         keypoints = np.zeros((len(rows), protocol.num_keypoints, 3), np.float32)
         for number, row in enumerate(rows):
             keypoints[number] = row["keypoints"]
         scores = rescore(keypoints, found[1], self.rescoring_threshold).astype(np.float32)
-        return Result(picture, name, protocol.keypoints, keypoints, found[0].astype(np.float32), scores)
+        kept, boxes = scores >= threshold, found[0].astype(np.float32)
+        return Result(picture, name, protocol.keypoints, keypoints[kept], boxes[kept], scores[kept])
 
     @property
     def maps(self) -> tuple[str, ...]:
@@ -354,6 +364,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="whole (default), a COCO detection file, BoIR weights that find the people, or auto (default of --demo): "
         "the package's own small BoIR, which knows rendered figures only",
     )
+    parser.add_argument("--box_threshold", type=float, default=0.0, help="smallest score of a box (default: all)")
+    parser.add_argument("--category", type=int, help="category_id of the boxes of a file (default: all)")
     parser.add_argument("--dataset", help="skeletons to draw, separated by commas; the model's first by default")
     parser.add_argument(
         "--datasets", help="the datasets of the weights' heads in order, where the file does not say them"
@@ -396,7 +408,7 @@ def _predict(args: Any) -> tuple[str, Iterator[list[Result]]]:
         from boir_jax import predict as finder  # the other method, only where it was asked for
 
         boxes = finder.load(None if boxes == AUTO else boxes, device=args.device)
-    boxes_by_number = boxes_of(boxes, count_of(args.source))
+    boxes_by_number = boxes_of(boxes, count_of(args.source), threshold=args.box_threshold, category=args.category)
 
     def find_boxes(number: int, picture: Picture) -> Found:
         began = time.perf_counter()
@@ -405,9 +417,8 @@ def _predict(args: Any) -> tuple[str, Iterator[list[Result]]]:
             args.costs[FINDING] = args.costs.get(FINDING, 0.0) + time.perf_counter() - began
         return found
 
-    results = model.results(
-        pictures, find_boxes, names, not args.no_flip, args.batch_size, args.maps, left_out=args.left_out
-    )
+    options = not args.no_flip, args.batch_size, args.maps, args.threshold or 0.0, args.left_out
+    results = model.results(pictures, find_boxes, names, *options)
     return model.title, (list(found.values()) for found in results)
 
 

@@ -36,8 +36,8 @@ KINDS = ("images", "json", "csv", "video")
 COMPILATION_CACHE = "~/.cache/posebh_jax/jax"
 
 
-def parser(description: str | None, batch_size: int = 16) -> argparse.ArgumentParser:
-    """The flags that both commands have."""
+def parser(description: str | None, batch_size: int = 16, threshold: float | None = None) -> argparse.ArgumentParser:
+    """The flags that both commands have, with a method's own defaults."""
     made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument(
         "source",
@@ -56,6 +56,9 @@ def parser(description: str | None, batch_size: int = 16) -> argparse.ArgumentPa
     )
     made.add_argument("--track", action="store_true", help="the same people keep their numbers from frame to frame")
     made.add_argument("--smooth", action="store_true", help="smooth tracked keypoints (One-Euro filter)")
+    made.add_argument(
+        "--threshold", type=float, default=threshold, help=f"smallest score of a pose (default: {threshold or 'all'})"
+    )
     made.add_argument("--batch_size", type=int, default=batch_size)
     made.add_argument("--device", help="where to compute, such as cpu, gpu, cuda:1 (default: the first that JAX has)")
     made.add_argument("--draw_threshold", type=float, help="smallest confidence of a keypoint that is drawn")
@@ -125,8 +128,8 @@ def _run(
         title, results = predict(args)
         print(title if args.checkpoint else f"{title}: {NOTICE}")
         if args.track or args.smooth:
-            # What is shown starts a track; PoseBH's command shows all, and has no threshold.
-            weakest = min(tracking.MatchSettings.min_score, getattr(args, "threshold", math.inf))
+            # What is shown by a threshold starts a track; without one, all is.
+            weakest = min(tracking.MatchSettings.min_score, math.inf if args.threshold is None else args.threshold)
             results = _tracked(results, args.smooth, tracking.MatchSettings(min_score=weakest))
         pictures, found, seconds = _write(interruption.until(results), args, kinds, total)
     except (ValueError, KeyError, OSError, jax.errors.JaxRuntimeError) as error:

@@ -116,8 +116,27 @@ def test_a_bad_box_of_a_file_costs_itself(write, caplog):
     file = write([{"image": f"{n}.jpg", "bbox": bbox} for n, bbox in enumerate([good, flat, nowhere, good])])
     boxes_of(file)
     (told,) = [record.message for record in caplog.records]
-    assert told.startswith(f"2 of 4 boxes of {file} left out, ") and "first: entry 1 (1.jpg): bbox [1, 1, 0, 10]" in told
+    assert (
+        told.startswith(f"2 of 4 boxes of {file} left out, ") and "first: entry 1 (1.jpg): bbox [1, 1, 0, 10]" in told
+    )
     assert found(file, "0.jpg", "1.jpg", "2.jpg", "3.jpg") == [[good], [], [], [good]]
+
+
+def test_boxes_by_score_and_category(write, caplog):
+    rows = [[1, 1, 10, 10, 0.2], [2, 2, 10, 10, 0.3], [3, 3, 10, 10, 0.9]]
+    file = write([{"image": "a.jpg", "category_id": 1 + row[0] % 2, "bbox": row[:4], "score": row[4]} for row in rows])
+    picture = Picture("a.jpg", IMAGE)
+    for given in (rows, file):
+        assert boxes_of(given, threshold=0.3)(0, picture)[1].tolist() == [0.3, 0.9]
+        assert boxes_of(given)(0, picture)[1].tolist() == [0.2, 0.3, 0.9]
+    assert f"{file}: boxes of 2 categories are taken: 2 of category 2, 1 of category 1; category=" in caplog.text
+    caplog.clear()
+    assert boxes_of(file, category=2)(0, picture)[1].tolist() == [0.2, 0.9] and not caplog.text
+    with pytest.raises(ValueError, match=r"category 3 has none; there are 2 of category 2, 1 of category 1"):
+        boxes_of(file, category=3)
+    for other in ("whole", rows):
+        with pytest.raises(ValueError, match="category=1: only boxes of a COCO detection file have one"):
+            boxes_of(other, category=1)
 
 
 @pytest.mark.parametrize(

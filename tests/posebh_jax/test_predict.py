@@ -111,6 +111,13 @@ def test_several_skeletons_and_forms_of_boxes(weights, prepared, tmp_path):
     np.testing.assert_array_equal(listed[0].keypoints, whole.keypoints)
     np.testing.assert_allclose(listed[0].scores, 0.5 * whole.scores, rtol=1e-6)
     assert len(listed[1]) == 0 and listed[1].draw().shape == listed[1].picture.image.shape
+    score = float(listed[0].scores[0])
+    options = {"boxes": tmp_path / "boxes.json", "flip": False}
+    assert len(pose(files[0], threshold=score, box_threshold=0.5, **options)) == 1
+    for less in ({"threshold": score + 1e-6}, {"box_threshold": 0.51}):
+        assert len(pose(files[0], **options, **less)) == 0
+    with pytest.raises(ValueError, match="category 1 has none"):
+        pose(files[0], category=1, **options)
     prototypes = pose(files[0], maps="prototypes", flip=False)
     assert not np.array_equal(prototypes.keypoints, whole.keypoints)
 
@@ -260,6 +267,10 @@ def test_the_commands(weights, prepared, tmp_path, capsys, monkeypatch):
     arguments = [f"--checkpoint={weights / 'posebh'}", f"--out={out}", "--save=images,json,csv", "--batch_size=2"]
     assert predict.main([str(root / "scene_*.jpg"), *arguments, "--dataset=coco,aic", "--no_flip"]) == 0
     assert "3 pictures, 6 poses" in capsys.readouterr().out.splitlines()[-1]
+    for threshold, poses in (("--threshold=1.01", 0), ("--box_threshold=1.01", 0), ("--box_threshold=1", 3)):
+        nothing = [f"--out={tmp_path / 'nothing'}", "--save=json", threshold]
+        assert predict.main([str(root / "scene_*.jpg"), *arguments, "--no_flip", *nothing]) == 0
+        assert f"3 pictures, {poses} poses" in capsys.readouterr().out.splitlines()[-1]
     assert {path.name for path in out.iterdir()} == {
         *(f"scene_{row}_{name}.png" for row in range(3) for name in ("coco", "aic")),
         "poses_coco.json", "poses_aic.json", "poses.csv",

@@ -33,8 +33,7 @@ def predicted(monkeypatch, tmp_path):
         frames = [Picture(f"clip_{n}", picture, n / 30) for n in range(FRAMES)]
         boxes = extent_boxes(keypoints)
         results = [[Result(frame, "coco", COCO, keypoints, boxes, np.float32(scores))] for frame in frames]
-        parser = command.parser(None)
-        parser.add_argument("--threshold", type=float, default=0.05)
+        parser = command.parser(None, threshold=0.05)
         (clip := tmp_path / "clip.mp4").touch()
         args = parser.parse_args([str(clip), "--checkpoint=x", f"--out={tmp_path / 'out'}", *flags])
         assert command.run(args, lambda _: ("a model", passed(results))) == status
