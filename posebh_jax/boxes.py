@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import collections
+import functools
 import json
 import logging
+import os
 import pathlib
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,7 @@ import numpy as np
 from pose_common.prediction.pictures import Picture
 from pose_common.prediction.result import Result, extent_boxes
 
-WHOLE = "whole"
+WHOLE, AUTO = "whole", "auto"
 Found = tuple[np.ndarray, np.ndarray]
 """Boxes [N, 4] (x, y, width, height) in pixels of the picture, and their scores [N]."""
 
@@ -46,34 +48,47 @@ def boxes_of(
 
 
 def _every_box_of(boxes: Any, count: int | None, category: int | None) -> Callable[[int, Picture], Found]:
-    if category is not None and not (isinstance(boxes, (str, pathlib.Path)) and boxes != WHOLE):
-        raise ValueError(f"category={category}: only boxes of a COCO detection file have one")
-    if isinstance(boxes, str) and boxes == WHOLE:
-        return lambda number, picture: (np.array([[0, 0, *picture.image.shape[1::-1]]], np.float64), np.ones(1))
-    if isinstance(boxes, (str, pathlib.Path)):
+    if isinstance(boxes, (str, pathlib.Path)) and boxes != WHOLE:
         return _from_file(pathlib.Path(boxes), count, category)
+    if isinstance(boxes, Sequence) and boxes and all(isinstance(entry, Mapping) for entry in boxes):
+        return _from_entries(boxes, {}, "the given list", count, category)
+    if category is not None:
+        raise ValueError(f"category={category}: only boxes in COCO's format have one")
+    if isinstance(boxes, str):
+        return lambda number, picture: (np.array([[0, 0, *picture.image.shape[1::-1]]], np.float64), np.ones(1))
     if callable(boxes):
         return lambda number, picture: _found_by(boxes, picture)
-    if not isinstance(boxes, Iterable):
+    if isinstance(boxes, Mapping):
+        return _from_mapping(boxes, count)
+    try:
+        arrays = _one_each(boxes)
+    except (TypeError, ValueError) as error:
         raise ValueError(
-            f"boxes={boxes!r:.80}: give {WHOLE!r}, [N, 4] numbers, a list of them, a file, or a finder of people"
-        )
-    arrays = _one_each(boxes)
+            f"boxes={boxes!r:.80}: give {WHOLE!r}, [N, 4] numbers, several of them, a file, or a finder of people"
+        ) from error
     if count is not None and len(arrays) > count:
         raise ValueError(f"boxes of {len(arrays)} pictures were given for {count}")
 
     def given(number: int, picture: Picture) -> Found:
         if number >= len(arrays):
             raise ValueError(f"boxes of {len(arrays)} pictures were given, none for picture {number} ({picture.name})")
-        return _checked(np.asarray(arrays[number], np.float64), picture.name)
+        return _checked(arrays[number], picture.name)
 
     return given
 
 
+@functools.cache
+def embedded_finder(device: Any) -> Callable[[Picture], Result]:
+    """The package's own small BoIR, loaded once on a device."""
+    from boir_jax import predict  # the other method, only where it is asked for
+
+    return predict.load(device=device)
+
+
 def _one_each(boxes: Any) -> list:
-    """Boxes of one picture [N, 4], or of each; they may be empty, for nobody."""
+    """Boxes of one picture [N, 4], or of each; they may be empty, for nobody. Raises for what is neither."""
     rows = list(boxes)
-    first = next((row for row in rows if np.size(row)), None)
+    first = next((row for row in rows if row is not None and np.size(row)), None)
     is_one = not rows if first is None else np.ndim(first) < 2
     return [rows] if is_one else rows
 
@@ -83,13 +98,29 @@ def _found_by(finder: Callable[[Picture], Result], picture: Picture) -> Found:
     return extent_boxes(found.keypoints).astype(np.float64), found.scores
 
 
-def _checked(array: np.ndarray, where: str) -> Found:
-    array = array.reshape(-1, array.shape[-1]) if array.size else np.zeros((0, 4))
+def _checked(boxes: Any, where: str) -> Found:
+    if boxes is None:
+        raise ValueError(f"boxes of {where}: None; give [] for nobody, or the box of the whole picture")
+    try:
+        array = np.asarray(boxes, np.float64)
+    except (TypeError, ValueError):
+        array = np.full(1, np.nan)
+    array = array.reshape(-1, *array.shape[-1:]) if array.size else np.zeros((0, 4))
     if array.shape[-1] not in (4, 5) or not np.isfinite(array).all() or (array[:, 2:4] <= 0).any():
         raise ValueError(
             f"boxes of {where}: expected [N, 4] of x, y, width, height with positive sides, or [N, 5] with scores"
         )
     return array[:, :4], array[:, 4] if array.shape[-1] == 5 else np.ones(len(array))
+
+
+def _from_mapping(boxes: Mapping[Any, Any], count: int | None) -> Callable[[int, Picture], Found]:
+    """Of boxes by the name of the picture, or its id."""
+    entries = [
+        {"image_id": os.fspath(name) if isinstance(name, os.PathLike) else name, "bbox": box, "score": score}
+        for name, of_picture in boxes.items()
+        for box, score in zip(*_checked(of_picture, f"{name}"), strict=True)
+    ]
+    return _from_entries(entries, {}, "the given mapping", count, None)
 
 
 def _from_file(path: pathlib.Path, count: int | None, category: int | None) -> Callable[[int, Picture], Found]:
@@ -102,13 +133,20 @@ def _from_file(path: pathlib.Path, count: int | None, category: int | None) -> C
         entries, images = document.get("annotations"), document.get("images", [])
     if not isinstance(entries, list) or not isinstance(images, list):
         raise ValueError(f"boxes: {path}: expected a list of detections, or an object with a list 'annotations'")
-    by_picture: dict[str | int, dict[str | int, list]] = {}  # last part of a name -> as written -> boxes
     names: dict[Any, str] = {}
     for number, image in enumerate(images):
         try:
             names[image["id"]] = image["file_name"]
         except (KeyError, TypeError) as error:
             raise ValueError(f"boxes: {path}: image {number} has no id or file_name: {error!r}") from error
+    return _from_entries(entries, names, path, count, category)
+
+
+def _from_entries(
+    entries: Sequence[Any], names: Mapping[Any, str], path: pathlib.Path | str, count: int | None, category: int | None
+) -> Callable[[int, Picture], Found]:
+    """Of boxes in COCO's format, with the names of pictures by id; `path` is what messages call the entries."""
+    by_picture: dict[str | int, dict[str | int, list]] = {}  # last part of a name -> as written -> boxes
     bad: list[str] = []
     for number, entry in _of_category(entries, category, path):
         try:
@@ -161,7 +199,7 @@ def _from_file(path: pathlib.Path, count: int | None, category: int | None) -> C
         if by_picture and not matched and not told:
             told = True
             logging.warning("%s has no boxes of %s; it has those of %s", path, picture.name, next(iter(by_picture)))
-        return _checked(np.array(sum(found.values(), []), np.float64), f"{path}, picture {picture.name}")
+        return _checked(sum(found.values(), []), f"{path}, picture {picture.name}")
 
     return of_picture
 
@@ -178,9 +216,9 @@ def _of_folder(picture: pathlib.PurePosixPath, found: dict[str | int, list]) -> 
     return {written: rows for written, rows in found.items() if fits(written)}
 
 
-def _of_category(entries: Sequence[Any], category: int | None, path: pathlib.Path) -> list[tuple[int, Any]]:
+def _of_category(entries: Sequence[Any], category: int | None, path: pathlib.Path | str) -> list[tuple[int, Any]]:
     """(number, entry) of those of one category; without one all, and where they are of several, this is told."""
-    ids = [entry.get("category_id") if isinstance(entry, dict) else None for entry in entries]
+    ids = [entry.get("category_id") if isinstance(entry, Mapping) else None for entry in entries]
     counts = collections.Counter(number for number in ids if isinstance(number, int))
     listed = ", ".join(f"{count} of category {number}" for number, count in counts.most_common(5))
     if category is not None and category not in counts:

@@ -33,13 +33,13 @@ from pose_common.weights.embedded import read_embedded
 from pose_common.weights.folder import is_weights, save_weights
 from pose_common.weights.hub_folders import local_path
 from posebh_jax import configuration, skeleton, sources
-from posebh_jax.boxes import WHOLE, Found, boxes_of
+from posebh_jax.boxes import AUTO, WHOLE, Found, boxes_of, embedded_finder
 from posebh_jax.crops import crops_of
 from posebh_jax.figures import figures_of, protocol_of
 from posebh_jax.predictor import HEAD_MAPS, PROTOTYPE_MAPS, Predictor
 from posebh_jax.weights.manifest import Options, manifest_of, model_of
 
-AUTO, FINDING = "auto", "finding the people"
+FINDING = "finding the people"
 EMBEDDED = pathlib.Path(__file__).parent / "embedded.safetensors"
 
 
@@ -83,11 +83,12 @@ class PoseModel:
         Args:
           source: see `pictures.pictures_of`.
           boxes: "whole" takes each picture as one box; an array [N, 4] of x, y, width, height in pixels ([N, 5]: with
-            scores) of the one picture, or a list of them, one a picture; the path of a COCO detection file whose
-            entries name the picture (`image` or `file_name`, or in `image_id` the number that is its name or, counted
-            from 0, its place); or a model that finds people (`boir_jax.load(...)`).
+            scores) of the one picture, or a list of them, one a picture ([] for nobody), or a mapping of them by the
+            picture's name; the path of a COCO detection file, or a list of its entries as of `Result.to_coco`, which
+            name the picture (`image` or `file_name`, or in `image_id` the number that is its name or, counted from 0,
+            its place); a model that finds people (`boir_jax.load(...)`); or "auto", the package's own small one.
           box_threshold: smallest score of a box, whoever gave it; evaluation keeps all (0).
-          category: `category_id` of the boxes of a file that are taken; None: all.
+          category: `category_id` of the boxes in COCO's format that are taken; None: all.
           dataset: whose skeleton and expert to use; the first by default. With several, results are dictionaries.
           flip: average with the mirrored crop (slower, a little better).
           batch_size: crops that go through the network together.
@@ -107,6 +108,9 @@ class PoseModel:
         several = len(names) > 1 or not (dataset is None or isinstance(dataset, str))
         left_out = None if is_single(source) else left_out
         pictures = pictures_of(source, None if left_out is None else left_out.append)
+        if isinstance(boxes, str) and boxes == AUTO:
+            (device,) = jax.tree.leaves(self.weights)[0].devices()
+            boxes = embedded_finder(device)
         find_boxes = boxes_of(boxes, count_of(source), threshold=box_threshold, category=category)
         results = self.results(pictures, find_boxes, names, flip, batch_size, maps, threshold, left_out)
         chosen = (found if several else found[names[0]] for found in results)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import pathlib
 import unicodedata
 
 import numpy as np
 import pytest
 
+from data_pipelines.skeletons import KEYPOINT_SETS
 from pose_common.prediction.pictures import Picture
+from pose_common.prediction.result import Result
 from posebh_jax.boxes import boxes_of
 
 IMAGE = np.zeros((20, 30, 3), np.uint8)
@@ -110,6 +113,36 @@ def test_a_file_of_other_pictures_is_told_once(write, caplog):
     assert [record.message for record in caplog.records] == [f"{file} has no boxes of a.jpg; it has those of x.jpg"]
 
 
+def test_boxes_by_name(write):
+    """A mapping, and entries as a file has them or `to_coco` gives them."""
+    box, other = [1, 2, 3, 4], [5, 6, 7, 8]
+    by_name = {"b.jpg": [box, other], pathlib.Path("folder/a.jpg"): np.array(other), "c.jpg": []}
+    entries = [{"image": "b.jpg", "bbox": box}, {"image": "b.jpg", "bbox": other}, {"image": "a.jpg", "bbox": other}]
+    for boxes in (by_name, entries, write(entries)):
+        assert found(boxes, "a.jpg", "b.jpg", "c.jpg") == [[other], [box, other], []]
+    keypoints, scores = np.ones((1, 17, 3), np.float32), np.array([0.25], np.float32)
+    result = Result(Picture("a.jpg", IMAGE), "coco", KEYPOINT_SETS["coco"], keypoints, np.float32([box]), scores)
+    array, score = boxes_of(result.to_coco())(0, result.picture)
+    assert array.tolist() == [box] and score.tolist() == [0.25]
+    assert boxes_of({"a.jpg": [[*box, 0.5]]})(0, result.picture)[1].tolist() == [0.5]
+    assert found({0: box, 1: other}, "x", "y") == [[box], [other]]
+
+
+def test_what_is_no_box_is_a_sentence():
+    box = [1, 2, 3, 4]
+    for boxes, names, message in (
+        ([None, [box]], "ab", r"boxes of a: None; give \[\] for nobody"),
+        ({"a": [[1, 2, 3]]}, "a", r"boxes of a: expected \[N, 4\]"),
+        ({"a": "left"}, "a", r"boxes of a: expected \[N, 4\]"),
+        ([box, [1, 2]], "a", r"boxes of a: expected \[N, 4\]"),
+        ([[box, [1, 2]]], "a", "boxes=.*: give 'whole', "),
+        ([[{"bbox": box}]], "a", r"boxes of a: expected \[N, 4\]"),
+        ([{"box": box}], "a", "the given list: entry 0 is no detection"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            found(boxes, *names)
+
+
 def test_a_bad_box_of_a_file_costs_itself(write, caplog):
     """As in evaluation; all are looked at before the first picture."""
     good, flat, nowhere = [1, 1, 10, 10], [1, 1, 0, 10], [float("nan"), 1, 10, 10]
@@ -135,7 +168,7 @@ def test_boxes_by_score_and_category(write, caplog):
     with pytest.raises(ValueError, match=r"category 3 has none; there are 2 of category 2, 1 of category 1"):
         boxes_of(file, category=3)
     for other in ("whole", rows):
-        with pytest.raises(ValueError, match="category=1: only boxes of a COCO detection file have one"):
+        with pytest.raises(ValueError, match="category=1: only boxes in COCO's format have one"):
             boxes_of(other, category=1)
 
 

@@ -315,7 +315,7 @@ def test_rows_of_pictures_do_not_depend_on_the_batch(weights):
         np.testing.assert_allclose(one.keypoints, other.keypoints, atol=0.01)
 
 
-def test_the_embedded_models_find_rendered_people():
+def test_the_embedded_models_find_rendered_people(monkeypatch):
     """The pair that the package carries, on scenes that no training set has."""
     find, pose = boir_jax.load(), posebh_jax.load()
     pictures = rendered_pictures()
@@ -324,6 +324,8 @@ def test_the_embedded_models_find_rendered_people():
     for picture, people in zip(pictures, found, strict=True):
         poses = pose(picture, boxes=find)
         assert len(poses) == len(people) and poses.dataset == "synthetic_coco"
+    monkeypatch.setattr(boir_jax.predict, "load", lambda device: find)  # compiled already
+    np.testing.assert_array_equal(pose(pictures[-1], boxes="auto").keypoints, poses.keypoints)
 
 
 def test_the_demo_command_and_a_video(tmp_path, capsys):
