@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fnmatch
 import glob
+import io
 import logging
 import os
 import pathlib
@@ -62,7 +63,7 @@ def is_single(source: Any) -> bool:
         path = pathlib.Path(source)
         several = path.is_dir() or (glob.has_magic(str(source)) and not path.exists())
         return path.suffix.lower() not in VIDEO_SUFFIXES and not several
-    return isinstance(source, Picture) or _is_array(source) or _is_pillow(source)
+    return isinstance(source, Picture) or _is_array(source) or _is_pillow(source) or _is_encoded(source)
 
 
 def pictures_of(source: Any, left_out: Callable[[PictureError], None] | None = None) -> Iterator[Picture]:
@@ -70,9 +71,9 @@ def pictures_of(source: Any, left_out: Callable[[PictureError], None] | None = N
 
     Args:
       source: a file, a folder (its pictures, or its videos where it has no picture, by name, 2.jpg before 10.jpg; not
-        those of subfolders; what is not taken is logged), a glob, a video, an RGB or grey array, a Pillow image, or any
-        iterable of these.
-      left_out: given the error of each file of a folder, pattern or list that cannot be read; without, it is raised.
+        those of subfolders; what is not taken is logged), a glob, a video, an RGB or grey array, a Pillow image, the
+        bytes of a picture's file or one opened to read them, or any iterable of these.
+      left_out: given the error of each of several pictures that cannot be read; without, it is raised.
 
     Raises:
       PictureError: nothing there, or not a picture.
@@ -84,6 +85,8 @@ def pictures_of(source: Any, left_out: Callable[[PictureError], None] | None = N
         yield from _from_files(_files(paths), None if is_single(source) else left_out)
     elif _is_array(source) or _is_pillow(source):
         yield Picture("picture_0", _from_array(source))
+    elif _is_encoded(source):
+        yield Picture("picture_0", _decode(source if isinstance(source, bytes) else source.read(), "a picture's bytes"))
     elif isinstance(source, Iterable):
         for number, item in enumerate(source):
             try:
@@ -213,27 +216,35 @@ def read_picture(path: str | pathlib.Path) -> np.ndarray:
       PictureError: it cannot be read or decoded, or has, or claims to have, more than `MAX_PIXELS`.
     """
     try:
-        data = np.fromfile(path, np.uint8)
-        _refuse_too_large(path)
-        image = cv2.imdecode(data, cv2.IMREAD_COLOR) if len(data) else None
-    except (OSError, cv2.error) as error:
+        data = pathlib.Path(path).read_bytes()
+    except OSError as error:
         raise PictureError(f"{path}: cannot be read as a picture: {error}") from error
+    return _decode(data, str(path))
+
+
+def _decode(data: bytes, name: str) -> np.ndarray:
+    """As `read_picture`, of a file's bytes; `name` is what errors call them."""
+    try:
+        _refuse_too_large(data, name)
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
+    except (TypeError, cv2.error) as error:
+        raise PictureError(f"{name}: cannot be read as a picture: {error}") from error
     if image is None:
-        raise PictureError(f"{path}: cannot be decoded as a picture ({len(data)} bytes)")
+        raise PictureError(f"{name}: cannot be decoded as a picture ({len(data)} bytes)")
     return np.ascontiguousarray(image[..., ::-1])
 
 
-def _refuse_too_large(path: str | pathlib.Path) -> None:
+def _refuse_too_large(data: bytes, name: str) -> None:
     """Raises PictureError by what the file's header says; what Pillow does not know is left to OpenCV's own bound."""
     try:
-        with warnings.catch_warnings(action="ignore"), Image.open(path) as header:
+        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data)) as header:
             width, height = header.size
     except Image.DecompressionBombError as error:
-        raise PictureError(f"{path}: {error}") from error
+        raise PictureError(f"{name}: {error}") from error
     except Exception:  # whatever a damaged header makes Pillow's readers do
         return
     if width * height > MAX_PIXELS:
-        raise PictureError(f"{path}: {width}x{height}; at most {MAX_PIXELS:,} pixels are read")
+        raise PictureError(f"{name}: {width}x{height}; at most {MAX_PIXELS:,} pixels are read")
 
 
 def _from_array(source: Any) -> np.ndarray:
@@ -259,6 +270,10 @@ def _is_array(source: Any) -> bool:
 
 def _is_pillow(source: Any) -> bool:
     return hasattr(source, "getexif") and hasattr(source, "convert")
+
+
+def _is_encoded(source: Any) -> bool:
+    return isinstance(source, bytes) or hasattr(source, "read")
 
 
 def _warn(error: PictureError) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import struct
 import time
 
@@ -40,7 +41,9 @@ def folder(tmp_path):
 
 def test_every_form_gives_the_same_picture(folder):
     expected = image()
+    data = (folder / "0.png").read_bytes()
     forms = [folder / "0.png", str(folder / "0.png"), expected, Image.fromarray(expected), Picture("a", expected)]
+    forms += [data, io.BytesIO(data)]
     for form in forms:
         assert is_single(form) and count_of(form) == 1
         (picture,) = pictures_of(form)
@@ -220,6 +223,8 @@ def test_what_is_no_picture_is_named(tmp_path):
         (np.zeros((4, 4, 4), np.uint8), "give uint8"),
         (np.zeros((4, 4, 3)), "float64"),
         (7, "int is no picture"),
+        (b"no picture", r"a picture's bytes: cannot be decoded as a picture \(10 bytes\)"),
+        (io.StringIO("no picture"), "a picture's bytes: cannot be read as a picture"),
     ):
         with pytest.raises(PictureError, match=message):
             list(pictures_of(source))
