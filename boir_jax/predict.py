@@ -24,7 +24,7 @@ from data_pipelines.skeletons import KeypointSet
 from data_pipelines.whole_image.loader import resize
 from pose_common.metrics import nms
 from pose_common.prediction import command
-from pose_common.prediction.batches import Job, in_batches
+from pose_common.prediction.batches import Job, in_batches, require_batch_size
 from pose_common.prediction.pictures import Picture, PictureError, ahead, is_single, pictures_of
 from pose_common.prediction.result import Result, extent_boxes
 from pose_common.training import restore
@@ -82,8 +82,9 @@ class PoseModel:
           A `Result` for one picture; for several an iterator of them, which reads pictures as it goes.
 
         Raises:
-          ValueError: no picture, or a long side of more than `LONGEST` short ones.
+          ValueError: no picture, a batch size that is none, or a long side of more than `LONGEST` short ones.
         """
+        require_batch_size(batch_size)
         told = None if left_out is None or is_single(source) else left_out.append
         results = self.results(fitting(pictures_of(source, told), told), batch_size, threshold)
         return next(iter(results)) if is_single(source) else results

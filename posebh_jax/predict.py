@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 from data_pipelines.datasets import DATASETS, PoseDataset, defined, find_dataset
 from pose_common.metrics.nms import rescore
 from pose_common.prediction import command
-from pose_common.prediction.batches import Job, in_batches
+from pose_common.prediction.batches import Job, in_batches, require_batch_size
 from pose_common.prediction.pictures import Picture, PictureError, ahead, count_of, is_single, pictures_of
 from pose_common.prediction.result import Result
 from pose_common.training import restore
@@ -102,8 +102,9 @@ class PoseModel:
           of them, which reads pictures as it goes.
 
         Raises:
-          ValueError: a dataset that the model does not know, boxes that are none, or no picture.
+          ValueError: a dataset that the model does not know, boxes or a batch size that are none, or no picture.
         """
+        require_batch_size(batch_size)
         names = self.names(dataset)
         several = len(names) > 1 or not (dataset is None or isinstance(dataset, str))
         left_out = None if is_single(source) else left_out
@@ -240,6 +241,7 @@ class PoseModel:
         batch_size: int = 16,
     ) -> PoseModel:
         """`learn_skeleton` where the skeleton is defined: `protocol` is a custom dataset with codec udp."""
+        require_batch_size(batch_size)
         predictor = self.predictors[True]
         if not self.weights["prototypes"] or not predictor.model.embedding_dim:
             raise ValueError(f"{self.title} has no prototypes: a new skeleton needs weights of PoseBH, not of ViTPose")

@@ -27,6 +27,12 @@ class Job(NamedTuple):
     nbytes: int = 0
 
 
+def require_batch_size(batch_size: Any) -> None:
+    """Raises ValueError for what is no number of rows."""
+    if not isinstance(batch_size, (int, np.integer)) or batch_size < 1:
+        raise ValueError(f"batch_size={batch_size!r}: expected a whole number, 1 or more")
+
+
 def in_batches(
     jobs: Iterable[Job],
     run: Callable[[Hashable, Rows], Rows],

@@ -24,6 +24,7 @@ from data_pipelines.picture_formats import SUFFIXES
 from data_pipelines.synthetic_world.scene import render_scene
 from pose_common.evaluation import draw
 from pose_common.prediction import tracking
+from pose_common.prediction.batches import require_batch_size
 from pose_common.prediction.interruption import Interruption
 from pose_common.prediction.pictures import Picture, by_number, count_of, refuse_to_replace, require_one_clip
 from pose_common.prediction.result import FIELDS, Result
@@ -108,8 +109,7 @@ def _run(
     try:
         if unknown := set(kinds) - set(KINDS):
             raise ValueError(f"--save={args.save}: {', '.join(sorted(unknown))} is none of {', '.join(KINDS)}")
-        if args.batch_size < 1:
-            raise ValueError(f"--batch_size={args.batch_size}: expected 1 or more")
+        require_batch_size(args.batch_size)
         if bool(args.source) == args.demo:
             raise ValueError("give either pictures, folders, patterns or videos, or --demo")
         distributed.use_compilation_cache(COMPILATION_CACHE)

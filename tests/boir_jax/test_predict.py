@@ -50,6 +50,14 @@ def test_a_model_in_words_is_a_line():
         assert repr(model).startswith(f"<PoseModel: {model.title}; draws ") and len(repr(model)) < 300
 
 
+@pytest.mark.parametrize("size", [0, "4", 2.0])
+def test_a_batch_size_is_a_number_of_rows(size):
+    pose, find, picture = posebh_jax.load(), boir_jax.load(), PICTURE.image
+    for call in (pose, find, lambda source, **options: pose.learn_skeleton(source, [[[1, 2, 2]]], **options)):
+        with pytest.raises(ValueError, match=f"^batch_size={size!r}: expected a whole number, 1 or more"):
+            call([picture], batch_size=size)
+
+
 def test_a_model_between_two_sizes_is_exported_for_the_larger():
     """As its pictures are resized; configurations may have any multiple of 32."""
     model = dataclasses.replace(boir_jax.load(), input_size=96)
