@@ -101,7 +101,10 @@ def _labelled(keypoints: Any, count: int, name: str) -> np.ndarray:
     array = np.asarray(keypoints, np.float64)
     array = array[None] if array.ndim == 2 else array
     if array.ndim != 3 or array.shape[1] != count or array.shape[2] not in (2, 3):
-        raise ValueError(f"keypoints of {name}: expected [{count}, 3] or [people, {count}, 3], not {list(array.shape)}")
+        raise ValueError(
+            f"keypoints of {name}: expected [{count}, 3] or [people, {count}, 3] by the number of names, {count}, "
+            f"not {list(array.shape)}"
+        )
     visible = np.isfinite(array).all(-1) & (array[..., 2:] > 0).all(-1)  # of two columns, all
     return np.where(visible[..., None], np.concatenate([array[..., :2], np.full_like(array[..., :1], 2)], -1), 0.0)
 

@@ -201,7 +201,7 @@ class PoseModel:
         """A model of a new skeleton, from a few annotated pictures, without training (`posebh_jax/skeleton.py`).
 
         Args:
-          images: pictures in any form that prediction takes.
+          images: pictures in any form that prediction takes; one picture takes its keypoints and boxes as they are.
           keypoints: of each picture [K, 3], or [n, K, 3] of n people: x, y in its pixels and visibility, 0 where there
             is no label; without visibility ([K, 2]) NaN is no label.
           names: of the K keypoints; by default `point_1` and so on.
@@ -220,10 +220,12 @@ class PoseModel:
           ValueError: a model without prototypes, no picture, a keypoint that nobody shows, names that are not unique,
             or numbers that do not fit each other.
         """
+        if is_single(images) and np.ndim(keypoints) in (2, 3):
+            images, keypoints, boxes = [images], [keypoints], None if boxes is None else [boxes]
         if names is None:
             count = max((np.shape(of_picture)[-2] for of_picture in keypoints if np.ndim(of_picture) > 1), default=0)
             if not count:
-                raise ValueError("keypoints: there are none; give [K, 3] or [people, K, 3] of each picture")
+                raise ValueError("keypoints: there are none; give a list, of each picture [K, 3] or [people, K, 3]")
             names = [f"point_{number}" for number in range(1, count + 1)]
         protocol = protocol_of(name, names, mirror, limbs)
         return self.learn_protocol(

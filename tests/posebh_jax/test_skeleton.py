@@ -193,6 +193,25 @@ def test_a_point_alone_is_in_a_box_of_the_usual_size():
         crops([line[0], [0, 0, 0]], [[0, 0, 0], line[1]])
 
 
+def test_one_picture_needs_no_lists(people, monkeypatch):
+    pictures, keypoints, boxes = people
+    given = []
+    monkeypatch.setattr(
+        predict.PoseModel, "learn_protocol", lambda pose, *what, **options: given.append((what, options))
+    )
+    pose = posebh_jax.load()
+    pose.learn_skeleton([pictures[0]], [keypoints[:1]], boxes=[boxes[:1]])
+    pose.learn_skeleton(pictures[0], keypoints[0], boxes=boxes[0])
+    pose.learn_skeleton(pictures[0], keypoints[:1], boxes=boxes[:1])
+    crops = [
+        figures_of(images, points, options["boxes"], protocol, (48, 64))
+        for (images, points, protocol), options in given
+    ]
+    for other in crops[1:]:
+        for one, same in zip(crops[0], other, strict=True):
+            np.testing.assert_array_equal(one, same)
+
+
 def test_mistakes_are_named(pose, people):
     pictures, keypoints, boxes = people
     hidden = keypoints[:2].copy()
@@ -209,7 +228,11 @@ def test_mistakes_are_named(pose, people):
         (lambda: learn(pose, people, (0,), per_keypoint=0), "per_keypoint=0"),
         (lambda: learn(pose, people, (0, 1), boxes=boxes[:1]), "boxes: there are 1 for 2 pictures"),
         (lambda: learn(pose, people, (0,), boxes=[[0, 0, -1, 5]]), "height > 0"),
-        (lambda: pose.learn_skeleton(pictures[:1], keypoints[:1, :3], names=NAMES), r"expected \[5, 3\]"),
+        (
+            lambda: pose.learn_skeleton(pictures[:1], keypoints[:1, :3], names=NAMES),
+            r"expected \[5, 3\].* number of names, 5",
+        ),
+        (lambda: pose.learn_skeleton(pictures[:1], keypoints[0]), "give a list, of each picture"),
     ):
         with pytest.raises(ValueError, match=message):
             change()
