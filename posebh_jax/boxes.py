@@ -9,12 +9,12 @@ import logging
 import os
 import pathlib
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from pose_common.prediction.pictures import Picture
+from pose_common.prediction.pictures import Picture, PictureError, pictures_of
 from pose_common.prediction.result import Result, extent_boxes
 
 WHOLE, AUTO = "whole", "auto"
@@ -45,6 +45,38 @@ def boxes_of(
         return found[kept], scores[kept]
 
     return good_enough
+
+
+def with_boxes(
+    source: Any,
+    find_boxes: Callable[[int, Picture], Found],
+    left_out: Callable[[PictureError], None] | None = None,
+) -> Iterator[tuple[Picture, Found]]:
+    """Pictures with their boxes.
+
+    Args:
+      source: see `pictures_of`.
+      find_boxes: (number, picture) -> boxes; numbers count what is left out, too.
+      left_out: given the error of each picture that cannot be read, or that a finder of people cannot take; without,
+        it is raised.
+    """
+    number = 0
+
+    def leave_out(error: PictureError) -> None:
+        nonlocal number
+        if left_out is None:
+            raise error
+        left_out(error)
+        number += 1
+
+    for picture in pictures_of(source, left_out and leave_out):
+        try:
+            found = find_boxes(number, picture)
+        except PictureError as error:
+            leave_out(error)
+            continue
+        number += 1
+        yield picture, found
 
 
 def _every_box_of(boxes: Any, count: int | None, category: int | None) -> Callable[[int, Picture], Found]:

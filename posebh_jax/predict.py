@@ -14,7 +14,7 @@ import os
 import pathlib
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -25,7 +25,7 @@ from data_pipelines.datasets import DATASETS, PoseDataset, defined, find_dataset
 from pose_common.metrics.nms import rescore
 from pose_common.prediction import command
 from pose_common.prediction.batches import Job, in_batches, require_batch_size
-from pose_common.prediction.pictures import Picture, PictureError, ahead, count_of, is_single, pictures_of
+from pose_common.prediction.pictures import Picture, PictureError, ahead, count_of, is_single
 from pose_common.prediction.result import Result
 from pose_common.training import restore
 from pose_common.training.configuration import nearest
@@ -33,7 +33,7 @@ from pose_common.weights.embedded import read_embedded
 from pose_common.weights.folder import is_weights, save_weights
 from pose_common.weights.hub_folders import local_path
 from posebh_jax import configuration, skeleton, sources
-from posebh_jax.boxes import AUTO, WHOLE, Found, boxes_of, embedded_finder
+from posebh_jax.boxes import AUTO, WHOLE, Found, boxes_of, embedded_finder, with_boxes
 from posebh_jax.crops import crops_of
 from posebh_jax.figures import figures_of, protocol_of
 from posebh_jax.predictor import HEAD_MAPS, PROTOTYPE_MAPS, Predictor
@@ -107,32 +107,29 @@ class PoseModel:
         require_batch_size(batch_size)
         names = self.names(dataset)
         several = len(names) > 1 or not (dataset is None or isinstance(dataset, str))
-        left_out = None if is_single(source) else left_out
-        pictures = pictures_of(source, None if left_out is None else left_out.append)
+        told = None if left_out is None or is_single(source) else left_out.append
         if isinstance(boxes, str) and boxes == AUTO:
-            (device,) = jax.tree.leaves(self.weights)[0].devices()
-            boxes = embedded_finder(device)
+            boxes = embedded_finder(self.device)
         find_boxes = boxes_of(boxes, count_of(source), threshold=box_threshold, category=category)
-        results = self.results(pictures, find_boxes, names, flip, batch_size, maps, threshold, left_out)
+        results = self.results(source, find_boxes, names, flip, batch_size, maps, threshold, told)
         chosen = (found if several else found[names[0]] for found in results)
         return next(iter(chosen)) if is_single(source) else chosen
 
     def results(
         self,
-        pictures: Iterable[Picture],
+        source: Any,
         find_boxes: Callable[[int, Picture], Found],
         names: Sequence[str],
         flip: bool,
         batch_size: int,
         maps: str | None,
         threshold: float = 0.0,
-        left_out: list | None = None,
+        left_out: Callable[[PictureError], None] | None = None,
     ) -> Iterator[dict[str, Result]]:
         """{dataset: Result} of every picture, in order.
 
         Args:
-          pictures: whose reader puts into `left_out` what it cannot read.
-          find_boxes: (number, picture) -> boxes; what is left out is counted, too.
+          source, find_boxes, left_out: see `boxes.with_boxes`.
         """
         predictor, maps = self.predictors[flip], self.map_of(maps)
 
@@ -142,16 +139,7 @@ class PoseModel:
             return {"keypoints": found[maps]}
 
         def jobs() -> Iterator[Job]:
-            before, done = len(left_out or ()), 0
-            for picture in pictures:
-                try:
-                    found = find_boxes(done + len(left_out or ()) - before, picture)
-                except PictureError as error:  # of a finder of people
-                    if left_out is None:
-                        raise
-                    left_out.append(error)
-                    continue
-                done += 1
+            for picture, found in with_boxes(source, find_boxes, left_out):
                 for name in names:
                     rows = crops_of(picture, found[0], self.datasets[name], predictor.input_size)
                     yield Job((picture, found, name), name, rows, picture.image.nbytes)
@@ -173,6 +161,12 @@ class PoseModel:
         scores = rescore(keypoints, found[1], self.rescoring_threshold).astype(np.float32)
         kept, boxes = scores >= threshold, found[0].astype(np.float32)
         return Result(picture, name, protocol.keypoints, keypoints[kept], boxes[kept], scores[kept])
+
+    @property
+    def device(self) -> jax.Device:
+        """Where it computes."""
+        (device,) = jax.tree.leaves(self.weights)[0].devices()
+        return device
 
     @property
     def maps(self) -> tuple[str, ...]:
@@ -266,8 +260,7 @@ class PoseModel:
             flip: dataclasses.replace(predictor, model=model, datasets=(protocol,))
             for flip, predictor in self.predictors.items()
         }
-        (device,) = jax.tree.leaves(self.weights)[0].devices()
-        weights = jax.device_put(weights, device)
+        weights = jax.device_put(weights, self.device)
         datasets = {protocol.name: protocol}
         return dataclasses.replace(self, title=title, predictors=predictors, weights=weights, datasets=datasets)
 
@@ -411,7 +404,6 @@ def _predict(args: Any) -> tuple[str, Iterator[list[Result]]]:
     boxes: Any = args.boxes
     if boxes is None:
         boxes = AUTO if args.demo and not args.checkpoint else WHOLE
-    pictures = pictures_of(args.source, args.left_out.append)
     if boxes != WHOLE and pathlib.Path(boxes).suffix.lower() != ".json":
         from boir_jax import predict as finder  # the other method, only where it was asked for
 
@@ -425,8 +417,8 @@ def _predict(args: Any) -> tuple[str, Iterator[list[Result]]]:
             args.costs[FINDING] = args.costs.get(FINDING, 0.0) + time.perf_counter() - began
         return found
 
-    options = not args.no_flip, args.batch_size, args.maps, args.threshold or 0.0, args.left_out
-    results = model.results(pictures, find_boxes, names, *options)
+    options = not args.no_flip, args.batch_size, args.maps, args.threshold or 0.0, args.left_out.append
+    results = model.results(args.source, find_boxes, names, *options)
     return model.title, (list(found.values()) for found in results)
 
 

@@ -17,7 +17,7 @@ from data_pipelines.builders import BUILDERS
 from data_pipelines.builders.report import RawDataError
 from data_pipelines.top_down.crops import decode
 from pose_common.prediction import command
-from pose_common.prediction.pictures import PictureError, pictures_of, read_picture
+from pose_common.prediction.pictures import PictureError, read_picture
 from posebh_jax import predict
 from scripts.reliability import bounds, picture_files
 from scripts.reliability.picture_files import Odd
@@ -155,9 +155,14 @@ def _predict(material: Material, place: pathlib.Path) -> tuple[int, dict[str, An
     names = model.names(None)
 
     def results(args):
-        pictures = pictures_of(args.source, args.left_out.append)
         found = model.results(
-            pictures, predict.boxes_of(predict.WHOLE), names, False, args.batch_size, predict.HEAD_MAPS
+            args.source,
+            predict.boxes_of(predict.WHOLE),
+            names,
+            False,
+            args.batch_size,
+            predict.HEAD_MAPS,
+            left_out=args.left_out.append,
         )
         return model.title, (list(of_picture.values()) for of_picture in found)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import csv
 import dataclasses
 import json
@@ -251,8 +252,12 @@ def test_what_cannot_be_read_of_a_list_is_left_out_where_a_list_takes_it(weights
     sources = [files[0], tmp_path / "empty.jpg", tmp_path / "rule.png", files[1]]
     boxes = [np.array([[number, 1, 20, 30]]) for number in range(4)]
     left_out = ["of an earlier call"]
-    found = list(pose(sources, boxes=boxes, flip=False, left_out=left_out))
+    found = pose(sources, boxes=boxes, flip=False, left_out=left_out)
     assert [result.boxes[0, 0] for result in found] == [0, 2, 3] and "empty.jpg" in str(left_out[1])
+    taken = list(
+        pose(sources, boxes=boxes, flip=False, left_out=collections.deque(maxlen=0))
+    )  # as if emptied meanwhile
+    assert [result.boxes[0, 0] for result in taken] == [0, 2, 3]
     for results in (find(sources, left_out=left_out), pose(sources, boxes=find, flip=False, left_out=left_out)):
         left_out.clear()
         assert [result.name for result in results] == [files[0].name, files[1].name]
