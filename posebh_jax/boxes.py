@@ -174,13 +174,27 @@ def _from_file(path: pathlib.Path, count: int | None, category: int | None) -> C
     return _from_entries(entries, names, path, count, category)
 
 
+def _check_category(entries: Sequence[Any], category: int | None, path: pathlib.Path | str) -> None:
+    """Raises ValueError for a category without boxes; tells, where none is named, that all of several are taken."""
+    ids = [entry.get("category_id") if isinstance(entry, Mapping) else None for entry in entries]
+    counts = collections.Counter(number for number in ids if isinstance(number, int))
+    listed = ", ".join(f"{count} of category {number}" for number, count in counts.most_common(5))
+    if category is not None and category not in counts:
+        raise ValueError(f"boxes: {path}: category {category} has none; there are {listed or 'none of any'}")
+    if category is None and len(counts) > 1:
+        logging.warning(
+            "%s: boxes of %d categories are taken: %s; category=, or --category, takes one", path, len(counts), listed
+        )
+
+
 def _from_entries(
     entries: Sequence[Any], names: Mapping[Any, str], path: pathlib.Path | str, count: int | None, category: int | None
 ) -> Callable[[int, Picture], Found]:
     """Of boxes in COCO's format, with the names of pictures by id; `path` is what messages call the entries."""
     by_picture: dict[str | int, dict[str | int, list]] = {}  # last part of a name -> as written -> boxes
     bad: list[str] = []
-    for number, entry in _of_category(entries, category, path):
+    _check_category(entries, category, path)
+    for number, entry in enumerate(entries):
         try:
             named = (
                 entry.get("image") or entry.get("file_name") or names.get(entry.get("image_id"), entry.get("image_id"))
@@ -190,11 +204,14 @@ def _from_entries(
             row = [x, y, width, height, float(entry.get("score", 1.0))]
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"boxes: {path}: entry {number} is no detection: {error!r}") from error
+        last = pathlib.PurePosixPath(written).name if isinstance(written, str) else written
+        of_name = by_picture.setdefault(last, {}).setdefault(written, [])  # also where none of its boxes is taken
+        if category not in (None, entry.get("category_id")):
+            continue
         if not np.isfinite(row).all() or min(width, height) <= 0:
             bad.append(f"entry {number} ({named}): bbox {entry['bbox']} of score {row[4]:g}")
-            continue
-        last = pathlib.PurePosixPath(written).name if isinstance(written, str) else written
-        by_picture.setdefault(last, {}).setdefault(written, []).append(row)
+        else:
+            of_name.append(row)
     if bad:
         logging.warning(
             "%d of %d boxes of %s left out, without positive sides or not finite; first: %s",
@@ -246,20 +263,6 @@ def _of_folder(picture: pathlib.PurePosixPath, found: dict[str | int, list]) -> 
         return all(one == other for one, other in zip(*folders, strict=False))
 
     return {written: rows for written, rows in found.items() if fits(written)}
-
-
-def _of_category(entries: Sequence[Any], category: int | None, path: pathlib.Path | str) -> list[tuple[int, Any]]:
-    """(number, entry) of those of one category; without one all, and where they are of several, this is told."""
-    ids = [entry.get("category_id") if isinstance(entry, Mapping) else None for entry in entries]
-    counts = collections.Counter(number for number in ids if isinstance(number, int))
-    listed = ", ".join(f"{count} of category {number}" for number, count in counts.most_common(5))
-    if category is not None and category not in counts:
-        raise ValueError(f"boxes: {path}: category {category} has none; there are {listed or 'none of any'}")
-    if category is None and len(counts) > 1:
-        logging.warning(
-            "%s: boxes of %d categories are taken: %s; category=, or --category, takes one", path, len(counts), listed
-        )
-    return [(number, entry) for number, entry in enumerate(entries) if category in (None, ids[number])]
 
 
 def _in_slashes(name: str) -> str:

@@ -172,6 +172,17 @@ def test_boxes_by_score_and_category(write, caplog):
             boxes_of(other, category=1)
 
 
+def test_a_box_that_is_not_taken_still_counts_its_picture(write, caplog):
+    """Else places would not begin with 0, or a picture seem unknown to the file."""
+    bbox = [1, 1, 10, 10]
+    entries = [{"image_id": number, "category_id": 1, "bbox": bbox} for number in range(2)]
+    assert found(write([{**entries[0], "bbox": [1, 1, 0, 10]}, entries[1]]), "a.jpg", "b.jpg") == [[], [bbox]]
+    assert len(caplog.records) == 1, "of the bad box"
+    file = write([{**entries[0], "category_id": 2}, entries[1]])
+    of_picture = boxes_of(file, 2, category=1)
+    assert [len(of_picture(number, Picture(name, IMAGE))[0]) for number, name in enumerate(("a", "b"))] == [0, 1]
+
+
 @pytest.mark.parametrize(
     "document, message",
     [
