@@ -22,7 +22,7 @@ from posebh_jax.model import PoseBH
 from posebh_jax.vit import SIZES, size_name
 from posebh_jax.weights.convert import describe_weights, read_weights
 from posebh_jax.weights.manifest import Options, manifest_of, model_of
-from posebh_jax.weights.transfer import start_from
+from posebh_jax.weights.transfer import at_input_size, start_from
 
 DEFAULT = "mdt"
 
@@ -80,7 +80,7 @@ def load(config: ConfigDict, mesh: Mesh) -> restore.Loaded:
     """
     asked = tuple((dataset.name, dataset.num_keypoints) for dataset in configuration.datasets(config))
     num_heads = SIZES[config.size].num_heads if config.size else None
-    options = Options(None, asked, num_heads, tuple(config.input_size), config.embedding_activation)
+    options = _options(config, asked, num_heads)
     conversion = read(config.checkpoint, options)
     _require_same(conversion, config, asked)
     manifest, bank = conversion.manifest, conversion.weights["prototypes"].get("bank")
@@ -106,9 +106,19 @@ def make_start(config: ConfigDict, model: PoseBH) -> Callable[[TrainState], Trai
     """
     if not config.init_from:
         return None
-    options = Options(None, model.datasets, model.size.num_heads, tuple(config.input_size), model.embedding_activation)
-    conversion = read(config.init_from, options)
+    conversion = read(config.init_from, _options(config, model.datasets, model.size.num_heads))
+    conversion = at_input_size(conversion, tuple(config.input_size))
     return restore.filler(config.init_from, lambda initial: start_from(conversion, initial, model, fold=config.fold))
+
+
+def _options(config: ConfigDict, datasets: tuple[tuple[str, int], ...], num_heads: int | None) -> Options:
+    """What the configuration says of a file that does not."""
+    return Options(
+        expected=datasets,
+        num_heads=num_heads,
+        expected_size=tuple(config.input_size),
+        activation=config.embedding_activation,
+    )
 
 
 def _require_same(conversion: Conversion, config: ConfigDict, asked: Sequence[tuple[str, int]]) -> None:

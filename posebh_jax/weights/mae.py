@@ -6,6 +6,7 @@ size, and the position embedding is interpolated to the new grid.
 
 from __future__ import annotations
 
+import math
 from collections.abc import MutableMapping
 
 import numpy as np
@@ -30,7 +31,7 @@ def adapt_backbone(state: MutableMapping[str, np.ndarray], grid: tuple[int, int]
     """
     for name, change in (
         (PATCH_KERNEL, lambda kernel: pad_patch_kernel(kernel, patch_size)),
-        (POSITION, lambda position: resize_position(position, grid)),
+        (POSITION, lambda position: resize_square_position(position, grid)),
     ):
         if name in state:
             state[name] = change(state[name])
@@ -49,10 +50,8 @@ def pad_patch_kernel(kernel: np.ndarray, patch_size: int) -> np.ndarray:
     return np.pad(kernel, ((0, 0), (0, 0), around, around))
 
 
-def resize_position(position: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
-    """[1, 1 + n, C] on a square grid (or on `grid` already) -> [1, 1 + h * w, C]; the leading row is kept.
-
-    Bicubic with half-pixel centres and a clamped border, without antialiasing where the grid shrinks.
+def resize_square_position(position: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+    """As `resize_position`, from a square grid; what is on `grid` already is returned as it is.
 
     Raises:
       ConversionError: the positions make neither a square grid nor `grid`.
@@ -67,9 +66,19 @@ def resize_position(position: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
             "the backbone does not fit",
             [f"{POSITION} has shape {list(position.shape)}: no square grid, nor {height} x {width}"],
         )
-    old = position[0, 1:].astype(np.float32).reshape(side, side, -1)
-    new = np.einsum("hy,wx,yxc->hwc", cubic_matrix(side, height), cubic_matrix(side, width), old, optimize=True)
-    return np.concatenate([position[:, :1], new.reshape(1, height * width, -1)], axis=1).astype(np.float32)
+    return resize_position(position, (side, side), grid)
+
+
+def resize_position(position: np.ndarray, old: tuple[int, int], grid: tuple[int, int]) -> np.ndarray:
+    """[1, 1 + n, C] on the grid `old` -> [1, 1 + h * w, C] on `grid`, both (vertically, horizontally); the leading row
+    is kept.
+
+    Bicubic with half-pixel centres and a clamped border, without antialiasing where the grid shrinks.
+    """
+    vertical, horizontal = (cubic_matrix(length, new) for length, new in zip(old, grid, strict=True))
+    rows = position[0, 1:].astype(np.float32).reshape(*old, -1)
+    new = np.einsum("hy,wx,yxc->hwc", vertical, horizontal, rows, optimize=True)
+    return np.concatenate([position[:, :1], new.reshape(1, math.prod(grid), -1)], axis=1).astype(np.float32)
 
 
 def without_class_token(position: np.ndarray, tokens: int) -> np.ndarray:

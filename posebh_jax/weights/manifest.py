@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,7 +18,7 @@ from pose_common.weights.keys import ConversionError, flatten
 from posebh_jax.heads import ACTIVATIONS
 from posebh_jax.model import PoseBH
 from posebh_jax.vit import SIZES, ViTSize
-from posebh_jax.weights.detect import BACKBONE, HUGGING_FACE, Contents, Embedding, grid_3_by_4
+from posebh_jax.weights.detect import BACKBONE, HUGGING_FACE, MMPOSE, Contents, Embedding, grid_3_by_4
 
 METHOD = "posebh"
 PATCH = 16
@@ -39,6 +40,7 @@ class Options:
         not those of a published mixture, whose order is known.
       num_heads: attention heads.
       input_size: (width, height) of the crops.
+      expected_size: of the caller's crops, which are those of a file with as many positions, or of no size of its own.
       activation: of the embedding head; None for the published SiLU.
     """
 
@@ -46,6 +48,7 @@ class Options:
     expected: tuple[tuple[str, int], ...] = ()
     num_heads: int | None = None
     input_size: tuple[int, int] | None = None
+    expected_size: tuple[int, int] | None = None
     activation: str | None = None
 
 
@@ -197,11 +200,13 @@ def _check_names(names: tuple[str, ...], keypoints: tuple[int, ...]) -> None:
 
 
 def _input_size(contents: Contents, options: Options) -> tuple[int, int]:
-    """(width, height) of the crops: as given, or 3 : 4 with as many patches as there are positions."""
+    """(width, height) of the crops: as given, or expected, or 3 : 4 with as many patches as there are positions."""
     if options.input_size is not None:
         return options.input_size
-    if contents.family == BACKBONE:
-        return (192, 256)
+    expected = options.expected_size or (192, 256)
+    tokens = {contents.tokens, contents.tokens + (contents.family == MMPOSE)}  # whose files may lack the extra one
+    if contents.family == BACKBONE or math.prod(side // PATCH for side in expected) in tokens:
+        return expected
     grid = grid_3_by_4(contents.tokens)
     if grid is None:
         raise ConversionError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,7 +15,10 @@ from pose_common.weights.keys import Conversion, ConversionError, flatten, unfla
 from posebh_jax.model import PoseBH
 from posebh_jax.vit import ViTSize
 from posebh_jax.weights.keys import BANK, BLOCKS
-from posebh_jax.weights.manifest import MIXTURES
+from posebh_jax.weights.mae import resize_position
+from posebh_jax.weights.manifest import MIXTURES, PATCH
+
+POSITION = "params/backbone/pos_embed"
 
 
 def start_from(conversion: Conversion, initial: Mapping[str, Any], model: PoseBH, *, fold: str = "") -> Start:
@@ -49,6 +53,20 @@ def start_from(conversion: Conversion, initial: Mapping[str, Any], model: PoseBH
     # A collection without arrays, such as the baseline's prototypes, is there all the same.
     tree = {**dict.fromkeys(initial, {}), **taken.tree}
     return dataclasses.replace(taken, tree=tree, initialised=tuple(sorted([*taken.initialised, *new])))
+
+
+def at_input_size(conversion: Conversion, input_size: tuple[int, int]) -> Conversion:
+    """The weights for crops of another (width, height): their position embedding is interpolated, as the log says."""
+    own = tuple(conversion.manifest["input_size"])
+    if own == input_size:
+        return conversion
+    logging.info("position embedding interpolated from crops of %dx%d to those of %dx%d", *own, *input_size)
+    old, grid = ((height // PATCH, width // PATCH) for width, height in (own, input_size))
+    tree = dict(flatten(conversion.weights))
+    tree[POSITION] = resize_position(tree[POSITION], old, grid)
+    weights = {**dict.fromkeys(conversion.weights, {}), **unflatten(tree)}
+    manifest = {**conversion.manifest, "input_size": list(input_size)}
+    return dataclasses.replace(conversion, weights=weights, manifest=manifest)
 
 
 def expand_experts(

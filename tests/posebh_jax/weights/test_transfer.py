@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +12,11 @@ import pytest
 from data_pipelines.datasets import DATASETS
 from pose_common.training.configuration import ConfigError
 from pose_common.training.mesh import make_mesh
+from pose_common.training.state import TrainState
 from pose_common.weights.folder import save_weights
 from pose_common.weights.keys import COUNTER, ConversionError, flatten, own_weights, unflatten
 from pose_common.weights.torch_files import write_state
-from posebh_jax import sources
+from posebh_jax import configuration, sources
 from posebh_jax.model import PoseBH
 from posebh_jax.vit import SIZES, ViTSize
 from posebh_jax.weights.convert import convert, read_weights, to_torch
@@ -153,6 +155,35 @@ def test_the_same_model_starts_whole(weights_folder):
     assert_same(flatten(start.tree), flatten(conversion.weights))
 
 
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_a_run_starts_from_weights_of_another_input_size(published_mixture, kind, tmp_path, caplog):
+    """Bicubic along both sides; evaluation at another size than the weights' is refused."""
+    path, conversion = published_mixture
+    if kind == "folder":
+        path = tmp_path / "folder"
+        save_weights(path, conversion.weights, conversion.manifest)
+    settings = [("init_from", str(path)), ("input_size", "192,192"), ("datasets", ",".join(MIXTURES[0]))]
+    config = configuration.read("mdt:demo", settings)
+    model = published_model()
+    shapes = unflatten(dict(model_targets(model, (192, 192))))
+    initial = jax.tree.map(lambda leaf: jnp.full(leaf.shape, -1.0), shapes)
+    state = TrainState(0, initial["params"], initial["batch_stats"], {}, {}, None)
+    caplog.set_level(logging.INFO)
+    found = np.asarray(sources.make_start(config, model)(state).params["backbone"]["pos_embed"])
+    assert "position embedding interpolated from crops of 96x128 to those of 192x192" in caplog.text
+    given = flatten(conversion.weights)["params/backbone/pos_embed"][0]
+    np.testing.assert_array_equal(found[0, 0], given[0])
+    columns = cubic_matrix(8, 12) @ given[1:].reshape(8, 6 * 128)
+    expected = cubic_matrix(6, 12) @ columns.reshape(12, 6, 128)
+    np.testing.assert_allclose(found[0, 1:].reshape(12, 12, 128), expected, atol=1e-5)
+
+    asked = [("mode", "evaluate"), ("checkpoint", str(path)), *settings[1:]]
+    with pytest.raises(
+        ConfigError, match=r"takes crops of 96x128 \(width x height\), not config.input_size=\(192, 192\)"
+    ):
+        sources.load(configuration.read("multi_head:demo", asked), make_mesh())
+
+
 def test_a_multi_head_file_leaves_embedding_and_prototypes_fresh(tmp_path):
     state = {name: value for name, value in tiny_posebh().items() if "proto_head" not in name}
     model = tiny_model()
@@ -201,11 +232,15 @@ def test_a_smaller_mixture_leaves_the_others_behind(weights_folder):
     np.testing.assert_array_equal(flatten(start.tree)[experts], flatten(conversion.weights)[experts][:, [1]])
 
 
+def published_model() -> PoseBH:
+    datasets = tuple((name, DATASETS[name].num_keypoints) for name in MIXTURES[0])
+    return PoseBH(SIZES["tiny"], datasets, num_experts=len(datasets), embedding_dim=0, filters=(4, 4))
+
+
 @pytest.fixture(scope="module")
 def published_mixture(tmp_path_factory):
     """(file of the original names, conversion) of heads of the published datasets, each array of other numbers."""
-    datasets = tuple((name, DATASETS[name].num_keypoints) for name in MIXTURES[0])
-    model = PoseBH(SIZES["tiny"], datasets, num_experts=len(datasets), embedding_dim=0, filters=(4, 4))
+    model = published_model()
     rng = np.random.default_rng(0)
     shapes = model_targets(model, (96, 128))
     weights = unflatten({name: rng.standard_normal(shape.shape, np.float32) for name, shape in shapes.items()})
