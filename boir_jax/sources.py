@@ -89,15 +89,13 @@ def load(config: ConfigDict, mesh: Mesh) -> restore.Loaded:
 def make_start(config: ConfigDict) -> Callable[[TrainState], TrainState] | None:
     """What fills a newly initialised state with `config.init_from`; None where the run starts from nothing.
 
-    A file is taken for a published one: as many keypoints as the dataset has need not be the same.
-
-    Raises:
-      ValueError: there are no weights.
+    The function reads the weights, which a run that goes on does not need; ValueError where there are none. A file is
+    taken for a published one: as many keypoints as the dataset has need not be the same.
     """
     if not config.init_from:
         return None
-    conversion, skeleton = read(config.init_from), configuration.dataset(config).keypoint_set
-    return restore.filler(config.init_from, lambda initial: start_from(conversion, initial, skeleton))
+    skeleton = configuration.dataset(config).keypoint_set
+    return restore.filler(config.init_from, lambda initial: start_from(read(config.init_from), initial, skeleton))
 
 
 def _require_same(conversion: Conversion, config: ConfigDict, own: PoseDataset) -> None:

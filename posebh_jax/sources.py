@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -101,14 +102,17 @@ def load(config: ConfigDict, mesh: Mesh) -> restore.Loaded:
 def make_start(config: ConfigDict, model: PoseBH) -> Callable[[TrainState], TrainState] | None:
     """What fills a newly initialised state with `config.init_from`; None where the run starts from nothing.
 
-    Raises:
-      ValueError: there are no weights.
+    The function reads the weights, which a run that goes on does not need; ValueError where there are none.
     """
     if not config.init_from:
         return None
-    conversion = read(config.init_from, _options(config, model.datasets, model.size.num_heads))
-    conversion = at_input_size(conversion, tuple(config.input_size))
-    return restore.filler(config.init_from, lambda initial: start_from(conversion, initial, model, fold=config.fold))
+
+    def start(initial: Mapping[str, Any]) -> restore.Start:
+        conversion = read(config.init_from, _options(config, model.datasets, model.size.num_heads))
+        conversion = at_input_size(conversion, tuple(config.input_size))
+        return start_from(conversion, initial, model, fold=config.fold)
+
+    return restore.filler(config.init_from, start)
 
 
 def _options(config: ConfigDict, datasets: tuple[tuple[str, int], ...], num_heads: int | None) -> Options:

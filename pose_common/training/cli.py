@@ -130,13 +130,15 @@ def record_configuration(
       accept_changes: go on whatever has changed.
 
     Raises:
-      ConfigError: the run was started with other settings.
+      ConfigError: the run was started with other settings; or a new one is to start from what is not there.
     """
     folder = workdir / "checkpoints"
     if config.mode != "train" and folder.is_dir():
         return
     checkpoints = Checkpoints(folder, read_only=True) if folder.is_dir() else None
     found = checkpoints.newest(lambda step: checkpoints.read_info(step)["config"]) if checkpoints else None
+    if found is None and config.mode == "train" and config.init_from:
+        configuration.require_weights("init_from", config)
     if found is not None:
         for change in configuration.require_same_run(found[1], config, free, accept_changes):
             logging.info("changed since the run was started: %s", change)

@@ -380,17 +380,7 @@ def check(config: ConfigDict) -> None:
             "weights give config.init_from, to go on with a run its --workdir"
         )
     if config.mode == "evaluate":
-        require_path(
-            "checkpoint",
-            config.checkpoint,
-            "a working directory with checkpoints, one of them, or a folder or file of weights",
-        )
-    if config.init_from and config.mode == "train":
-        require_path(
-            "init_from",
-            config.init_from,
-            "a working directory with checkpoints, one of them, or a folder or file of weights",
-        )
+        require_weights("checkpoint", config)
 
 
 def check_batch(config: ConfigDict) -> None:
@@ -415,6 +405,12 @@ def within(field: str, value: float, low: float, high: float, *, closed: bool = 
         raise ConfigError(
             f"config.{field}={value!r}: expected a number from {low:g} to {'' if closed else 'below '}{high:g}"
         )
+
+
+def require_weights(field: str, config: ConfigDict) -> None:
+    """Raises ConfigError where there is nothing at the path that `field` gives."""
+    expected = "a working directory with checkpoints, one of them, or a folder or file of weights"
+    require_path(field, config[field], expected)
 
 
 def require_path(field: str, path: str, expected: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import types
 
 import jax
 import numpy as np
@@ -190,7 +191,7 @@ def test_what_a_transfer_needs_is_said(mixture, tmp_path):
         configuration.check(config)
     config.init_from = str(tmp_path / "absent.pth")
     with pytest.raises((ValueError, OSError), match="absent.pth"):
-        sources.make_start(config, model)
+        sources.make_start(config, model)(types.SimpleNamespace(weights={}))
     config.datasets = ("synthetic_crowd", "synthetic_coco")
     config.init_from = str(mixture[0])
     with pytest.raises(ValueError, match="to one dataset"):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from unittest import mock
 
+import jax
 import pytest
 
 from boir_jax import configuration as boir_configuration
@@ -15,12 +16,14 @@ from boir_jax import sources as boir_sources
 from configs import boir, embedded, mdt, multi_head, transfer
 from data_pipelines.datasets import PoseDataset, save_definition
 from data_pipelines.skeletons import KeypointSet
-from pose_common.training import cli, configuration
+from pose_common.training import cli, configuration, parallel
+from pose_common.training.checkpoints import Checkpoints
 from pose_common.training.configuration import ConfigError
 from pose_common.training.restore import Run
 from posebh_jax import configuration as posebh_configuration
 from posebh_jax import sources as posebh_sources
 from tests.distribution import ROOT
+from tests.pose_common.training.toy import ToyMethod
 
 SHIPPED = {
     "mdt": (mdt, ["base", "huge", "large", "small", "demo"]),
@@ -43,6 +46,14 @@ def read(source, *arguments):
     given, overrides, others = configuration.split_arguments([f"--config={source}", *arguments])
     assert not others
     return own.read(given, overrides)
+
+
+def save_checkpoint(workdir, config):
+    """As a run of this configuration leaves one."""
+    checkpoints = Checkpoints(workdir / "checkpoints")
+    state = parallel.make_strategy("sharded").create(ToyMethod().init, jax.random.PRNGKey(1))
+    checkpoints.save(1, state, {"notes": {}, "config": json.loads(config.to_json())})
+    checkpoints.close()
 
 
 def other(value):
@@ -136,7 +147,6 @@ def test_tables_hold_the_datasets_of_the_run_and_no_others():
         ("mdt", "datasets=()", r"expected one name or more"),
         ("mdt", "codec.coco=dark", r"config.codec.coco='dark': expected one of udp, msra"),
         ("mdt", "mixture=heavy", r"config.mixture='heavy': expected one of concat, balanced, weighted"),
-        ("mdt", "init_from=/nonexistent", r"config.init_from='/nonexistent': there is no such file or folder"),
         ("mdt", "boxes.coco=absent.json", r"config.boxes.coco='absent.json': there is no such file"),
         ("mdt", "input_size=190,256", r"config.input_size=\(190, 256\): expected .*multiples of 16"),
         ("mdt", "input_size=192.0,256.0", r"config.input_size=\(192.0, 256.0\): expected .*multiples of 16"),
@@ -305,6 +315,17 @@ def test_an_evaluation_is_recorded_where_no_training_run_is(tmp_path):
     config.seed = 6
     cli.record_configuration(config, tmp_path, posebh_configuration.FREE, False)
     assert json.loads((tmp_path / "config.json").read_text())["seed"] == 5, "the training run's own"
+
+
+@pytest.mark.parametrize("source", ["transfer:demo", "boir:demo"])
+def test_a_run_goes_on_without_the_weights_it_started_from(source, tmp_path):
+    config = read(source, "--config.init_from=/nonexistent.pth")
+    with pytest.raises(ConfigError, match="config.init_from='/nonexistent.pth': there is no such file or folder"):
+        cli.record_configuration(config, tmp_path, posebh_configuration.FREE, False)
+    save_checkpoint(tmp_path, config)
+    cli.record_configuration(config, tmp_path, posebh_configuration.FREE, False)
+    start = boir_sources.make_start(config) if "boir" in source else posebh_sources.make_start(config, model=None)
+    assert callable(start), "it reads nothing before it is called"
 
 
 def test_an_older_runs_configuration_is_completed():
