@@ -35,7 +35,8 @@ def evaluate(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Mapping[str
     """Evaluates `config.checkpoint` on everything that is prepared; prints and saves the table."""
     mesh = make_mesh()
     model, weights, step = sources.load(config, mesh)
-    return cli.require_rows(build.make_evaluator(config, model, mesh, workdir)(weights, step))
+    figures = build.make_evaluator(config, model, mesh, workdir)(weights, step)
+    return cli.conclude_evaluation(config, workdir, figures)
 
 
 def run(config: ConfigDict, workdir: pathlib.Path) -> None:

@@ -23,13 +23,12 @@ from data_pipelines.records import DatasetNotPrepared
 from data_pipelines.top_down.loader import TrainIterator
 from pose_common.evaluation.best import BestMetric
 from pose_common.report.ending import conclude
-from pose_common.training import configuration, distributed, logs, loop, parallel, processes
-from pose_common.training.checkpoints import Checkpoints
+from pose_common.training import configuration, distributed, logs, loop, parallel, processes, restore
 from pose_common.training.configuration import Override
 from pose_common.training.curves import draw_curves
 from pose_common.training.state import TrainState
 from pose_common.training.usage import usage
-from pose_common.training.workdir import make_workdir, require_shared
+from pose_common.training.workdir import make_workdir, record_configuration, require_shared
 
 HELP = frozenset({"--help", "-h", "-help", "--helpfull", "--helpshort"})
 Metrics = dict[str, Mapping[str, float]]
@@ -107,23 +106,21 @@ def train(
     return complete
 
 
-def require_rows(figures: Metrics) -> Metrics:
-    """The figures of an evaluation.
+def conclude_evaluation(config: ConfigDict, workdir: pathlib.Path, figures: Metrics) -> Metrics:
+    """The figures of an evaluation, whose configuration is recorded for its report; that of a training run stays.
 
     Raises:
       DatasetNotPrepared: there is not a single row.
     """
     if not figures:
         raise DatasetNotPrepared("none of the datasets is prepared; see the messages above")
+    if not (workdir / "checkpoints").is_dir():
+        record_configuration(json.loads(config.to_json()), workdir)
     return figures
 
 
-def record_configuration(
-    config: ConfigDict, workdir: pathlib.Path, free: Collection[str], accept_changes: bool
-) -> None:
-    """Writes `config.json`, after comparing with the run that `workdir` holds; only a training run is one.
-
-    An evaluation's configuration is written where no training run is, so that its report can show it.
+def follow_run(config: ConfigDict, workdir: pathlib.Path, free: Collection[str], accept_changes: bool) -> None:
+    """Compares with the training run that `workdir` holds, if any, and sets `init_from` to what that started from.
 
     Args:
       free: see `configuration.require_same_run`.
@@ -132,18 +129,17 @@ def record_configuration(
     Raises:
       ConfigError: the run was started with other settings; or a new one is to start from what is not there.
     """
-    folder = workdir / "checkpoints"
-    if config.mode != "train" and folder.is_dir():
+    run = restore.find_run(workdir)
+    if run is None:
+        if config.init_from:
+            configuration.require_weights("init_from", config)
         return
-    checkpoints = Checkpoints(folder, read_only=True) if folder.is_dir() else None
-    found = checkpoints.newest(lambda step: checkpoints.read_info(step)["config"]) if checkpoints else None
-    if found is None and config.mode == "train" and config.init_from:
-        configuration.require_weights("init_from", config)
-    if found is not None:
-        for change in configuration.require_same_run(found[1], config, free, accept_changes):
-            logging.info("changed since the run was started: %s", change)
-    if jax.process_index() == 0:
-        (workdir / "config.json").write_text(config.to_json(indent=1, sort_keys=True) + "\n")
+    started_from = run.config.get("init_from", config.init_from)
+    if config.init_from not in ("", started_from):
+        logging.warning("config.init_from=%s: ignored, the run started from %r", config.init_from, started_from)
+    config.init_from = started_from
+    for change in configuration.require_same_run(run.config, config, free, accept_changes):
+        logging.info("changed since the run was started: %s", change)
 
 
 def main(
@@ -191,8 +187,8 @@ def main(
                 make_workdir(path)
                 if settings.mode == "train":
                     require_shared(path)
+                    follow_run(settings, path, free, accept.value)
                 distributed.use_compilation_cache(settings.compilation_cache)
-                record_configuration(settings, path, free, accept.value)
                 with logs.written_to(path):
                     run(settings, path)
         except processes.KNOWN as error:

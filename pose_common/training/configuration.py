@@ -32,7 +32,6 @@ FREE = frozenset(
     {
         "mode",
         "checkpoint",
-        "init_from",
         "data_dir",
         "data_cache",
         "loader_threads",

@@ -30,7 +30,7 @@ from pose_common.training.profiling import Profiler
 from pose_common.training.stages import Stage, stage_index
 from pose_common.training.state import STATE_TRAINED, TrainState, to_evaluate
 from pose_common.training.step import Differentiable, train_step
-from pose_common.training.workdir import require_space
+from pose_common.training.workdir import record_configuration, require_space
 from pose_common.training.writers import TRAIN, MetricWriter, Scores, set_aside_metrics, steps_done
 
 
@@ -137,6 +137,7 @@ def train(
             if fresh:
                 keeper.forget()
         run = _resume(method, data, strategy, checkpoints, settings) or _start(method, strategy, key, prepare)
+        record_configuration(settings.config, workdir)  # now that the run is known to go on with it
         whole = strategy.to_global(run.state)
         require_space(workdir, whole, settings.keep, len(checkpoints.steps), best is not None)
         report.log_parameters(whole.params, workdir)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import math
 import pathlib
 import shutil
 import time
 import uuid
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -32,6 +34,12 @@ def make_workdir(workdir: pathlib.Path) -> None:
         probe.unlink()
     except OSError as error:
         raise ConfigError(f"--workdir={workdir} cannot be written: {error.strerror or error}") from error
+
+
+def record_configuration(config: Mapping[str, Any], workdir: pathlib.Path) -> None:
+    """Writes `config.json`, of what is or was done in the working directory; process 0 does."""
+    if jax.process_index() == 0:
+        (workdir / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
 
 
 def require_shared(workdir: pathlib.Path) -> None:

@@ -35,7 +35,9 @@ class FaultyData(ToyData):
 def read(source, overrides) -> ConfigDict:
     """The toy's configuration."""
     given = dict(overrides)
-    config = ConfigDict({"mode": "train", "method": "toy", "seed": 0, "compilation_cache": "", "steps": 4})
+    config = ConfigDict(
+        {"mode": "train", "method": "toy", "init_from": "", "seed": 0, "compilation_cache": "", "steps": 4}
+    )
     config.update({name: int(value) for name, value in given.items()})
     return config
 

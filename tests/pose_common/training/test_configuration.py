@@ -32,6 +32,7 @@ SHIPPED = {
     "boir": (boir, ["coco_w32", "coco_w48", "crowdpose_w32", "crowdpose_w48_finetune", "demo"]),
     "embedded": (embedded, [""]),
 }
+FIGURES = {"toy": {"AP": 1.0}}
 ALL = [f"{name}:{argument}".strip(":") for name, (_, arguments) in SHIPPED.items() for argument in arguments]
 
 
@@ -309,11 +310,11 @@ def test_what_is_only_evaluated_may_change():
 def test_an_evaluation_is_recorded_where_no_training_run_is(tmp_path):
     config = read("mdt:demo", "--config.seed=5")
     config.mode = "evaluate"
-    cli.record_configuration(config, tmp_path, posebh_configuration.FREE, False)
+    cli.conclude_evaluation(config, tmp_path, FIGURES)
     assert json.loads((tmp_path / "config.json").read_text())["seed"] == 5
     (tmp_path / "checkpoints").mkdir()
     config.seed = 6
-    cli.record_configuration(config, tmp_path, posebh_configuration.FREE, False)
+    cli.conclude_evaluation(config, tmp_path, FIGURES)
     assert json.loads((tmp_path / "config.json").read_text())["seed"] == 5, "the training run's own"
 
 
@@ -321,11 +322,21 @@ def test_an_evaluation_is_recorded_where_no_training_run_is(tmp_path):
 def test_a_run_goes_on_without_the_weights_it_started_from(source, tmp_path):
     config = read(source, "--config.init_from=/nonexistent.pth")
     with pytest.raises(ConfigError, match="config.init_from='/nonexistent.pth': there is no such file or folder"):
-        cli.record_configuration(config, tmp_path, posebh_configuration.FREE, False)
+        cli.follow_run(config, tmp_path, program(source).FREE, accept_changes=False)
     save_checkpoint(tmp_path, config)
-    cli.record_configuration(config, tmp_path, posebh_configuration.FREE, False)
+    cli.follow_run(config, tmp_path, program(source).FREE, accept_changes=False)
     start = boir_sources.make_start(config) if "boir" in source else posebh_sources.make_start(config, model=None)
     assert callable(start), "it reads nothing before it is called"
+
+
+def test_a_run_keeps_what_it_started_from(tmp_path, caplog):
+    save_checkpoint(tmp_path, read("mdt:demo", "--config.init_from=first.pth"))
+    for given in ("first.pth", "second.pth", ""):
+        config = read("mdt:demo", f"--config.init_from={given}")
+        cli.follow_run(config, tmp_path, posebh_configuration.FREE, accept_changes=False)
+        assert config.init_from == "first.pth"
+    assert caplog.text.count("config.init_from") == 1
+    assert "config.init_from=second.pth: ignored, the run started from 'first.pth'" in caplog.text
 
 
 def test_an_older_runs_configuration_is_completed():
