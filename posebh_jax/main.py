@@ -32,11 +32,11 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> bool:
 
 
 def evaluate(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Mapping[str, float]]:
-    """Evaluates `config.checkpoint` on everything that is prepared; prints and saves the table."""
+    """Evaluates `config.checkpoint` on everything that is prepared; prints and saves the table, and says where."""
     mesh = make_mesh()
     model, weights, step = sources.load(config, mesh)
     figures = build.make_evaluator(config, model, mesh, workdir)(weights, step)
-    return cli.conclude_evaluation(config, workdir, figures)
+    return cli.conclude_evaluation(config, workdir, figures, step)
 
 
 def run(config: ConfigDict, workdir: pathlib.Path) -> None:

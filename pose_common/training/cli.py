@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import logging
 import pathlib
+import re
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
@@ -31,6 +32,8 @@ from pose_common.training.usage import usage
 from pose_common.training.workdir import make_workdir, record_configuration, require_shared
 
 HELP = frozenset({"--help", "-h", "-help", "--helpfull", "--helpshort"})
+EVALUATED = "workdir/evaluated"
+"""Where evaluations go without --workdir."""
 Metrics = dict[str, Mapping[str, float]]
 Read = Callable[[str, Sequence[Override]], ConfigDict]
 """read(source, overrides) -> the checked configuration of a method."""
@@ -106,8 +109,10 @@ def train(
     return complete
 
 
-def conclude_evaluation(config: ConfigDict, workdir: pathlib.Path, figures: Metrics) -> Metrics:
-    """The figures of an evaluation, whose configuration is recorded for its report; that of a training run stays.
+def conclude_evaluation(config: ConfigDict, workdir: pathlib.Path, figures: Metrics, step: int) -> Metrics:
+    """The figures of an evaluation, after saying where its results are, of which `step` names the folder.
+
+    Its configuration is recorded for its report; that of a training run stays.
 
     Raises:
       DatasetNotPrepared: there is not a single row.
@@ -116,7 +121,14 @@ def conclude_evaluation(config: ConfigDict, workdir: pathlib.Path, figures: Metr
         raise DatasetNotPrepared("none of the datasets is prepared; see the messages above")
     if not (workdir / "checkpoints").is_dir():
         record_configuration(json.loads(config.to_json()), workdir)
+    if jax.process_index() == 0:
+        print(f"results: {workdir / 'results' / f'step_{step}'}")
     return figures
+
+
+def evaluation_workdir(checkpoint: str) -> str:
+    """Where `checkpoint` is evaluated unless --workdir says it: what is of no run has no step to tell it by."""
+    return f"{EVALUATED}/" + re.sub(r"[^\w.-]+", "_", checkpoint).strip("_")
 
 
 def follow_run(config: ConfigDict, workdir: pathlib.Path, free: Collection[str], accept_changes: bool) -> None:
@@ -156,13 +168,18 @@ def main(
       read: makes the method's configuration of the flags --config ('' where it is not given) and --config.<leaf>.
       run: does what a configuration says, in a working directory that is there.
       default: name of the method's own configuration file, whose comments explain its settings.
-      workdir: default of the flag.
+      workdir: default of the flag where something is trained.
       free: settings that may change when a run goes on.
     """
     flags.DEFINE_string(
         "config", "", "Configuration, `path[:argument]` or `name[:argument]`; --config.<field>=... sets a field."
     )
-    folder = flags.DEFINE_string("workdir", workdir, "Checkpoints, figures, results and pictures go here.")
+    folder = flags.DEFINE_string(
+        "workdir",
+        None,
+        f"Checkpoints, figures, results and pictures go here; by default to {workdir}, those of an evaluation to "
+        f"{EVALUATED}/<name of the checkpoint>.",
+    )
     coordinator = flags.DEFINE_string("coordinator", None, "address:port of process 0, where JAX cannot find it.")
     num_processes = flags.DEFINE_integer("num_processes", None, "Number of processes, with --coordinator.")
     process_id = flags.DEFINE_integer("process_id", None, "This process, with --coordinator.")
@@ -183,9 +200,10 @@ def main(
             with processes.leaving_together(debug.value):
                 settings = read(source, overrides)
                 processes.require_alike("start", _identity(settings))
-                path = as_path(folder.value)
+                evaluates = settings.mode == "evaluate"
+                path = as_path(folder.value or (evaluation_workdir(settings.checkpoint) if evaluates else workdir))
                 make_workdir(path)
-                if settings.mode == "train":
+                if not evaluates:
                     require_shared(path)
                     follow_run(settings, path, free, accept.value)
                 distributed.use_compilation_cache(settings.compilation_cache)

@@ -10,6 +10,20 @@ from ml_collections import ConfigDict
 from pose_common.training import cli
 
 
+def test_evaluations_of_different_weights_have_folders_of_their_own():
+    checkpoints = [
+        "workdir/transfer",
+        "w1/checkpoints/best",
+        "w1/checkpoints/1",
+        "base.pth",
+        "../base.pth",
+        "hf://owner/base",
+    ]
+    folders = [cli.evaluation_workdir(checkpoint) for checkpoint in checkpoints]
+    assert folders[0] == "workdir/evaluated/workdir_transfer" and len(set(folders)) == len(folders)
+    assert all(folder.count("/") == 2 for folder in folders)
+
+
 @pytest.mark.parametrize(("examples", "configured", "steps"), [(96, 0, 3), (97, 0, 4), (5, 0, 1), (97, 7, 7)])
 def test_an_epoch_counts_its_last_batch(examples, configured, steps):
     config = ConfigDict({"batch_size": 32, "steps_per_epoch": configured})

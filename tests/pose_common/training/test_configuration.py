@@ -307,14 +307,15 @@ def test_what_is_only_evaluated_may_change():
         configuration.require_same_run(saved, changed, posebh_configuration.FREE)
 
 
-def test_an_evaluation_is_recorded_where_no_training_run_is(tmp_path):
+def test_an_evaluation_is_recorded_where_no_training_run_is(tmp_path, capsys):
     config = read("mdt:demo", "--config.seed=5")
     config.mode = "evaluate"
-    cli.conclude_evaluation(config, tmp_path, FIGURES)
+    cli.conclude_evaluation(config, tmp_path, FIGURES, step=7)
+    assert capsys.readouterr().out == f"results: {tmp_path}/results/step_7\n"
     assert json.loads((tmp_path / "config.json").read_text())["seed"] == 5
     (tmp_path / "checkpoints").mkdir()
     config.seed = 6
-    cli.conclude_evaluation(config, tmp_path, FIGURES)
+    cli.conclude_evaluation(config, tmp_path, FIGURES, step=7)
     assert json.loads((tmp_path / "config.json").read_text())["seed"] == 5, "the training run's own"
 
 
