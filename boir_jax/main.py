@@ -3,8 +3,8 @@
     python -m boir_jax.main --config=configs/boir.py:coco_w32 --workdir=workdir/boir_coco_w32
     python -m boir_jax.main --workdir=... --config.mode=evaluate --config.checkpoint=...
 
-A run that finds checkpoints in its working directory goes on from the newest. What is evaluated says its own size and
-dataset; a configuration or single settings may say otherwise.
+A run that finds checkpoints in its working directory goes on from the newest, without --config by its own settings.
+What is evaluated says its own size and dataset; a configuration or single settings may say otherwise.
 """
 
 from __future__ import annotations
@@ -46,7 +46,10 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
 
 def main() -> None:
     """The program."""
-    cli.main(sources.read_configuration, run, default=sources.DEFAULT, workdir="workdir/boir", free=configuration.FREE)
+    methods, free = configuration.METHODS, configuration.FREE
+    cli.main(
+        sources.read_configuration, run, default=sources.DEFAULT, workdir="workdir/boir", methods=methods, free=free
+    )
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
     python -m posebh_jax.main --config=configs/mdt.py:base --workdir=workdir/base
     python -m posebh_jax.main --workdir=... --config.mode=evaluate --config.checkpoint=...
 
-A run that finds checkpoints in its working directory goes on from the newest. What is evaluated says its own size,
-crop and datasets; a configuration or single settings may say otherwise.
+A run that finds checkpoints in its working directory goes on from the newest, without --config by its own settings.
+What is evaluated says its own size, crop and datasets; a configuration or single settings may say otherwise.
 """
 
 from __future__ import annotations
@@ -47,8 +47,9 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
 
 def main() -> None:
     """The program."""
+    methods, free = configuration.METHODS, configuration.FREE
     cli.main(
-        sources.read_configuration, run, default=sources.DEFAULT, workdir="workdir/posebh", free=configuration.FREE
+        sources.read_configuration, run, default=sources.DEFAULT, workdir="workdir/posebh", methods=methods, free=free
     )
 
 

@@ -28,21 +28,23 @@ from posebh_jax.weights.transfer import at_input_size, start_from
 DEFAULT = "mdt"
 
 
-def read_configuration(source: str, overrides: Sequence[Override] = ()) -> ConfigDict:
-    """The configuration of the command line. Where it names none, what is evaluated says it.
+def read_configuration(source: str, overrides: Sequence[Override] = (), workdir: str = "") -> ConfigDict:
+    """The configuration of the command line. Where it names none, what is evaluated, or the run in `workdir`, says it.
 
     Raises:
       ValueError: a setting that cannot be, or a checkpoint that is none.
     """
+    if source:
+        return configuration.read(source, overrides)
     checkpoint = evaluated(overrides)
-    if source or not checkpoint:
-        return configuration.read(source or DEFAULT, overrides)
-    path = local_path(checkpoint)
+    path = local_path(checkpoint) if checkpoint else workdir
     run = restore.find_run(path, configuration.METHODS)
     if run is not None:
         # The data may be elsewhere by now, with the definitions of custom datasets.
         saved = run.config | dict(override for override in overrides if override[0] == "data_dir")
         return configuration.with_overrides(configuration.of_run(saved), overrides)
+    if not checkpoint:
+        return configuration.read(DEFAULT, overrides)
     options = Options(expected=configuration.asked_datasets(DEFAULT, overrides))
     return configuration.with_overrides(configuration.of_weights(describe_weights(path, options)), overrides)
 

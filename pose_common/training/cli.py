@@ -25,6 +25,7 @@ from data_pipelines.top_down.loader import TrainIterator
 from pose_common.evaluation.best import BestMetric
 from pose_common.report.ending import conclude
 from pose_common.training import configuration, distributed, logs, loop, parallel, processes, restore
+from pose_common.training.checkpoints import find_checkpoints
 from pose_common.training.configuration import Override
 from pose_common.training.curves import draw_curves
 from pose_common.training.state import TrainState
@@ -35,8 +36,8 @@ HELP = frozenset({"--help", "-h", "-help", "--helpfull", "--helpshort"})
 EVALUATED = "workdir/evaluated"
 """Where evaluations go without --workdir."""
 Metrics = dict[str, Mapping[str, float]]
-Read = Callable[[str, Sequence[Override]], ConfigDict]
-"""read(source, overrides) -> the checked configuration of a method."""
+Read = Callable[[str, Sequence[Override], str], ConfigDict]
+"""read(source, overrides, workdir) -> the checked configuration of a method."""
 
 
 def make_reading(config: ConfigDict) -> Reading:
@@ -131,17 +132,21 @@ def evaluation_workdir(checkpoint: str) -> str:
     return f"{EVALUATED}/" + re.sub(r"[^\w.-]+", "_", checkpoint).strip("_")
 
 
-def follow_run(config: ConfigDict, workdir: pathlib.Path, free: Collection[str], accept_changes: bool) -> None:
+def follow_run(
+    config: ConfigDict, workdir: pathlib.Path, methods: Sequence[str], free: Collection[str], accept_changes: bool
+) -> None:
     """Compares with the training run that `workdir` holds, if any, and sets `init_from` to what that started from.
 
     Args:
+      methods: whose runs can go on.
       free: see `configuration.require_same_run`.
       accept_changes: go on whatever has changed.
 
     Raises:
-      ConfigError: the run was started with other settings; or a new one is to start from what is not there.
+      ValueError: the run is of another method, or was started with other settings; or a new one is to start from what
+        is not there.
     """
-    run = restore.find_run(workdir)
+    run = restore.find_run(workdir, methods)
     if run is None:
         if config.init_from:
             configuration.require_weights("init_from", config)
@@ -160,19 +165,25 @@ def main(
     *,
     default: str,
     workdir: str,
+    methods: Sequence[str],
     free: Collection[str],
 ) -> None:
     """The program.
 
     Args:
-      read: makes the method's configuration of the flags --config ('' where it is not given) and --config.<leaf>.
+      read: makes the method's configuration of the flags --config ('' where it is not given: that of the run in the
+        working directory) and --config.<leaf>.
       run: does what a configuration says, in a working directory that is there.
       default: name of the method's own configuration file, whose comments explain its settings.
       workdir: default of the flag where something is trained.
+      methods: whose runs can go on.
       free: settings that may change when a run goes on.
     """
     flags.DEFINE_string(
-        "config", "", "Configuration, `path[:argument]` or `name[:argument]`; --config.<field>=... sets a field."
+        "config",
+        "",
+        "Configuration, `path[:argument]` or `name[:argument]`; by default that of the run in --workdir. "
+        "--config.<field>=... sets a field.",
     )
     folder = flags.DEFINE_string(
         "workdir",
@@ -187,7 +198,7 @@ def main(
     debug = flags.DEFINE_bool("debug", False, "Show errors with their traceback.")
     source, overrides, others = configuration.split_arguments(sys.argv[1:])
     if HELP & set(others):
-        _print_usage(source, read(source, overrides), default)
+        _print_usage(source, read(source, overrides, ""), default)
         return
 
     def start(argv: list[str]) -> None:
@@ -198,14 +209,20 @@ def main(
             distributed.start(coordinator.value, num_processes.value, process_id.value)
             logs.name_host()
             with processes.leaving_together(debug.value):
-                settings = read(source, overrides)
+                holder = folder.value or workdir
+                if not source and not configuration.evaluated(overrides):  # all read the run that is there, or none
+                    there = find_checkpoints(holder)
+                    processes.require_alike("run", {f"checkpoints in {holder}": there.steps if there else ()})
+                settings = read(source, overrides, holder)
                 processes.require_alike("start", _identity(settings))
                 evaluates = settings.mode == "evaluate"
-                path = as_path(folder.value or (evaluation_workdir(settings.checkpoint) if evaluates else workdir))
+                if evaluates and not folder.value:
+                    holder = evaluation_workdir(settings.checkpoint)
+                path = as_path(holder)
                 make_workdir(path)
                 if not evaluates:
                     require_shared(path)
-                    follow_run(settings, path, free, accept.value)
+                    follow_run(settings, path, methods, free, accept.value)
                 distributed.use_compilation_cache(settings.compilation_cache)
                 with logs.written_to(path):
                     run(settings, path)

@@ -138,11 +138,16 @@ def _module(path: str) -> Any:
                 raise ConfigError(f"--config={path}: {type(error).__name__}: {error}") from error
         package = folders[folder]
     shipped = sorted({found.stem for folder in folders for found in folder.glob("[a-z]*.py")} - {"common"})
-    if name not in shipped:
+    if name in shipped and file.suffix in ("", ".py"):
+        return importlib.import_module(f"{package}.{name}")
+    if file.exists():
         raise ConfigError(
-            f"--config={path}: there is no such file; shipped are {', '.join(shipped)}{nearest(name, shipped)}"
+            f"--config={path}: expected a Python file with get_config(), or one of {', '.join(shipped)}; a run goes on "
+            "with its own settings where --workdir is given and --config left out"
         )
-    return importlib.import_module(f"{package}.{name}")
+    raise ConfigError(
+        f"--config={path}: there is no such file; shipped are {', '.join(shipped)}{nearest(name, shipped)}"
+    )
 
 
 def _own_folders() -> dict[pathlib.Path, str]:
@@ -186,6 +191,11 @@ def split_arguments(arguments: Sequence[str]) -> tuple[str, list[Override], list
         else:
             overrides.append((leaf, text if text is not None else str(not negated)))
     return source, overrides, others
+
+
+def package_of(method: str) -> str:
+    """The package whose commands are for the runs of a method."""
+    return "boir_jax" if method == "boir" else "posebh_jax"
 
 
 def set_leaves(config: ConfigDict, overrides: Sequence[Override]) -> None:
@@ -277,12 +287,13 @@ def evaluated(overrides: Sequence[Override]) -> str:
 def completed(saved: Mapping[str, Any], defaults: ConfigDict) -> ConfigDict:
     """A saved configuration; fields that it does not have, because it is older, are those of `defaults`.
 
-    Lists of JSON become tuples again where the default is one.
+    Lists of JSON become tuples again where the default is one. `synthetic`, which is empty where nothing is rendered,
+    stays as it was saved.
     """
     config = defaults.copy_and_resolve_references()
     for name, value in saved.items():
         old = config.get(name)
-        if isinstance(old, ConfigDict) and isinstance(value, Mapping):
+        if isinstance(old, ConfigDict) and isinstance(value, Mapping) and name != "synthetic":
             config[name] = completed(value, old)
             continue
         with config.unlocked(), config.ignore_type():

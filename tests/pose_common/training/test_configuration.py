@@ -10,6 +10,7 @@ from unittest import mock
 
 import jax
 import pytest
+from ml_collections import ConfigDict
 
 from boir_jax import configuration as boir_configuration
 from boir_jax import sources as boir_sources
@@ -22,7 +23,8 @@ from pose_common.training.configuration import ConfigError
 from pose_common.training.restore import Run
 from posebh_jax import configuration as posebh_configuration
 from posebh_jax import sources as posebh_sources
-from tests.distribution import ROOT
+from posebh_jax.predict import EMBEDDED
+from tests.distribution import ROOT, child_environment
 from tests.pose_common.training.toy import ToyMethod
 
 SHIPPED = {
@@ -261,14 +263,31 @@ def test_settings_that_would_do_nothing():
     read("mdt:demo", "--config.checkpoint_every=2", "--config.keep_checkpoints_every=4")
 
 
-def test_the_program_says_it_without_a_traceback(tmp_path):
-    arguments = ["--config=mdt:bas", f"--workdir={tmp_path / 'run'}"]
-    done = subprocess.run(
-        [sys.executable, "-m", "posebh_jax.main", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+def refused(folder, *arguments):
+    """The last line of the program, started in a folder, which ends with an error."""
+    command = [sys.executable, "-m", "posebh_jax.main", *arguments]
+    environment = child_environment(devices=1) | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert done.stderr.strip().splitlines()[-1].startswith("error: --config=mdt:bas")
+    return done.stderr.strip().splitlines()[-1]
+
+
+def test_the_program_says_it_without_a_traceback(tmp_path):
+    assert refused(tmp_path, "--config=mdt:bas", "--workdir=run").startswith("error: --config=mdt:bas")
     assert not (tmp_path / "run").exists(), "refused before anything is made"
+
+
+def test_the_program_goes_on_by_the_settings_of_the_run(tmp_path):
+    save_checkpoint(tmp_path / "run", read("mdt:demo", "--config.seed=5"))
+    said = refused(tmp_path, "--workdir=run", "--config.seed=6")
+    assert "config.seed: 5 -> 6. Start another run" in said and said.count(" -> ") == 1
+
+
+def test_the_program_evaluates_in_a_folder_of_its_own(tmp_path):
+    said = refused(tmp_path, "--config.mode=evaluate", f"--config.checkpoint={EMBEDDED}")
+    assert "none of the datasets is prepared" in said
+    (folder,) = (tmp_path / "workdir").glob("*/*")
+    assert folder.parent.name == "evaluated" and folder.name.endswith("posebh_jax_embedded.safetensors")
 
 
 def test_resuming_with_other_settings():
@@ -323,9 +342,9 @@ def test_an_evaluation_is_recorded_where_no_training_run_is(tmp_path, capsys):
 def test_a_run_goes_on_without_the_weights_it_started_from(source, tmp_path):
     config = read(source, "--config.init_from=/nonexistent.pth")
     with pytest.raises(ConfigError, match="config.init_from='/nonexistent.pth': there is no such file or folder"):
-        cli.follow_run(config, tmp_path, program(source).FREE, accept_changes=False)
+        cli.follow_run(config, tmp_path, program(source).METHODS, program(source).FREE, accept_changes=False)
     save_checkpoint(tmp_path, config)
-    cli.follow_run(config, tmp_path, program(source).FREE, accept_changes=False)
+    cli.follow_run(config, tmp_path, program(source).METHODS, program(source).FREE, accept_changes=False)
     start = boir_sources.make_start(config) if "boir" in source else posebh_sources.make_start(config, model=None)
     assert callable(start), "it reads nothing before it is called"
 
@@ -334,10 +353,39 @@ def test_a_run_keeps_what_it_started_from(tmp_path, caplog):
     save_checkpoint(tmp_path, read("mdt:demo", "--config.init_from=first.pth"))
     for given in ("first.pth", "second.pth", ""):
         config = read("mdt:demo", f"--config.init_from={given}")
-        cli.follow_run(config, tmp_path, posebh_configuration.FREE, accept_changes=False)
+        cli.follow_run(config, tmp_path, posebh_configuration.METHODS, posebh_configuration.FREE, False)
         assert config.init_from == "first.pth"
     assert caplog.text.count("config.init_from") == 1
     assert "config.init_from=second.pth: ignored, the run started from 'first.pth'" in caplog.text
+
+
+@pytest.mark.parametrize("source", ["mdt:demo", "multi_head:demo", "boir:demo"])
+def test_without_a_configuration_a_run_goes_on_by_its_own(source, tmp_path):
+    config, sources = read(source, "--config.seed=5"), (boir_sources if "boir" in source else posebh_sources)
+    config.synthetic = ConfigDict()  # unlike that of any small model that is shipped
+    save_checkpoint(tmp_path, config)
+    again = sources.read_configuration("", [("log_every", "7")], str(tmp_path))
+    config.log_every = 7
+    assert configuration.shown(again) == configuration.shown(config)
+    cli.follow_run(again, tmp_path, program(source).METHODS, program(source).FREE, accept_changes=False)
+    assert sources.read_configuration("", (), str(tmp_path / "empty")).seed == 0, "there is no run"
+
+
+def test_a_run_of_the_other_method_is_told_with_the_command_for_it(tmp_path):
+    save_checkpoint(tmp_path, read("mdt:demo"))
+    message = f"{tmp_path} is a run of posebh, which is not boir: .*python -m posebh_jax.main$"
+    with pytest.raises(ValueError, match=message):
+        boir_sources.read_configuration("", (), str(tmp_path))
+    own = boir_configuration
+    with pytest.raises(ValueError, match=message):
+        cli.follow_run(read("boir:demo"), tmp_path, own.METHODS, own.FREE, accept_changes=True)
+
+
+def test_a_file_that_is_no_configuration_says_what_is(tmp_path):
+    (tmp_path / "mdt.json").write_text("{}")
+    for source in (tmp_path / "mdt.json", tmp_path):
+        with pytest.raises(ConfigError, match=f"--config={source}: expected a Python file .* --config left out$"):
+            read(str(source))
 
 
 def test_an_older_runs_configuration_is_completed():
