@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from boir_jax.method import TERMS
 from boir_jax.model import VARIANTS, variant_name
-from data_pipelines.datasets import DATASETS, PoseDataset, custom_definitions, find_dataset
+from data_pipelines.datasets import PoseDataset, custom_definitions, find_dataset, known_datasets
 from data_pipelines.whole_image.pictures import Rules
 from pose_common.metrics.evaluate import protocol_of
 from pose_common.training import configuration
@@ -196,7 +196,7 @@ def _found(name: str, config: ConfigDict) -> PoseDataset:
     try:
         return find_dataset(name, config.data_dir, config.definitions)
     except KeyError as error:
-        raise ConfigError(f"config.dataset: {error.args[0]}{nearest(name, DATASETS)}") from error
+        raise ConfigError(f"config.dataset: {error.args[0]}{nearest(name, known_datasets(config.data_dir))}") from error
 
 
 def rules(config: ConfigDict) -> Rules:

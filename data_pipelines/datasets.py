@@ -161,6 +161,11 @@ def definition_path(name: str, data_dir: str | pathlib.Path) -> pathlib.Path:
     return as_path(data_dir) / name / DEFINITION_FILE
 
 
+def known_datasets(data_dir: str | pathlib.Path) -> list[str]:
+    """Names of the datasets that are built in or defined in `data_dir`."""
+    return sorted({*DATASETS, *(path.parent.name for path in as_path(data_dir).glob(f"*/{DEFINITION_FILE}"))})
+
+
 def find_dataset(
     name: str, data_dir: str | pathlib.Path | None = None, saved: Mapping[str, Any] | None = None
 ) -> PoseDataset:

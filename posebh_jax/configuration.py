@@ -17,6 +17,7 @@ from data_pipelines.datasets import (
     defined,
     definition_of,
     find_dataset,
+    known_datasets,
 )
 from data_pipelines.mixture import MIXTURES
 from data_pipelines.top_down.augmentation import Augmentation
@@ -208,7 +209,9 @@ def _found(name: str, config: ConfigDict) -> PoseDataset:
     try:
         return find_dataset(name, config.data_dir, config.definitions)
     except KeyError as error:
-        raise ConfigError(f"config.datasets: {error.args[0]}{nearest(name, DATASETS)}") from error
+        raise ConfigError(
+            f"config.datasets: {error.args[0]}{nearest(name, known_datasets(config.data_dir))}"
+        ) from error
 
 
 def check(config: ConfigDict) -> None:

@@ -407,6 +407,14 @@ def test_an_older_runs_configuration_is_completed():
     assert configuration.shown(again) == configuration.shown(read("mdt:huge"))
 
 
+@pytest.mark.parametrize(("source", "setting"), [("mdt", "datasets"), ("boir", "dataset")])
+def test_a_custom_dataset_may_be_what_was_meant(source, setting, tmp_path):
+    skeleton = KeypointSet("puppets", ("a", "b"), sigmas=(0.05,) * 2)
+    save_definition(PoseDataset("puppets", "puppets", skeleton=skeleton), tmp_path)
+    with pytest.raises(ConfigError, match=f"config.{setting}: unknown dataset 'puppet'.* did you mean 'puppets'"):
+        read(source, f"--config.data_dir={tmp_path}", f"--config.{setting}=puppet")
+
+
 @pytest.mark.parametrize("source", ["mdt:base", "boir:mine"])
 def test_a_run_knows_its_custom_datasets_without_their_data(source, tmp_path):
     given, moved = tmp_path / "given", tmp_path / "moved"
