@@ -145,6 +145,13 @@ def prepare_splits(args: argparse.Namespace) -> tuple[dict[str, dict[str, Any]],
         splits = _splits(args)
     except RawDataError as error:
         return {}, {"": str(error)}
+    for split in splits:  # all of them before one is written: new parts may have pictures in common with finished ones
+        try:
+            _check_finished(args, split)
+        except RawDataError as error:
+            errors[split] = str(error)
+    if errors:
+        return {}, errors
     for split in splits:
         try:
             summaries[split] = _prepare_split(args, split)
@@ -240,23 +247,34 @@ def _case(example: dict[str, Any]) -> str:
     return f"    {', '.join(where)}" + (f": {example['detail']}" if example["detail"] else "")
 
 
+def _is_finished(args: argparse.Namespace, split: str) -> bool:
+    return records.is_prepared(_name(args), split, args.data_dir) and not args.overwrite
+
+
+def _check_finished(args: argparse.Namespace, split: str) -> None:
+    """Raises RawDataError for a finished split that was made otherwise than is asked for now."""
+    if not _is_finished(args, split):
+        return
+    directory = records.split_dir(_name(args), split, args.data_dir)
+    summary = read_summary(directory)
+    read_as = summary.get("orientation", orientation.STORED)
+    if args.orientation not in (None, read_as):
+        raise RawDataError(f"{directory} is prepared with --orientation={read_as}; --overwrite makes it again")
+    # Two parts of different choices would have pictures in common.
+    part, share = _val_share(args), summary.get("source", {}).get("val_share")
+    if part is not None and str(part) != share:
+        how = f"with {share}" if share else "without --val_share"
+        raise RawDataError(f"{directory} is prepared {how}; --overwrite makes it again")
+    rendered_with = summary.get("source", {}).get("seed")
+    if rendered_with is not None and args.seed not in (None, int(rendered_with)):
+        raise RawDataError(f"{directory} is rendered with --seed={rendered_with}; --overwrite makes it again")
+
+
 def _prepare_split(args: argparse.Namespace, split: str) -> dict[str, Any]:
-    if records.is_prepared(_name(args), split, args.data_dir) and not args.overwrite:
+    if _is_finished(args, split):
         directory = records.split_dir(_name(args), split, args.data_dir)
         print(f"{_name(args)} ({split}) is finished already: {directory} (--overwrite makes it again)")
-        summary = read_summary(directory)
-        read_as = summary.get("orientation", orientation.STORED)
-        if args.orientation not in (None, read_as):
-            raise RawDataError(f"{directory} is prepared with --orientation={read_as}; --overwrite makes it again")
-        # Two parts of different choices would have pictures in common.
-        part, share = _val_share(args), summary.get("source", {}).get("val_share")
-        if part is not None and str(part) != share:
-            how = f"with {share}" if share else "without --val_share"
-            raise RawDataError(f"{directory} is prepared {how}; --overwrite makes it again")
-        rendered_with = summary.get("source", {}).get("seed")
-        if rendered_with is not None and args.seed not in (None, int(rendered_with)):
-            raise RawDataError(f"{directory} is rendered with --seed={rendered_with}; --overwrite makes it again")
-        return summary
+        return read_summary(directory)
     files = {"annotations": args.annotations, "images": args.images}
     if args.dataset == Custom.dataset:
         options = SkeletonOptions(args.keypoints, args.sigmas, args.mirror, args.upper_body, args.metric)

@@ -173,6 +173,14 @@ def test_parts_of_different_choices_are_not_mixed(tmp_path, capsys):
     assert len(parts[0] | parts[1]) == 4 and not parts[0] & parts[1]
 
 
+def test_a_share_of_what_is_prepared_whole_leaves_no_part_behind(tmp_path, capsys):
+    source = written(tmp_path, "coco", random_people(0), True)
+    assert prepare(tmp_path / "data", "x", source) == 0
+    assert prepare(tmp_path / "data", "x", source, "--val_share=0.5") == 1
+    assert "x (train) was not prepared" in capsys.readouterr().err
+    assert not records.is_prepared("x", "val", tmp_path / "data"), "whose pictures train has as well"
+
+
 @pytest.mark.parametrize("form", WRITERS)
 def test_nobody_usable_is_an_error(tmp_path, form, capsys):
     people = random_people(0)
