@@ -34,7 +34,7 @@ from data_pipelines import importers, orientation, records
 from data_pipelines.builders import BUILDERS
 from data_pipelines.builders.base import read_summary
 from data_pipelines.builders.coco_format import CocoFormatBuilder
-from data_pipelines.builders.custom import METRICS, Custom, SkeletonOptions
+from data_pipelines.builders.custom import METRICS, Custom, SkeletonOptions, require_defined
 from data_pipelines.builders.report import NoAnnotations, RawDataError
 
 _SHOWN_CASES = 3
@@ -268,6 +268,12 @@ def _check_finished(args: argparse.Namespace, split: str) -> None:
     rendered_with = summary.get("source", {}).get("seed")
     if rendered_with is not None and args.seed not in (None, int(rendered_with)):
         raise RawDataError(f"{directory} is rendered with --seed={rendered_with}; --overwrite makes it again")
+    if args.dataset == Custom.dataset:
+        require_defined(args.name, args.data_dir, _options(args))
+
+
+def _options(args: argparse.Namespace) -> SkeletonOptions:
+    return SkeletonOptions(args.keypoints, args.sigmas, args.mirror, args.upper_body, args.metric)
 
 
 def _prepare_split(args: argparse.Namespace, split: str) -> dict[str, Any]:
@@ -277,8 +283,7 @@ def _prepare_split(args: argparse.Namespace, split: str) -> dict[str, Any]:
         return read_summary(directory)
     files = {"annotations": args.annotations, "images": args.images}
     if args.dataset == Custom.dataset:
-        options = SkeletonOptions(args.keypoints, args.sigmas, args.mirror, args.upper_body, args.metric)
-        special = files | {"dataset": args.name, "options": options, "format": args.format}
+        special = files | {"dataset": args.name, "options": _options(args), "format": args.format}
         special["val_share"] = _val_share(args)
     else:
         special = files | {"raw_dir": args.raw_dir} if _reads_files(args) else {"seed": args.seed}

@@ -142,6 +142,28 @@ def test_what_is_given_counts(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
+    "option, said",
+    [
+        ("--sigmas=0.2", "is defined with another --sigmas; edit it, or --overwrite makes it again"),
+        ("--mirror=tip:L_wing", "another --mirror"),
+        ("--upper_body=tip", "another --upper_body"),
+        ("--metric=hand", "another --metric"),
+        ("--keypoints=a,b,c", "has other --keypoints; another skeleton needs a --name of its own"),
+        ("--mirror=tip:tail", "'tail' is none of the keypoints"),
+    ],
+)
+def test_what_a_finished_dataset_is_not_is_refused(tmp_path, capsys, option, said):
+    first = (f"--sigmas=0.1,0.02,0.03 --mirror=L_wing:R_wing --metric=coco --keypoints={','.join(NAMES)}").split()
+    assert prepare(tmp_path, kites(), *first) == 0
+    defined = definitions.find_dataset("kites", tmp_path / "data")
+    assert prepare(tmp_path, kites(), *first) == 0
+    capsys.readouterr()
+    assert prepare(tmp_path, kites(), option) == 1
+    assert said in capsys.readouterr().err
+    assert definitions.find_dataset("kites", tmp_path / "data") == defined
+
+
+@pytest.mark.parametrize(
     "category, arguments, said",
     [
         ({"keypoints": []}, (), "no category lists 'keypoints'"),

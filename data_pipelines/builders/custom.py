@@ -234,6 +234,23 @@ def _is_absolute(file_name: str) -> bool:
     return pathlib.PurePosixPath(file_name).is_absolute() or pathlib.PureWindowsPath(file_name).is_absolute()
 
 
+def require_defined(name: str, data_dir: str | pathlib.Path, options: SkeletonOptions) -> None:
+    """Raises RawDataError where `options` say otherwise than the definition that is there."""
+    given = {option: value for option, value in vars(options).items() if value is not None}
+    if not given:
+        return
+    path = definitions.definition_path(name, data_dir)
+    try:
+        dataset = definitions.read_definition(path)
+        for option, value in given.items():
+            if option == "keypoints" and tuple(value) != dataset.keypoints.keypoints:
+                raise ValueError(f"{path} has other --keypoints; another skeleton needs a --name of its own")
+            if _with_options(dataset, dataset.keypoints, SkeletonOptions(**{option: value})) != dataset:
+                raise ValueError(f"{path} is defined with another --{option}; edit it, or --overwrite makes it again")
+    except ValueError as error:
+        raise RawDataError(str(error)) from error
+
+
 def _known_keypoints(dataset: str, data_dir: str | pathlib.Path) -> tuple[str, ...] | None:
     """The keypoints of a dataset that is defined already."""
     path = definitions.definition_path(dataset, data_dir)
