@@ -159,8 +159,13 @@ def prepare_splits(args: argparse.Namespace) -> tuple[dict[str, dict[str, Any]],
             missing[split] = str(error)
         except RawDataError as error:
             errors[split] = str(error)
-    # Of the splits that a dataset may have, a user downloads some; asked for by name, a split must be there.
-    return summaries, errors | (missing if args.split or not (summaries or errors) else {})
+    # Of the splits that a dataset may have, a user downloads some; asked for by name, a split must be there. Those of
+    # one's own were named by its file, as label tools do also of splits that are empty.
+    if args.split or not (summaries or errors):
+        return summaries, errors | missing
+    for split, error in missing.items() if args.dataset == Custom.dataset else ():
+        print(f"{_name(args)} ({split}) is left out: {error}", file=sys.stderr)
+    return summaries, errors
 
 
 def _splits(args: argparse.Namespace) -> Sequence[str]:

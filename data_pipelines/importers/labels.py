@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from data_pipelines import fields
-from data_pipelines.builders.report import Entry, RawDataError
+from data_pipelines.builders.report import Entry, NoAnnotations, RawDataError
 from data_pipelines.fields import Fault
 
 NO_CATEGORY = "object"
@@ -185,7 +185,8 @@ def select(labels: Labels, split: str, part: ValShare | None) -> Labels:
     splits count, and where it has none everything is `split`. What belongs to no picture goes to 'train'.
 
     Raises:
-      RawDataError: a split without pictures, or of another name.
+      NoAnnotations: the files do not have that split.
+      RawDataError: a share that leaves a split without pictures, or of another split.
     """
     images = labels.document.get("images") if isinstance(labels.document, dict) else None
     if not isinstance(images, list):
@@ -196,7 +197,7 @@ def select(labels: Labels, split: str, part: ValShare | None) -> Labels:
     elif own and all(isinstance(image, dict) and image.get("split") for image in images):
         chosen = [image for image in images if image["split"] == split]
         if not chosen:
-            raise RawDataError(f"there is no split {split!r}: the files have {', '.join(sorted(map(str, own)))}")
+            raise NoAnnotations(f"there is no split {split!r}: the files have {', '.join(sorted(map(str, own)))}")
     else:
         return labels
     kept = {fields.id_key(image.get("id")) for image in chosen if isinstance(image, dict)}

@@ -2,7 +2,7 @@
 
 A line is class, box (centre and size) and x, y(, v) of every keypoint, as shares of the picture. `flip_idx` gives the
 mirror pairs, `kpt_names` (or `--keypoints`) the keypoints' names; without, they are numbered. With two numbers a
-keypoint, one at (0, 0) or below is not labelled.
+keypoint, one at (0, 0) or below is not labelled. Of a split that is not there the others are read.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from data_pipelines import fields
-from data_pipelines.builders.report import RawDataError
+from data_pipelines.builders.report import NoAnnotations, RawDataError
 from data_pipelines.fields import Fault
 from data_pipelines.importers import pictures as picture_files
 from data_pipelines.importers.labels import VISIBLE, Broken, LabelledPicture, Labels, Person, Point, assemble
@@ -58,7 +58,7 @@ def read(path: pathlib.Path, images: pathlib.Path | None = None, names: Sequence
       names: the keypoints in order, where the file does not say.
 
     Raises:
-      RawDataError: settings that cannot be understood, or splits that are not there.
+      RawDataError: settings that cannot be understood, or no split that is there.
     """
     file = _settings_file(path)
     if file is None:
@@ -74,9 +74,14 @@ def read(path: pathlib.Path, images: pathlib.Path | None = None, names: Sequence
     except Fault as fault:
         raise RawDataError(f"{file}: {fault}") from fault
     root = images or _root(file, settings)
-    found, broken = [], []
+    found, broken, absent = [], [], []
     for split in SPLITS:
-        for picture in _pictures(file, root, settings.get(split)):
+        try:
+            pictures = _pictures(file, root, settings.get(split))
+        except NoAnnotations as error:
+            absent.append((f"split {split} is not there (left out)", file, str(error)))
+            continue
+        for picture in pictures:
             try:
                 found.append(_labelled(picture, root, split, names, numbers, classes))
             except Fault as fault:
@@ -84,8 +89,10 @@ def read(path: pathlib.Path, images: pathlib.Path | None = None, names: Sequence
             except RawDataError as error:
                 broken.append(Broken(Fault("unreadable label file", str(error)), picture, "", False))
     if not found and not broken:
-        raise RawDataError(f"{file}: no picture in {', '.join(str(settings.get(split)) for split in SPLITS)} of {root}")
-    return assemble(found, root, names, broken=broken, mirror=mirror)
+        places = ", ".join(str(settings.get(split)) for split in SPLITS)
+        why = "; ".join(detail for _, _, detail in absent) or f"no picture in {places} of {root}"
+        raise RawDataError(f"{file}: {why}")
+    return assemble(found, root, names, broken=broken, mirror=mirror, remarks=absent)
 
 
 def _list(settings: Mapping[str, Any], key: str, count: int) -> list:
@@ -131,16 +138,23 @@ def _root(file: pathlib.Path, settings: Mapping[str, Any]) -> pathlib.Path:
 
 
 def _pictures(file: pathlib.Path, root: pathlib.Path, places: Any) -> list[pathlib.Path]:
-    """The pictures of a split: of a folder, of a text file that lists them, or of several of these."""
+    """The pictures of a split: of a folder, of a text file that lists them, or of several of these.
+
+    Raises:
+      NoAnnotations: one of them is not there.
+    """
     found: list[pathlib.Path] = []
-    for place in places if isinstance(places, list) else [places] if places else []:
-        path = next((p for p in (root / str(place), file.parent / str(place)) if p.exists()), root / str(place))
+    for place in map(str, places if isinstance(places, list) else [places] if places else []):
+        # Roboflow writes ../train/images for the folder beside the file; as Ultralytics, it is looked for there last.
+        names = dict.fromkeys((place, place.removeprefix("../")))
+        paths = [folder / name for name in names for folder in (root, file.parent)]
+        path = next((path for path in paths if path.exists()), paths[0])
         if path.is_dir():
             found += sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
         elif path.is_file():
             found += [path.parent / line.strip() for line in read_text(path).splitlines() if line.strip()]
         else:
-            raise RawDataError(f"{file}: there is no {path}")
+            raise NoAnnotations(f"there is no {path}")
     return found
 
 

@@ -77,6 +77,32 @@ def test_its_splits_are_prepared(tmp_path):
     assert prepare_data.main([*command, "--split=test"]) == 1
 
 
+def test_an_absent_split_costs_itself_alone(tmp_path, capsys):
+    root = write(tmp_path, splits=("train", "val"), test="test/images")
+    command = ["custom", "--name=x", f"--annotations={root}", f"--data_dir={tmp_path / 'data'}"]
+    assert prepare_data.main(command) == 0
+    said = capsys.readouterr()
+    assert "x (test) is left out: there is no split 'test': the files have train, val" in said.err
+    assert (
+        f"split test is not there (left out): 1\n    {root / 'data.yaml'}: there is no {root / 'test/images'}"
+        in said.out
+    )
+    assert all(records.is_prepared("x", split, tmp_path / "data") for split in ("train", "val"))
+    assert prepare_data.main([*command, "--split=test"]) == 1
+
+
+def test_folders_as_roboflow_names_them(tmp_path):
+    """As if `data.yaml` lay in a folder of its own, which it does not."""
+    (tmp_path / "export").mkdir()
+    root = write(tmp_path / "export", splits=("train", "val"), train="../train/images", val="../val/images")
+    labels = yolo_pose.read(root)
+    names = [image["file_name"] for image in labels.document["images"]]
+    assert names == ["train/images/train.png", "val/images/val.png"] and len(labels.document["annotations"]) == 2
+    # Where there is such a folder, it is meant.
+    write_pictures(tmp_path / "train" / "images", ["true.png"])
+    assert yolo_pose.read(root).document["images"][0]["file_name"] == "../train/images/true.png"
+
+
 def test_a_list_of_pictures(tmp_path):
     root = write(tmp_path)
     (root / "train.txt").write_text("./train/images/train.png\n")
