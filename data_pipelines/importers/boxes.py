@@ -47,10 +47,17 @@ def fill(
 
 def _labelled(entry: Any, count: int) -> list[list[float]] | None:
     """The labelled points [[x, y]] of an annotation without a box; None where there are none."""
-    if not isinstance(entry, dict) or entry.get("bbox") is not None:
+    if not isinstance(entry, dict) or _is_drawn(entry.get("bbox")):
         return None
     try:
         labels = fields.keypoints(entry, "keypoints", count)
     except Fault:
         return None
     return labels[labels[:, 2] > 0, :2].tolist() or None
+
+
+def _is_drawn(box: Any) -> bool:
+    """Whether somebody drew it: where nobody did, label tools write null, an empty list or four zeros."""
+    if isinstance(box, (list, tuple, np.ndarray)):
+        return any(fields.whole(value) != 0 for value in box)
+    return box is not None
