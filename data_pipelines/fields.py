@@ -48,7 +48,10 @@ def integer(entry: Mapping[str, Any], key: str, default: int | None = None, bits
         raise Fault("missing field", key)
     number = whole(value)
     if number is None or not -(2 ** (bits - 1)) <= number < 2 ** (bits - 1):
-        raise Fault("bad id" if key.endswith("id") else "not a number", f"{key} is {value!r:.80}")
+        raise Fault(
+            "bad id" if key.endswith("id") else "not a number",
+            f"{key} is {value!r:.80}; a whole number of {bits} bits is needed",
+        )
     return number
 
 
@@ -187,7 +190,9 @@ def _array(entry: Mapping[str, Any], key: str, shape: tuple[int, ...], flags: bo
     count = math.prod(shape)
     if array.size != count:
         kind = "wrong number of keypoints" if key == "keypoints" else "wrong length"
-        raise Fault(kind, f"{key} has {array.size} numbers, {count} are needed")
+        pairs = key == "keypoints" and 3 * array.size == 2 * count
+        hint = ": x, y without visibility; write x, y, 2 of a labelled point and 0, 0, 0 of another" if pairs else ""
+        raise Fault(kind, f"{key} has {array.size} numbers, {count} are needed{hint}")
     nested = tuple(side for side in array.shape if side != 1)
     if nested not in {tuple(side for side in fit if side != 1) for fit in ((count,), shape)}:
         raise Fault("wrong length", f"{key} is nested as {list(array.shape)}; it should be flat or {list(shape)}")

@@ -22,7 +22,7 @@ import argparse
 import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import rich.box
@@ -197,14 +197,8 @@ def print_summaries(dataset: str, summaries: dict[str, dict[str, Any]]) -> None:
         )
     console.print(table)
     for split, summary in summaries.items():
-        kinds = {f"dropped {kind}": tallies for kind, tallies in summary["dropped"].items()}
-        for kind, tallies in (kinds | {"remark": summary["remarks"]}).items():
-            for reason, tally in tallies.items():
-                lines = [
-                    f"{split}: {kind}: {reason}: {tally['count']}",
-                    *map(_case, tally["examples"][:_SHOWN_CASES]),
-                ]
-                console.print(rich.markup.escape("\n".join(lines)))
+        for line in _cases(split, summary["dropped"] | {"remarks": summary["remarks"]}):
+            console.print(rich.markup.escape(line))
         for line in _findings(summary):
             console.print(rich.markup.escape(f"{split}: {line}"))
     console.print("All cases are in summary.json beside the records.")
@@ -243,6 +237,20 @@ def _findings(summary: dict[str, Any]) -> list[str]:
     if unpaired := summary.get("unpaired_sides"):
         lines.append(f"no counterpart in the mirror: {', '.join(unpaired)}")
     return [*lines, *(f"{key}: {value}" for key, value in summary["metadata"].items())]
+
+
+def _cases(split: str, report: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What was dropped or is unusual (`Report.as_dict`), by reason, with the first cases."""
+    headings = {"images": "dropped images", "instances": "dropped instances", "remarks": "remark"}
+    return [
+        line
+        for kind, heading in headings.items()
+        for reason, tally in report[kind].items()
+        for line in (
+            f"{split}: {heading}: {reason}: {tally['count']}",
+            *map(_case, tally["examples"][:_SHOWN_CASES]),
+        )
+    ]
 
 
 def _case(example: dict[str, Any]) -> str:
@@ -301,7 +309,13 @@ def _prepare_split(args: argparse.Namespace, split: str) -> dict[str, Any]:
         allow_loss=args.allow_loss,
         **special,
     )
-    return builder.prepare(overwrite=args.overwrite)
+    try:
+        return builder.prepare(overwrite=args.overwrite)
+    except RawDataError:
+        # The summary that would have them is not written.
+        for line in _cases(split, builder.report.as_dict()):
+            print(line, file=sys.stderr)
+        raise
 
 
 def _val_share(args: argparse.Namespace) -> importers.ValShare | None:

@@ -337,14 +337,27 @@ def _read_ahead(function: Callable, items: Iterator, window: int = 64) -> Iterat
 
 @contextlib.contextmanager
 def _only_one(directory: pathlib.Path) -> Iterator[None]:
-    """Holds the split's lock, which the system releases even if the process is killed."""
+    """Holds the split's lock, which the system releases even if the process is killed; an error leaves no folder."""
     directory.mkdir(parents=True, exist_ok=True)
-    with (directory / ".lock").open("w") as file:
+    lock = directory / ".lock"
+    with lock.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise RawDataError(f"{directory} is being prepared by another process") from None
-        yield
+        try:
+            yield
+        except BaseException:
+            lock.unlink()
+            remove_empty(directory, directory.parent)
+            raise
+
+
+def remove_empty(*folders: pathlib.Path) -> None:
+    """Removes folders, the inner first, as far as nothing is in them."""
+    with contextlib.suppress(OSError):
+        for folder in folders:
+            folder.rmdir()
 
 
 def _remove_interrupted(directory: pathlib.Path, also_finished: bool) -> None:

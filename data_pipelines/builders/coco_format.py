@@ -96,7 +96,8 @@ class CocoFormatBuilder(PoseBuilder):
         for image in images:
             if not isinstance(image, dict) or not isinstance(image.get("file_name"), str):
                 number = image.get("id") if isinstance(image, dict) else None
-                self.report.drop_image(Fault("bad image entry", f"{image!r:.200}"), path, number)
+                fault = Fault("bad image entry", f"file_name is missing or no text: {image!r:.200}")
+                self.report.drop_image(fault, path, number)
                 continue
             try:
                 entries = self._entries_of(image, by_image, ambiguous)

@@ -20,6 +20,7 @@ import numpy as np
 from data_pipelines import datasets as definitions
 from data_pipelines import fields, importers, sides
 from data_pipelines.builders import raw_files
+from data_pipelines.builders.base import remove_empty
 from data_pipelines.builders.checker import Picture
 from data_pipelines.builders.coco_format import CocoFormatBuilder
 from data_pipelines.builders.report import Entry, RawDataError
@@ -27,6 +28,7 @@ from data_pipelines.datasets import DATASETS, PoseDataset
 from data_pipelines.fields import Fault, integer, printable
 from data_pipelines.importers import boxes, pictures
 from data_pipelines.orientation import STORED, UPRIGHT, turned
+from data_pipelines.paths import is_remote
 from data_pipelines.skeletons import DEFAULT_SIGMA, KeypointSet
 
 METRICS = ("coco", "hand")
@@ -113,6 +115,8 @@ class Custom(CocoFormatBuilder):
         except BaseException:
             if self._is_new:
                 self._definition.unlink(missing_ok=True)
+                if not is_remote(self._definition):  # a bucket has no folders
+                    remove_empty(self._definition.parent)
             raise
 
     def findings(self) -> dict[str, Any]:

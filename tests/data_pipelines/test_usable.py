@@ -66,6 +66,44 @@ def test_nobody_usable_is_an_error(reason, tmp_path, capsys):
     assert status == 0 and summary["usable"]["training"] == 0 and summary["usable"]["left_out"] == {reason: 3}
 
 
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"id": None}, "missing field: 4\n    {file}: id\n"),
+        ({"id": "a"}, "bad id: 4\n    {file}, 'a': id is 'a'; a whole number of 64 bits is needed\n"),
+        (
+            {"keypoints": [1, 2]},
+            "wrong number of keypoints: 4\n    {file}, id 1: keypoints has 2 numbers, 12 are needed\n",
+        ),
+        ({"keypoints": [[1, 2]] * 4}, "id 1: keypoints has 8 numbers, 12 are needed: x, y without visibility; write "),
+    ],
+)
+def test_what_fails_says_its_first_cases_and_leaves_no_folder(change, said, tmp_path, capsys):
+    assert custom(tmp_path, [change] * 4)[0] == 1
+    error = capsys.readouterr().err
+    assert said.format(file=tmp_path / "kites.json") in error and error.count("kites.json") >= 3
+    assert not (tmp_path / "data" / "kites").exists()
+    # What is there of the dataset stays.
+    assert custom(tmp_path, [{}, {}])[0] == 0
+    assert custom(tmp_path, [change] * 4, "--split=val")[0] == 1
+    assert sorted(path.name for path in (tmp_path / "data" / "kites").iterdir()) == ["dataset.json", "train"]
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"file_name": None}, "id 1: file_name is missing or no text: {'id': 1, 'file_name': None"),
+        ({"id": "b"}, "'b': image_id is 'b'; a whole number of 64 bits is needed"),
+    ],
+)
+def test_pictures_that_are_all_lost_say_why(change, said, tmp_path, capsys):
+    content = tiny_sets.document(1)
+    path = tiny_sets.write_coco(tmp_path, content)
+    path.write_text(json.dumps(content | {"images": [image | change for image in content["images"]]}))
+    assert prepare_data.main(["coco", f"--raw_dir={tmp_path}", f"--data_dir={tmp_path / 'data'}"]) == 1
+    assert said in capsys.readouterr().err and not (tmp_path / "data" / "coco" / "val").exists()
+
+
 @pytest.mark.parametrize("reason", UNUSABLE)
 def test_heavy_loss_changes_the_exit_status(reason, tmp_path, capsys):
     status, summary = custom(tmp_path, [UNUSABLE[reason]] * 3 + [{}, {}])
