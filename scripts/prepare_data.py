@@ -182,7 +182,8 @@ def _splits(args: argparse.Namespace) -> Sequence[str]:
 
 def print_summaries(dataset: str, summaries: dict[str, dict[str, Any]]) -> None:
     """One table for all splits; below it what was dropped or is unusual, by reason, with the first cases."""
-    console = rich.console.Console(soft_wrap=True, highlight=False)
+    # A width of its own, or rich would cut the columns to a terminal's, which it takes for 80 letters in a log.
+    console = rich.console.Console(width=160, soft_wrap=True, highlight=False)
     table = rich.table.Table(title=dataset, box=rich.box.SIMPLE, caption="dropped: images / instances")
     for name in ("split", *_COLUMNS, "usable", "dropped", "MB"):
         table.add_column(name, justify="left" if name == "split" else "right", no_wrap=True)

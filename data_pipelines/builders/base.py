@@ -31,6 +31,7 @@ import datetime
 import fcntl
 import itertools
 import json
+import logging
 import os
 import pathlib
 import shutil
@@ -51,6 +52,9 @@ from data_pipelines.builders.report import Fault, RawDataError, Report
 from data_pipelines.builders.summary import read_summary
 from data_pipelines.datasets import PoseDataset, find_dataset
 from data_pipelines.paths import as_path, copy_files, is_remote
+
+# TFDS warns of splits that it does not know, which are those of one's own.
+logging.getLogger("absl").addFilter(lambda record: not str(record.msg).startswith("Using custom data configuration"))
 
 SHARD_BYTES = 512 << 20
 _CHUNK = 64  # images between two additions to the annotation table

@@ -28,6 +28,9 @@ from pose_common.training.fingerprints import named_leaves, summarise
 from pose_common.training.state import TrainState
 from pose_common.weights.folder import read_arrays
 
+# Orbax warns of what it was asked for.
+logging.getLogger("absl").addFilter(lambda record: not str(record.msg).startswith("Given directory is read only"))
+
 WEIGHTS, TRAINING, INFO = "weights", "training", "info"
 ARRAYS, CHECKSUM = "arrays", "checksum"
 """Of `info`: [fingerprint, *shape] of every array, and the checksum of all else."""

@@ -159,6 +159,13 @@ def test_test_sets_lose_nobody(tmp_path):
     assert prepare_data.main(["mpii", f"--raw_dir={tmp_path}", f"--data_dir={tmp_path / 'data'}"]) == 0
 
 
+def test_a_log_has_the_whole_table_and_no_warning(tmp_path, capsys, caplog):
+    assert custom(tmp_path, [{}, {}])[0] == 0
+    row = next(line for line in capsys.readouterr().out.splitlines() if line.split()[:1] == ["split"])
+    assert row.split() == "split images empty instances crowds unlabelled usable dropped MB".split()
+    assert not caplog.text
+
+
 def test_a_custom_file_of_nobody_is_an_error(tmp_path, capsys):
     assert custom(tmp_path, [])[0] == 1
     assert "no usable person" in capsys.readouterr().err

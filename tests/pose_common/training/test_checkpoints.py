@@ -281,3 +281,7 @@ def test_what_a_path_means(copied):
     assert find_checkpoints(copied) == (copied, (2, 1)) and Checkpoints(copied).steps == (2, 1)
     shutil.rmtree(copied / "2" / WEIGHTS)
     assert find_checkpoints(copied.parent) == (copied, (2, 1)), "damaged, but there"
+
+
+def test_reading_is_no_warning(tmp_path, caplog):
+    assert not Checkpoints(tmp_path, read_only=True).steps and not caplog.text
