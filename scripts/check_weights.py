@@ -24,7 +24,7 @@ from pose_common.weights.hub_folders import find_weights, local_path
 from pose_common.weights.keys import COUNTER, Conversion
 from posebh_jax.vit import ViTSize, size_name
 from posebh_jax.weights.manifest import Options
-from scripts.convert_weights import foreign_weights, own_weights
+from scripts.convert_weights import PREDICTED_FROM, custom_heads, foreign_weights, own_weights
 
 MOST = 12
 """Names of entries that are printed of each kind."""
@@ -89,13 +89,26 @@ def _described(source: str, conversion: Conversion) -> list[str]:
     for title, names in (("left out", left_out), ("to be initialised", list(converted.initialised))):
         if names:
             lines.append(f"{title}: {', '.join(names[:MOST])}{f' and {len(names) - MOST} more' * (len(names) > MOST)}")
-    program = "boir_jax" if manifest["method"] == boir.METHOD else "posebh_jax"
-    if manifest.get("datasets") or manifest.get("keypoint_set"):
-        lines.append(f"evaluate: python -m {program}.main --config.mode=evaluate --config.checkpoint={source}")
-        lines.append(f"predict: python -m {program}.predict PICTURE --checkpoint={source}")
-    else:
-        lines.append(f"start a training: python -m {program}.main --config=... --config.init_from={source}")
-    return lines
+    return [*lines, *_commands(source, manifest)]
+
+
+def _commands(source: str, manifest: Mapping[str, Any]) -> list[str]:
+    """What to do with the weights; <> stands for what they do not say."""
+    boir_weights = manifest["method"] == boir.METHOD
+    program = "boir_jax" if boir_weights else "posebh_jax"
+    heads = [manifest["keypoint_set"]] if boir_weights else [name for name, _ in manifest["datasets"]]
+    unknown = [name for name in custom_heads(manifest) if name not in manifest.get("definitions", {})]
+    if not any(heads) and not unknown:
+        return [f"start a training: python -m {program}.main --config=... --config.init_from={source}"]
+    evaluate = f"evaluate: python -m {program}.main --config.mode=evaluate --config.checkpoint={source}"
+    if not unknown:
+        return [evaluate, f"predict: python -m {program}.predict PICTURE --checkpoint={source}"]
+    named = tuple(f"<{name}>" if name in unknown else name for name in heads)
+    asked = f"dataset='<{unknown[0]}>'" if boir_weights else f'datasets="{named}"'
+    return [
+        f"{evaluate} --config.{asked} --config.data_dir='<where that is prepared>'",
+        f"predict: this does not say the skeleton of {', '.join(unknown)}: {PREDICTED_FROM}",
+    ]
 
 
 def _of_posebh(manifest: Mapping[str, Any], weights: Mapping[str, Any]) -> list[str]:
@@ -124,10 +137,13 @@ def _of_posebh(manifest: Mapping[str, Any], weights: Mapping[str, Any]) -> list[
 
 def _of_boir(manifest: Mapping[str, Any]) -> list[str]:
     network = manifest["network"]
-    if manifest["keypoint_set"] is None:
+    if "num_keypoints" not in network:
         return [f"backbone: HRNet, width {network['width']}; a BoIR training would initialise neck and heads"]
     kind = "with" if network["training_heads"] else "without"
-    return [f"network: width {network['width']}, keypoints of {manifest['keypoint_set']}, {kind} training heads"]
+    skeleton = manifest["keypoint_set"] or "an unknown skeleton"
+    return [
+        f"network: width {network['width']}, {network['num_keypoints']} keypoints of {skeleton}, {kind} training heads"
+    ]
 
 
 if __name__ == "__main__":

@@ -26,7 +26,9 @@ import numpy as np
 from boir_jax import configuration as boir_configuration
 from boir_jax import sources as boir_sources
 from boir_jax.weights import convert as boir
+from data_pipelines.datasets import DATASETS
 from data_pipelines.paths import as_path, is_remote, local
+from data_pipelines.skeletons import KEYPOINT_SETS
 from pose_common.training import restore
 from pose_common.weights import keys
 from pose_common.weights.embedded import is_embedded, read_embedded
@@ -41,6 +43,9 @@ from posebh_jax.weights.transfer import expand_experts, single_dataset
 POSEBH_ONLY = ("num_heads", "input_size", "num_experts", "part_features", "activation", "fold")
 FOREIGN_ONLY = ("datasets", "num_heads", "input_size", "activation")
 """What files of another code do not say of themselves."""
+UNNAMED = "dataset"
+"""A head of BoIR in a file of another code, which does not say of which skeleton it is."""
+PREDICTED_FROM = "prediction needs the run, or a folder of weights that is made of the run"
 METHODS = {module.METHOD: module for module in (posebh, boir)}
 
 
@@ -176,6 +181,17 @@ def _export(args: argparse.Namespace, weights: Mapping[str, Any], manifest: Mapp
         save_weights(args.to, weights, manifest)
     count = sum(np.size(value) for value in flatten(weights).values())
     print(f"{args.source}: {manifest['family']}; {count:,} numbers written to {args.to}")
+    if args.to.name.endswith(SUFFIXES) and (custom := custom_heads(manifest)):
+        print(f"  such a file has no skeletons, and that of {', '.join(custom)} is not built in: {PREDICTED_FROM}")
+
+
+def custom_heads(manifest: Mapping[str, Any]) -> list[str]:
+    """The heads whose skeleton is not built in."""
+    if manifest["method"] == posebh.METHOD:
+        return [name for name, _ in manifest["datasets"] if name not in DATASETS]
+    if "num_keypoints" not in manifest["network"]:
+        return []  # a backbone alone
+    return [manifest["keypoint_set"] or UNNAMED] if manifest["keypoint_set"] not in KEYPOINT_SETS else []
 
 
 if __name__ == "__main__":

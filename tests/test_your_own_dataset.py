@@ -12,6 +12,7 @@ import sys
 
 import pytest
 
+from boir_jax import sources
 from data_pipelines import datasets as definitions
 from data_pipelines import importers, sides
 from data_pipelines.builders.custom import SkeletonOptions, define
@@ -64,6 +65,7 @@ def test_the_page_followed_literally(tmp_path):
     (row,) = json.loads(last_table(workdir / "boir/results").read_text())["rows"]
     assert (row["dataset"], row["images"]) == ("puppets", 4) and "AP" in row["metrics"]
     assert (workdir / "boir/pictures/puppets_val.png").exists() and (workdir / "boir_poses/000012.png").exists()
+    assert list(sources.read(workdir / "boir").manifest["definitions"]) == ["puppets"], "as a folder made of it has"
     rows = json.loads((workdir / "evaluation/results/step_1/table.json").read_text())["rows"]
     assert [row["dataset"] for row in rows] == ["puppets"] * 2
     assert rows[0]["images"] == 4 and rows[0]["instances"] > 0 and "AP" in rows[0]["metrics"]

@@ -162,7 +162,7 @@ def test_test_sets_lose_nobody(tmp_path):
 def test_a_log_has_the_whole_table_and_no_warning(tmp_path, capsys, caplog):
     assert custom(tmp_path, [{}, {}])[0] == 0
     row = next(line for line in capsys.readouterr().out.splitlines() if line.split()[:1] == ["split"])
-    assert row.split() == "split images empty instances crowds unlabelled usable dropped MB".split()
+    assert row.split() == ["split", "images", "empty", "instances", "crowds", "unlabelled", "usable", "dropped", "MB"]
     assert not caplog.text
 
 

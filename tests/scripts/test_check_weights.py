@@ -5,12 +5,16 @@ import hashlib
 import jax
 import numpy as np
 
+import boir_jax
+from data_pipelines.datasets import PoseDataset, custom_definitions
+from data_pipelines.skeletons import KeypointSet
+from pose_common.weights.embedded import read_embedded
 from pose_common.weights.folder import save_weights
 from pose_common.weights.keys import unflatten
 from posebh_jax.model import PoseBH
 from posebh_jax.vit import ViTSize
 from posebh_jax.weights.manifest import manifest_of, model_targets
-from scripts import check_weights
+from scripts import check_weights, convert_weights
 from tests.posebh_jax.conversion_cases import recorded_options, tiny_posebh
 from tests.weight_files import as_file
 
@@ -41,6 +45,39 @@ def test_a_folder_without_prototypes_is_described(tmp_path, capsys):
     assert check_weights.main([str(tmp_path / "heads")]) == 0
     out = capsys.readouterr().out
     assert "the baseline" in out and "prototypes: none" in out and "initialise: experts" in out
+
+
+def test_a_skeleton_that_is_not_built_in_is_not_in_a_file(tmp_path, capsys):
+    model = PoseBH(ViTSize(24, 2, 2, 8), (("kites", 3),), 0, filters=(8, 8))
+    shapes = unflatten(model_targets(model, (48, 64)))
+    weights = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+    kites = PoseDataset("kites", "kites", skeleton=KeypointSet("kites", ("a", "b", "c"), sigmas=(0.1,) * 3))
+    known = {"definitions": custom_definitions([kites])}
+    save_weights(tmp_path / "folder", weights, manifest_of(model, (48, 64), "kites") | known)
+    assert check_weights.main([str(tmp_path / "folder")]) == 0
+    assert f"predict: python -m posebh_jax.predict PICTURE --checkpoint={tmp_path}" in capsys.readouterr().out
+    file = tmp_path / "kites.safetensors"
+    assert convert_weights.main([str(tmp_path / "folder"), f"--to={file}"]) == 0
+    needed = "prediction needs the run, or a folder of weights that is made of the run"
+    assert f"that of kites is not built in: {needed}" in capsys.readouterr().out
+    assert check_weights.main([str(file), "--num_heads=2"]) == 0
+    out = capsys.readouterr().out
+    assert f"""--config.checkpoint={file} --config.datasets="('<dataset_0>',)" --config.data_dir=""" in out
+    assert f"predict: this does not say the skeleton of dataset_0: {needed}" in out
+
+
+def test_a_file_of_boir_with_a_skeleton_of_its_own(tmp_path, capsys):
+    model = boir_jax.load()
+    manifest, file = read_embedded(boir_jax.predict.EMBEDDED).manifest, tmp_path / "kites.safetensors"
+    names = tuple(f"point_{number}" for number in range(model.skeleton.num_keypoints))
+    kites = PoseDataset("kites", "kites", skeleton=KeypointSet("kites", names, sigmas=(0.1,) * len(names)))
+    own = {"keypoint_set": "kites", "definitions": custom_definitions([kites])}
+    save_weights(tmp_path / "folder", jax.device_get(model.weights), manifest | own)
+    assert boir_jax.load(tmp_path / "folder").skeleton.keypoints == names
+    assert check_weights.main([str(tmp_path / "folder")]) == 0
+    assert f"predict: python -m boir_jax.predict PICTURE --checkpoint={tmp_path}" in capsys.readouterr().out
+    assert convert_weights.main([str(tmp_path / "folder"), f"--to={file}"]) == 0
+    assert "that of kites is not built in" in capsys.readouterr().out
 
 
 def test_what_is_no_weights_is_one_line(tmp_path, capsys):
