@@ -138,6 +138,7 @@ def check_instance(
     _check_range("box", box)
     _check_box(box, width, height, remarks)
     labels = _keypoints(instance, num_keypoints, crowd, remarks)
+    _check_inside(labels, width, height, remarks)
     area = number(instance, "area", -1.0)
     if area < 0 and instance.get("area") is not None or area > MAX_COORDINATE**2:
         raise Fault("number out of range", f"area is {area:g}")
@@ -176,6 +177,18 @@ def _keypoints(instance: Mapping[str, Any], count: int, crowd: bool, remarks: li
         detail = f"visibility {unknown[0]:g}; 0 (not labelled), 1 (hidden) and 2 (visible) are known"
         remarks.append(("unknown visibility (taken as labelled)", detail))
     return labels
+
+
+def _check_inside(labels: np.ndarray, width: int, height: int, remarks: list[tuple[str, str]]) -> None:
+    """A remark on labelled points outside the picture, such as what some tools write for absent ones: (-1, -1)."""
+    # Half a pixel beyond the outer pixels' centres is the border; a point that was rounded over it is not to mention.
+    outside = (labels[:, 2] > 0) & ((labels[:, :2] <= -1) | (labels[:, :2] > (width, height))).any(axis=1)
+    if outside.any():
+        x, y, visibility = labels[outside][0]
+        detail = (
+            f"keypoint {outside.argmax() + 1} at {x:g}, {y:g} with visibility {visibility:g}, image {width}x{height}"
+        )
+        remarks.append(("labelled keypoints outside the image (kept)", detail))
 
 
 def _category(instance: Mapping[str, Any], categories: frozenset[int]) -> int:

@@ -213,10 +213,16 @@ def test_unusual_entries_are_kept_with_a_remark(tmp_path):
     _edit(10, bbox=[-6, 5, 20, 20])(content)
     _edit(11, bbox=[8, 8, 0, 0])(content)
     _edit(20, iscrowd=1, num_keypoints=0, keypoints=[0] * 51, segmentation={"counts": 3})(content)
+    _edit(21, keypoints=_keypoints(_3=12, _4=1200, _5=2))(content)
+    _edit(30, keypoints=_keypoints(_3=-1, _4=-1, _5=2, _6=-9, _7=5, _8=1))(content)
+    _edit(31, keypoints=_keypoints(_3=-0.5, _4=tiny_sets.HEIGHT, _5=2, _6=-9, _7=-9, _8=0))(content)
     summary = _prepare(tmp_path, content)
+    details = [case["detail"] for case in summary["remarks"]["labelled keypoints outside the image (kept)"]["examples"]]
+    assert details == [f"keypoint 2 at {place} with visibility 2, image 48x32" for place in ("12, 1200", "-1, -1")]
     assert {name: tally["count"] for name, tally in summary["remarks"].items()} == {
         "box reaches over the border (kept)": 1,
         "box without extent (kept)": 1,
+        "labelled keypoints outside the image (kept)": 2,
         "unusable segmentation (instance kept without)": 1,
     }
     assert _table(tmp_path).id.tolist() == ALL_IDS
