@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from boir_jax.predict import PoseModel
+    from boir_jax.pose_model import PoseModel
 
 
 def load(source: Any = None, **options: Any) -> PoseModel:
-    """A model with its weights: `load("workdir/boir")("street.jpg")`; see `boir_jax.predict.load`."""
-    from boir_jax.predict import load  # what prediction needs is imported where it is used
+    """A model with its weights: `load("workdir/boir")("street.jpg")`; see `boir_jax.pose_model.load`."""
+    from boir_jax.pose_model import load  # what prediction needs is imported where it is used
 
     return load(source, **options)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import numpy as np
 
-from boir_jax.predict import PoseModel
+from boir_jax.pose_model import PoseModel
 from boir_jax.predictor import without_training_heads
 from data_pipelines.whole_image.pictures import MULTIPLE
 from pose_common.export.program import Outputs, Program, image_pixels

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from posebh_jax.predict import PoseModel
+    from posebh_jax.pose_model import PoseModel
 
 
 def load(source: Any = None, **options: Any) -> PoseModel:
-    """A model with its weights: `load("workdir/base")("photo.jpg")`; see `posebh_jax.predict.load`."""
-    from posebh_jax.predict import load  # what prediction needs is imported where it is used
+    """A model with its weights: `load("workdir/base")("photo.jpg")`; see `posebh_jax.pose_model.load`."""
+    from posebh_jax.pose_model import load  # what prediction needs is imported where it is used
 
     return load(source, **options)

@@ -112,9 +112,9 @@ def _every_box_of(boxes: Any, count: int | None, category: int | None) -> Callab
 @functools.cache
 def embedded_finder(device: Any) -> Callable[[Picture], Result]:
     """The package's own small BoIR, loaded once on a device."""
-    from boir_jax import predict  # the other method, only where it is asked for
+    import boir_jax  # the other method, only where it is asked for
 
-    return predict.load(device=device)
+    return boir_jax.load(device=device)
 
 
 def _one_each(boxes: Any) -> list:

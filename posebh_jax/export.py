@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from pose_common.export.program import Outputs, Program, image_pixels
-from posebh_jax.predict import PoseModel
+from posebh_jax.pose_model import PoseModel
 from posebh_jax.predictor import PROTOTYPE_MAPS, Predictor
 from posebh_jax.weights.manifest import manifest_of, model_of
 from posebh_jax.weights.transfer import single_dataset

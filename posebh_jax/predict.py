@@ -1,359 +1,29 @@
-"""Poses in pictures: `posebh_jax.load(weights)("photo.jpg")`, and the command.
+"""Poses in pictures, by command:
 
     python -m posebh_jax.predict photo.jpg --checkpoint=workdir/base --out=poses
     python -m posebh_jax.predict holiday/ --checkpoint=vitpose++_base.pth --boxes=boir_w32.pth
     --dataset=coco,coco_wholebody
 
-Crops, decoder and scores are those of evaluation (`posebh_jax/predictor.py`, `data_pipelines/top_down`).
+`posebh_jax/pose_model.py` finds them; what all prediction commands do is in `pose_common/prediction/command.py`.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import pathlib
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-import jax
-import numpy as np
-from ml_collections import ConfigDict
-
-from data_pipelines.datasets import DATASETS, PoseDataset, defined, find_dataset
-from pose_common.metrics.nms import rescore
 from pose_common.prediction import command
-from pose_common.prediction.batches import Job, in_batches, require_batch_size
-from pose_common.prediction.pictures import Picture, PictureError, ahead, count_of, is_single
+from pose_common.prediction.pictures import Picture, count_of
 from pose_common.prediction.result import Result
-from pose_common.training import restore
-from pose_common.training.configuration import nearest
-from pose_common.weights.embedded import read_embedded
-from pose_common.weights.folder import is_weights, save_weights
-from pose_common.weights.hub_folders import local_path
-from posebh_jax import configuration, skeleton, sources
-from posebh_jax.boxes import AUTO, WHOLE, Found, boxes_of, embedded_finder, with_boxes
-from posebh_jax.crops import crops_of
-from posebh_jax.figures import figures_of, protocol_of
-from posebh_jax.predictor import HEAD_MAPS, PROTOTYPE_MAPS, Predictor
-from posebh_jax.weights.manifest import Options, manifest_of, model_of
+from posebh_jax.boxes import AUTO, WHOLE, Found, boxes_of
+from posebh_jax.pose_model import PoseModel, load
+from posebh_jax.predictor import HEAD_MAPS, PROTOTYPE_MAPS
 
 FINDING = "finding the people"
-EMBEDDED = pathlib.Path(__file__).parent / "embedded.safetensors"
-
-
-@dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class PoseModel:
-    """A PoseBH, ViTPose++ or ViTPose model with its weights, ready for pictures.
-
-    Attributes:
-      title: what the weights are.
-      predictors: {flip test: the compiled predictor}.
-      weights: on the device.
-      datasets: the skeletons that it draws, by name.
-      rescoring_threshold: confidences above it enter a pose's score.
-    """
-
-    title: str
-    predictors: Mapping[bool, Predictor]
-    weights: Mapping[str, Any]
-    datasets: Mapping[str, PoseDataset]
-    rescoring_threshold: float
-
-    def __repr__(self) -> str:
-        return f"<PoseModel: {self.title}; draws {', '.join(self.datasets)}>"
-
-    def __call__(
-        self,
-        source: Any,
-        *,
-        boxes: Any = WHOLE,
-        box_threshold: float = 0.0,
-        category: int | None = None,
-        dataset: str | Sequence[str] | None = None,
-        flip: bool = True,
-        batch_size: int = 16,
-        maps: str | None = None,
-        threshold: float = 0.0,
-        left_out: list | None = None,
-    ) -> Any:
-        """Poses in one or many pictures.
-
-        Args:
-          source: see `pictures.pictures_of`.
-          boxes: "whole" takes each picture as one box; an array [N, 4] of x, y, width, height in pixels ([N, 5]: with
-            scores) of the one picture, or a list of them, one a picture ([] for nobody), or a mapping of them by the
-            picture's name; the path of a COCO detection file, or a list of its entries as of `Result.to_coco`, which
-            name the picture (`image` or `file_name`, or in `image_id` the number that is its name or, counted from 0,
-            its place); a model that finds people (`boir_jax.load(...)`); or "auto", the package's own small one.
-          box_threshold: smallest score of a box, whoever gave it; evaluation keeps all (0).
-          category: `category_id` of the boxes in COCO's format that are taken; None: all.
-          dataset: whose skeleton and expert to use; the first by default. With several, results are dictionaries.
-          flip: average with the mirrored crop (slower, a little better).
-          batch_size: crops that go through the network together.
-          maps: "heads", or "prototypes" where the model has them; None: the first of `maps` of the model.
-          threshold: smallest score of a pose, the box's score times the mean confidence of its keypoints.
-          left_out: a list for the errors of those of several pictures that cannot be read, or that the finder of people
-            cannot take; without, the first is raised.
-
-        Returns:
-          A `Result` for one picture ({dataset: Result} where several were asked for); for several pictures an iterator
-          of them, which reads pictures as it goes.
-
-        Raises:
-          ValueError: a dataset that the model does not know, boxes or a batch size that are none, or no picture.
-        """
-        require_batch_size(batch_size)
-        names = self.names(dataset)
-        several = len(names) > 1 or not (dataset is None or isinstance(dataset, str))
-        told = None if left_out is None or is_single(source) else left_out.append
-        if isinstance(boxes, str) and boxes == AUTO:
-            boxes = embedded_finder(self.device)
-        find_boxes = boxes_of(boxes, count_of(source), threshold=box_threshold, category=category)
-        results = self.results(source, find_boxes, names, flip, batch_size, maps, threshold, told)
-        chosen = (found if several else found[names[0]] for found in results)
-        return next(iter(chosen)) if is_single(source) else chosen
-
-    def results(
-        self,
-        source: Any,
-        find_boxes: Callable[[int, Picture], Found],
-        names: Sequence[str],
-        flip: bool,
-        batch_size: int,
-        maps: str | None,
-        threshold: float = 0.0,
-        left_out: Callable[[PictureError], None] | None = None,
-    ) -> Iterator[dict[str, Result]]:
-        """{dataset: Result} of every picture, in order.
-
-        Args:
-          source, find_boxes, left_out: see `boxes.with_boxes`.
-        """
-        predictor, maps = self.predictors[flip], self.map_of(maps)
-
-        def run(name, rows):
-            head, protocol = list(self.datasets).index(name), self.datasets[name]
-            found = predictor(self.weights, rows["image"], rows["inverse_warp"], head=head, protocol=protocol)
-            return {"keypoints": found[maps]}
-
-        def jobs() -> Iterator[Job]:
-            for picture, found in with_boxes(source, find_boxes, left_out):
-                for name in names:
-                    rows = crops_of(picture, found[0], self.datasets[name], predictor.input_size)
-                    yield Job((picture, found, name), name, rows, picture.image.nbytes)
-
-        collected: dict[str, Result] = {}
-        for (picture, found, name), rows in in_batches(ahead(jobs()), run, batch_size):
-            collected[name] = self._result(picture, found, name, rows, threshold)
-            if name == names[-1]:
-                yield collected
-                collected = {}
-
-    def _result(
-        self, picture: Picture, found: Found, name: str, rows: Sequence[Mapping[str, np.ndarray]], threshold: float
-    ) -> Result:
-        protocol = self.datasets[name]
-        keypoints = np.zeros((len(rows), protocol.num_keypoints, 3), np.float32)
-        for number, row in enumerate(rows):
-            keypoints[number] = row["keypoints"]
-        scores = rescore(keypoints, found[1], self.rescoring_threshold).astype(np.float32)
-        kept, boxes = scores >= threshold, found[0].astype(np.float32)
-        return Result(picture, name, protocol.keypoints, keypoints[kept], boxes[kept], scores[kept])
-
-    @property
-    def device(self) -> jax.Device:
-        """Where it computes."""
-        (device,) = jax.tree.leaves(self.weights)[0].devices()
-        return device
-
-    @property
-    def maps(self) -> tuple[str, ...]:
-        """Which of "heads" and "prototypes" it can be read by."""
-        return (HEAD_MAPS,) * ("heads" in self.weights["params"]) + (PROTOTYPE_MAPS,) * bool(self.weights["prototypes"])
-
-    def map_of(self, maps: str | None) -> str:
-        """What was asked for, by default the first. Raises ValueError for maps that the model has not."""
-        if maps is not None and maps not in self.maps:
-            raise ValueError(f"maps={maps!r}: {self.title} has {', '.join(self.maps)}")
-        return maps or self.maps[0]
-
-    def learn_skeleton(
-        self,
-        images: Any,
-        keypoints: Sequence,
-        *,
-        names: Sequence[str] | None = None,
-        boxes: Sequence | None = None,
-        mirror: Sequence[tuple[str, str]] | None = None,
-        limbs: Sequence[tuple[str, str]] = (),
-        name: str = "new_skeleton",
-        per_keypoint: int | None = None,
-        batch_size: int = 16,
-    ) -> PoseModel:
-        """A model of a new skeleton, from a few annotated pictures, without training (`posebh_jax/skeleton.py`).
-
-        Args:
-          images: pictures in any form that prediction takes; one picture takes its keypoints and boxes as they are.
-          keypoints: of each picture [K, 3], or [n, K, 3] of n people: x, y in its pixels and visibility, 0 where there
-            is no label; without visibility ([K, 2]) NaN is no label.
-          names: of the K keypoints; by default `point_1` and so on.
-          boxes: of each picture [4] or [n, 4], x, y, width, height; by default around the keypoints, a fifth of the
-            longer side wider all around.
-          mirror: pairs of names that a mirror exchanges; by default those that differ in the side alone.
-          limbs: pairs of names, for drawing.
-          name: of the skeleton.
-          per_keypoint: prototypes of a keypoint; by default what leaves one out best.
-          batch_size: crops that go through the network together.
-
-        Returns:
-          A new model, which draws this skeleton alone; `title` says what was chosen.
-
-        Raises:
-          ValueError: a model without prototypes, no picture, a keypoint that nobody shows, names that are not unique,
-            or numbers that do not fit each other.
-        """
-        if is_single(images) and np.ndim(keypoints) in (2, 3):
-            images, keypoints, boxes = [images], [keypoints], None if boxes is None else [boxes]
-        if names is None:
-            count = max((np.shape(of_picture)[-2] for of_picture in keypoints if np.ndim(of_picture) > 1), default=0)
-            if not count:
-                raise ValueError("keypoints: there are none; give a list, of each picture [K, 3] or [people, K, 3]")
-            names = [f"point_{number}" for number in range(1, count + 1)]
-        protocol = protocol_of(name, names, mirror, limbs)
-        return self.learn_protocol(
-            images, keypoints, protocol, boxes=boxes, per_keypoint=per_keypoint, batch_size=batch_size
-        )
-
-    def learn_protocol(
-        self,
-        images: Any,
-        keypoints: Sequence,
-        protocol: PoseDataset,
-        *,
-        boxes: Sequence | None = None,
-        per_keypoint: int | None = None,
-        batch_size: int = 16,
-    ) -> PoseModel:
-        """`learn_skeleton` where the skeleton is defined: `protocol` is a custom dataset with codec udp."""
-        require_batch_size(batch_size)
-        predictor = self.predictors[True]
-        if not self.weights["prototypes"] or not predictor.model.embedding_dim:
-            raise ValueError(f"{self.title} has no prototypes: a new skeleton needs weights of PoseBH, not of ViTPose")
-        figures = figures_of(images, keypoints, boxes, protocol, predictor.input_size)
-        learned = skeleton.learn_skeleton(
-            predictor, self.weights, figures, protocol, per_keypoint=per_keypoint, batch_size=batch_size
-        )
-        choice, people = learned.choice, len(figures.image)
-        title = (
-            f"{self.title}; {protocol.name} of {people} {'person' if people == 1 else 'people'}: {choice.source}, "
-            f"expert of {predictor.datasets[choice.expert].name}, prototypes a keypoint: {choice.per_keypoint}"
-        )
-        return self.with_skeleton(protocol, learned, title)
-
-    def with_skeleton(self, protocol: PoseDataset, learned: skeleton.Learned, title: str) -> PoseModel:
-        """A model that draws the learned skeleton alone, with the settings of this one."""
-        old = self.predictors[True]
-        weights, model = skeleton.fold(self.weights, old.model, old.input_size, protocol, learned)
-        predictors = {
-            flip: dataclasses.replace(predictor, model=model, datasets=(protocol,))
-            for flip, predictor in self.predictors.items()
-        }
-        weights = jax.device_put(weights, self.device)
-        datasets = {protocol.name: protocol}
-        return dataclasses.replace(self, title=title, predictors=predictors, weights=weights, datasets=datasets)
-
-    def save(self, folder: str | pathlib.Path) -> None:
-        """Writes a folder of weights, which `load` reads as this model; datasets that are not as built in are in its
-        manifest.
-
-        Raises:
-          ValueError: the folder holds weights already.
-        """
-        predictor = self.predictors[True]
-        manifest = manifest_of(predictor.model, predictor.input_size, self.title)
-        settings = configuration.for_manifest(
-            self.datasets.values(), predictor.dark_kernel, predictor.dark_blur, self.rescoring_threshold
-        )
-        save_weights(folder, jax.device_get(dict(self.weights)), manifest | settings)
-
-    def names(self, dataset: str | Sequence[str] | None) -> tuple[str, ...]:
-        """The datasets that were asked for, by default the first. Raises ValueError for one that the model has not."""
-        names = (next(iter(self.datasets)),) if dataset is None else dataset
-        names = tuple(dict.fromkeys(names.split(",") if isinstance(names, str) else names))
-        if not names:
-            raise ValueError(f"dataset: none is named; {self.title} draws {', '.join(self.datasets)}")
-        for name in names:
-            if name not in self.datasets:
-                raise ValueError(
-                    f"dataset {name!r}: {self.title} draws {', '.join(self.datasets)}{nearest(name, self.datasets)}"
-                )
-        return names
-
-
-def load(
-    source: str | pathlib.Path | None = None,
-    *,
-    datasets: Sequence[str] | None = None,
-    num_heads: int | None = None,
-    device: str | jax.Device | None = None,
-) -> PoseModel:
-    """A model with its weights.
-
-    Args:
-      source: a run's working directory, one of its checkpoints, a folder of weights, a `.pth` (PyTorch needed) or
-        `.safetensors` file of the original repositories, or a folder as the Hugging Face hub lays it out, also by name:
-        `hf://usyd-community/vitpose-plus-base`. Without, the embedded demonstration model, which knows rendered
-        figures only.
-      datasets, num_heads: what a file does not say of itself: the datasets of its heads in order, attention heads.
-        Where the weights name other datasets, that is an error.
-      device: where to compute, such as "cpu", "gpu", "cuda:1"; JAX's first by default.
-
-    Raises:
-      ValueError: there are no weights, or none of this method.
-    """
-    path = local_path(EMBEDDED if source is None else source)
-    if source is None:
-        conversion = read_embedded(EMBEDDED)
-    else:
-        conversion = sources.read(path, Options(datasets=tuple(datasets) if datasets else None, num_heads=num_heads))
-    manifest = conversion.manifest
-    if not manifest["datasets"]:
-        raise ValueError(f"{source} ({conversion.title}) has no head: it is a backbone to start training from")
-    names = tuple(name for name, _ in manifest["datasets"])
-    if datasets and tuple(datasets) != names:
-        raise ValueError(f"{path} says itself that its heads are {', '.join(names)}, not {', '.join(datasets)}")
-    run = restore.find_run(path, configuration.METHODS)
-    config = configuration.of_run(run.config) if run else None
-    protocols = _protocols(path, config, manifest)
-    released = config or configuration.of_weights(manifest)
-    model, size = model_of(manifest), tuple(manifest["input_size"])
-    dark = released.dark_kernel, released.dark_blur
-    predictors = {flip: Predictor(model, tuple(protocols.values()), size, flip, *dark) for flip in (False, True)}
-    weights = jax.device_put(conversion.weights, command.find_device(device))
-    return PoseModel(conversion.title, predictors, weights, protocols, released.rescoring_threshold)
-
-
-def _protocols(path: str, config: ConfigDict | None, manifest: Mapping[str, Any]) -> dict[str, PoseDataset]:
-    """How the model's datasets are cropped and drawn; custom ones are found where the run had its data, in its
-    configuration, or in the manifest."""
-    found, own = {}, manifest.get("definitions", {})
-    for name, count in manifest["datasets"]:
-        if config is not None:
-            found[name] = configuration.dataset(config, name)
-        elif name in own:
-            found[name] = defined(own[name], f"{path}: definition of {name!r}")
-        elif name in DATASETS:
-            found[name] = find_dataset(name)
-        else:
-            advice = (
-                "convert the run or the file to a folder again"  # an older folder has no definitions
-                if is_weights(path)
-                else "name its heads' datasets, of those built in: load(..., datasets=[...]) or --datasets=..."
-            )
-            raise ValueError(f"{path}: the skeleton of its head {name!r} ({count} keypoints) is unknown; {advice}")
-    return found
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -405,9 +75,9 @@ def _predict(args: Any) -> tuple[str, Iterator[list[Result]]]:
     if boxes is None:
         boxes = AUTO if args.demo and not args.checkpoint else WHOLE
     if boxes != WHOLE and pathlib.Path(boxes).suffix.lower() != ".json":
-        from boir_jax import predict as finder  # the other method, only where it was asked for
+        import boir_jax  # the other method, only where it was asked for
 
-        boxes = finder.load(None if boxes == AUTO else boxes, device=args.device)
+        boxes = boir_jax.load(None if boxes == AUTO else boxes, device=args.device)
     boxes_by_number = boxes_of(boxes, count_of(args.source), threshold=args.box_threshold, category=args.category)
 
     def find_boxes(number: int, picture: Picture) -> Found:

@@ -12,8 +12,10 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
+import boir_jax.pose_model
 import boir_jax.predict
 import boir_jax.sources
+import posebh_jax.pose_model
 import posebh_jax.predict
 import posebh_jax.sources
 from boir_jax.predictor import without_training_heads
@@ -32,12 +34,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    write_embedded(pose, posebh_jax.predict.EMBEDDED)
+    write_embedded(pose, posebh_jax.pose_model.EMBEDDED)
     weights = {name: without_training_heads(finder.weights[name]) for name in ("params", "batch_stats")}
     network = {**finder.manifest["network"], "training_heads": False}
     manifest = {**finder.manifest, "network": network}
-    write_embedded(own_weights(weights, manifest), boir_jax.predict.EMBEDDED)
-    for path in (posebh_jax.predict.EMBEDDED, boir_jax.predict.EMBEDDED):
+    write_embedded(own_weights(weights, manifest), boir_jax.pose_model.EMBEDDED)
+    for path in (posebh_jax.pose_model.EMBEDDED, boir_jax.pose_model.EMBEDDED):
         print(f"{path}: {path.stat().st_size / 2**20:.1f} MiB")
     return 0
 

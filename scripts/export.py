@@ -19,8 +19,10 @@ import cv2
 import numpy as np
 
 import boir_jax.export
+import boir_jax.pose_model
 import boir_jax.predict
 import posebh_jax.export
+import posebh_jax.pose_model
 import posebh_jax.predict
 from data_pipelines.paths import as_path
 from pose_common.export.onnx import read_onnx, write_onnx
@@ -86,10 +88,10 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 def program_of(args: argparse.Namespace) -> Program:
     """What the flags of `add_model_arguments` ask for. Raises ValueError."""
     model = _load(args)
-    other = "boir" if isinstance(model, posebh_jax.predict.PoseModel) else "posebh"
+    other = "boir" if isinstance(model, posebh_jax.pose_model.PoseModel) else "posebh"
     if given := [f"--{flag}" for flag in FLAGS[other] if getattr(args, flag)]:
         raise ValueError(f"{', '.join(given)} does not apply to {model.title}")
-    if isinstance(model, posebh_jax.predict.PoseModel):
+    if isinstance(model, posebh_jax.pose_model.PoseModel):
         return posebh_jax.export.program(model, args.dataset, flip=args.flip, maps=args.maps)
     size = args.size.split(",") if args.size else None
     if size is not None and (len(size) != 2 or not all(side.isdigit() for side in size)):
@@ -109,7 +111,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def _load(args: argparse.Namespace) -> posebh_jax.predict.PoseModel | boir_jax.predict.PoseModel:
+def _load(args: argparse.Namespace) -> posebh_jax.pose_model.PoseModel | boir_jax.pose_model.PoseModel:
     """The model, of the method that was named or else of the first that knows the weights."""
     datasets = args.datasets.split(",") if args.datasets else None
     if args.method == "boir":

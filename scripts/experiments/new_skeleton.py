@@ -42,7 +42,7 @@ from posebh_jax import build, configuration, skeleton, sources
 from posebh_jax.crops import crops_of
 from posebh_jax.figures import figures_of
 from posebh_jax.heads import enlarged
-from posebh_jax.predict import EMBEDDED, PoseModel
+from posebh_jax.pose_model import EMBEDDED, PoseModel
 from posebh_jax.predictor import Predictor
 from scripts.experiments import lines
 

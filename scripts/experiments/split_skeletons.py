@@ -40,7 +40,7 @@ from pose_common.training.state import TrainState
 from pose_common.weights.embedded import read_embedded
 from posebh_jax import configuration as posebh_configuration
 from posebh_jax.method import PoseBHMethod
-from posebh_jax.predict import EMBEDDED
+from posebh_jax.pose_model import EMBEDDED
 from posebh_jax.weights.transfer import start_from
 from scripts.experiments import lines, posebh_report
 from scripts.experiments.posebh import (

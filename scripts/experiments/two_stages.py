@@ -22,8 +22,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 import boir_jax.main
+import boir_jax.pose_model
 import boir_jax.predict
 import posebh_jax.main
+import posebh_jax.pose_model
 import posebh_jax.predict
 from boir_jax import sources
 from configs import mdt, transfer
@@ -52,7 +54,7 @@ def newest_results(workdir: pathlib.Path) -> pathlib.Path:
 def find_people(out: pathlib.Path) -> pathlib.Path:
     """Evaluates the embedded BoIR; its results file, beside which the boxes are."""
     config = sources.read_configuration("boir:demo")
-    config.checkpoint, config.data_dir, config.pictures = str(boir_jax.predict.EMBEDDED), str(out / "data"), 0
+    config.checkpoint, config.data_dir, config.pictures = str(boir_jax.pose_model.EMBEDDED), str(out / "data"), 0
     boir_jax.main.evaluate(config, out / "boir")
     return newest_results(out / "boir") / f"{DATASET}_{SPLIT}.json"
 
@@ -60,7 +62,7 @@ def find_people(out: pathlib.Path) -> pathlib.Path:
 def posebh_configuration(out: pathlib.Path, steps: int, seed: int, boxes: pathlib.Path) -> ConfigDict:
     """A transfer of the embedded model to the crowds: the heatmap heads first, then everything."""
     config = transfer.get_config("demo")
-    config.method, config.init_from = "multi_head", str(posebh_jax.predict.EMBEDDED)
+    config.method, config.init_from = "multi_head", str(posebh_jax.pose_model.EMBEDDED)
     config.data_dir, config.seed = str(out / "data"), seed
     config.batch_size, config.steps_per_epoch = 32, max(1, steps // 10)
     config.stages = [

@@ -13,7 +13,7 @@ import pytest
 import boir_jax
 import posebh_jax
 from boir_jax import build, configuration, export, sources
-from boir_jax.predict import PoseModel
+from boir_jax.pose_model import PoseModel
 from configs import boir
 from data_pipelines.datasets import PoseDataset, save_definition
 from data_pipelines.skeletons import KeypointSet

@@ -329,7 +329,7 @@ def test_the_embedded_models_find_rendered_people(monkeypatch):
     for picture, people in zip(pictures, found, strict=True):
         poses = pose(picture, boxes=find)
         assert len(poses) == len(people) and poses.dataset == "synthetic_coco"
-    monkeypatch.setattr(boir_jax.predict, "load", lambda device: find)  # compiled already
+    monkeypatch.setattr(boir_jax, "load", lambda device: find)  # compiled already
     np.testing.assert_array_equal(pose(pictures[-1], boxes="auto").keypoints, poses.keypoints)
 
 

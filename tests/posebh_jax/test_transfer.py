@@ -21,7 +21,7 @@ from pose_common.weights.embedded import read_embedded
 from pose_common.weights.folder import load_weights, save_weights
 from pose_common.weights.keys import flatten
 from posebh_jax import build, configuration, main, sources
-from posebh_jax.predict import EMBEDDED
+from posebh_jax.pose_model import EMBEDDED
 from posebh_jax.weights.manifest import manifest_of
 from scripts import convert_weights
 from tests.golden_files import shared_path

@@ -68,7 +68,7 @@ def test_a_skeleton_that_is_not_built_in_is_not_in_a_file(tmp_path, capsys):
 
 def test_a_file_of_boir_with_a_skeleton_of_its_own(tmp_path, capsys):
     model = boir_jax.load()
-    manifest, file = read_embedded(boir_jax.predict.EMBEDDED).manifest, tmp_path / "kites.safetensors"
+    manifest, file = read_embedded(boir_jax.pose_model.EMBEDDED).manifest, tmp_path / "kites.safetensors"
     names = tuple(f"point_{number}" for number in range(model.skeleton.num_keypoints))
     kites = PoseDataset("kites", "kites", skeleton=KeypointSet("kites", names, sigmas=(0.1,) * len(names)))
     own = {"keypoint_set": "kites", "definitions": custom_definitions([kites])}

@@ -16,7 +16,7 @@ from data_pipelines.builders.synthetic import prepare_synthetic
 from data_pipelines.synthetic_world.scene import render_scene
 from pose_common.weights.embedded import read_embedded
 from pose_common.weights.folder import save_weights
-from posebh_jax.predict import EMBEDDED
+from posebh_jax.pose_model import EMBEDDED
 from posebh_jax.weights.transfer import single_dataset
 
 pytestmark = pytest.mark.slow  # runs the commands, which compile whole models

@@ -23,7 +23,7 @@ from pose_common.training.configuration import ConfigError
 from pose_common.training.restore import Run
 from posebh_jax import configuration as posebh_configuration
 from posebh_jax import sources as posebh_sources
-from posebh_jax.predict import EMBEDDED
+from posebh_jax.pose_model import EMBEDDED
 from tests.distribution import ROOT, child_environment
 from tests.pose_common.training.toy import ToyMethod
 
