@@ -212,7 +212,7 @@ def main(
                 holder = folder.value or workdir
                 if not source and not configuration.evaluated(overrides):  # all read the run that is there, or none
                     there = find_checkpoints(holder)
-                    processes.require_alike("run", {f"checkpoints in {holder}": there.steps if there else ()})
+                    processes.require_alike("run", {"checkpoints in --workdir": list(there.steps) if there else []})
                 settings = read(source, overrides, holder)
                 processes.require_alike("start", _identity(settings))
                 evaluates = settings.mode == "evaluate"
