@@ -16,6 +16,7 @@ from boir_jax.proposals import ProposalConfig
 from data_pipelines.skeletons import KeypointSet
 from pose_common import heatmaps
 from pose_common.images import normalise_pixels
+from pose_common.layers import full_precision
 
 TRAINING_HEADS = ("keypoint_head", "embedding_head", "box_head")
 
@@ -46,7 +47,8 @@ class Predictor:
           `keypoints` [B, P, K, 3] in image pixels, `score` [B, P] and `found` [B, P]; see `proposals.Poses`.
         """
         needed = {name: without_training_heads(weights[name]) for name in ("params", "batch_stats")}
-        return self._people(needed, image, inverse_warp)
+        with full_precision():
+            return self._people(needed, image, inverse_warp)
 
     @functools.partial(jax.jit, static_argnums=0)
     def _people(self, variables, image, inverse_warp):

@@ -9,6 +9,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+full_precision = functools.partial(jax.default_matmul_precision, "float32")
+"""Context in which products of float32 are such on every device: left alone, TPUs round their operands to bfloat16 and
+recent GPUs to TF32, which moves the highest cell of flat maps."""
+
 
 class BatchNorm(nn.Module):
     """Batch normalisation with the reference's statistics, and what follows it: a sum and a ReLU, in one pass.

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from data_pipelines.datasets import PoseDataset
 from pose_common import heatmaps
 from pose_common.images import normalise_pixels
+from pose_common.layers import full_precision
 from posebh_jax.comparison import best_similarities
 from posebh_jax.keypoint_index import KeypointIndex
 from posebh_jax.model import PoseBH
@@ -65,13 +66,15 @@ class Predictor:
                 f"the head of {self.datasets[head].name!r} draws {self.datasets[head].keypoint_set!r} keypoints, "
                 f"{protocol.name!r} needs {protocol.keypoint_set!r}"
             )
-        features = self._features(_variables(weights), image, jnp.int32(head))
-        return self._decode(weights, features, inverse_warp, head, protocol.codec == "udp")
+        with full_precision():
+            features = self._features(_variables(weights), image, jnp.int32(head))
+            return self._decode(weights, features, inverse_warp, head, protocol.codec == "udp")
 
     def maps(self, weights: Mapping[str, Any], image: jax.Array, *, head: int, protocol: PoseDataset) -> dict:
         """The merged heatmaps {name: [B, h, w, K]} that `__call__` decodes."""
-        features = self._features(_variables(weights), image, jnp.int32(head))
-        return self._maps(weights, features, head, protocol.codec == "udp")
+        with full_precision():
+            features = self._features(_variables(weights), image, jnp.int32(head))
+            return self._maps(weights, features, head, protocol.codec == "udp")
 
     @functools.partial(jax.jit, static_argnums=0)
     def _features(self, variables, image, head):

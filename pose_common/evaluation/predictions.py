@@ -22,9 +22,6 @@ def predict_split(
 ) -> dict[str, np.ndarray]:
     """Predictions for every valid row of `batches`.
 
-    Products of float32 are of full precision on every device: left alone, TPUs round their operands to bfloat16 and
-    recent GPUs to TF32, which moves the highest cell of flat maps.
-
     Args:
       predict: {field: global array [B, ...]} -> {name: global array [B, ...]}; compiled by the caller.
       batches: this process's rows of each batch, with `valid`; the same number of batches in every process.
@@ -43,8 +40,7 @@ def predict_split(
     pending: tuple | None = None
     for batch in batches:
         arrays = {name: jax.make_array_from_process_local_data(sharding, batch[name]) for name in inputs}
-        with jax.default_matmul_precision("float32"):
-            outputs = predict(arrays)
+        outputs = predict(arrays)
         if pending:  # fetched one batch late, so that the device never waits for the host
             rows.append(_fetch(*pending))
         pending = (outputs, {name: batch[name] for name in keep}, batch["valid"])

@@ -75,7 +75,7 @@ def main() -> None:
     use_compilation_cache(config.compilation_cache)
     rows = run(config, options.batches, options.rounds)
     devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
-    tables.show(rows, title=f"{config.method}, {config.size}, {config.dtype}, {devices}")
+    tables.show(rows, title=f"{config.method}, {config.size}, {config.eval_dtype}, {devices}")
     if options.out:
         tables.save(rows, options.out)
 

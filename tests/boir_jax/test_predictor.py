@@ -57,6 +57,13 @@ def test_a_batch_gives_what_single_pictures_give(predictor, weights, size):
         )
 
 
+def test_products_are_of_full_precision_whatever_is_the_default(predictor, weights):
+    """As evaluation, so prediction: on devices that round float32 operands unless they are told not to."""
+    with jax.default_matmul_precision("bfloat16"):
+        program = jax.make_jaxpr(lambda images: predictor(weights, images, warps(1)))(pictures(SIZES[0], 1))
+    assert "Precision.HIGHEST" in str(program) and "Precision.DEFAULT" not in str(program)
+
+
 def test_inference_needs_no_training_heads(predictor, weights):
     images = pictures(SIZES[1])
     pruned = {

@@ -54,6 +54,17 @@ def test_flip_test_of_the_msra_codec_moves_the_mirrored_maps_by_one_cell(predict
         np.testing.assert_allclose(merged[:, :, 1:], expected, rtol=1e-4, atol=1e-5, err_msg=kind)
 
 
+def test_products_are_of_full_precision_whatever_is_the_default(predictor_and_weights):
+    """As evaluation, so prediction: on devices that round float32 operands unless they are told not to."""
+    predictor, weights = predictor_and_weights
+    warp = np.zeros((2, 2, 3), np.float32)
+    with jax.default_matmul_precision("bfloat16"):
+        program = jax.make_jaxpr(lambda x: predictor(weights, x, warp, head=0, protocol=find_dataset("coco")))(
+            global_batch()["image"][:2]
+        )
+    assert "Precision.HIGHEST" in str(program) and "Precision.DEFAULT" not in str(program)
+
+
 def test_the_warp_places_keypoints_in_the_image(predictor_and_weights):
     predictor, weights = predictor_and_weights
     image, protocol = global_batch()["image"][:4], find_dataset("coco")

@@ -1,4 +1,4 @@
-"""Predictions of whole splits: rows that are none are dropped, products are of full precision."""
+"""Predictions of whole splits: rows that are none are dropped."""
 
 from __future__ import annotations
 
@@ -25,19 +25,6 @@ def test_rows_are_those_that_are_valid_with_what_is_kept_beside_them():
     )
     np.testing.assert_array_equal(found["double"][:, 0], 2 * np.arange(11))
     np.testing.assert_array_equal(found["id"], np.arange(11) * 10**12)  # of 64 bits
-
-
-def test_products_of_float32_are_of_full_precision():
-    """Devices that round float32 operands by default (TPUs, recent GPUs) are told not to: as the program says."""
-    programs = []
-
-    def predict(rows):
-        program = jax.jit(lambda x: {"product": x @ x.T}).trace(rows["x"])
-        programs.append(str(program.jaxpr))
-        return program.lower().compile()(rows["x"])
-
-    predict_split(predict, [batch(0, 8)], make_mesh(), inputs=("x",), keep=())
-    assert "HIGHEST" in programs[0]
 
 
 def test_an_empty_split_is_refused():
