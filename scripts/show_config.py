@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import pathlib
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from boir_jax import configuration as boir_configuration
+from data_pipelines.paths import as_path
 from pose_common.training import configuration, restore
 from posebh_jax import configuration as posebh_configuration
 
@@ -51,7 +51,7 @@ def _lines(source: str) -> dict[str, str]:
 
 
 def _configuration(source: str) -> Mapping[str, Any]:
-    path = pathlib.Path(source)
+    path = as_path(source)
     if path.suffix == ".json" and path.is_file():
         return json.loads(path.read_text(encoding="utf8"))
     run = restore.find_run(path)

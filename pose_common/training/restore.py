@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from data_pipelines.paths import as_path
 from pose_common.training import processes
 from pose_common.training.checkpoints import Checkpoints, Found, find_checkpoints
 from pose_common.training.configuration import package_of
@@ -101,6 +102,21 @@ def find_run(path: str | pathlib.Path, methods: Sequence[str] = ()) -> Run | Non
             f" python -m {package}.main"
         )
     return Run(config, found)
+
+
+def run_of(workdir: str | pathlib.Path, methods: Sequence[str] = ()) -> Run | None:
+    """The run whose working directory this is; None where there is none.
+
+    Raises:
+      ValueError: `find_run`'s, or a checkpoint, in which no run goes on.
+    """
+    run = find_run(workdir, methods)
+    if run is not None and run.found.directory != as_path(workdir) / "checkpoints":
+        raise ValueError(
+            f"--workdir={workdir} is of the checkpoints of a run: give the run's working directory to go on with it, or"
+            " start another from it by --config.init_from"
+        )
+    return run
 
 
 def read_run(run: Run) -> tuple[Weights, int]:

@@ -56,6 +56,13 @@ def test_a_step_that_is_asked_for_is_that_step(workdir):
     assert weights_at(workdir / "checkpoints" / "1")[1] == 1
 
 
+def test_a_run_goes_on_in_its_working_directory_alone(workdir):
+    assert restore.run_of(workdir, ["toy"]).config == CONFIG and restore.run_of(workdir / "empty") is None
+    for inside in (workdir / "checkpoints", workdir / "checkpoints" / "2"):
+        with pytest.raises(ValueError, match="--workdir=.* is of the checkpoints of a run"):
+            restore.run_of(inside)
+
+
 def test_a_run_of_another_method_is_named(workdir, tmp_path):
     with pytest.raises(ValueError, match="is a run of toy, which is not posebh"):
         restore.find_run(workdir, ["posebh"])
