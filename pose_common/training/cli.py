@@ -6,6 +6,7 @@ import hashlib
 import importlib.metadata
 import json
 import logging
+import os
 import pathlib
 import re
 import sys
@@ -129,7 +130,10 @@ def conclude_evaluation(config: ConfigDict, workdir: pathlib.Path, figures: Metr
 
 def evaluation_workdir(checkpoint: str) -> str:
     """Where `checkpoint` is evaluated unless --workdir says it: what is of no run has no step to tell it by."""
-    return f"{EVALUATED}/" + re.sub(r"[^\w.-]+", "_", checkpoint).strip("_")
+    name = re.sub(r"[^\w.-]+", "_", checkpoint).strip("_")
+    if not name.strip("._"):  # "." or ".."
+        name = pathlib.Path(os.path.abspath(checkpoint)).name or "root"
+    return f"{EVALUATED}/{name}"
 
 
 def follow_run(
@@ -146,7 +150,7 @@ def follow_run(
       ValueError: the run is of another method, or was started with other settings; or a new one is to start from what
         is not there.
     """
-    run = restore.find_run(workdir, methods)
+    run = restore.run_of(workdir, methods)
     if run is None:
         if config.init_from:
             configuration.require_weights("init_from", config)

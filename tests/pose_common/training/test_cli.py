@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pathlib
 import types
 
 import pytest
@@ -22,6 +23,8 @@ def test_evaluations_of_different_weights_have_folders_of_their_own():
     folders = [cli.evaluation_workdir(checkpoint) for checkpoint in checkpoints]
     assert folders[0] == "workdir/evaluated/workdir_transfer" and len(set(folders)) == len(folders)
     assert all(folder.count("/") == 2 for folder in folders)
+    assert cli.evaluation_workdir(".") == f"workdir/evaluated/{pathlib.Path.cwd().name}"
+    assert ".." not in cli.evaluation_workdir("..")
 
 
 @pytest.mark.parametrize(("examples", "configured", "steps"), [(96, 0, 3), (97, 0, 4), (5, 0, 1), (97, 7, 7)])
