@@ -32,10 +32,10 @@ import rich.table
 
 from data_pipelines import importers, orientation, records
 from data_pipelines.builders import BUILDERS
-from data_pipelines.builders.base import read_summary
 from data_pipelines.builders.coco_format import CocoFormatBuilder
 from data_pipelines.builders.custom import METRICS, Custom, SkeletonOptions, require_defined
 from data_pipelines.builders.report import NoAnnotations, RawDataError
+from data_pipelines.builders.summary import finished_splits, read_summary
 
 _SHOWN_CASES = 3
 HEAVY_LOSS = 3
@@ -143,6 +143,8 @@ def prepare_splits(args: argparse.Namespace) -> tuple[dict[str, dict[str, Any]],
     missing: dict[str, str] = {}
     try:
         splits = _splits(args)
+        if args.dataset == Custom.dataset:
+            _check_definition(args)
     except RawDataError as error:
         return {}, {"": str(error)}
     for split in splits:  # all of them before one is written: new parts may have pictures in common with finished ones
@@ -282,7 +284,11 @@ def _check_finished(args: argparse.Namespace, split: str) -> None:
     rendered_with = summary.get("source", {}).get("seed")
     if rendered_with is not None and args.seed not in (None, int(rendered_with)):
         raise RawDataError(f"{directory} is rendered with --seed={rendered_with}; --overwrite makes it again")
-    if args.dataset == Custom.dataset:
+
+
+def _check_definition(args: argparse.Namespace) -> None:
+    """Raises RawDataError for options that would change the figures of a custom dataset's finished splits unasked."""
+    if not args.overwrite and finished_splits(args.name, args.data_dir):
         require_defined(args.name, args.data_dir, _options(args))
 
 

@@ -137,10 +137,25 @@ def test_what_is_given_counts(tmp_path, capsys):
         True,
         "hand",
     )
-    # A further split keeps all that, but for what is said anew.
-    assert prepare(tmp_path, kites(), "--sigmas=0.2", split="val") == 0
+    # A further split keeps all that, and --overwrite what is not said anew.
+    assert prepare(tmp_path, kites(), split="val") == 0
+    assert definitions.find_dataset("kites", tmp_path / "data") == dataset
+    assert prepare(tmp_path, kites(), "--sigmas=0.2", "--overwrite", split="val") == 0
     again = definitions.find_dataset("kites", tmp_path / "data")
     assert again.keypoints.sigmas == (0.2,) * 3 and again.keypoints.flip_pairs == ((0, 1),)
+
+
+def test_another_split_changes_no_figures_of_a_finished_one(tmp_path, capsys):
+    assert prepare(tmp_path, kites(), "--sigmas=0.1,0.02,0.03") == 0
+    path = definitions.definition_path("kites", tmp_path / "data")
+    text = path.read_text()
+    assert prepare(tmp_path, kites(), "--sigmas=0.07", split="more") == 1
+    assert "is defined with another --sigmas" in capsys.readouterr().err and path.read_text() == text
+    nobody = kites()
+    for annotation in nobody["annotations"]:
+        annotation["keypoints"] = [0] * 9
+    assert prepare(tmp_path, nobody, "--sigmas=0.09", "--overwrite", split="bad") == 1
+    assert "no usable person" in capsys.readouterr().err and path.read_text() == text
 
 
 @pytest.mark.parametrize(

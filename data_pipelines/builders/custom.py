@@ -3,7 +3,8 @@
 They are a COCO-format file, or in a format of `data_pipelines/importers`, which makes a COCO document of it. Names and
 limbs come from its categories. Mirror pairs come from the names or are given, sigmas are
 given or all the same, and with an upper body given half-body augmentation applies; docs/your_own_dataset.md
-tells the rest. The first split that is prepared defines the dataset; the others must have the same keypoints.
+tells the rest. The first split that is prepared defines the dataset; the others must have the same keypoints, and
+other options redefine it with `--overwrite` alone.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ import numpy as np
 from data_pipelines import datasets as definitions
 from data_pipelines import fields, importers, sides
 from data_pipelines.builders import raw_files
-from data_pipelines.builders.base import remove_empty
 from data_pipelines.builders.checker import Picture
 from data_pipelines.builders.coco_format import CocoFormatBuilder
 from data_pipelines.builders.report import Entry, RawDataError
@@ -28,7 +28,6 @@ from data_pipelines.datasets import DATASETS, PoseDataset
 from data_pipelines.fields import Fault, integer, printable
 from data_pipelines.importers import boxes, pictures
 from data_pipelines.orientation import STORED, UPRIGHT, turned
-from data_pipelines.paths import is_remote
 from data_pipelines.skeletons import DEFAULT_SIGMA, KeypointSet
 
 METRICS = ("coco", "hand")
@@ -96,9 +95,6 @@ class Custom(CocoFormatBuilder):
         self._val_share = None if val_share is None else str(val_share)
         self._reencoded: list[pathlib.Path] = []
         super().__init__(split, dataset=found, data_dir=data_dir, annotations=path, images=labels.images, **kwargs)
-        self._definition = definitions.definition_path(dataset, data_dir)
-        self._is_new = not self._definition.is_file()
-        definitions.save_definition(found, data_dir)
         for remark in remarks:
             self.report.remark(remark, path, None)
 
@@ -109,15 +105,10 @@ class Custom(CocoFormatBuilder):
         return super().describe_source() | ({} if self._val_share is None else {"val_share": self._val_share})
 
     def prepare(self, overwrite: bool = False) -> dict[str, Any]:
-        """As `PoseBuilder.prepare`; a split that fails defines no dataset."""
-        try:
-            return super().prepare(overwrite)
-        except BaseException:
-            if self._is_new:
-                self._definition.unlink(missing_ok=True)
-                if not is_remote(self._definition):  # a bucket has no folders
-                    remove_empty(self._definition.parent)
-            raise
+        """As `PoseBuilder.prepare`; then the dataset is defined: a split that fails leaves the definition as it was."""
+        summary = super().prepare(overwrite)
+        definitions.save_definition(self.pose_dataset, self._target)
+        return summary
 
     def findings(self) -> dict[str, Any]:
         skeleton = self.pose_dataset.keypoints

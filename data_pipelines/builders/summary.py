@@ -68,13 +68,19 @@ def orientation_note(choice: str, why: str, tagged: int, total: int) -> str:
     return f"{how}; {tags}, which is not applied{hint}"
 
 
+def finished_splits(dataset: str, data_dir: str | pathlib.Path) -> dict[str, dict[str, Any]]:
+    """{split: summary} of a dataset's finished splits."""
+    paths = sorted((as_path(data_dir) / dataset).glob(f"*/{records.VERSION}/{records.SUMMARY_FILE}"))
+    return {path.parts[-3]: json.loads(path.read_text()) for path in paths}
+
+
 def orientation_of_others(data_dir: str | pathlib.Path, dataset: str, split: str) -> dict[str, str]:
     """{split: 'stored' or 'upright'} of the dataset's other finished splits, where some picture has an orientation."""
     found = {}
-    for path in sorted((as_path(data_dir) / dataset).glob(f"*/{records.VERSION}/{records.SUMMARY_FILE}")):
-        note = json.loads(path.read_text()).get("metadata", {}).get("orientation", "")
-        if path.parts[-3] != split and note:
-            found[path.parts[-3]] = orientation.UPRIGHT if note.startswith(orientation.UPRIGHT) else orientation.STORED
+    for other, summary in finished_splits(dataset, data_dir).items():
+        note = summary.get("metadata", {}).get("orientation", "")
+        if other != split and note:
+            found[other] = orientation.UPRIGHT if note.startswith(orientation.UPRIGHT) else orientation.STORED
     return found
 
 
