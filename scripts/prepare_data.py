@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import io
 import os
+import pathlib
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -145,6 +146,7 @@ def prepare_splits(args: argparse.Namespace) -> tuple[dict[str, dict[str, Any]],
         splits = _splits(args)
         if args.dataset == Custom.dataset:
             _check_definition(args)
+            _check_others(args, splits)
     except RawDataError as error:
         return {}, {"": str(error)}
     for split in splits:  # all of them before one is written: new parts may have pictures in common with finished ones
@@ -290,6 +292,22 @@ def _check_definition(args: argparse.Namespace) -> None:
     """Raises RawDataError for options that would change the figures of a custom dataset's finished splits unasked."""
     if not args.overwrite and finished_splits(args.name, args.data_dir):
         require_defined(args.name, args.data_dir, _options(args))
+
+
+def _check_others(args: argparse.Namespace, splits: Sequence[str]) -> None:
+    """Raises RawDataError for another finished split that shares out the same labels otherwise: for common pictures."""
+    asked = "" if args.val_share is None else str(_val_share(args))
+    ours = pathlib.Path(args.annotations).resolve()
+    for split, summary in finished_splits(args.name, args.data_dir).items():
+        theirs, share = pathlib.Path(summary["source"]["annotations"]).resolve(), summary["source"].get("val_share", "")
+        same = ours.is_relative_to(theirs) or theirs.is_relative_to(ours)  # a folder, or the file of labels in it
+        if split not in splits and same and share != asked:
+            directory = records.split_dir(args.name, split, args.data_dir)
+            made = f"with {share}" if share else "without --val_share"
+            raise RawDataError(
+                f"{directory} is made of the same labels {made} and could have the same pictures; give the same here,"
+                " or remove that folder"
+            )
 
 
 def _options(args: argparse.Namespace) -> SkeletonOptions:

@@ -181,6 +181,21 @@ def test_a_share_of_what_is_prepared_whole_leaves_no_part_behind(tmp_path, capsy
     assert not records.is_prepared("x", "val", tmp_path / "data"), "whose pictures train has as well"
 
 
+def test_what_is_made_again_gets_no_picture_of_another_part(tmp_path, capsys):
+    source = written(tmp_path, "coco", random_people(0), True)
+    assert prepare(tmp_path / "data", "x", source, "--val_share=0.5") == 0
+    for labels, again in ((source, "--overwrite"), (source / "labels.json", "--overwrite"), (source, "--split=test")):
+        assert prepare(tmp_path / "data", "x", labels, again) == 1
+        said = capsys.readouterr().err
+        assert "1.0.0 is made of the same labels with --val_share=0.5 --seed=0" in said
+    assert records.load_annotations("x", "train", tmp_path / "data").num_images == 2
+    (tmp_path / "more").mkdir()
+    others = written(tmp_path / "more", "coco", random_people(1), True)
+    assert prepare(tmp_path / "data", "x", others, "--split=test") == 0, "which has pictures of its own"
+    assert prepare(tmp_path / "data", "x", source, "--val_share=0.3", "--overwrite", "--allow_loss") == 0
+    assert records.load_annotations("x", "train", tmp_path / "data").num_images == 3
+
+
 @pytest.mark.parametrize("form", WRITERS)
 def test_nobody_usable_is_an_error(tmp_path, form, capsys):
     people = random_people(0)
