@@ -167,6 +167,7 @@ def test_another_split_changes_no_figures_of_a_finished_one(tmp_path, capsys):
         ("--metric=hand", "another --metric"),
         ("--keypoints=a,b,c", "has other --keypoints; another skeleton needs a --name of its own"),
         ("--mirror=tip:tail", "'tail' is none of the keypoints"),
+        ("--sigmas=0.1,0.2", "--sigmas: 3 keypoints need 3 positive sigmas"),
     ],
 )
 def test_what_a_finished_dataset_is_not_is_refused(tmp_path, capsys, option, said):
@@ -177,6 +178,14 @@ def test_what_a_finished_dataset_is_not_is_refused(tmp_path, capsys, option, sai
     capsys.readouterr()
     assert prepare(tmp_path, kites(), option) == 1
     assert said in capsys.readouterr().err
+    assert definitions.find_dataset("kites", tmp_path / "data") == defined
+
+
+def test_the_order_of_mirror_pairs_and_halves_says_nothing(tmp_path):
+    assert prepare(tmp_path, kites(), "--mirror=L_wing:R_wing", "--upper_body=tip,L_wing") == 0
+    defined = definitions.find_dataset("kites", tmp_path / "data")
+    for split in ("train", "val"):
+        assert prepare(tmp_path, kites(), "--mirror=R_wing:L_wing", "--upper_body=L_wing,tip", split=split) == 0
     assert definitions.find_dataset("kites", tmp_path / "data") == defined
 
 

@@ -240,7 +240,9 @@ def require_defined(name: str, data_dir: str | pathlib.Path, options: SkeletonOp
         for option, value in given.items():
             if option == "keypoints" and tuple(value) != dataset.keypoints.keypoints:
                 raise ValueError(f"{path} has other --keypoints; another skeleton needs a --name of its own")
-            if _with_options(dataset, dataset.keypoints, SkeletonOptions(**{option: value})) != dataset:
+            asked = _with_options(dataset, dataset.keypoints, SkeletonOptions(**{option: value}))
+            definitions.check_skeleton(asked.keypoints, f"--{option}")
+            if asked != dataset:
                 raise ValueError(f"{path} is defined with another --{option}; edit it, or --overwrite makes it again")
     except ValueError as error:
         raise RawDataError(str(error)) from error
@@ -299,16 +301,19 @@ def define(
 
 
 def _with_options(dataset: PoseDataset, skeleton: KeypointSet, options: SkeletonOptions) -> PoseDataset:
-    """Raises ValueError for names that are no keypoints."""
+    """The order of mirror pairs and halves is no change. Raises ValueError for names that are no keypoints."""
     count = skeleton.num_keypoints
     changes: dict[str, Any] = {}
     if options.sigmas is not None:
         changes["sigmas"] = tuple(options.sigmas) * (count if len(options.sigmas) == 1 else 1)
     if options.mirror is not None:
-        changes["flip_pairs"] = tuple((_index(skeleton, a), _index(skeleton, b)) for a, b in options.mirror)
+        pairs = tuple((_index(skeleton, a), _index(skeleton, b)) for a, b in options.mirror)
+        if set(map(frozenset, pairs)) != set(map(frozenset, skeleton.flip_pairs)):
+            changes["flip_pairs"] = pairs
     if options.upper_body is not None:
         upper = tuple(_index(skeleton, name) for name in options.upper_body)
-        changes |= {"upper_body": upper, "lower_body": tuple(i for i in range(count) if i not in upper)}
+        if set(upper) != set(skeleton.upper_body):
+            changes |= {"upper_body": upper, "lower_body": tuple(i for i in range(count) if i not in upper)}
         dataset = dataclasses.replace(dataset, half_body=bool(upper))
     if options.metric is not None:
         dataset = dataclasses.replace(dataset, metric=options.metric)
