@@ -181,6 +181,17 @@ def test_what_a_finished_dataset_is_not_is_refused(tmp_path, capsys, option, sai
     assert definitions.find_dataset("kites", tmp_path / "data") == defined
 
 
+@pytest.mark.parametrize("options", [(), ("--sigmas=0.2",)])
+def test_a_definition_that_is_gone_is_made_again(tmp_path, capsys, options):
+    assert prepare(tmp_path, kites()) == 0
+    path = definitions.definition_path("kites", tmp_path / "data")
+    path.unlink()
+    for split in ("train", "val"):
+        assert prepare(tmp_path, kites(), *options, split=split) == 1
+        assert f"no {path} any more: --overwrite makes both again" in capsys.readouterr().err
+    assert prepare(tmp_path, kites(), *options, "--overwrite") == 0 and path.is_file()
+
+
 def test_the_order_of_mirror_pairs_and_halves_says_nothing(tmp_path):
     assert prepare(tmp_path, kites(), "--mirror=L_wing:R_wing", "--upper_body=tip,L_wing") == 0
     defined = definitions.find_dataset("kites", tmp_path / "data")

@@ -230,12 +230,13 @@ def _is_absolute(file_name: str) -> bool:
 
 
 def require_defined(name: str, data_dir: str | pathlib.Path, options: SkeletonOptions) -> None:
-    """Raises RawDataError where `options` say otherwise than the definition that is there."""
+    """Raises RawDataError where there is no definition, or one that says otherwise than `options`."""
     given = {option: value for option, value in vars(options).items() if value is not None}
-    if not given:
-        return
     path = definitions.definition_path(name, data_dir)
+    _check_name(name)
     try:
+        if not path.is_file():
+            raise ValueError(f"there are finished splits, but no {path} any more: --overwrite makes both again")
         dataset = definitions.read_definition(path)
         for option, value in given.items():
             if option == "keypoints" and tuple(value) != dataset.keypoints.keypoints:
@@ -267,8 +268,7 @@ def define(
     Raises:
       RawDataError: see `Custom`; also keypoints that differ from those of the definition.
     """
-    if name.lower() in DATASETS or not _NAME.fullmatch(name):
-        raise RawDataError(f"--name={name}: a new name of letters, digits and underscores is needed")
+    _check_name(name)
     keypoints, limbs = _category_skeleton(path, labels.document)
     if options.keypoints is not None and tuple(options.keypoints) != keypoints:
         raise RawDataError(f"--keypoints={','.join(options.keypoints)}, but {path} has {', '.join(keypoints)}")
@@ -298,6 +298,11 @@ def define(
     except ValueError as error:
         raise RawDataError(str(error)) from error
     return dataset, remarks
+
+
+def _check_name(name: str) -> None:
+    if name.lower() in DATASETS or not _NAME.fullmatch(name):
+        raise RawDataError(f"--name={name}: a new name of letters, digits and underscores is needed")
 
 
 def _with_options(dataset: PoseDataset, skeleton: KeypointSet, options: SkeletonOptions) -> PoseDataset:
