@@ -82,6 +82,7 @@ class Labels:
       mirror: pairs of names that a mirror exchanges, where the files say so.
       broken: what is left out.
       remarks: (what, file, detail) of what is unusual.
+      absent: split that the files name, but that is not there -> why.
     """
 
     document: Any
@@ -89,6 +90,7 @@ class Labels:
     mirror: tuple[tuple[str, str], ...] | None = None
     broken: Sequence[Broken] = ()
     remarks: Sequence[tuple[str, pathlib.Path, str]] = ()
+    absent: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def assemble(
@@ -192,12 +194,16 @@ def select(labels: Labels, split: str, part: ValShare | None) -> Labels:
     if not isinstance(images, list):
         return labels  # the builder says what is wrong
     own = {image.get("split") for image in images if isinstance(image, dict) and image.get("split")}
+    remarks = list(labels.remarks)
     if part is not None:
         chosen = _by_share(images, split, part)
+        # Nobody asks for these by name.
+        remarks += [(f"split {s} is not there (left out)", labels.images, why) for s, why in labels.absent.items()]
     elif own and all(isinstance(image, dict) and image.get("split") for image in images):
         chosen = [image for image in images if image["split"] == split]
         if not chosen:
-            raise NoAnnotations(f"there is no split {split!r}: the files have {', '.join(sorted(map(str, own)))}")
+            why = f"{labels.absent[split]}; " if split in labels.absent else ""
+            raise NoAnnotations(f"there is no split {split!r}: {why}the files have {', '.join(sorted(map(str, own)))}")
     else:
         return labels
     kept = {fields.id_key(image.get("id")) for image in chosen if isinstance(image, dict)}
@@ -216,7 +222,7 @@ def select(labels: Labels, split: str, part: ValShare | None) -> Labels:
             if (belongs(entry.get("image_id")) if isinstance(entry, dict) else first)
         ]
     broken = [item for item in labels.broken if belongs(item.image_id)]
-    return dataclasses.replace(labels, document=document, broken=broken, remarks=labels.remarks if first else ())
+    return dataclasses.replace(labels, document=document, broken=broken, remarks=remarks if first else ())
 
 
 def _by_share(images: list, split: str, part: ValShare) -> list:

@@ -7,6 +7,7 @@ keypoint, one at (0, 0) or below is not labelled. Of a split that is not there t
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -74,12 +75,12 @@ def read(path: pathlib.Path, images: pathlib.Path | None = None, names: Sequence
     except Fault as fault:
         raise RawDataError(f"{file}: {fault}") from fault
     root = images or _root(file, settings)
-    found, broken, absent = [], [], []
+    found, broken, absent = [], [], {}
     for split in SPLITS:
         try:
             pictures = _pictures(file, root, settings.get(split))
         except NoAnnotations as error:
-            absent.append((f"split {split} is not there (left out)", file, str(error)))
+            absent[split] = str(error)
             continue
         for picture in pictures:
             try:
@@ -90,9 +91,10 @@ def read(path: pathlib.Path, images: pathlib.Path | None = None, names: Sequence
                 broken.append(Broken(Fault("unreadable label file", str(error)), picture, "", False))
     if not found and not broken:
         places = ", ".join(str(settings.get(split)) for split in SPLITS)
-        why = "; ".join(detail for _, _, detail in absent) or f"no picture in {places} of {root}"
+        why = "; ".join(absent.values()) or f"no picture in {places} of {root}"
         raise RawDataError(f"{file}: {why}")
-    return assemble(found, root, names, broken=broken, mirror=mirror, remarks=absent)
+    labels = assemble(found, root, names, broken=broken, mirror=mirror)
+    return dataclasses.replace(labels, absent=absent)
 
 
 def _list(settings: Mapping[str, Any], key: str, count: int) -> list:

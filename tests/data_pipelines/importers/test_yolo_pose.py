@@ -81,14 +81,19 @@ def test_an_absent_split_costs_itself_alone(tmp_path, capsys):
     root = write(tmp_path, splits=("train", "val"), test="test/images")
     command = ["custom", "--name=x", f"--annotations={root}", f"--data_dir={tmp_path / 'data'}"]
     assert prepare_data.main(command) == 0
+    why = f"there is no split 'test': there is no {root / 'test/images'}; the files have train, val"
     said = capsys.readouterr()
-    assert "x (test) is left out: there is no split 'test': the files have train, val" in said.err
-    assert (
-        f"split test is not there (left out): 1\n    {root / 'data.yaml'}: there is no {root / 'test/images'}"
-        in said.out
-    )
+    assert f"x (test) is left out: {why}\n" in said.err and "test/images" not in said.out, "once"
     assert all(records.is_prepared("x", split, tmp_path / "data") for split in ("train", "val"))
     assert prepare_data.main([*command, "--split=test"]) == 1
+    assert f"x (test) was not prepared: {why}\n" in capsys.readouterr().err
+    assert prepare_data.main([*command, "--split=neither"]) == 1
+    assert "there is no split 'neither': the files have train, val" in capsys.readouterr().err
+    assert prepare_data.main([*command, "--name=y", "--val_share=0.5"]) == 0
+    assert (
+        f"split test is not there (left out): 1\n    {root}: there is no {root / 'test/images'}"
+        in capsys.readouterr().out
+    )
 
 
 def test_folders_as_roboflow_names_them(tmp_path):
