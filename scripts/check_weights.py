@@ -24,7 +24,7 @@ from pose_common.weights.hub_folders import find_weights, local_path
 from pose_common.weights.keys import COUNTER, Conversion
 from posebh_jax.vit import ViTSize, size_name
 from posebh_jax.weights.manifest import Options
-from scripts.convert_weights import PREDICTED_FROM, custom_heads, foreign_weights, own_weights
+from scripts.convert_weights import PREDICTED_FROM, custom_heads, foreign_weights, own_weights, without_heads
 
 MOST = 12
 """Names of entries that are printed of each kind."""
@@ -89,10 +89,10 @@ def _described(source: str, conversion: Conversion) -> list[str]:
     for title, names in (("left out", left_out), ("to be initialised", list(converted.initialised))):
         if names:
             lines.append(f"{title}: {', '.join(names[:MOST])}{f' and {len(names) - MOST} more' * (len(names) > MOST)}")
-    return [*lines, *_commands(source, manifest)]
+    return [*lines, *_commands(source, manifest, conversion.weights)]
 
 
-def _commands(source: str, manifest: Mapping[str, Any]) -> list[str]:
+def _commands(source: str, manifest: Mapping[str, Any], weights: Mapping[str, Any]) -> list[str]:
     """What to do with the weights; <> stands for what they do not say."""
     boir_weights = manifest["method"] == boir.METHOD
     program = "boir_jax" if boir_weights else "posebh_jax"
@@ -101,8 +101,9 @@ def _commands(source: str, manifest: Mapping[str, Any]) -> list[str]:
     if not any(heads) and not unknown:
         return [f"start a training: python -m {program}.main --config=... --config.init_from={source}"]
     evaluate = f"evaluate: python -m {program}.main --config.mode=evaluate --config.checkpoint={source}"
+    predict = f"predict: python -m {program}.predict PICTURE --checkpoint={source}"
     if not unknown:
-        return [evaluate, f"predict: python -m {program}.predict PICTURE --checkpoint={source}"]
+        return [predict] if without_heads(weights, manifest) else [evaluate, predict]
     named = tuple(f"<{name}>" if name in unknown else name for name in heads)
     asked = f"dataset='<{unknown[0]}>'" if boir_weights else f'datasets="{named}"'
     return [
@@ -117,19 +118,21 @@ def _of_posebh(manifest: Mapping[str, Any], weights: Mapping[str, Any]) -> list[
     missing = [
         name
         for name, there in (
-            ("heads", manifest["datasets"]),
+            ("heads", "heads" in weights["params"]),
             ("experts (made of the last features of fc2)", manifest["num_experts"]),
             ("embedding head", manifest["embedding"]),
             ("prototypes", bank is not None),
         )
         if not there
     ]
-    heads = ", ".join(f"{name} ({count})" for name, count in manifest["datasets"])
+    heads = ", ".join(f"{name} ({count})" for name, count in manifest["datasets"]) or "none"
+    if without_heads(weights, manifest):
+        heads = f"none; prototypes alone draw {heads}"
     return [
         f"backbone: {size_name(size.dim, size.depth) or 'no published size'} (width {size.dim}, depth {size.depth}, "
         f"{size.num_heads} attention heads), {manifest['num_experts']} experts, "
         f"crops of {'x'.join(map(str, manifest['input_size']))}",
-        f"heads (keypoints): {heads or 'none'}",
+        f"heads (keypoints): {heads}",
         f"prototypes: {'none' if bank is None else 'x'.join(map(str, bank.shape))}",
         f"a PoseBH training would initialise: {', '.join(missing) or 'nothing'}",
     ]

@@ -185,6 +185,11 @@ def _export(args: argparse.Namespace, weights: Mapping[str, Any], manifest: Mapp
         print(f"  such a file has no skeletons, and that of {', '.join(custom)} is not built in: {PREDICTED_FROM}")
 
 
+def without_heads(weights: Mapping[str, Any], manifest: Mapping[str, Any]) -> bool:
+    """Whether prototypes alone draw its skeleton, which was learned without training (`posebh_jax/skeleton.py`)."""
+    return manifest["method"] == posebh.METHOD and bool(manifest["datasets"]) and "heads" not in weights["params"]
+
+
 def custom_heads(manifest: Mapping[str, Any]) -> list[str]:
     """The heads whose skeleton is not built in."""
     if manifest["method"] == posebh.METHOD:

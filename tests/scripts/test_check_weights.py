@@ -66,6 +66,22 @@ def test_a_skeleton_that_is_not_built_in_is_not_in_a_file(tmp_path, capsys):
     assert f"predict: this does not say the skeleton of dataset_0: {needed}" in out
 
 
+def test_a_skeleton_learned_without_training_has_no_heads(tmp_path, capsys):
+    model = PoseBH(ViTSize(24, 2, 2, 8), (("kites", 3),), 0, filters=(8, 8))
+    shapes = unflatten(model_targets(model, (48, 64)))
+    weights = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+    del weights["params"]["heads"]
+    weights["prototypes"] = {"bank": np.zeros((3, 1, 8), np.float32)}
+    kites = PoseDataset("kites", "kites", skeleton=KeypointSet("kites", ("a", "b", "c"), sigmas=(0.1,) * 3))
+    known = {"definitions": custom_definitions([kites])}
+    folder = tmp_path / "folder"
+    save_weights(folder, weights, manifest_of(model, (48, 64), "kites") | known)
+    assert check_weights.main([str(folder)]) == 0
+    out = capsys.readouterr().out
+    assert "heads (keypoints): none; prototypes alone draw kites (3)" in out and "would initialise: heads" in out
+    assert f"predict: python -m posebh_jax.predict PICTURE --checkpoint={folder}" in out and "evaluate" not in out
+
+
 def test_a_file_of_boir_with_a_skeleton_of_its_own(tmp_path, capsys):
     model = boir_jax.load()
     manifest, file = read_embedded(boir_jax.pose_model.EMBEDDED).manifest, tmp_path / "kites.safetensors"
