@@ -172,6 +172,10 @@ def _export(args: argparse.Namespace, weights: Mapping[str, Any], manifest: Mapp
         raise ValueError(f"{', '.join(given)} is for files of another code; {args.source} says it itself")
     weights, manifest = _reshaped(args, weights, manifest)
     if args.to.name.endswith(SUFFIXES):
+        if without_heads(weights, manifest):
+            raise ValueError(
+                f"{args.source} is a skeleton learned without training, which no file holds: use the folder"
+            )
         with tempfile.TemporaryDirectory() as folder:
             file = pathlib.Path(folder) / args.to.name if is_remote(args.to) else args.to
             write_state(file, METHODS[manifest["method"]].to_torch(weights, manifest))

@@ -80,6 +80,10 @@ def test_a_skeleton_learned_without_training_has_no_heads(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "heads (keypoints): none; prototypes alone draw kites (3)" in out and "would initialise: heads" in out
     assert f"predict: python -m posebh_jax.predict PICTURE --checkpoint={folder}" in out and "evaluate" not in out
+    file = tmp_path / "kites.safetensors"
+    assert convert_weights.main([str(folder), f"--to={file}"]) == 1
+    said = f"{folder} is a skeleton learned without training, which no file holds: use the folder"
+    assert said in capsys.readouterr().err and not file.exists()
 
 
 def test_a_file_of_boir_with_a_skeleton_of_its_own(tmp_path, capsys):
