@@ -2,7 +2,7 @@
 
 To add a dataset:
 
-1. Enter it in `DATASETS` of `data_pipelines/datasets.py`, and a new skeleton in `KEYPOINT_SETS` of
+1. Enter it in `DATASETS` of `data_pipelines/datasets.py`, and a new skeleton in `_SETS` of
    `data_pipelines/skeletons.py`.
 2. Write a subclass of `PoseBuilder` with `dataset`, `splits` and `images()`, which yields pairs of a picture
    (a pathlib.Path or the JPEG's bytes, stored as they are) and its record:
