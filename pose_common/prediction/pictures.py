@@ -81,8 +81,9 @@ def pictures_of(source: Any, left_out: Callable[[PictureError], None] | None = N
     if isinstance(source, Picture):
         yield source
     elif (paths := _paths(source)) is not None:
+        files = _files(source)
         _log_what_is_not_taken(paths)
-        yield from _from_files(_files(paths), None if is_single(source) else left_out)
+        yield from _from_files(files, None if is_single(source) else left_out)
     elif _is_array(source) or _is_pillow(source):
         yield Picture("picture_0", _from_array(source))
     elif _is_encoded(source):
@@ -102,28 +103,29 @@ def pictures_of(source: Any, left_out: Callable[[PictureError], None] | None = N
 
 
 def count_of(source: Any) -> int | None:
-    """How many pictures there will be, where that is known beforehand."""
+    """How many pictures there will be, with those that cannot be read, where that is known beforehand."""
     if is_single(source):
         return 1
-    if (paths := _paths(source)) is not None:
-        files = _files(paths)
+    if _paths(source) is not None:
+        files = _files(source)
         return None if any(map(_is_video, files)) else len(files)
     if not hasattr(source, "__len__"):
         return None
-    known = [count for item in source if (count := count_of(item)) is not None]
+    items = ([item] if isinstance(item, (str, pathlib.Path)) else item for item in source)  # which may not be there
+    known = [count for item in items if (count := count_of(item)) is not None]
     return sum(known) if len(known) == len(source) else None
 
 
 def require_one_clip(source: Any, what: str) -> None:
     """Raises PictureError for a video among other pictures, or several, which `what` would join to one."""
-    files = _files(_paths(source) or ())
+    files = _files(source)
     if len(files) > 1 and (clip := next(filter(_is_video, files), None)):
         raise PictureError(f"{what} is for one video at a time, and {clip.name} is one of {len(files)} files")
 
 
 def refuse_to_replace(source: Any, folder: pathlib.Path, patterns: Sequence[str]) -> None:
     """Raises PictureError for a picture or video that lies in `folder` under a name of results, such as `*.png`."""
-    for path in _files(_paths(source) or ()):
+    for path in filter(pathlib.Path.exists, _files(source)):
         there = folder / path.name
         named = any(fnmatch.fnmatch(path.name.lower(), pattern) for pattern in patterns)
         if named and there.exists() and there.samefile(path):
@@ -145,6 +147,7 @@ def _is_video(path: pathlib.Path) -> bool:
 def _from_files(files: Sequence[pathlib.Path], left_out: Callable[[PictureError], None] | None) -> Iterator[Picture]:
     for path, name in zip(files, _names(files), strict=True):
         try:
+            _files_of(str(path))  # an error for what a list names without its being there
             if _is_video(path):
                 yield from _frames(path, name, left_out or _warn)
             else:
@@ -155,27 +158,40 @@ def _from_files(files: Sequence[pathlib.Path], left_out: Callable[[PictureError]
             left_out(error)
 
 
-def _files(paths: Iterable[str]) -> list[pathlib.Path]:
-    return [file for path in paths for file in _files_of(path)]
+def _files(source: Any) -> list[pathlib.Path]:
+    """What a path, folder, pattern or list of them stands for; an entry of a list where there is nothing, for itself.
+    Raises PictureError where there is nothing and `source` is no list."""
+    if isinstance(source, (str, pathlib.Path)):
+        return _files_of(str(source))
+    files: list[pathlib.Path] = []
+    for path in _paths(source) or ():
+        try:
+            files += _files_of(path)
+        except PictureError:  # it is told in its place, and costs no other
+            files.append(pathlib.Path(path))
+    return files
 
 
 def _files_of(source: str) -> list[pathlib.Path]:
     path = pathlib.Path(source)
     if path.is_dir():
-        inside = sorted(path.iterdir(), key=by_number)
-        pictures = [child for child in inside if child.suffix.lower() in SUFFIXES]
-        found = pictures or list(filter(_is_video, inside))
-        if not found:
+        if not (found := _taken_of(path)):
             raise PictureError(f"{source}: the folder has no pictures ({', '.join(SUFFIXES)}) and no videos")
     elif path.exists():
         found = [path]
     else:
         found = sorted(map(pathlib.Path, glob.glob(source, recursive=True)), key=by_number)
         if not found:
-            if "://" in source:
+            if re.match(r"\w{2,}:/", source):  # a path has one slash of the two
                 raise PictureError(f"{source}: addresses are not fetched; download it, and name the file")
             raise PictureError(f"{source}: there is no such file or folder, and no file fits it as a pattern")
     return found
+
+
+def _taken_of(folder: pathlib.Path) -> list[pathlib.Path]:
+    """Its pictures, or its videos where it has none, by name."""
+    inside = sorted(folder.iterdir(), key=by_number)
+    return [child for child in inside if child.suffix.lower() in SUFFIXES] or list(filter(_is_video, inside))
 
 
 def _names(files: Sequence[pathlib.Path]) -> list[str]:
@@ -194,10 +210,10 @@ def _names(files: Sequence[pathlib.Path]) -> list[str]:
 def _log_what_is_not_taken(paths: Iterable[str]) -> None:
     """Of folders, apart from subfolders and hidden files."""
     for folder in filter(pathlib.Path.is_dir, map(pathlib.Path, paths)):
-        taken = set(_files_of(str(folder)))
+        taken = set(_taken_of(folder))
         rest = [path for path in folder.iterdir() if path.is_file() and path.name[0] != "." and path not in taken]
         rest.sort(key=lambda path: (not _is_video(path), by_number(path)))
-        if rest:
+        if rest and taken:
             listed = ", ".join(path.name for path in rest[:5]) + f" and {len(rest) - 5} more" * (len(rest) > 5)
             how = f"; give videos by name or pattern, as '{folder}/*{rest[0].suffix}'" if _is_video(rest[0]) else ""
             logging.warning("%s: files that are not taken: %s%s", folder, listed, how)

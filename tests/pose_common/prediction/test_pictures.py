@@ -22,6 +22,7 @@ from pose_common.prediction.pictures import (
     is_single,
     pictures_of,
     read_picture,
+    refuse_to_replace,
     require_one_clip,
 )
 from pose_common.prediction.video import video_writer
@@ -132,7 +133,8 @@ def test_a_command_takes_what_the_shell_makes_of_a_pattern(folder, tmp_path_fact
     status, names, said = run(*sources)
     assert status == 1 and names == ["0.png", "2.png", "9.png"] and total == [4] and "left out: " in said
     assert run(folder / "3.jpg")[2].startswith("error: ")
-    assert run(folder / "0.png", folder / "absent.png")[2].endswith("no file fits it as a pattern\n")
+    absent = folder / "absent.png"
+    assert run(absent)[2] == f"error: {absent}: there is no such file or folder, and no file fits it as a pattern\n"
     assert run("https://example.org/a.jpg")[2].endswith("addresses are not fetched; download it, and name the file\n")
     for both_or_none in (["--demo", folder], []):
         assert run(*both_or_none)[::2] == (1, "error: give either pictures, folders, patterns or videos, or --demo\n")
@@ -309,6 +311,25 @@ def test_one_bad_file_of_a_folder_costs_itself(folder):
     assert [picture.name for picture in pictures_of(listed, left_out.append)] == names and len(left_out) == 2
     with pytest.raises(PictureError, match="1.png"):  # asked for by name, nothing is left
         list(pictures_of(folder / "1.png", left_out.append))
+
+
+def test_one_path_of_several_where_nothing_is_costs_itself(folder, tmp_path_factory):
+    empty = tmp_path_factory.mktemp("empty")
+    nowhere = [folder / "absent.png", str(empty), str(folder / "*.bmp"), "https://example.org/a.jpg"]
+    said = ["there is no such file", "the folder has no pictures", "no file fits", "addresses are not fetched"]
+    for first in (folder / "0.png", image()):  # paths alone, and paths among others
+        source, left_out = [first, *nowhere, folder / "2.png"], []
+        assert [picture.name for picture in pictures_of(source, left_out.append)][1:] == ["2.png"]
+        assert all(words in str(error) for words, error in zip(said, left_out, strict=True))
+        assert count_of(source) == 6, "each keeps its place"
+        with pytest.raises(PictureError, match="absent.png"):
+            list(pictures_of(source))
+    for alone in nowhere[1:3]:
+        with pytest.raises(PictureError):
+            list(pictures_of(alone, left_out.append))
+    (folder / "out").mkdir()
+    (folder / "out" / "absent.png").touch()
+    refuse_to_replace([folder / "0.png", *nowhere], folder / "out", ["*.png"])
 
 
 @pytest.mark.parametrize("width, height", [(60_000, 60_000), (30_000, 30_000), (2**31 - 1, 2**31 - 1)])
