@@ -26,7 +26,7 @@ from pose_common.evaluation import draw
 from pose_common.prediction import tracking
 from pose_common.prediction.batches import require_batch_size
 from pose_common.prediction.interruption import Interruption
-from pose_common.prediction.pictures import Picture, by_number, count_of, refuse_to_replace, require_one_clip
+from pose_common.prediction.pictures import Picture, by_number, count_of, files_of, refuse_to_replace, require_one_clip
 from pose_common.prediction.result import FIELDS, Result
 from pose_common.prediction.video import video_writer
 from pose_common.training import distributed
@@ -117,8 +117,8 @@ def _run(
             args.source = rendered_pictures()
         elif len(args.source) == 1:  # alone, what cannot be read is an error
             (args.source,) = args.source
-        else:  # the shell puts 10.jpg before 2.jpg
-            args.source.sort(key=by_number)
+        else:  # the shell puts 10.jpg before 2.jpg, and its patterns overlap
+            args.source = files_of(sorted(args.source, key=by_number))
         following = [f"--{name}" for name in ("track", "smooth") if getattr(args, name)]
         for what in [*following, *(["--save=video"] if "video" in kinds else [])]:
             require_one_clip(args.source, what)

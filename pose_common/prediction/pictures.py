@@ -116,6 +116,15 @@ def count_of(source: Any) -> int | None:
     return sum(known) if len(known) == len(source) else None
 
 
+def files_of(paths: Sequence[str]) -> list[pathlib.Path]:
+    """What several paths, folders and patterns stand for, each once, where it comes first; see `pictures_of`."""
+    _log_what_is_not_taken(paths)
+    files: dict[str, pathlib.Path] = {}
+    for file in _files(paths):
+        files.setdefault(os.path.abspath(file), file)
+    return list(files.values())
+
+
 def require_one_clip(source: Any, what: str) -> None:
     """Raises PictureError for a video among other pictures, or several, which `what` would join to one."""
     files = _files(source)

@@ -132,6 +132,8 @@ def test_a_command_takes_what_the_shell_makes_of_a_pattern(folder, tmp_path_fact
     sources = [folder / "2.png", folder / "0.png", folder / "more", folder / "?.jpg"]
     status, names, said = run(*sources)
     assert status == 1 and names == ["0.png", "2.png", "9.png"] and total == [4] and "left out: " in said
+    overlapping = [folder / "?.png", folder / "more" / "9.png", folder / "more", f"{folder}/more/../2.png"]
+    assert run(*overlapping)[:2] == (0, ["0.png", "1.png", "2.png", "9.png"]) and total[-1] == 4
     assert run(folder / "3.jpg")[2].startswith("error: ")
     absent = folder / "absent.png"
     assert run(absent)[2] == f"error: {absent}: there is no such file or folder, and no file fits it as a pattern\n"
