@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from pose_common.prediction.pictures import Picture, PictureError, pictures_of
+from pose_common.prediction.pictures import FramesLost, Picture, PictureError, pictures_of
 from pose_common.prediction.result import Result, extent_boxes
 
 WHOLE, AUTO = "whole", "auto"
@@ -56,7 +56,7 @@ def with_boxes(
 
     Args:
       source: see `pictures_of`.
-      find_boxes: (number, picture) -> boxes; numbers count what is left out, too.
+      find_boxes: (number, picture) -> boxes; numbers count pictures that are left out, too.
       left_out: given the error of each picture that cannot be read, or that a finder of people cannot take; without,
         it is raised.
     """
@@ -67,7 +67,7 @@ def with_boxes(
         if left_out is None:
             raise error
         left_out(error)
-        number += 1
+        number += not isinstance(error, FramesLost)
 
     for picture in pictures_of(source, left_out and leave_out):
         try:

@@ -57,6 +57,10 @@ class PictureError(ValueError):
     """Something that is no picture; names it."""
 
 
+class FramesLost(PictureError):
+    """Of a video whose other frames were given: frames are numbered without those that are lost."""
+
+
 def is_single(source: Any) -> bool:
     """Whether `source` stands for exactly one picture."""
     if isinstance(source, (str, pathlib.Path)):
@@ -332,13 +336,14 @@ def _frames(path: pathlib.Path, name: str, left_out: Callable[[PictureError], No
                     yield Picture(f"{name}_{given:06d}", turned, float(seconds))
                     given += 1
     except (av.error.FFmpegError, IndexError) as error:
-        reached = f"ends after {given} frames" if given else "cannot be read as a video"
-        raise PictureError(f"{path}: {reached}: {error}") from error
+        if given:
+            raise FramesLost(f"{path}: ends after {given} frames: {error}") from error
+        raise PictureError(f"{path}: cannot be read as a video: {error}") from error
     if not given:
         raise PictureError(f"{path}: cannot be read as a video: {damage or 'it has no frames'}") from damage
     expected = max(packets, stream.frames)  # what the header says, 0 where it does not: a file may be cut off
     if damage or packets < expected:
-        left_out(PictureError(f"{path}: {max(expected - given, 1)} of {expected} frames are damaged or missing"))
+        left_out(FramesLost(f"{path}: {max(expected - given, 1)} of {expected} frames are damaged or missing"))
 
 
 def ahead(items: Iterable[T], size: int = 8, most_bytes: int = 2**28) -> Iterator[T]:

@@ -12,7 +12,8 @@ import pytest
 from data_pipelines.skeletons import KEYPOINT_SETS
 from pose_common.prediction.pictures import Picture
 from pose_common.prediction.result import Result
-from posebh_jax.boxes import boxes_of
+from posebh_jax.boxes import boxes_of, with_boxes
+from tests.pose_common.prediction.test_pictures import damaged_video
 
 IMAGE = np.zeros((20, 30, 3), np.uint8)
 
@@ -181,6 +182,19 @@ def test_a_box_that_is_not_taken_still_counts_its_picture(write, caplog):
     file = write([{**entries[0], "category_id": 2}, entries[1]])
     of_picture = boxes_of(file, 2, category=1)
     assert [len(of_picture(number, Picture(name, IMAGE))[0]) for number, name in enumerate(("a", "b"))] == [0, 1]
+
+
+def test_frames_that_are_lost_have_no_place(tmp_path):
+    """Whoever is told of them."""
+    pytest.importorskip("av", reason="PyAV is not installed")
+    source = [damaged_video(tmp_path / "clip.mp4"), tmp_path / "absent.png", Picture("a.png", IMAGE)]
+
+    def numbers(source, left_out):
+        return [found for _, found in with_boxes(source, lambda number, _: number, left_out)]
+
+    told, untold = numbers(source, [].append), numbers(source[::2], None)
+    assert told[:-1] == untold[:-1] == list(range(len(untold) - 1)) and len(untold) < 40
+    assert (told[-1], untold[-1]) == (len(untold), len(untold) - 1), "a picture that cannot be read has a place"
 
 
 @pytest.mark.parametrize(

@@ -252,15 +252,20 @@ def test_a_video_is_read_frame_by_frame(tmp_path):
     assert [round(picture.image.mean() / 50) for picture in pictures] == [0, 1, 2, 3, 4]
 
 
-def test_damaged_frames_of_a_video_cost_themselves(tmp_path, caplog):
-    pytest.importorskip("av", reason="PyAV is not installed")
-    path = tmp_path / "clip.mp4"
+def damaged_video(path):
+    """A clip of 40 frames, a tenth of whose bytes are zeros."""
     with video_writer(path) as write:
         for number in range(40):
             write(image(48, 64, seed=number), None)
     content = bytearray(path.read_bytes())
     content[len(content) * 45 // 100 : len(content) * 55 // 100] = bytes(len(content) // 10)
     path.write_bytes(content)
+    return path
+
+
+def test_damaged_frames_of_a_video_cost_themselves(tmp_path, caplog):
+    pytest.importorskip("av", reason="PyAV is not installed")
+    path = damaged_video(tmp_path / "clip.mp4")
     left_out = []
     times = [picture.time for picture in pictures_of(path, left_out.append)]
     assert 20 < len(times) < 40 and times == sorted(times) and times[-1] == pytest.approx(39 / 30)
