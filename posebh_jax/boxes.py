@@ -9,11 +9,12 @@ import logging
 import os
 import pathlib
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from data_pipelines.fields import whole
 from pose_common.prediction.pictures import FramesLost, Picture, PictureError, pictures_of
 from pose_common.prediction.result import Result, extent_boxes
 
@@ -147,12 +148,16 @@ def _checked(boxes: Any, where: str) -> Found:
 
 def _from_mapping(boxes: Mapping[Any, Any], count: int | None) -> Callable[[int, Picture], Found]:
     """Of boxes by the name of the picture, or its id."""
+    named = {os.fspath(name) if isinstance(name, os.PathLike) else name: boxes[name] for name in boxes}
+    for name in named:
+        if not isinstance(name, str) and whole(name) is None:
+            raise ValueError(f"boxes: the given mapping: {name!r} is no name or number of a picture")
     entries = [
-        {"image_id": os.fspath(name) if isinstance(name, os.PathLike) else name, "bbox": box, "score": score}
-        for name, of_picture in boxes.items()
+        {"image_id": name, "bbox": box, "score": score}
+        for name, of_picture in named.items()
         for box, score in zip(*_checked(of_picture, f"{name}"), strict=True)
     ]
-    return _from_entries(entries, {}, "the given mapping", count, None)
+    return _from_entries(entries, {}, "the given mapping", count, None, named)
 
 
 def _from_file(path: pathlib.Path, count: int | None, category: int | None) -> Callable[[int, Picture], Found]:
@@ -188,30 +193,42 @@ def _check_category(entries: Sequence[Any], category: int | None, path: pathlib.
 
 
 def _from_entries(
-    entries: Sequence[Any], names: Mapping[Any, str], path: pathlib.Path | str, count: int | None, category: int | None
+    entries: Sequence[Any],
+    names: Mapping[Any, str],
+    path: pathlib.Path | str,
+    count: int | None,
+    category: int | None,
+    known: Iterable[Any] = (),
 ) -> Callable[[int, Picture], Found]:
-    """Of boxes in COCO's format, with the names of pictures by id; `path` is what messages call the entries."""
+    """Of boxes in COCO's format, with the names of pictures by id; `path` is what messages call the entries, `known`
+    are names or ids of pictures that may have none."""
     by_picture: dict[str | int, dict[str | int, list]] = {}  # last part of a name -> as written -> boxes
     bad: list[str] = []
+
+    def of(named: Any) -> list:
+        written = _in_slashes(named) if isinstance(named, str) else int(named)
+        last = pathlib.PurePosixPath(written).name if isinstance(written, str) else written
+        return by_picture.setdefault(last, {}).setdefault(written, [])
+
     _check_category(entries, category, path)
     for number, entry in enumerate(entries):
         try:
             named = (
                 entry.get("image") or entry.get("file_name") or names.get(entry.get("image_id"), entry.get("image_id"))
             )
-            written = _in_slashes(named) if isinstance(named, str) else int(named)
+            of_name = of(named)  # also where none of its boxes is taken
             x, y, width, height = map(float, entry["bbox"])
             row = [x, y, width, height, float(entry.get("score", 1.0))]
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"boxes: {path}: entry {number} is no detection: {error!r}") from error
-        last = pathlib.PurePosixPath(written).name if isinstance(written, str) else written
-        of_name = by_picture.setdefault(last, {}).setdefault(written, [])  # also where none of its boxes is taken
         if category not in (None, entry.get("category_id")):
             continue
         if not np.isfinite(row).all() or min(width, height) <= 0:
             bad.append(f"entry {number} ({named}): bbox {entry['bbox']} of score {row[4]:g}")
         else:
             of_name.append(row)
+    for named in known:
+        of(named)
     if bad:
         logging.warning(
             "%d of %d boxes of %s left out, without positive sides or not finite; first: %s",

@@ -129,6 +129,16 @@ def test_boxes_by_name(write):
     assert found({0: box, 1: other}, "x", "y") == [[box], [other]]
 
 
+def test_nobody_by_name_or_number(caplog):
+    """A mapping knows the pictures of which it says so."""
+    box = [1, 2, 3, 4]
+    assert found({"a.jpg": [], "b.jpg": [box]}, "a.jpg", "b.jpg") == [[], [box]]
+    assert found({0: [], 1: [box]}, "x", "y") == [[], [box]] and found({0: [], 1: []}, "x", "y") == [[], []]
+    assert not caplog.records
+    with pytest.raises(ValueError, match="boxes: the given mapping: None is no name or number of a picture"):
+        boxes_of({None: []})
+
+
 def test_what_is_no_box_is_a_sentence():
     box = [1, 2, 3, 4]
     for boxes, names, message in (
