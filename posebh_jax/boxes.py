@@ -181,8 +181,8 @@ def _from_file(path: pathlib.Path, count: int | None, category: int | None) -> C
 
 def _check_category(entries: Sequence[Any], category: int | None, path: pathlib.Path | str) -> None:
     """Raises ValueError for a category without boxes; tells, where none is named, that all of several are taken."""
-    ids = [entry.get("category_id") if isinstance(entry, Mapping) else None for entry in entries]
-    counts = collections.Counter(number for number in ids if isinstance(number, int))
+    ids = [whole(entry.get("category_id")) if isinstance(entry, Mapping) else None for entry in entries]
+    counts = collections.Counter(number for number in ids if number is not None)
     listed = ", ".join(f"{count} of category {number}" for number, count in counts.most_common(5))
     if category is not None and category not in counts:
         raise ValueError(f"boxes: {path}: category {category} has none; there are {listed or 'none of any'}")
@@ -221,7 +221,7 @@ def _from_entries(
             row = [x, y, width, height, float(entry.get("score", 1.0))]
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"boxes: {path}: entry {number} is no detection: {error!r}") from error
-        if category not in (None, entry.get("category_id")):
+        if category not in (None, whole(entry.get("category_id"))):
             continue
         if not np.isfinite(row).all() or min(width, height) <= 0:
             bad.append(f"entry {number} ({named}): bbox {entry['bbox']} of score {row[4]:g}")

@@ -183,6 +183,15 @@ def test_boxes_by_score_and_category(write, caplog):
             boxes_of(other, category=1)
 
 
+def test_a_category_however_it_is_written(write):
+    """7, 7.0 and "7" are the same, as in every field of annotations."""
+    ids = (2, 2.0, "2", "1")
+    file = write([{"image": "a.jpg", "category_id": number, "bbox": [1, 1, 10, 10]} for number in ids])
+    assert len(boxes_of(file, category=2)(0, Picture("a.jpg", IMAGE))[0]) == 3
+    with pytest.raises(ValueError, match="category 3 has none; there are 3 of category 2, 1 of category 1"):
+        boxes_of(file, category=3)
+
+
 def test_a_box_that_is_not_taken_still_counts_its_picture(write, caplog):
     """Else places would not begin with 0, or a picture seem unknown to the file."""
     bbox = [1, 1, 10, 10]
