@@ -217,13 +217,13 @@ def _from_entries(
                 entry.get("image") or entry.get("file_name") or names.get(entry.get("image_id"), entry.get("image_id"))
             )
             of_name = of(named)  # also where none of its boxes is taken
-            x, y, width, height = map(float, entry["bbox"])
-            row = [x, y, width, height, float(entry.get("score", 1.0))]
+            x, y, width, height = (None,) * 4 if entry["bbox"] is None else entry["bbox"]
+            row = np.array([x, y, width, height, entry.get("score", 1.0)], np.float64)  # NaN where it is null
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"boxes: {path}: entry {number} is no detection: {error!r}") from error
         if category not in (None, whole(entry.get("category_id"))):
             continue
-        if not np.isfinite(row).all() or min(width, height) <= 0:
+        if not np.isfinite(row).all() or (row[2:4] <= 0).any():
             bad.append(f"entry {number} ({named}): bbox {entry['bbox']} of score {row[4]:g}")
         else:
             of_name.append(row)

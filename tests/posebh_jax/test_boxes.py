@@ -164,6 +164,11 @@ def test_a_bad_box_of_a_file_costs_itself(write, caplog):
         told.startswith(f"2 of 4 boxes of {file} left out, ") and "first: entry 1 (1.jpg): bbox [1, 1, 0, 10]" in told
     )
     assert found(file, "0.jpg", "1.jpg", "2.jpg", "3.jpg") == [[good], [], [], [good]]
+    caplog.clear()
+    fields = [{"bbox": good}, {"bbox": None}, {"bbox": [None, 1, 10, 10]}, {"bbox": good, "score": None}]
+    file = write([{"image": f"{n}.jpg", **field} for n, field in enumerate(fields)])
+    assert found(file, "0.jpg", "1.jpg", "2.jpg", "3.jpg") == [[good], [], [], []]
+    assert "3 of 4 boxes" in caplog.text and "first: entry 1 (1.jpg): bbox None of score 1" in caplog.text
 
 
 def test_boxes_by_score_and_category(write, caplog):
