@@ -254,7 +254,7 @@ def _from_entries(
                 f"boxes: {path}: image_id {min(ids)} to {max(ids)} do not count the pictures from 0, and name none "
                 f"{picture.name}; give `image` or `file_name`, or an object with `images`"
             )
-        found = next((some for key in keys if (some := _of_folder(below, by_picture.get(key, {})))), {})
+        found = next((some for key in keys if (some := _of_picture(below, picture.path, by_picture.get(key, {})))), {})
         for written in found:
             other = taken.setdefault(written, picture.name)
             if other != picture.name and "/" in other + picture.name:
@@ -270,13 +270,25 @@ def _from_entries(
     return of_picture
 
 
-def _of_folder(picture: pathlib.PurePosixPath, found: dict[str | int, list]) -> dict[str | int, list]:
-    """Boxes {as written: rows} that may be the picture's: written so, or of more or fewer folders that are the same."""
-    if str(picture) in found:
-        return {str(picture): found[str(picture)]}
+def _of_picture(
+    name: pathlib.PurePosixPath, path: pathlib.Path | None, found: dict[str | int, list]
+) -> dict[str | int, list]:
+    """Boxes {as written: rows} that may be a picture's: written as it or its file is named, whichever says more; or of
+    more or fewer folders that are the same, and where several are, the same as its file's."""
+    for exact in sorted((str(name), _in_slashes(str(path or name))), key=len, reverse=True):
+        if exact in found:
+            return {exact: found[exact]}
+    fitting = _of_folders(name, found)
+    if path is None or len(fitting) < 2:
+        return fitting
+    return _of_folders(pathlib.PurePosixPath(_in_slashes(os.path.abspath(path))), fitting) or fitting
+
+
+def _of_folders(name: pathlib.PurePosixPath, found: dict[str | int, list]) -> dict[str | int, list]:
+    """Of boxes {as written: rows} those whose folders, from the last on, are the name's."""
 
     def fits(written: str | int) -> bool:
-        folders = [path.parts[-2::-1] for path in (picture, pathlib.PurePosixPath(str(written)))]
+        folders = [path.parts[-2::-1] for path in (name, pathlib.PurePosixPath(str(written)))]
         return all(one == other for one, other in zip(*folders, strict=False))
 
     return {written: rows for written, rows in found.items() if fits(written)}

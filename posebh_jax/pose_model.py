@@ -76,9 +76,10 @@ class PoseModel:
           source: see `pictures.pictures_of`.
           boxes: "whole" takes each picture as one box; an array [N, 4] of x, y, width, height in pixels ([N, 5]: with
             scores) of the one picture, or a list of them, one a picture ([] for nobody), or a mapping of them by the
-            picture's name; the path of a COCO detection file, or a list of its entries as of `Result.to_coco`, which
-            name the picture (`image` or `file_name`, or in `image_id` the number that is its name or, counted from 0,
-            its place); a model that finds people (`boir_jax.load(...)`); or "auto", the package's own small one.
+            picture's name or path; the path of a COCO detection file, or a list of its entries as of `Result.to_coco`,
+            which name the picture (`image` or `file_name`, or in `image_id` the number that is its name or, counted
+            from 0, its place); a model that finds people (`boir_jax.load(...)`); or "auto", the package's own small
+            one.
           box_threshold: smallest score of a box, whoever gave it; evaluation keeps all (0).
           category: `category_id` of the boxes in COCO's format that are taken; None: all.
           dataset: whose skeleton and expert to use; the first by default. With several, results are dictionaries.

@@ -42,11 +42,13 @@ class Picture(NamedTuple):
         video's frame that without a suffix, and `_<number>`; of others `picture_<number>`.
       image: uint8 [H, W, 3] RGB.
       time: of a video's frame, in seconds; None for a still.
+      path: of its file as it was named, to tell apart boxes that fit the name; None where it has none.
     """
 
     name: str
     image: np.ndarray
     time: float | None = None
+    path: pathlib.Path | None = None
 
     def __repr__(self) -> str:
         height, width = self.image.shape[:2]
@@ -164,7 +166,7 @@ def _from_files(files: Sequence[pathlib.Path], left_out: Callable[[PictureError]
             if _is_video(path):
                 yield from _frames(path, name, left_out or _warn)
             else:
-                yield Picture(name, read_picture(path))
+                yield Picture(name, read_picture(path), path=path)
         except PictureError as error:
             if left_out is None:
                 raise
@@ -333,7 +335,7 @@ def _frames(path: pathlib.Path, name: str, left_out: Callable[[PictureError], No
                     turned = np.ascontiguousarray(np.rot90(image, (getattr(frame, "rotation", 0) // 90) % 4))
                     # Raw streams, as cameras and encoders write them, have no times.
                     seconds = given / (stream.average_rate or RATE) if frame.time is None else frame.time
-                    yield Picture(f"{name}_{given:06d}", turned, float(seconds))
+                    yield Picture(f"{name}_{given:06d}", turned, float(seconds), path)
                     given += 1
     except (av.error.FFmpegError, IndexError) as error:
         if given:

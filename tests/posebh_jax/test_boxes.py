@@ -6,6 +6,7 @@ import json
 import pathlib
 import unicodedata
 
+import cv2
 import numpy as np
 import pytest
 
@@ -104,6 +105,30 @@ def test_pictures_of_several_folders_are_told_apart(write):
             found(named, "a/1.jpg", "b/1.jpg")
     with pytest.raises(ValueError, match="a/1.jpg may be both 1.jpg and a/1.jpg"):
         found(boxes("a/1.jpg"), "1.jpg", "a/1.jpg")
+
+
+def test_boxes_by_path_find_the_files_that_are_named_so(tmp_path, monkeypatch):
+    """Where the pictures' names, each alone, fit several."""
+    monkeypatch.chdir(tmp_path)
+    paths = ["A/1.png", "B/1.png"]
+    for path in paths:
+        pathlib.Path(path).parent.mkdir()
+        cv2.imwrite(path, IMAGE)
+
+    def numbers(source, paths=paths):
+        found = with_boxes(source, boxes_of({path: [number, 1, 10, 10] for number, path in enumerate(paths)}))
+        return [(picture.name, boxes[0, 0]) for picture, (boxes, _) in found]
+
+    for source in ("A/1.png", "A", "./A/*.png", tmp_path / "A"):
+        assert numbers(source) == [("1.png", 0)]
+    assert numbers(iter(paths)) == [("1.png", 0), ("1.png", 1)]
+    assert numbers("A", [str(tmp_path / path) for path in paths]) == [("1.png", 0)]
+    assert numbers("B/1.png", ["1.png", "B/1.png"]) == [("1.png", 1)]
+    monkeypatch.chdir("B")
+    above = [f"../{path}" for path in paths]
+    assert numbers("1.png") == [("1.png", 1)] and numbers(iter(above), above) == [("1.png", 0), ("1.png", 1)]
+    with pytest.raises(ValueError, match="C/1.png and D/1.png may both be 1.png"):
+        numbers("1.png", ["C/1.png", "D/1.png"])
 
 
 def test_a_file_of_other_pictures_is_told_once(write, caplog):
