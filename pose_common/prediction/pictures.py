@@ -256,26 +256,29 @@ def read_picture(path: str | pathlib.Path) -> np.ndarray:
 def _decode(data: bytes, name: str) -> np.ndarray:
     """As `read_picture`, of a file's bytes; `name` is what errors call them."""
     try:
-        _refuse_too_large(data, name)
+        if _format_of(data, name) == "AVIF":  # which OpenCV does not turn upright
+            return _from_array(Image.open(io.BytesIO(data)))
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
-    except (TypeError, cv2.error) as error:
+    except (TypeError, OSError, SyntaxError, RuntimeError, cv2.error) as error:  # OpenCV's or Pillow's of damage
         raise PictureError(f"{name}: cannot be read as a picture: {error}") from error
     if image is None:
         raise PictureError(f"{name}: cannot be decoded as a picture ({len(data)} bytes)")
     return np.ascontiguousarray(image[..., ::-1])
 
 
-def _refuse_too_large(data: bytes, name: str) -> None:
-    """Raises PictureError by what the file's header says; what Pillow does not know is left to OpenCV's own bound."""
+def _format_of(data: bytes, name: str) -> str | None:
+    """Pillow's name of the file's format; None of what it does not know, which is left to OpenCV and its own bound.
+    Raises PictureError for more than `MAX_PIXELS`, by the file's header."""
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data)) as header:
-            width, height = header.size
+            (width, height), kind = header.size, header.format
     except Image.DecompressionBombError as error:
         raise PictureError(f"{name}: {error}") from error
     except Exception:  # whatever a damaged header makes Pillow's readers do
-        return
+        return None
     if width * height > MAX_PIXELS:
         raise PictureError(f"{name}: {width}x{height}; at most {MAX_PIXELS:,} pixels are read")
+    return kind
 
 
 def _from_array(source: Any) -> np.ndarray:

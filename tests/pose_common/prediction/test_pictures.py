@@ -27,6 +27,8 @@ from pose_common.prediction.pictures import (
 )
 from pose_common.prediction.video import video_writer
 
+PILLOW_HAS_AVIF = ".avif" in Image.registered_extensions()
+
 
 def image(height=6, width=9, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
@@ -202,12 +204,23 @@ def test_what_a_camera_notes_of_its_orientation_is_applied(tmp_path, orientation
     upright = np.rot90(stored[:, ::-1] if mirrored else stored, turns)
     exif = Image.Exif()
     exif[0x0112] = orientation
-    Image.fromarray(stored).save(tmp_path / "photo.jpg", exif=exif, quality=95)
-    found = read_picture(tmp_path / "photo.jpg")
-    assert found.shape == upright.shape
-    assert np.abs(found.astype(int) - upright).mean() < 3  # JPEG
-    (pillow,) = pictures_of(Image.open(tmp_path / "photo.jpg"))
-    assert np.abs(found.astype(int) - pillow.image).mean() < 3
+    for photo in (tmp_path / f"photo{suffix}" for suffix in (".jpg", ".avif")[: 1 + PILLOW_HAS_AVIF]):
+        Image.fromarray(stored).save(photo, exif=exif, quality=95)
+        found = read_picture(photo)
+        assert found.shape == upright.shape
+        assert np.abs(found.astype(int) - upright).mean() < 3  # what the codec loses
+        (pillow,) = pictures_of(Image.open(photo))
+        assert np.abs(found.astype(int) - pillow.image).mean() < 3
+
+
+@pytest.mark.skipif(not PILLOW_HAS_AVIF, reason="Pillow reads no AVIF")
+def test_a_damaged_avif_is_no_picture(tmp_path):
+    Image.fromarray(image(48, 64)).save(tmp_path / "cut.avif")
+    content = (tmp_path / "cut.avif").read_bytes()
+    for length in range(20, len(content) - 1, 97):
+        (tmp_path / "cut.avif").write_bytes(content[:length])
+        with pytest.raises(PictureError, match="cut.avif: cannot be (read|decoded) as a picture"):
+            read_picture(tmp_path / "cut.avif")
 
 
 @pytest.mark.parametrize("name", ["clip.mp4", "CLIP.MOV"])
