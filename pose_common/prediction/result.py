@@ -98,7 +98,7 @@ class Result:
         return entries
 
     def to_rows(self) -> list[dict[str, Any]]:
-        """One row a keypoint: image, dataset, instance, keypoint, x, y, confidence (and time of a frame)."""
+        """One row a keypoint with the values of `FIELDS`; that of a still has no `time`."""
         return [
             {
                 "image": self.name,
