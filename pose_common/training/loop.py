@@ -213,7 +213,7 @@ def _require_schedule(method: Method, settings: LoopSettings, step: int, info: M
         raise ConfigError(
             f"the run had {before} steps an epoch, its data now make {now} (they were prepared again, or the run is of "
             "a version that did not count an epoch's last batch), and stages and rates would move: read the data of "
-            f"before, or go on by --config.steps_per_epoch={before} --accept_changes, then with that or without --config"
+            f"before, or go on by --config.steps_per_epoch={before} --accept_changes, then with it or without --config"
         )
     if info["stage"] > (stage := stage_index(method.stages, step // now)):  # a later one can be entered, no earlier one
         raise ConfigError(
