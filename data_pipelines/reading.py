@@ -7,6 +7,8 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from concurrent import futures
+from multiprocessing import resource_tracker
 from typing import Protocol
 
 import cv2
@@ -51,7 +53,7 @@ class Reading:
                 flags.FLAGS.mark_as_parsed()
             ready = max(1, self.prefetch // self.num_workers)
             options = grain.MultiprocessingOptions(self.num_workers, per_worker_buffer_size=ready)
-            return iter(dataset.mp_prefetch(options, worker_init_fn=prepare_worker))
+            return Workers(iter(dataset.mp_prefetch(options, worker_init_fn=prepare_worker)))
         cv2.setNumThreads(0)  # one thread a batch; OpenCV's own would only compete
         return iter(dataset)
 
@@ -64,15 +66,57 @@ class Reading:
             reader.close()
 
 
+class Workers(grain.DatasetIterator):
+    """What worker processes read, which start at once and whom Ctrl-C does not reach.
+
+    A terminal sends Ctrl-C to all processes, but it is for the training process alone: it saves, and until then needs
+    the batches that it has asked for. A worker that ignored the signal by itself would die of one that comes while
+    it is still importing, so it inherits a blocked one: a process has the mask of the thread that starts it, and a
+    thread that of its own. Grain starts workers in threads that the first `next` makes; here that is in a thread too.
+    """
+
+    def __init__(self, reader: grain.DatasetIterator):
+        super().__init__()
+        self._reader = reader
+        resource_tracker.ensure_running()  # starting it would unblock the signals of the thread that starts a worker
+        previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            with_workers = futures.ThreadPoolExecutor(1)
+            self._first: futures.Future[Batch] | None = with_workers.submit(next, reader)
+            with_workers.shutdown(wait=False)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+
+    def __next__(self) -> Batch:
+        if self._first is None:
+            return next(self._reader)
+        first, self._first = self._first, None
+        return first.result()
+
+    def start_prefetch(self) -> None:
+        """Nothing: they have started."""
+
+    def get_state(self) -> dict:
+        raise NotImplementedError("the place in the stream is kept by whoever cut it (TrainIterator)")
+
+    def set_state(self, state: dict) -> None:
+        raise NotImplementedError("the place in the stream is kept by whoever cut it (TrainIterator)")
+
+    def close(self) -> None:
+        """Ends the workers."""
+        if self._first is not None:
+            self._first.exception()  # of workers that are still to start, closing would know nothing
+        self._reader.close()
+        super().close()
+
+
 def prepare_worker(worker_index: int = 0, worker_count: int = 1) -> None:
     """Keeps a worker process off the accelerators, and OpenCV to one thread.
 
     A worker imports the main module and with it JAX, which must never open a device there: on a TPU the
-    training process would find it taken. Ctrl-C, which a terminal sends to all, is for the training process: it still
-    needs the batches that it has asked for.
+    training process would find it taken.
     """
     del worker_index, worker_count
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ["JAX_PLATFORMS"] = "cpu"
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     if "jax" in sys.modules:  # it is already imported, so the environment comes too late

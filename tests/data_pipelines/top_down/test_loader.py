@@ -6,6 +6,7 @@ import functools
 import multiprocessing
 import os
 import signal
+import time
 
 import grain
 import numpy as np
@@ -287,6 +288,10 @@ def prepared(tmp_path_factory):
     return folder
 
 
+def started_since(before):
+    return set(multiprocessing.active_children()) - set(before)
+
+
 @pytest.mark.slow  # starts worker processes
 @pytest.mark.parametrize("together", [1, 3])
 def test_prepared_datasets_train_and_resume_in_worker_processes(together, prepared, tmp_path):
@@ -306,14 +311,28 @@ def test_prepared_datasets_train_and_resume_in_worker_processes(together, prepar
 
     expected = take(start(DIRECT), 5)
     assert {0, 1} == set(np.concatenate([batch["dataset"] for batch in expected]))
+    before = multiprocessing.active_children()
     worked = start(Reading(num_threads=1, num_workers=2, cache=str(tmp_path)))
     worked.set_state({"next_index": 2})
     worked.start_prefetch()
-    assert_same(expected[2:3], take(worked, 1))
-    for worker in multiprocessing.active_children():  # as Ctrl-C does, after which a run still saves
-        os.kill(worker.pid, signal.SIGINT)
-    assert_same(expected[3:], take(worked, 2))
+    while len(workers := started_since(before)) < 2:
+        time.sleep(0.01)
+    for begun in range(3):  # while they start, and while they work
+        for worker in workers:  # as Ctrl-C does, after which a run still saves
+            os.kill(worker.pid, signal.SIGINT)
+        assert_same(expected[2 + begun : 3 + begun], take(worked, 1))
     worked.close()
+    assert not started_since(before)
+
+
+@pytest.mark.slow  # starts worker processes
+def test_closing_ends_workers_that_have_not_begun():
+    before = multiprocessing.active_children()
+    elements = grain.MapDataset.source(WorkerProbe()).repeat()
+    reader = loader.TrainIterator(elements, 4, Share(), Reading(num_threads=1, num_workers=2), 8)
+    reader.start_prefetch()
+    reader.close()
+    assert not started_since(before)
 
 
 def test_prepared_datasets_are_evaluated_whole(prepared):
