@@ -26,9 +26,10 @@ from pose_common.weights.embedded import read_embedded
 from pose_common.weights.folder import is_weights, save_weights
 from pose_common.weights.hub_folders import local_path
 from posebh_jax import configuration, skeleton, sources
-from posebh_jax.boxes import AUTO, WHOLE, Found, boxes_of, embedded_finder, with_boxes
+from posebh_jax.boxes import WHOLE, boxes_of, with_boxes, with_finder
 from posebh_jax.crops import crops_of
 from posebh_jax.figures import figures_of, protocol_of
+from posebh_jax.named_boxes import Found
 from posebh_jax.predictor import HEAD_MAPS, PROTOTYPE_MAPS, Predictor
 from posebh_jax.weights.manifest import Options, manifest_of, model_of
 
@@ -78,8 +79,8 @@ class PoseModel:
             scores) of the one picture, or a list of them, one a picture ([] for nobody), or a mapping of them by the
             picture's name or path; the path of a COCO detection file, or a list of its entries as of `Result.to_coco`,
             which name the picture (`image` or `file_name`, or in `image_id` the number that is its name or, counted
-            from 0, its place); a model that finds people (`boir_jax.load(...)`); or "auto", the package's own small
-            one.
+            from 0, its place); a model that finds people (`boir_jax.load(...)`), or the path of BoIR weights; or
+            "auto", the package's own small one.
           box_threshold: smallest score of a box, whoever gave it; evaluation keeps all (0).
           category: `category_id` of the boxes in COCO's format that are taken; None: all.
           dataset: whose skeleton and expert to use; the first by default. With several, results are dictionaries.
@@ -101,8 +102,7 @@ class PoseModel:
         names = self.names(dataset)
         several = len(names) > 1 or not (dataset is None or isinstance(dataset, str))
         told = None if left_out is None or is_single(source) else left_out.append
-        if isinstance(boxes, str) and boxes == AUTO:
-            boxes = embedded_finder(self.device)
+        boxes = with_finder(boxes, self.device)
         find_boxes = boxes_of(boxes, count_of(source), threshold=box_threshold, category=category)
         results = self.results(source, find_boxes, names, flip, batch_size, maps, threshold, told)
         chosen = (found if several else found[names[0]] for found in results)

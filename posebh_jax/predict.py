@@ -10,7 +10,6 @@
 from __future__ import annotations
 
 import os
-import pathlib
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -19,7 +18,8 @@ from typing import Any
 from pose_common.prediction import command
 from pose_common.prediction.pictures import Picture, count_of
 from pose_common.prediction.result import Result
-from posebh_jax.boxes import AUTO, WHOLE, Found, boxes_of
+from posebh_jax.boxes import AUTO, WHOLE, boxes_of, with_finder
+from posebh_jax.named_boxes import Found
 from posebh_jax.pose_model import PoseModel, load
 from posebh_jax.predictor import HEAD_MAPS, PROTOTYPE_MAPS
 
@@ -74,10 +74,7 @@ def _predict(args: Any) -> tuple[str, Iterator[list[Result]]]:
     boxes: Any = args.boxes
     if boxes is None:
         boxes = AUTO if args.demo and not args.checkpoint else WHOLE
-    if boxes != WHOLE and pathlib.Path(boxes).suffix.lower() != ".json":
-        import boir_jax  # the other method, only where it was asked for
-
-        boxes = boir_jax.load(None if boxes == AUTO else boxes, device=args.device)
+    boxes = with_finder(boxes, model.device)
     boxes_by_number = boxes_of(boxes, count_of(args.source), threshold=args.box_threshold, category=args.category)
 
     def find_boxes(number: int, picture: Picture) -> Found:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 from collections.abc import Iterator
 from typing import TypeVar
+
+from pose_common.signals import SignalHandler
 
 T = TypeVar("T")
 
 
-class Interruption:
+class Interruption(SignalHandler):
     """SIGINT and SIGTERM end what is being computed, but not the writing of what was.
 
     A batch may take longer than a scheduler waits before it kills, so none is waited for. A second signal ends all.
@@ -20,20 +20,11 @@ class Interruption:
     """
 
     def __init__(self):
+        super().__init__()
         self.asked = 0
         self._computing = True  # what is loaded before the first item is given up, too
-        self._previous = {}
 
-    def __enter__(self) -> Interruption:
-        if threading.current_thread() is threading.main_thread():
-            self._previous = {s: signal.signal(s, self._handle) for s in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *_) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _handle(self, number, frame) -> None:
+    def handle(self, number, frame) -> None:
         del frame
         at_once = self._computing or self.asked
         self.asked = number

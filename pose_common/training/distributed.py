@@ -6,7 +6,6 @@ import importlib.util
 import logging
 import os
 import pathlib
-import signal
 import threading
 from typing import Any
 
@@ -15,6 +14,7 @@ from jax._src.clusters import ClusterEnv  # what `jax.distributed.initialize` as
 from jax.experimental import multihost_utils
 
 from data_pipelines.paths import as_path, is_remote
+from pose_common.signals import ENDING, SignalHandler
 from pose_common.training import processes
 
 
@@ -105,7 +105,7 @@ def use_compilation_cache(directory: str | None) -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
 
 
-class StopSignal:
+class StopSignal(SignalHandler):
     """SIGTERM and SIGINT ask for a stop at the next step boundary; a second one stops at once.
 
     With several processes all must leave at the same step: JAX's preemption service, which then owns SIGTERM, agrees on
@@ -113,20 +113,10 @@ class StopSignal:
     """
 
     def __init__(self):
+        super().__init__(ENDING if jax.process_count() == 1 else ())
         self._asked = threading.Event()
-        self._previous = {}
 
-    def __enter__(self) -> StopSignal:
-        if threading.current_thread() is threading.main_thread():
-            signals = [] if jax.process_count() > 1 else [signal.SIGINT, signal.SIGTERM]
-            self._previous = {s: signal.signal(s, self._handle) for s in signals}
-        return self
-
-    def __exit__(self, *_) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _handle(self, number, frame) -> None:
+    def handle(self, number, frame) -> None:
         del frame
         if self._asked.is_set():
             raise KeyboardInterrupt

@@ -226,8 +226,12 @@ def test_boir_finds_the_people_for_posebh(weights, prepared, tmp_path):
     out = model.predictor(model.weights, batch["image"], batch["inverse_warp"])
     found = {tuple(pose.ravel()) for pose in np.asarray(out["keypoints"])[0][np.asarray(out["found"])[0]]}
     assert {tuple(pose.ravel()) for pose in people.keypoints} <= found, "of evaluation's, those that are not suppressed"
-    poses = posebh_jax.load(weights / "posebh")(files[0], boxes=find, flip=False)
-    np.testing.assert_allclose(poses.boxes, people.boxes)
+    pose = posebh_jax.load(weights / "posebh")
+    np.testing.assert_allclose(pose(files[0], boxes=find, flip=False).boxes, people.boxes)
+    by_path, by_model = (
+        pose(files[0], boxes=boxes, flip=False) for boxes in (weights / "boir", boir_jax.load(weights / "boir"))
+    )
+    np.testing.assert_array_equal(by_path.keypoints, by_model.keypoints)
 
 
 def test_a_thin_picture_costs_itself(weights, tmp_path, capsys):
@@ -329,7 +333,7 @@ def test_the_embedded_models_find_rendered_people(monkeypatch):
     for picture, people in zip(pictures, found, strict=True):
         poses = pose(picture, boxes=find)
         assert len(poses) == len(people) and poses.dataset == "synthetic_coco"
-    monkeypatch.setattr(boir_jax, "load", lambda device: find)  # compiled already
+    monkeypatch.setattr(boir_jax, "load", lambda source, device: find)  # compiled already
     np.testing.assert_array_equal(pose(pictures[-1], boxes="auto").keypoints, poses.keypoints)
 
 

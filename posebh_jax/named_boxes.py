@@ -1,0 +1,181 @@
+"""Boxes in COCO's format, and which of them are of a picture."""
+
+from __future__ import annotations
+
+import collections
+import logging
+import os
+import pathlib
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from data_pipelines.fields import whole
+from pose_common.prediction.pictures import Picture
+
+Found = tuple[np.ndarray, np.ndarray]
+"""Boxes [N, 4] (x, y, width, height) in pixels of the picture, and their scores [N]."""
+
+
+class NamedBoxes:
+    """(number, picture) -> its boxes, by the picture's name, its id, or its place where ids count from 0.
+
+    A name may be written with more or fewer folders than the picture's, so long as it can be no other's.
+
+    Args:
+      entries: of COCO's format: `bbox`, maybe `score` and `category_id`, and `image`, `file_name` or `image_id`.
+      path: what messages call them.
+      count: of the pictures, where it is known.
+      category: the id of those that are taken; None: all.
+      names: of pictures, by id.
+      known: names or ids of pictures that may have none.
+
+    Raises:
+      ValueError: an entry that is no detection, or a category without boxes; when called, where it cannot be said which
+        picture a name or a number means.
+    """
+
+    def __init__(
+        self,
+        entries: Sequence[Any],
+        path: pathlib.Path | str,
+        count: int | None = None,
+        category: int | None = None,
+        names: Mapping[Any, str] | None = None,
+        known: Iterable[Any] = (),
+    ):
+        self._path = path
+        self._by_picture: dict[str | int, dict[str | int, list]] = {}  # last part of a name -> as written -> boxes
+        _check_category(entries, category, path)
+        self._enter(entries, category, names or {})
+        for named in known:
+            self._of(named)
+        self._ids = [key for key in self._by_picture if isinstance(key, int)]
+        # Else they may count from 1, or be of other pictures.
+        self._by_place = 0 in self._ids and (count is None or max(self._ids) < count)
+        self._taken: dict[str | int, str] = {}  # as written -> the picture
+        self._matched = self._told = False
+
+    def __call__(self, number: int, picture: Picture) -> Found:
+        named = pathlib.PurePosixPath(_in_slashes(picture.name))
+        keys = self._keys(number, named.name, picture.name)
+        found: dict[str | int, list] = next(
+            (some for key in keys if (some := _of_picture(named, picture.path, self._by_picture.get(key, {})))), {}
+        )
+        for written in found:
+            other = self._taken.setdefault(written, picture.name)
+            if other != picture.name and "/" in other + picture.name:
+                raise ValueError(f"boxes: {self._path}: {written} may be both {other} and {picture.name}")
+        if len(found) > 1:
+            raise ValueError(f"boxes: {self._path}: {' and '.join(map(str, found))} may both be {picture.name}")
+        self._matched |= bool(found)
+        if self._by_picture and not self._matched and not self._told:
+            self._told = True
+            first = next(iter(self._by_picture))
+            logging.warning("%s has no boxes of %s; it has those of %s", self._path, picture.name, first)
+        return checked(sum(found.values(), []), f"{self._path}, picture {picture.name}")
+
+    def _of(self, named: Any) -> list:
+        """The boxes of a name, to which more may be added."""
+        written = _in_slashes(named) if isinstance(named, str) else int(named)
+        last = pathlib.PurePosixPath(written).name if isinstance(written, str) else written
+        return self._by_picture.setdefault(last, {}).setdefault(written, [])
+
+    def _enter(self, entries: Sequence[Any], category: int | None, names: Mapping[Any, str]) -> None:
+        bad: list[str] = []
+        for number, entry in enumerate(entries):
+            try:
+                named = (
+                    entry.get("image")
+                    or entry.get("file_name")
+                    or names.get(entry.get("image_id"), entry.get("image_id"))
+                )
+                of_name = self._of(named)  # also where none of its boxes is taken
+                x, y, width, height = (None,) * 4 if entry["bbox"] is None else entry["bbox"]
+                row = np.array([x, y, width, height, entry.get("score", 1.0)], np.float64)  # NaN where it is null
+            except (AttributeError, KeyError, TypeError, ValueError) as error:
+                raise ValueError(f"boxes: {self._path}: entry {number} is no detection: {error!r}") from error
+            if category not in (None, whole(entry.get("category_id"))):
+                continue
+            if not np.isfinite(row).all() or (row[2:4] <= 0).any():
+                bad.append(f"entry {number} ({named}): bbox {entry['bbox']} of score {row[4]:g}")
+            else:
+                of_name.append(row)
+        if bad:
+            logging.warning(
+                "%d of %d boxes of %s left out, without positive sides or not finite; first: %s",
+                *(len(bad), len(entries), self._path, bad[0]),
+            )
+
+    def _keys(self, number: int, name: str, shown: str) -> list[str | int]:
+        """Under which keys a picture's boxes may be, the likeliest first; `name` is the end of what is `shown`."""
+        stem = pathlib.PurePosixPath(name).stem
+        if stem.isdecimal():  # an image's id; only other pictures go by their place
+            return [name, stem, int(stem)]
+        if self._by_place:
+            return [name, stem, number]
+        if self._ids and name not in self._by_picture and stem not in self._by_picture:
+            raise ValueError(
+                f"boxes: {self._path}: image_id {min(self._ids)} to {max(self._ids)} do not count the pictures from 0, "
+                f"and name none {shown}; give `image` or `file_name`, or an object with `images`"
+            )
+        return [name, stem]
+
+
+def checked(boxes: Any, where: str) -> Found:
+    if boxes is None:
+        raise ValueError(f"boxes of {where}: None; give [] for nobody, or the box of the whole picture")
+    try:
+        array = np.asarray(boxes, np.float64)
+    except (TypeError, ValueError):
+        array = np.full(1, np.nan)
+    array = array.reshape(-1, *array.shape[-1:]) if array.size else np.zeros((0, 4))
+    if array.shape[-1] not in (4, 5) or not np.isfinite(array).all() or (array[:, 2:4] <= 0).any():
+        raise ValueError(
+            f"boxes of {where}: expected [N, 4] of x, y, width, height with positive sides, or [N, 5] with scores"
+        )
+    return array[:, :4], array[:, 4] if array.shape[-1] == 5 else np.ones(len(array))
+
+
+def _check_category(entries: Sequence[Any], category: int | None, path: pathlib.Path | str) -> None:
+    """Raises ValueError for a category without boxes; tells, where none is named, that all of several are taken."""
+    ids = [whole(entry.get("category_id")) if isinstance(entry, Mapping) else None for entry in entries]
+    counts = collections.Counter(number for number in ids if number is not None)
+    listed = ", ".join(f"{count} of category {number}" for number, count in counts.most_common(5))
+    if category is not None and category not in counts:
+        raise ValueError(f"boxes: {path}: category {category} has none; there are {listed or 'none of any'}")
+    if category is None and len(counts) > 1:
+        logging.warning(
+            "%s: boxes of %d categories are taken: %s; category=, or --category, takes one", path, len(counts), listed
+        )
+
+
+def _of_picture(
+    name: pathlib.PurePosixPath, path: pathlib.Path | None, found: dict[str | int, list]
+) -> dict[str | int, list]:
+    """Boxes {as written: rows} that may be a picture's: written as it or its file is named, whichever says more; or of
+    more or fewer folders that are the same, and where several are, the same as its file's."""
+    for exact in sorted((str(name), _in_slashes(str(path or name))), key=len, reverse=True):
+        if exact in found:
+            return {exact: found[exact]}
+    fitting = _of_folders(name, found)
+    if path is None or len(fitting) < 2:
+        return fitting
+    return _of_folders(pathlib.PurePosixPath(_in_slashes(os.path.abspath(path))), fitting) or fitting
+
+
+def _of_folders(name: pathlib.PurePosixPath, found: dict[str | int, list]) -> dict[str | int, list]:
+    """Of boxes {as written: rows} those whose folders, from the last on, are the name's."""
+
+    def fits(written: str | int) -> bool:
+        folders = [path.parts[-2::-1] for path in (name, pathlib.PurePosixPath(str(written)))]
+        return all(one == other for one, other in zip(*folders, strict=False))
+
+    return {written: rows for written, rows in found.items() if fits(written)}
+
+
+def _in_slashes(name: str) -> str:
+    """A path as this file compares them: with slashes, and with accents joined to their letters."""
+    return unicodedata.normalize("NFC", name.replace("\\", "/"))
