@@ -147,14 +147,14 @@ class PoseBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
         """Writes the split unless it is finished already; returns its summary.
 
         Raises:
-          RawDataError: the raw data cannot be used at all, or strict mode found a fault. Nothing is left.
+          RawDataError: the raw data cannot be used at all, or strict mode found a fault. Nothing is left of what was
+            written, and a finished split that it was to replace stays.
         """
         directory = records.split_dir(self.name, self.split, self._data_dir_root)
         target = records.split_dir(self.name, self.split, self._target)
         if self._staging and not overwrite and records.is_prepared(self.name, self.split, self._target):
             return read_summary(target)
-        with _only_one(directory.parent):
-            _remove_interrupted(directory, also_finished=overwrite)
+        with _only_one(directory.parent), _replacing(directory, overwrite):
             self.download_and_prepare()
         summary = read_summary(directory)
         if self._staging:
@@ -364,9 +364,25 @@ def remove_empty(*folders: pathlib.Path) -> None:
             folder.rmdir()
 
 
-def _remove_interrupted(directory: pathlib.Path, also_finished: bool) -> None:
-    """Removes what killed runs left. A finished split is renamed first: it is never there in part."""
-    if also_finished and directory.exists():
-        directory.rename(directory.with_name(f"incomplete.old_{directory.name}"))
+@contextlib.contextmanager
+def _replacing(directory: pathlib.Path, overwrite: bool) -> Iterator[None]:
+    """Puts a finished split aside while another is written in its place; an error brings it back.
+
+    Folders are renamed, so that a split is never there in part. What a killed run has put aside stays there until a
+    split is finished, or an error brings it back; what it has written is removed.
+    """
+    aside = directory.with_name(f"replaced.{directory.name}")
+    if directory.exists() and aside.exists():
+        shutil.rmtree(aside)
+    if directory.exists() and overwrite:
+        directory.rename(aside)
     for leftover in directory.parent.glob("incomplete.*"):
         shutil.rmtree(leftover)
+    try:
+        yield
+    except BaseException:
+        if aside.exists():
+            aside.rename(directory)
+        raise
+    if aside.exists():
+        shutil.rmtree(aside)

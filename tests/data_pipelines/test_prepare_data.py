@@ -263,6 +263,27 @@ def test_finished_splits_are_kept_and_can_be_made_again(tmp_path, capsys):
     assert path.is_file() and not list((tmp_path / "data").rglob("incomplete.*"))
 
 
+@pytest.mark.parametrize("killed_before", [False, True])
+def test_a_finished_split_is_not_lost_to_one_that_fails(tmp_path, killed_before):
+    path = tiny_sets.write_coco(tmp_path, tiny_sets.document(3))
+    arguments = ["coco", f"--raw_dir={tmp_path}", f"--data_dir={tmp_path / 'data'}"]
+    assert prepare_data.main(arguments) == 0
+    directory = records.split_dir("coco", "val", tmp_path / "data")
+    before = {file.name: file.read_bytes() for file in directory.iterdir()}
+    if killed_before:  # while it wrote another
+        directory.rename(directory.with_name(f"replaced.{directory.name}"))
+        directory.with_name("incomplete.X").mkdir()
+    text = path.read_text()
+    path.write_text("{}")
+    assert prepare_data.main([*arguments, "--overwrite"]) == 1
+    assert {file.name: file.read_bytes() for file in directory.iterdir()} == before
+    assert [folder.name for folder in directory.parent.iterdir() if folder.is_dir()] == [directory.name]
+    path.write_text(text)
+    assert prepare_data.main([*arguments, "--overwrite"]) == 0
+    assert _summary("coco", "val", tmp_path / "data")["prepared"] not in before["summary.json"].decode()
+    assert [folder.name for folder in directory.parent.iterdir() if folder.is_dir()] == [directory.name]
+
+
 def test_killed_run_leaves_nothing_that_passes_for_a_dataset(tmp_path):
     """The last picture is a pipe that nobody writes to: the run hangs there, half-written, until killed."""
     content = tiny_sets.document(300)
