@@ -16,7 +16,7 @@ demo: $(VENV)/.ready
 demo-boir: $(VENV)/.ready
 	$(VENV)/bin/python -m boir_jax.main --config=configs/boir.py:demo --workdir=workdir/demo_boir
 
-# The two models that the package carries, made anew: half an hour to an hour and a half on two cores. Commit what changes.
+# The two models that the package carries, made anew: an hour on two cores. Commit what changes.
 embedded: demo-boir
 	$(VENV)/bin/python -m posebh_jax.main --config=configs/embedded.py --workdir=workdir/embedded
 	$(VENV)/bin/python -m scripts.embed_models workdir/embedded workdir/demo_boir
