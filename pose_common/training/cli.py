@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -98,9 +99,10 @@ def train(
         config=json.loads(config.to_json()),
     )
     key = jax.random.PRNGKey(config.seed)
-    _, complete = loop.train(
-        method, data, strategy, settings, workdir, evaluate=evaluate, best=best, key=key, prepare=prepare
-    )
+    with contextlib.closing(data):  # workers that are not ended leave shared memory to be cleaned up, with a warning
+        _, complete = loop.train(
+            method, data, strategy, settings, workdir, evaluate=evaluate, best=best, key=key, prepare=prepare
+        )
     if jax.process_index() == 0:
         draw_curves(workdir / "metrics.jsonl", workdir / "curves.png")
         if complete:
