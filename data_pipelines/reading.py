@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import multiprocessing
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from concurrent import futures
 from multiprocessing import resource_tracker
@@ -111,14 +113,22 @@ class Workers(grain.DatasetIterator):
 
 
 def prepare_worker(worker_index: int = 0, worker_count: int = 1) -> None:
-    """Keeps a worker process off the accelerators, and OpenCV to one thread.
+    """Keeps a worker process off the accelerators, OpenCV to one thread, and itself to the life of its parent.
 
     A worker imports the main module and with it JAX, which must never open a device there: on a TPU the
     training process would find it taken.
     """
     del worker_index, worker_count
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ["JAX_PLATFORMS"] = "cpu"
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     if "jax" in sys.modules:  # it is already imported, so the environment comes too late
         sys.modules["jax"].config.update("jax_platforms", "cpu")
     cv2.setNumThreads(0)
+
+
+def _end_with_parent() -> None:
+    """Ends a worker whose parent was killed: it would wait for ever for someone to take its batches."""
+    if (parent := multiprocessing.parent_process()) is not None:
+        parent.join()
+        os._exit(1)

@@ -6,6 +6,9 @@ import functools
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
+import textwrap
 import time
 
 import grain
@@ -333,6 +336,24 @@ def test_closing_ends_workers_that_have_not_begun():
     reader.start_prefetch()
     reader.close()
     assert not started_since(before)
+
+
+@pytest.mark.slow  # starts worker processes
+def test_workers_end_with_a_process_that_is_killed():
+    code = """
+        import os, signal
+        import grain, numpy
+        from data_pipelines.reading import Reading
+        batches = grain.MapDataset.source([{"image": numpy.zeros((600, 600))}]).repeat()
+        reader = Reading(num_threads=1, num_workers=1).start(batches)
+        print(next(reader)["image"].shape, flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+    """
+    # It returns when nobody has the output open any more, and workers have what their parent has.
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE, text=True, timeout=180, check=False
+    )
+    assert done.returncode == -signal.SIGKILL and done.stdout == "(600, 600)\n"
 
 
 def test_prepared_datasets_are_evaluated_whole(prepared):
