@@ -374,15 +374,14 @@ def _replacing(directory: pathlib.Path, overwrite: bool) -> Iterator[None]:
     aside = directory.with_name(f"replaced.{directory.name}")
     if directory.exists() and aside.exists():
         shutil.rmtree(aside)
+    for leftover in directory.parent.glob("incomplete.*"):
+        shutil.rmtree(leftover)  # may take its time, and nothing is put aside yet
     if directory.exists() and overwrite:
         directory.rename(aside)
-    for leftover in directory.parent.glob("incomplete.*"):
-        shutil.rmtree(leftover)
     try:
         yield
-    except BaseException:
-        if aside.exists():
+    finally:
+        if aside.exists() and directory.exists():  # an error may also come when the other is finished
+            shutil.rmtree(aside)
+        elif aside.exists():
             aside.rename(directory)
-        raise
-    if aside.exists():
-        shutil.rmtree(aside)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import time
 import pytest
 
 from data_pipelines import records
-from data_pipelines.builders import apt36k
+from data_pipelines.builders import apt36k, base
 from scripts import prepare_data
 from tests.data_pipelines import tiny_sets
 from tests.golden_files import golden, golden_path, shared_path
@@ -282,6 +283,29 @@ def test_a_finished_split_is_not_lost_to_one_that_fails(tmp_path, killed_before)
     assert prepare_data.main([*arguments, "--overwrite"]) == 0
     assert _summary("coco", "val", tmp_path / "data")["prepared"] not in before["summary.json"].decode()
     assert [folder.name for folder in directory.parent.iterdir() if folder.is_dir()] == [directory.name]
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_interrupted_between_two_splits_one_is_there(tmp_path, monkeypatch, finished):
+    """While it clears away what a killed run left; or when the new split has got its name."""
+    tiny_sets.write_coco(tmp_path, tiny_sets.document(3))
+    arguments = ["coco", f"--raw_dir={tmp_path}", f"--data_dir={tmp_path / 'data'}"]
+    assert prepare_data.main(arguments) == 0
+    directory = records.split_dir("coco", "val", tmp_path / "data")
+    before = (directory / "summary.json").read_text()
+    directory.with_name("incomplete.X").mkdir()
+    write = base.PoseBuilder.download_and_prepare
+
+    def interrupted(*args):
+        if finished:
+            write(*args)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(*((base.PoseBuilder, "download_and_prepare") if finished else (shutil, "rmtree")), interrupted)
+        prepare_data.main([*arguments, "--overwrite"])
+    assert ((directory / "summary.json").read_text() != before) is finished
+    assert not list(directory.parent.glob("replaced.*"))
 
 
 def test_killed_run_leaves_nothing_that_passes_for_a_dataset(tmp_path):
