@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.fields import whole
+from data_pipelines.paths import as_path
 from pose_common.prediction.pictures import FramesLost, Picture, PictureError, pictures_of
 from pose_common.prediction.result import Result, extent_boxes
+from pose_common.training.checkpoints import find_checkpoints
 from posebh_jax.named_boxes import Found, NamedBoxes, checked
 
 WHOLE, AUTO = "whole", "auto"
@@ -25,15 +27,34 @@ def with_finder(boxes: Any, device: Any) -> Any:
         return boxes
     if pathlib.Path(boxes).suffix.lower() == ".json":
         return boxes
-    return _finder(None if boxes == AUTO else os.fspath(boxes), device)
+    if boxes == AUTO:
+        return _finder(None, device)
+    path = os.fspath(boxes)
+    try:
+        return _finder(path, device, _state_of(path))
+    except ValueError as error:
+        raise ValueError(f"boxes: {error}") from error
 
 
-@functools.cache  # it compiles on its first picture
-def _finder(checkpoint: str | None, device: Any) -> Callable[[Picture], Result]:
-    """BoIR on a device; the package's own small one without a path."""
+@functools.lru_cache(maxsize=4)  # it compiles on its first picture
+def _finder(checkpoint: str | None, device: Any, state: tuple = ()) -> Callable[[Picture], Result]:
+    """BoIR on a device; the package's own small one without a path. `state`: of the weights, which may be replaced."""
+    del state
     import boir_jax  # the other method, only where it is asked for
 
     return boir_jax.load(checkpoint, device=device)
+
+
+def _state_of(path: str) -> tuple:
+    """What is another when the weights are, that lie at a path: which files they are, and when they were written.
+
+    Those of a bucket or of the hub are read once.
+    """
+    if "://" in path:
+        return ()
+    folder, found = as_path(path), find_checkpoints(path)
+    files = [found.directory / str(found.steps[0])] if found else [folder, *sorted(folder.glob("*"))]
+    return tuple((file.stat().st_ino, file.stat().st_mtime_ns) for file in files if file.exists())
 
 
 def boxes_of(

@@ -6,6 +6,8 @@ import collections
 import csv
 import dataclasses
 import json
+import os
+import shutil
 
 import cv2
 import numpy as np
@@ -29,6 +31,7 @@ from pose_common.prediction.video import video_writer
 from pose_common.training.checkpoints import Checkpoints
 from pose_common.weights.folder import save_weights
 from posebh_jax import build, configuration, predict, sources
+from posebh_jax.boxes import with_finder
 from posebh_jax.model import PoseBH
 from posebh_jax.predictor import Predictor
 from posebh_jax.vit import ViTSize
@@ -232,6 +235,19 @@ def test_boir_finds_the_people_for_posebh(weights, prepared, tmp_path):
         pose(files[0], boxes=boxes, flip=False) for boxes in (weights / "boir", boir_jax.load(weights / "boir"))
     )
     np.testing.assert_array_equal(by_path.keypoints, by_model.keypoints)
+
+
+def test_the_finder_at_a_path_is_that_of_its_weights(weights, tmp_path):
+    """Loaded once, as long as they are the same."""
+    path = shutil.copytree(weights / "boir", tmp_path / "boir")
+    first = with_finder(path, None)
+    assert with_finder(str(path), None) is first
+    shutil.rmtree(path)
+    with pytest.raises(ValueError, match="boxes: .*boir: no such file"):
+        with_finder(path, None)
+    shutil.copytree(weights / "boir", path)
+    os.utime(next(path.iterdir()))
+    assert with_finder(path, None) is not first
 
 
 def test_a_thin_picture_costs_itself(weights, tmp_path, capsys):
