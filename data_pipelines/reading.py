@@ -69,19 +69,20 @@ class Reading:
 
 
 class Workers(grain.DatasetIterator):
-    """What worker processes read, which start at once and whom Ctrl-C does not reach.
+    """What worker processes read, which start at once and whom Ctrl-C and SIGTERM do not reach.
 
-    A terminal sends Ctrl-C to all processes, but it is for the training process alone: it saves, and until then needs
-    the batches that it has asked for. A worker that ignored the signal by itself would die of one that comes while
-    it is still importing, so it inherits a blocked one: a process has the mask of the thread that starts it, and a
-    thread that of its own. Grain starts workers in threads that the first `next` makes; here that is in a thread too.
+    A terminal, a scheduler and `timeout` send them to all processes, but they are for the training process alone: it
+    saves, and until then needs the batches that it has asked for. A worker that ignored a signal by itself would die of
+    one that comes while it is still importing, so it inherits blocked ones: a process has the mask of the thread that
+    starts it, and a thread that of its own. Grain starts workers in threads that the first `next` makes; here that is
+    in a thread too.
     """
 
     def __init__(self, reader: grain.DatasetIterator):
         super().__init__()
         self._reader = reader
         resource_tracker.ensure_running()  # starting it would unblock the signals of the thread that starts a worker
-        previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         try:
             with_workers = futures.ThreadPoolExecutor(1)
             self._first: futures.Future[Batch] | None = with_workers.submit(next, reader)

@@ -321,8 +321,9 @@ def test_prepared_datasets_train_and_resume_in_worker_processes(together, prepar
     while len(workers := started_since(before)) < 2:
         time.sleep(0.01)
     for begun in range(3):  # while they start, and while they work
-        for worker in workers:  # as Ctrl-C does, after which a run still saves
-            os.kill(worker.pid, signal.SIGINT)
+        for worker in workers:  # as Ctrl-C or a scheduler does, after which a run still saves
+            for asked in (signal.SIGINT, signal.SIGTERM):
+                os.kill(worker.pid, asked)
         assert_same(expected[2 + begun : 3 + begun], take(worked, 1))
     worked.close()
     assert not started_since(before)
