@@ -318,7 +318,9 @@ def test_prepared_datasets_train_and_resume_in_worker_processes(together, prepar
     worked = start(Reading(num_threads=1, num_workers=2, cache=str(tmp_path)))
     worked.set_state({"next_index": 2})
     worked.start_prefetch()
+    until = time.monotonic() + 60
     while len(workers := started_since(before)) < 2:
+        assert time.monotonic() < until
         time.sleep(0.01)
     for begun in range(3):  # while they start, and while they work
         for worker in workers:  # as Ctrl-C or a scheduler does, after which a run still saves
