@@ -327,7 +327,8 @@ def _frames(path: pathlib.Path, name: str, left_out: Callable[[PictureError], No
             stream = container.streams.video[0]
             stream.thread_type = "AUTO"
             for packet in container.demux(stream):
-                packets += packet.size > 0  # the last, which empties the decoder, has none
+                # The last, which empties the decoder, has no bytes; others are decoded for what follows alone.
+                packets += packet.size > 0 and not getattr(packet, "is_discard", False)
                 try:
                     frames = packet.decode()
                 except av.error.FFmpegError as error:
@@ -340,15 +341,28 @@ def _frames(path: pathlib.Path, name: str, left_out: Callable[[PictureError], No
                     seconds = given / (stream.average_rate or RATE) if frame.time is None else frame.time
                     yield Picture(f"{name}_{given:06d}", turned, float(seconds), path)
                     given += 1
+            announced = _announced(container, stream)
     except (av.error.FFmpegError, IndexError) as error:
         if given:
             raise FramesLost(f"{path}: ends after {given} frames: {error}") from error
         raise PictureError(f"{path}: cannot be read as a video: {error}") from error
     if not given:
         raise PictureError(f"{path}: cannot be read as a video: {damage or 'it has no frames'}") from damage
-    expected = max(packets, stream.frames)  # what the header says, 0 where it does not: a file may be cut off
+    expected = max(packets, announced)  # a file may be cut off
     if damage or packets < expected:
         left_out(FramesLost(f"{path}: {max(expected - given, 1)} of {expected} frames are damaged or missing"))
+
+
+def _announced(container: Any, stream: Any) -> int:
+    """How many frames are to be shown, as the file's header says; 0 where it does not.
+
+    One that was trimmed without encoding it again, as phones do, still has, and counts, the frames that were cut away.
+    Its edit list leaves them out of the index, which in these formats is whole from the start.
+    """
+    index = getattr(stream, "index_entries", None)  # of PyAV since 17
+    if index is None or "mov" not in container.format.name.split(","):
+        return stream.frames
+    return sum(not entry.is_discard for entry in index)
 
 
 def ahead(items: Iterable[T], size: int = 8, most_bytes: int = 2**28) -> Iterator[T]:

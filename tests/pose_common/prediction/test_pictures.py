@@ -270,6 +270,11 @@ def damaged_video(path):
     with video_writer(path) as write:
         for number in range(40):
             write(image(48, 64, seed=number), None)
+    return damage(path)
+
+
+def damage(path):
+    """Makes a tenth of a file zeros."""
     content = bytearray(path.read_bytes())  # of a length that depends on the encoder's threads
     first, tenth = len(content) * 45 // 100, len(content) // 10
     content[first : first + tenth] = bytes(tenth)
@@ -285,6 +290,30 @@ def test_damaged_frames_of_a_video_cost_themselves(tmp_path, caplog):
     assert 20 < len(times) < 40 and times == sorted(times) and times[-1] == pytest.approx(39 / 30)
     assert [str(error) for error in left_out] == [f"{path}: {40 - len(times)} of 40 frames are damaged or missing"]
     assert len(list(pictures_of(path))) == len(times) and "frames are damaged" in caplog.text
+
+
+def test_what_was_trimmed_off_a_video_is_not_missed(tmp_path):
+    """By an edit list, as phones do: it shows the frames from the eleventh to the thirtieth alone."""
+    av = pytest.importorskip("av", reason="PyAV is not installed")
+    if "libx264" not in av.codecs_available or not hasattr(av.stream.Stream, "index_entries"):
+        pytest.skip("PyAV has no encoder of H.264, or is older than 17 and shows no index")
+    path = tmp_path / "clip.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=30, options={"g": "10"})
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for number in range(40):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image(48, 64, seed=number), format="rgb24")))
+        container.mux(stream.encode())
+        third = round(1 / (3 * stream.time_base))
+    content = bytearray(path.read_bytes())
+    place = content.index(b"elst") + 4 + 8  # behind version and number of entries
+    _, start = struct.unpack_from(">Ii", content, place)
+    struct.pack_into(">Ii", content, place, 2000 // 3, start + third)  # milliseconds, and ticks of the track
+    path.write_bytes(content)
+    left_out = []
+    assert len(list(pictures_of(path, left_out.append))) == 20 and not left_out
+    found = len(list(pictures_of(damage(path), left_out.append)))
+    assert [str(error) for error in left_out] == [f"{path}: {20 - found} of 20 frames are damaged or missing"]
 
 
 def test_batches_have_one_size_and_results_come_back_in_order():
