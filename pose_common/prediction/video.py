@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-TICK = fractions.Fraction(1, 90_000)
-"""Seconds; times are kept to it."""
+TICK = fractions.Fraction(1, 60_000)
+"""Seconds; times are kept to it. MPEG-4, where PyAV has no encoder of H.264, knows up to 65,535 of them a second."""
 
 
 @contextlib.contextmanager

@@ -84,8 +84,11 @@ def test_smoothing_calms_a_person_at_rest_and_follows_a_fast_one():
     np.testing.assert_array_equal(last.keypoints[..., 2], fast[-1].keypoints[..., 2])
 
 
-def test_frames_keep_their_times_through_a_file(tmp_path):
-    pytest.importorskip("av", reason="PyAV is not installed")
+@pytest.mark.parametrize("encoders", [None, frozenset()], ids=["PyAV's", "not of H.264"])
+def test_frames_keep_their_times_through_a_file(tmp_path, monkeypatch, encoders):
+    av = pytest.importorskip("av", reason="PyAV is not installed")
+    if encoders is not None:
+        monkeypatch.setattr(av, "codecs_available", encoders)
     times = [0.0, 0.04, 0.2, 0.25, 1.0]
     with video_writer(tmp_path / "clip.mp4") as append:
         for number, time in enumerate(times):
