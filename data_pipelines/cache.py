@@ -44,8 +44,10 @@ def cached(dataset: str, split: str, data_dir: str | pathlib.Path, cache: str) -
     root = pathlib.Path(cache).expanduser() / f"{zlib.crc32(os.fspath(absolute(data_dir)).encode()):08x}"
     target = records.split_dir(dataset, split, root)
     target.parent.mkdir(parents=True, exist_ok=True)
+    definition = definition_path(dataset, root)
+    with _alone(definition.with_name(f"{definition.name}.lock")):  # all splits have the same
+        _copy_definition(definition_path(dataset, data_dir), definition)
     with _alone(target.parent / "lock"):
-        _copy_definition(definition_path(dataset, data_dir), definition_path(dataset, root))
         if not _same(source, target):
             _copy(source, target)
     return root

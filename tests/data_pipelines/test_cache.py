@@ -7,6 +7,7 @@ import logging
 import os
 import pathlib
 import shutil
+import time
 
 import pytest
 
@@ -48,6 +49,23 @@ def test_one_copies_and_the_others_wait(source, tmp_path, caplog, monkeypatch):
         monkeypatch.chdir(folder)
         roots.add(cached("mine", "val", "data", str(tmp_path / "ssd")))
     assert len(roots) == 2 and root in roots
+
+
+def test_the_definition_of_two_splits_is_copied_by_one_at_a_time(source, tmp_path, monkeypatch):
+    shutil.copytree(records.split_dir("mine", "val", source), records.split_dir("mine", "train", source))
+    copy, copying, most = cache._copy_definition, [], []
+
+    def slowly(*paths):
+        copying.append(paths)
+        most.append(len(copying))
+        time.sleep(0.1)
+        copy(*paths)
+        copying.pop()
+
+    monkeypatch.setattr(cache, "_copy_definition", slowly)
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda split: cached("mine", split, source, str(tmp_path / "ssd")), ("train", "val")))
+    assert most == [1, 1]
 
 
 def test_what_was_prepared_again_is_copied_again(source, tmp_path):
