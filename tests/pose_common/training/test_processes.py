@@ -66,9 +66,10 @@ def outputs(programs, seconds: float = 180) -> list[str]:
 
 
 def wait_for_steps(workdir):
-    """Until a line of metrics is written, and a checkpoint is there."""
+    """Until a line of metrics is written, and a checkpoint is there: the first ones are deleted within a second."""
     until = time.monotonic() + 180
-    while not ((workdir / "metrics.jsonl").exists() and list((workdir / "checkpoints").glob("[0-9]"))):
+    folder = workdir / "checkpoints"
+    while not ((workdir / "metrics.jsonl").exists() and any(path.name.isdigit() for path in folder.glob("*"))):
         assert time.monotonic() < until
         time.sleep(0.05)
 
