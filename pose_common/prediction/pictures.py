@@ -204,8 +204,9 @@ def _files_of(source: str) -> list[pathlib.Path]:
 
 
 def _taken_of(folder: pathlib.Path) -> list[pathlib.Path]:
-    """Its pictures, or its videos where it has none, by name."""
-    inside = sorted(folder.iterdir(), key=by_number)
+    """Its pictures, or its videos where it has none, by name; as of a pattern no hidden ones, such as the `._1.jpg`
+    that a Mac puts beside `1.jpg` on other systems' disks."""
+    inside = sorted((child for child in folder.iterdir() if child.name[0] != "."), key=by_number)
     return [child for child in inside if child.suffix.lower() in SUFFIXES] or list(filter(_is_video, inside))
 
 

@@ -148,7 +148,7 @@ def test_what_a_folder_has_beside_its_pictures_is_said(folder, caplog):
     coded = [name for name in ("b.avif", "c.jp2") if cv2.haveImageWriter(name)]
     for name in coded:
         cv2.imwrite(str(folder / name), image(64, 64))
-    for name in ("a.heic", "clip.mp4", ".hidden"):
+    for name in ("a.heic", "clip.mp4", ".hidden", "._0.png"):
         (folder / name).touch()
     assert len(list(pictures_of(folder))) == count_of(folder) == 3 + len(coded)
     assert [record.message for record in caplog.records] == [
