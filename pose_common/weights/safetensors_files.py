@@ -66,13 +66,17 @@ def write_safetensors(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> N
 
     Raises:
       ValueError: an array of another type.
+      OSError: the file cannot be written.
     """
     for name, array in arrays.items():
         if array.dtype not in DTYPES.values():
             raise ValueError(f"{name!r} has type {array.dtype}, {NO_WEIGHTS}")
     # `asarray` with an order keeps the shape [] of numbers, which `ascontiguousarray` makes [1].
     whole = {name: np.asarray(array, order="C") for name, array in arrays.items()}
-    save_file(whole, path, metadata={"format": "pt"})
+    try:
+        save_file(whole, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise OSError(f"{path} cannot be written: {error}") from error
 
 
 def _header(path: pathlib.Path) -> tuple[Any, int]:

@@ -88,10 +88,12 @@ def write_state(path: str | pathlib.Path, state: Mapping[str, np.ndarray]) -> No
     Raises:
       StateFileError: another suffix.
       TorchMissing: `.pth` without PyTorch.
+      OSError: the file cannot be written.
     """
     path = pathlib.Path(path)
     if not path.name.endswith(SUFFIXES):
         raise StateFileError(f"{path}: weights are written as {', '.join(SUFFIXES)}")
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     try:
         if path.suffix != ".safetensors":

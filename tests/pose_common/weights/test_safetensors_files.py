@@ -62,6 +62,11 @@ def test_other_types_are_not_written(tmp_path, dtype):
     assert not list(tmp_path.iterdir())
 
 
+def test_what_cannot_be_written_is_named(tmp_path):
+    with pytest.raises(OSError, match="absent/w cannot be written: .*No such file"):
+        write_safetensors(tmp_path / "absent" / "w", {"fine": np.zeros(2, np.float32)})
+
+
 def test_other_types_are_not_read(tmp_path):
     package.save_file({"fine": np.zeros(2, np.float32), "odd": np.zeros(2, np.uint16)}, tmp_path / "w")
     with pytest.raises(ValueError, match="'odd' has type U16, which weights never have"):

@@ -39,6 +39,11 @@ def test_safetensors_there_and_back(safetensors_file):
     assert not list(safetensors_file.parent.glob("*.partial"))
 
 
+def test_the_folder_of_a_file_is_made(tmp_path):
+    write_state(tmp_path / "new" / "folder" / "weights.safetensors", STATE)
+    assert_same(read_state(tmp_path / "new" / "folder" / "weights.safetensors"))
+
+
 def test_a_header_whose_length_looks_like_a_pickle(tmp_path):
     """The first byte of a pickle is 0x80, which a header's length may start with too."""
     names = ("x" * n for n in range(200))
