@@ -75,6 +75,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--num_heads", type=int, help="attention heads, where the size is none of the published")
     parser.add_argument(
         "--input_size",
+        type=_size,
         help="width,height of the crops; by default 3:4 with as many patches as the weights have positions, and "
         "192,256 for a backbone without heads",
     )
@@ -90,13 +91,20 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
+def _size(text: str) -> tuple[int, int]:
+    sides = text.split(",")
+    if len(sides) != 2 or not all(side.isdecimal() and int(side) for side in sides):
+        raise argparse.ArgumentTypeError(f"{text!r} is not width,height in pixels, such as 192,256")
+    return int(sides[0]), int(sides[1])
+
+
 def _convert(args: argparse.Namespace, source: pathlib.Path) -> None:
     if args.to.name.endswith(SUFFIXES):
         raise ValueError(f"{args.source} is converted to a folder; {args.to} looks like a file")
     options = Options(
         datasets=tuple(args.datasets.split(",")) if args.datasets else None,
         num_heads=args.num_heads,
-        input_size=tuple(map(int, args.input_size.split(","))) if args.input_size else None,
+        input_size=args.input_size,
         activation=args.activation,
     )
     conversion = foreign_weights(source, options)

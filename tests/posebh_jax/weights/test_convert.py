@@ -168,6 +168,13 @@ def test_the_command_leaves_nothing_after_an_error(tmp_path, capsys):
     assert not folder.exists()
 
 
+@pytest.mark.parametrize("size", ["192", "192x256", "192,256,3", "0,256", "-192,256", ""])
+def test_a_size_that_is_none_is_explained(size, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        convert_weights.main(["weights.pth", f"--to={tmp_path / 'folder'}", f"--input_size={size}"])
+    assert f"--input_size: {size!r} is not width,height in pixels, such as 192,256" in capsys.readouterr().err
+
+
 def test_attention_heads_of_an_unpublished_size_are_asked_for():
     with pytest.raises(ConversionError, match=f"{SIZE} is no published size: say the attention heads"):
         convert(dict(tiny_posebh()))
