@@ -21,7 +21,7 @@ def video_writer(path: pathlib.Path, rate: int = 30) -> Iterator[Callable[[np.nd
     not later than the frame before it comes a `TICK` after that. After an error the file has the frames before it.
 
     Raises:
-      ValueError: PyAV is not installed, or a frame of another size.
+      ValueError: PyAV is not installed, or a frame of another size, or of one pixel a side.
     """
     try:
         import av
@@ -39,6 +39,10 @@ def video_writer(path: pathlib.Path, rate: int = 30) -> Iterator[Callable[[np.nd
         def append(image: np.ndarray, time: float | None) -> None:
             nonlocal size, untimed, last
             height, width = (side // 2 * 2 for side in image.shape[:2])
+            if not (width and height):
+                raise ValueError(
+                    f"a frame of {image.shape[1]}x{image.shape[0]}: a video has two pixels a side at least"
+                )
             if size is None:
                 size = stream.width, stream.height = width, height
                 stream.pix_fmt = "yuv420p"

@@ -110,6 +110,15 @@ def test_frames_at_one_time_follow_each_other(tmp_path):
     assert [round(picture.image.mean() / 30) for picture in pictures] == list(range(8))
 
 
+@pytest.mark.parametrize("height, width", [(1, 8), (8, 1)])
+def test_a_frame_of_one_pixel_a_side_is_refused(tmp_path, height, width):
+    pytest.importorskip("av", reason="PyAV is not installed")
+    with pytest.raises(ValueError, match=f"a frame of {width}x{height}: a video has two pixels"):
+        with video_writer(tmp_path / "clip.mp4") as append:
+            append(np.zeros((height, width, 3), np.uint8), None)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_stream_without_times_has_those_of_its_rate(tmp_path):
     av = pytest.importorskip("av", reason="PyAV is not installed")
     if "libx264" not in av.codecs_available:
