@@ -147,6 +147,7 @@ def train(
             complete = loop.run(run)
             loop.profiler.close()
             clock.enter(goodput.CHECKPOINT)
+            stack.close()  # a first signal does not end what is still being written either
     logging.info("%s", clock.line())
     return strategy.to_global(run.state), complete
 

@@ -107,6 +107,22 @@ def test_resume_is_exact(strategy, stop_after, tmp_path):
     assert losses(tmp_path / "cut") == losses(tmp_path / "whole")  # to the last bit
 
 
+def test_a_signal_while_the_last_checkpoint_is_written_does_not_end_that(tmp_path, monkeypatch):
+    outside, close = [], Checkpoints.close
+
+    def interrupted(checkpoints):
+        os.kill(os.getpid(), signal.SIGTERM)
+        close(checkpoints)
+
+    monkeypatch.setattr(Checkpoints, "close", interrupted)
+    before = signal.signal(signal.SIGTERM, lambda *_: outside.append("would have been killed"))
+    try:
+        _, complete = run(tmp_path)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert complete and not outside
+
+
 @pytest.mark.parametrize("damage", ["missing", "cut", "changed"])
 def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(damage, reference, tmp_path, caplog):
     """The run goes on from there, writes the damaged one's step again, and ends with the same numbers."""
