@@ -224,9 +224,9 @@ def test_clusters_of_small_mixtures(tmp_path):
     assert read(*asked).num_clusters == 0
 
 
-def test_evaluation_needs_a_checkpoint_that_is_there():
-    with pytest.raises(ConfigError, match="config.checkpoint='/nonexistent'"):
-        read("mdt", "--config.mode=evaluate", "--config.checkpoint=/nonexistent")
+def test_evaluation_needs_a_checkpoint_that_is_there(tmp_path):
+    with pytest.raises(ConfigError, match=f"config.checkpoint='{tmp_path}/absent'"):
+        read("mdt", "--config.mode=evaluate", f"--config.checkpoint={tmp_path}/absent")
 
 
 def test_batches_and_devices():
