@@ -36,8 +36,8 @@ def read_configuration(source: str, overrides: Sequence[Override] = (), workdir:
     if source:
         return configuration.read(source, overrides)
     checkpoint = evaluated(overrides)
-    path, methods = local_path(checkpoint) if checkpoint else "", configuration.METHODS
-    run = restore.find_run(path, methods) if checkpoint else restore.run_of(workdir, methods)
+    path = local_path(checkpoint) if checkpoint else workdir
+    run = (restore.find_run if checkpoint else restore.run_of)(path, configuration.METHODS)
     if run is not None:
         # The data may be elsewhere by now, with the definition of a custom dataset.
         saved = run.config | dict(override for override in overrides if override[0] == "data_dir")

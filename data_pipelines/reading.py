@@ -46,8 +46,8 @@ class Reading:
     prefetch: int = 4
     cache: str = ""
 
-    def start(self, batches: grain.MapDataset) -> grain.DatasetIterator:
-        """An iterator over `batches` from the first."""
+    def start(self, batches: grain.MapDataset) -> grain.DatasetIterator | Workers:
+        """An iterator over `batches` from the first, which reads ahead from now on and is to be closed."""
         ahead = self.num_threads if self.num_workers else max(self.prefetch, self.num_threads)
         dataset = batches.to_iter_dataset(grain.ReadOptions(self.num_threads, ahead))
         if self.num_workers:
@@ -57,7 +57,9 @@ class Reading:
             options = grain.MultiprocessingOptions(self.num_workers, per_worker_buffer_size=ready)
             return Workers(iter(dataset.mp_prefetch(options, worker_init_fn=prepare_worker)))
         cv2.setNumThreads(0)  # one thread a batch; OpenCV's own would only compete
-        return iter(dataset)
+        reader = iter(dataset)
+        reader.start_prefetch()
+        return reader
 
     def each(self, batches: Batches) -> Iterator[Batch]:
         """All of `batches` in order, made ahead."""
@@ -68,8 +70,8 @@ class Reading:
             reader.close()
 
 
-class Workers(grain.DatasetIterator):
-    """What worker processes read, which start at once and whom Ctrl-C and SIGTERM do not reach.
+class Workers(Iterator[Batch]):
+    """What worker processes read, whom Ctrl-C and SIGTERM do not reach.
 
     A terminal, a scheduler and `timeout` send them to all processes, but they are for the training process alone: it
     saves, and until then needs the batches that it has asked for. A worker that ignored a signal by itself would die of
@@ -79,7 +81,6 @@ class Workers(grain.DatasetIterator):
     """
 
     def __init__(self, reader: grain.DatasetIterator):
-        super().__init__()
         self._reader = reader
         resource_tracker.ensure_running()  # starting it would unblock the signals of the thread that starts a worker
         previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
@@ -96,21 +97,11 @@ class Workers(grain.DatasetIterator):
         first, self._first = self._first, None
         return first.result()
 
-    def start_prefetch(self) -> None:
-        """Nothing: they have started."""
-
-    def get_state(self) -> dict:
-        raise NotImplementedError("the place in the stream is kept by whoever cut it (TrainIterator)")
-
-    def set_state(self, state: dict) -> None:
-        raise NotImplementedError("the place in the stream is kept by whoever cut it (TrainIterator)")
-
     def close(self) -> None:
         """Ends the workers."""
         if self._first is not None:
             self._first.exception()  # of workers that are still to start, closing would know nothing
         self._reader.close()
-        super().close()
 
 
 def prepare_worker(worker_index: int = 0, worker_count: int = 1) -> None:

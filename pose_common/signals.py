@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import signal
 import threading
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from typing import Self
 ENDING = (signal.SIGINT, signal.SIGTERM)
 
 
-class SignalHandler:
+class SignalHandler(abc.ABC):
     """Inside its block some signals call its `handle`; but for other threads than the main one, to which none come."""
 
     def __init__(self, signals: Sequence[signal.Signals] = ENDING):
@@ -26,6 +27,6 @@ class SignalHandler:
         for number, handler in self._previous.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
 
+    @abc.abstractmethod
     def handle(self, number: int, frame: FrameType | None) -> None:
         """Called in the main thread, between any two of its instructions."""
-        raise NotImplementedError

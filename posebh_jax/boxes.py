@@ -15,7 +15,6 @@ from data_pipelines.fields import whole
 from data_pipelines.paths import as_path
 from pose_common.prediction.pictures import FramesLost, Picture, PictureError, pictures_of
 from pose_common.prediction.result import Result, extent_boxes
-from pose_common.training.checkpoints import find_checkpoints
 from posebh_jax.named_boxes import Found, NamedBoxes, checked
 
 WHOLE, AUTO = "whole", "auto"
@@ -46,15 +45,15 @@ def _finder(checkpoint: str | None, device: Any, state: tuple = ()) -> Callable[
 
 
 def _state_of(path: str) -> tuple:
-    """What is another when the weights are, that lie at a path: which files they are, and when they were written.
+    """What is another when the weights at a path are: a file's state, or a folder's and that of what is in it.
 
     Those of a bucket or of the hub are read once.
     """
     if "://" in path:
         return ()
-    folder, found = as_path(path), find_checkpoints(path)
-    files = [found.directory / str(found.steps[0])] if found else [folder, *sorted(folder.glob("*"))]
-    return tuple((file.stat().st_ino, file.stat().st_mtime_ns) for file in files if file.exists())
+    place = as_path(path)
+    states = [file.stat() for file in (place, *sorted(place.glob("*"))) if file.exists()]
+    return tuple((state.st_ino, state.st_mtime_ns) for state in states)
 
 
 def boxes_of(

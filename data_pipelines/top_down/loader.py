@@ -21,7 +21,7 @@ from data_pipelines import geometry
 from data_pipelines import mixture as mixing
 from data_pipelines.cache import cached
 from data_pipelines.datasets import PoseDataset, find_dataset
-from data_pipelines.reading import Batch, Reading
+from data_pipelines.reading import Batch, Reading, Workers
 from data_pipelines.records import Annotations, load_annotations, open_records
 from data_pipelines.sharing import Share, fitting_batch
 from data_pipelines.top_down import instances as boxes_of
@@ -74,7 +74,7 @@ class TrainIterator(grain.DatasetIterator):
         samples: grain.MapDataset | None = None,
     ):
         super().__init__()
-        self._reader: grain.DatasetIterator | None = None  # first: closing asks for it, whatever fails below
+        self._reader: grain.DatasetIterator | Workers | None = None  # first: closing asks for it, whatever fails below
         self.num_examples, self._samples = num_examples, samples
         self._elements, self._batch_size, self._reading = elements, batch_size, reading
         self._rows = share.rows_of(batch_size)
@@ -106,9 +106,9 @@ class TrainIterator(grain.DatasetIterator):
 
     def start_prefetch(self) -> None:
         """Starts reading before the first batch is asked for."""
-        self._opened().start_prefetch()
+        self._opened()
 
-    def _opened(self) -> grain.DatasetIterator:
+    def _opened(self) -> grain.DatasetIterator | Workers:
         if self._reader is None:
             # In pieces of one process's rows, the n pieces of a global batch follow each other.
             # (Of pieces of one row Grain would count more than there are numbers for, but for drop_remainder.)
