@@ -100,6 +100,7 @@ def _full(size: str) -> ConfigDict:
     config.prototypes_per_keypoint = 3  # M (section 3.2)
     config.dtype = "bfloat16"  # of backbone and heatmap heads in training; the rest is float32 whatever this says
     config.remat = False
+    config.tpu_kernels = True  # on TPUs, in bfloat16: attention and experts by kernels of our own; False: by XLA
 
     config.losses = losses()
     # The cluster bank (section 3.3): sizes to choose among, rounds and sharpness of the soft k-means. Where none is

@@ -5,6 +5,7 @@ Symbols: B images, h heads, N tokens, D features of a head, C = h * D.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -12,29 +13,30 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from posebh_jax import tpu_kernels
+from posebh_jax.tpu_kernels import attention_available, on_tpu
+
 KEPT = "kept for the backward pass"
 """Name of the values that a rematerialised block keeps (`jax.checkpoint_policies.save_only_these_names`)."""
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention; the columns of `qkv` are ordered q, k, v, then head."""
+    """Multi-head self-attention; the columns of `qkv` are ordered q, k, v, then head. `tpu_kernels`: see `ViT`."""
 
     num_heads: int
     dtype: Any
     kernel_init: nn.initializers.Initializer
+    tpu_kernels: bool
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, N, C] -> [B, N, C]."""
         dim = x.shape[-1]
-        x, heads = x.astype(self.dtype), (self.num_heads, dim // self.num_heads)
+        x = x.astype(self.dtype)
         kernel, bias = _Weights(dim, 3 * dim, self.dtype, self.kernel_init, name="qkv")()
-        kernel, bias = kernel.reshape(dim, 3, *heads), bias.reshape(3, *heads)
-        # Products that yield the heads apart: taking them apart afterwards costs a copy, forward and backward.
-        q, k, v = (jnp.einsum("bnc,chd->bhnd", x, kernel[:, i]) + bias[i][:, None] for i in range(3))
-        out = attend(q, k, v)
+        out = attend(x @ kernel, bias, self.num_heads, self.tpu_kernels)
         kernel, bias = _Weights(dim, dim, self.dtype, self.kernel_init, name="proj")()
-        return jnp.einsum("bhnd,hdc->bnc", out, kernel.reshape(*heads, dim)) + bias
+        return out @ kernel + bias
 
 
 class _Weights(nn.Module):
@@ -52,49 +54,74 @@ class _Weights(nn.Module):
         return kernel.astype(self.dtype), bias.astype(self.dtype)
 
 
-@jax.custom_vjp
-def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """softmax(q k^T / sqrt(D)) v, for q, k, v and the result [B, h, N, D]; scores are float32.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def attend(qkv: jax.Array, bias: jax.Array, num_heads: int, use_kernel: bool = True) -> jax.Array:
+    """softmax(q k^T / sqrt(D)) v of every head; scores are float32.
 
-    The backward pass makes the scores again from q, k and the logarithm of their sum (as flash attention does,
-    Dao et al. 2022): keeping them, and taking the softmax apart by plain differentiation, reads and writes
-    [B, h, N, N] in float32 several times more, which on a TPU takes longer than the products.
+    The backward pass makes the scores again from q and k (as flash attention does, Dao et al. 2022): keeping them, and
+    taking the softmax apart by plain differentiation, reads and writes [B, h, N, N] in float32 several times more,
+    which takes longer than the products.
+
+    Args:
+      qkv: [B, N, 3C] before its bias is added: queries, keys and values, head after head.
+      bias: [3C], of qkv's dtype.
+      num_heads: h.
+      use_kernel: on a TPU and in bfloat16, use the kernel that never writes the scores (`tpu_kernels`).
+
+    Returns:
+      [B, N, C], head after head.
     """
-    return _softmax_product(q, k, v)[0]
+    plain = functools.partial(_attend, num_heads=num_heads)
+    kernel = functools.partial(tpu_kernels.attention, num_heads=num_heads)
+    return on_tpu(use_kernel and attention_available(qkv), kernel, plain, qkv, bias)
 
 
-def _scores(q: jax.Array, k: jax.Array) -> jax.Array:
-    scores = jnp.einsum("bhnd,bhmd->bhnm", q, k, preferred_element_type=jnp.float32)
-    return scores * q.shape[-1] ** -0.5
+def _forward(qkv, bias, num_heads, use_kernel):
+    qkv = checkpoint_name(qkv, KEPT)
+    return checkpoint_name(attend(qkv, bias, num_heads, use_kernel), KEPT), (qkv, bias)
 
 
-def _softmax_product(q, k, v):
-    """(the result, logarithm of the sum of exp(scores) [B, h, N, 1])."""
-    scores = _scores(q, k)
-    largest = scores.max(-1, keepdims=True)
-    weights = jnp.exp(scores - largest)
-    total = weights.sum(-1, keepdims=True)
-    out = jnp.einsum("bhnm,bhmd->bhnd", (weights / total).astype(q.dtype), v)
-    return out, largest + jnp.log(total)
-
-
-def _forward(q, k, v):
-    q, k, v = (checkpoint_name(each, KEPT) for each in (q, k, v))
-    out, log_total = (checkpoint_name(each, KEPT) for each in _softmax_product(q, k, v))
-    return out, (q, k, v, out, log_total)
-
-
-def _backward(kept, slope):
-    q, k, v, out, log_total = kept
-    weights = jnp.exp(_scores(q, k) - log_total)
-    of_v = jnp.einsum("bhnm,bhnd->bhmd", weights.astype(q.dtype), slope)
-    # The softmax takes the mean slope off, weighted by itself; that mean is slope . out.
-    mean = (slope.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1, keepdims=True)
-    of_weights = jnp.einsum("bhnd,bhmd->bhnm", slope, v, preferred_element_type=jnp.float32)
-    of_scores = (weights * (of_weights - mean) * q.shape[-1] ** -0.5).astype(q.dtype)
-    of_q = jnp.einsum("bhnm,bhmd->bhnd", of_scores, k)
-    of_k = jnp.einsum("bhnm,bhnd->bhmd", of_scores, q)
-    return of_q, of_k, of_v
+def _backward(num_heads, use_kernel, kept, slope):
+    plain = functools.partial(_attend_gradient, num_heads=num_heads)
+    kernel = functools.partial(tpu_kernels.attention_gradient, num_heads=num_heads)
+    return on_tpu(use_kernel and attention_available(kept[0]), kernel, plain, *kept, slope)
 
 
 attend.defvjp(_forward, _backward)
+
+
+def _attend(qkv, bias, *, num_heads):
+    q, k, v = _apart(qkv + bias, 3, num_heads)
+    return _together(jnp.einsum("bhnm,bhmd->bhnd", _weights(q, k).astype(q.dtype), v)[None])
+
+
+def _attend_gradient(qkv, bias, slope, *, num_heads):
+    q, k, v = _apart(qkv + bias, 3, num_heads)
+    (slope,) = _apart(slope, 1, num_heads)
+    weights = _weights(q, k)
+    of_v = jnp.einsum("bhnm,bhnd->bhmd", weights.astype(q.dtype), slope)
+    of_weights = jnp.einsum("bhnd,bhmd->bhnm", slope, v, preferred_element_type=jnp.float32)
+    # The softmax takes the mean slope off, weighted by itself.
+    mean = (weights * of_weights).sum(-1, keepdims=True)
+    of_scores = (weights * (of_weights - mean) * q.shape[-1] ** -0.5).astype(q.dtype)
+    of_q = jnp.einsum("bhnm,bhmd->bhnd", of_scores, k)
+    of_k = jnp.einsum("bhnm,bhnd->bhmd", of_scores, q)
+    of_qkv = _together(jnp.stack([of_q, of_k, of_v]))
+    return of_qkv, of_qkv.sum((0, 1))
+
+
+def _apart(x: jax.Array, parts: int, num_heads: int) -> jax.Array:
+    """[B, N, parts * C] -> [parts, B, h, N, D]."""
+    return jnp.moveaxis(x.reshape(*x.shape[:2], parts, num_heads, -1), (2, 3), (0, 2))
+
+
+def _together(x: jax.Array) -> jax.Array:
+    """[parts, B, h, N, D] -> [B, N, parts * C]."""
+    x = jnp.moveaxis(x, (0, 2), (2, 3))
+    return x.reshape(*x.shape[:2], -1)
+
+
+def _weights(q: jax.Array, k: jax.Array) -> jax.Array:
+    """Softmax of the scores, float32 [B, h, N, N]."""
+    scores = jnp.einsum("bhnd,bhmd->bhnm", q, k, preferred_element_type=jnp.float32)
+    return jax.nn.softmax(scores * q.shape[-1] ** -0.5)

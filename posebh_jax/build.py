@@ -45,6 +45,7 @@ def make_model(config: ConfigDict) -> PoseBH:
         filters=tuple(config.head_filters),
         dtype=jnp.dtype(config.dtype),
         remat=config.remat,
+        tpu_kernels=config.tpu_kernels,
     )
 
 

@@ -65,6 +65,7 @@ class PoseBH(nn.Module):
       dtype: dtype of the arithmetic of backbone and heatmap heads; parameters are float32.
       embedding_dtype: that of the embedding head.
       remat: recompute the backbone's blocks in the backward pass.
+      tpu_kernels: see `ViT`.
       axis_name: mapped axis over which batch statistics are averaged, or None.
     """
 
@@ -80,10 +81,11 @@ class PoseBH(nn.Module):
     dtype: Any = jnp.float32
     embedding_dtype: Any = jnp.float32
     remat: bool = False
+    tpu_kernels: bool = True
     axis_name: str | None = None
 
     def setup(self) -> None:
-        self.backbone = ViT(self.size, self.num_experts, self.dtype, self.remat)
+        self.backbone = ViT(self.size, self.num_experts, self.dtype, self.remat, self.tpu_kernels)
         self.heads = HeatmapHeads(self.datasets, self.filters, self.dtype, self.axis_name)
         if self.embedding_dim:
             self.embedding = EmbeddingHead(

@@ -91,7 +91,7 @@ def load(config: ConfigDict, mesh: Mesh) -> restore.Loaded:
         manifest = {**manifest, "datasets": asked, "num_experts": len(asked) if manifest["num_experts"] else 0}
     if bank is None:
         manifest = {**manifest, "embedding": None}
-    model = model_of(manifest, remat=config.remat)
+    model = model_of(manifest, remat=config.remat, tpu_kernels=config.tpu_kernels)
     shapes = weight_shapes(model, tuple(manifest["input_size"]), 0 if bank is None else bank.shape[1], 0)
     start = start_from(conversion, shapes, model)
     if start.initialised:

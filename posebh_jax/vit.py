@@ -9,6 +9,7 @@ one scanned block: every parameter under `blocks` has a leading axis of length d
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -18,7 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
+from posebh_jax import tpu_kernels
 from posebh_jax.attention import KEPT, Attention
+from posebh_jax.tpu_kernels import experts_available, on_tpu
 
 LAYER_NORM_EPSILON = 1e-6
 
@@ -95,27 +98,63 @@ def _torch_conv_bias(fan_in: int):
     return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
-def apply_experts(x: jax.Array, dataset: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+def apply_experts(
+    x: jax.Array, dataset: jax.Array, kernel: jax.Array, bias: jax.Array, use_kernel: bool = True
+) -> jax.Array:
     """Pushes every sample through the expert of its dataset, at the cost of one expert a sample.
-
-    Each sample gets a copy of its expert's weights, and one batched product does the rest: nothing moves
-    between the devices that share a batch, as sorting samples by expert would, and the absent experts cost
-    nothing. `ViT` makes the copies again in the backward pass rather than keep them, one set a block.
 
     Args:
       x: [B, N, H].
       dataset: int32 [B]; an index without an expert gives zeros.
-      kernel: [E, H, P].
+      kernel: [E, H, P], used in x's dtype.
       bias: [E, P].
+      use_kernel: on a TPU and in bfloat16, use the kernel that copies no weights (`posebh_jax/tpu_kernels.py`).
 
     Returns:
-      [B, N, P].
+      [B, N, P] in x's dtype.
     """
+    return _expert_product(x, dataset, kernel, use_kernel) + _of_sample(bias.astype(x.dtype), dataset)[:, None]
 
-    def of_sample(weights):
-        return weights.at[dataset].get(mode="fill", fill_value=0, wrap_negative_indices=False)
 
-    return jnp.einsum("bnh,bhp->bnp", x, of_sample(kernel)) + of_sample(bias)[:, None]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _expert_product(x, dataset, kernel, use_kernel):
+    available = use_kernel and experts_available(x, kernel)
+    return on_tpu(available, tpu_kernels.experts, _gathered_experts, x, dataset, kernel)
+
+
+def _expert_product_forward(x, dataset, kernel, use_kernel):
+    return _expert_product(x, dataset, kernel, use_kernel), (x, dataset, kernel)
+
+
+def _expert_product_backward(use_kernel, kept, slope):
+    x, _, kernel = kept
+    available = use_kernel and experts_available(x, kernel)
+    of_x, of_kernel = on_tpu(available, tpu_kernels.experts_gradient, _gathered_experts_gradient, *kept, slope)
+    return of_x, None, of_kernel
+
+
+_expert_product.defvjp(_expert_product_forward, _expert_product_backward)
+
+
+def _gathered_experts(x, dataset, kernel):
+    """Each sample gets a copy of its expert's weights, and one batched product does the rest.
+
+    Nothing moves between the devices that share a batch, as sorting samples by expert would, and the absent experts
+    cost nothing.
+    """
+    return jnp.einsum("bnh,bhp->bnp", x, _of_sample(kernel.astype(x.dtype), dataset))
+
+
+def _gathered_experts_gradient(x, dataset, kernel, slope):
+    of_x = jnp.einsum("bnp,bhp->bnh", slope, _of_sample(kernel.astype(x.dtype), dataset))
+    of_own = jnp.einsum("bnh,bnp->bhp", x, slope)
+    of_kernel = jnp.zeros_like(kernel).at[dataset].add(of_own.astype(kernel.dtype), wrap_negative_indices=False)
+    return of_x, of_kernel
+
+
+def _of_sample(weights: jax.Array, dataset: jax.Array) -> jax.Array:
+    """[E, ...] -> [B, ...]; zeros for an index without an expert."""
+    return weights.at[dataset].get(mode="fill", fill_value=0, wrap_negative_indices=False)
 
 
 @jax.custom_vjp
@@ -155,13 +194,14 @@ class Experts(nn.Module):
     num_experts: int
     features: int
     dtype: Any
+    tpu_kernels: bool
 
     @nn.compact
     def __call__(self, x: jax.Array, dataset: jax.Array) -> jax.Array:
         """x [B, N, H], dataset int32 [B] -> [B, N, features]."""
         kernel = self.param("kernel", _normal, (self.num_experts, x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.num_experts, self.features))
-        return apply_experts(x, dataset, kernel.astype(self.dtype), bias.astype(self.dtype))
+        return apply_experts(x.astype(self.dtype), dataset, kernel, bias, self.tpu_kernels)
 
 
 class Mlp(nn.Module):
@@ -171,6 +211,7 @@ class Mlp(nn.Module):
     part_features: int
     ratio: float
     dtype: Any
+    tpu_kernels: bool
 
     @nn.compact
     def __call__(self, x: jax.Array, dataset: jax.Array) -> jax.Array:
@@ -180,7 +221,8 @@ class Mlp(nn.Module):
         if not self.num_experts:
             return _dense(dim, self.dtype, name="fc2")(hidden)
         shared = _dense(dim - self.part_features, self.dtype, name="fc2")(hidden)
-        own = Experts(self.num_experts, self.part_features, self.dtype, name="experts")(hidden, dataset)
+        experts = Experts(self.num_experts, self.part_features, self.dtype, self.tpu_kernels, name="experts")
+        own = experts(hidden, dataset)
         return jnp.concatenate([shared, own], axis=-1)
 
 
@@ -192,12 +234,13 @@ class Block(nn.Module):
     part_features: int
     mlp_ratio: float
     dtype: Any
+    tpu_kernels: bool
 
     @nn.compact
     def __call__(self, x: jax.Array, dataset: jax.Array, scales: jax.Array | None) -> tuple[jax.Array, None]:
         """x [B, N, C], dataset int32 [B], scales [2, B] of the two branches or None -> ([B, N, C], None)."""
-        attention = Attention(self.num_heads, self.dtype, _normal, name="attn")
-        mlp = Mlp(self.num_experts, self.part_features, self.mlp_ratio, self.dtype, name="mlp")
+        attention = Attention(self.num_heads, self.dtype, _normal, self.tpu_kernels, name="attn")
+        mlp = Mlp(self.num_experts, self.part_features, self.mlp_ratio, self.dtype, self.tpu_kernels, name="mlp")
         x += _scaled(checkpoint_name(attention(_layer_norm("norm1")(x)), KEPT), scales, 0)
         x += _scaled(mlp(_layer_norm("norm2")(x), dataset), scales, 1)
         return x, None
@@ -217,6 +260,7 @@ class ViT(nn.Module):
       num_experts: number of experts, one a dataset; 0 for a plain transformer.
       dtype: dtype of the matrix products.
       remat: keep nothing of a block for the backward pass but its input; without, the results of its products and GELU.
+      tpu_kernels: on TPUs, for bfloat16, use the kernels of `posebh_jax/tpu_kernels.py` for attention and experts.
       patch_size: side and stride of the patch convolution, in pixels.
       patch_padding: zero pixels around the image.
     """
@@ -225,6 +269,7 @@ class ViT(nn.Module):
     num_experts: int = 0
     dtype: Any = jnp.float32
     remat: bool = False
+    tpu_kernels: bool = True
     patch_size: int = 16
     patch_padding: int = 2
 
@@ -260,6 +305,7 @@ class ViT(nn.Module):
             self.size.part_features,
             self.size.mlp_ratio,
             self.dtype,
+            self.tpu_kernels,
             name="blocks",
         )
         x, _ = blocks(x, dataset, drop_path)

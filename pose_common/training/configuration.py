@@ -53,6 +53,7 @@ FREE = frozenset(
         "eval_dtype",
         "eval_also",
         "remat",
+        "tpu_kernels",
     }
 )
 """Settings of every method that change neither data order, nor model, nor schedule."""

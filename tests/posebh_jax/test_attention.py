@@ -11,19 +11,25 @@ from posebh_jax.attention import attend
 
 
 def inputs(dtype=jnp.float32):
-    """q, k, v and a slope [2, 3, 10, 8]; scores up to about 20, so that some weights are nearly 0 and some nearly 1."""
-    keys = jax.random.split(jax.random.key(0), 4)
-    q, k, v, slope = (jax.random.normal(key, (2, 3, 10, 8), dtype) for key in keys)
-    return 4 * q, 2 * k, v, slope
+    """qkv [2, 10, 3 * 24], bias and slope for three heads; scores up to 20: some weights nearly 0, some nearly 1."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    scale = jnp.repeat(jnp.array([4.0, 2.0, 1.0]), 24)
+    qkv = scale * jax.random.normal(keys[0], (2, 10, 72))
+    bias = jax.random.normal(keys[1], (72,))
+    return qkv.astype(dtype), bias.astype(dtype), jax.random.normal(keys[2], (2, 10, 24), dtype)
 
 
-def jaxs_own(q, k, v):
-    q, k, v = (each.swapaxes(1, 2) for each in (q, k, v))
-    return jax.nn.dot_product_attention(q, k, v).swapaxes(1, 2)
+def ours(qkv, bias):
+    return attend(qkv, bias, 3)
 
 
-def value_and_gradient(attention, q, k, v, slope):
-    value, pull_back = jax.vjp(attention, q, k, v)
+def jaxs_own(qkv, bias):
+    q, k, v = jnp.split((qkv + bias).reshape(2, 10, 9, 8), 3, axis=2)
+    return jax.nn.dot_product_attention(q, k, v).reshape(2, 10, 24)
+
+
+def value_and_gradient(attention, qkv, bias, slope):
+    value, pull_back = jax.vjp(attention, qkv, bias)
     return value, *pull_back(slope)
 
 
@@ -31,7 +37,7 @@ def value_and_gradient(attention, q, k, v, slope):
 # both sides, at other places: two roundings of values up to about 8.
 @pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 1e-5), (jnp.bfloat16, 2**-5)])
 def test_value_and_gradient_are_those_of_jaxs_attention(dtype, tolerance):
-    found = value_and_gradient(attend, *inputs(dtype))
+    found = value_and_gradient(ours, *inputs(dtype))
     expected = value_and_gradient(jaxs_own, *inputs(dtype))
     for a, b in zip(found, expected, strict=True):
         assert a.dtype == dtype
@@ -41,7 +47,8 @@ def test_value_and_gradient_are_those_of_jaxs_attention(dtype, tolerance):
 
 def test_scores_beyond_the_range_of_exp():
     """Scores of hundreds neither overflow nor lose the gradient."""
-    q, k, v, slope = inputs()
-    found = value_and_gradient(attend, 100 * q, k, v, slope)
+    qkv, bias, slope = inputs()
+    qkv = qkv * jnp.repeat(jnp.array([100.0, 1.0, 1.0]), 24)
+    found = value_and_gradient(ours, qkv, bias, slope)
     assert all(np.isfinite(each).all() for each in found)
-    np.testing.assert_allclose(found[0], jaxs_own(100 * q, k, v), atol=1e-4)  # scores of 1e3 have digits of 1e-4
+    np.testing.assert_allclose(found[0], jaxs_own(qkv, bias), atol=1e-4)  # scores of 1e3 have digits of 1e-4

@@ -1,0 +1,323 @@
+"""Kernels for TPUs of two parts for which XLA moves too many bytes: attention over a few hundred tokens, and experts.
+
+Symbols: B images, N tokens, C features of which D belong to a head, E experts with H features in and P out. Each kernel
+computes what the plain form beside its caller does, in bfloat16 with float32 sums; `*_available` says where it can. It
+runs on one device's images; on a mesh `jax.shard_map` spreads it over the batch. `interpret` runs it anywhere, slowly.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jax.sharding import AxisType, PartitionSpec
+
+LANES = 128
+"""Width of a TPU's vectors."""
+_SUBLANES = 16
+"""Height of a tile of bfloat16."""
+_FAST_MEMORY = 15 * 2**20
+"""Bytes that the gradient of attention may fill; a kernel is given 16 MiB, on a v4 all that there is."""
+_MOST_FEATURES = 2048
+"""Of an expert's input at once in the backward pass, to the same end."""
+
+_AB, _ABT, _ATB = ((1,), (0,)), ((1,), (1,)), ((0,), (0,))  # the axes that a b, a b^T and a^T b sum over
+
+
+def on_tpu(available: bool, kernel: Callable, plain: Callable, *arguments: jax.Array) -> Any:
+    """`kernel(*arguments)` where it is available and the program is compiled for a TPU, else `plain(*arguments)`."""
+    if not available:
+        return plain(*arguments)
+    return jax.lax.platform_dependent(*arguments, tpu=kernel, default=plain)
+
+
+def attention_available(qkv: jax.Array) -> bool:
+    """Whether `attention` takes qkv [B, N, 3C]."""
+    _, tokens, features = qkv.shape
+    block = tokens * features * qkv.dtype.itemsize
+    blocks = 2 * (block + block + block // 3)  # qkv, its slope and that of the result: one in use, one on its way
+    scores = 4 * tokens**2 * 4  # of one head, four such arrays of float32
+    return _available(qkv) and features % (3 * LANES) == 0 and blocks + scores <= _FAST_MEMORY
+
+
+def experts_available(x: jax.Array, kernel: jax.Array) -> bool:
+    """Whether `experts` takes x [B, N, H] and kernel [E, H, P]."""
+    return _available(x) and x.shape[-1] % LANES == 0 and kernel.shape[-1] % _SUBLANES == 0
+
+
+def _available(x: jax.Array) -> bool:
+    devices = _devices(jax.typeof(x).sharding.mesh)
+    return x.dtype == jnp.bfloat16 and x.shape[1] % _SUBLANES == 0 and x.shape[0] % max(devices, 1) == 0
+
+
+def attention(qkv: jax.Array, bias: jax.Array, num_heads: int, interpret: bool = False) -> jax.Array:
+    """softmax(q k^T / sqrt(D)) v of every head.
+
+    Args:
+      qkv: [B, N, 3C] before its bias is added: queries, keys and values, head after head.
+      bias: [3C], of qkv's dtype.
+
+    Returns:
+      [B, N, C].
+    """
+
+    def local(qkv, bias):
+        batch, tokens, features = qkv.shape
+        (out,) = _call(
+            functools.partial(_softmax_product, num_heads=num_heads),
+            grid=(batch,),
+            inputs=[(qkv, _of_image(tokens, features)), (bias, _whole(1, features))],
+            outputs=[((batch, tokens, features // 3), qkv.dtype, _of_image(tokens, features // 3))],
+            interpret=interpret,
+        )
+        return (out,)
+
+    (out,) = _over_batch(local, (True, False), (True,))(qkv, bias[None])
+    return out
+
+
+def attention_gradient(
+    qkv: jax.Array, bias: jax.Array, slope: jax.Array, num_heads: int, interpret: bool = False
+) -> tuple[jax.Array, jax.Array]:
+    """Slopes of qkv [B, N, 3C] and of its bias [3C] from that of `attention`'s result [B, N, C]."""
+
+    def local(qkv, bias, slope):
+        batch, tokens, features = qkv.shape
+        of_qkv, of_bias = _call(
+            functools.partial(_softmax_product_gradient, num_heads=num_heads),
+            grid=(batch,),
+            inputs=[
+                (qkv, _of_image(tokens, features)),
+                (bias, _whole(1, features)),
+                (slope, _of_image(tokens, features // 3)),
+            ],
+            outputs=[
+                (qkv.shape, qkv.dtype, _of_image(tokens, features)),
+                ((batch, 1, features), jnp.float32, _of_image(1, features)),
+            ],
+            interpret=interpret,
+        )
+        return of_qkv, of_bias.sum((0, 1))
+
+    of_qkv, of_bias = _over_batch(local, (True, False, True), (True, False))(qkv, bias[None], slope)
+    return of_qkv, of_bias.astype(bias.dtype)
+
+
+def _softmax_product(qkv_ref, bias_ref, out_ref, *, num_heads):
+    for thirds, where, own in _heads(out_ref.shape[-1], num_heads):
+        q, k, v = (qkv_ref[0, :, third] + bias_ref[:, third] for third in thirds)
+        scores = _dot(own(q), k, _ABT) * _scale(out_ref, num_heads)
+        weights = jnp.exp(scores - scores.max(1, keepdims=True))
+        out = _dot((weights / weights.sum(1, keepdims=True)).astype(q.dtype), v, _AB)
+        out_ref[0, :, where] = own(out.astype(q.dtype), out_ref[0, :, where])
+
+
+def _softmax_product_gradient(qkv_ref, bias_ref, slope_ref, of_qkv_ref, of_bias_ref, *, num_heads):
+    """With scores [keys, queries]: two of the three last products then take them as they are."""
+    for thirds, where, own in _heads(slope_ref.shape[-1], num_heads):
+        q, k, v = (qkv_ref[0, :, third] + bias_ref[:, third] for third in thirds)
+        slope = slope_ref[0, :, where]
+        scores = _dot(own(k), q, _ABT) * _scale(slope_ref, num_heads)
+        weights = jnp.exp(scores - scores.max(0, keepdims=True))
+        weights = weights / weights.sum(0, keepdims=True)
+        of_weights = _dot(own(v), slope, _ABT)
+        # The softmax takes the mean slope off, weighted by itself.
+        mean = (weights * of_weights).sum(0, keepdims=True)
+        of_scores = (weights * (of_weights - mean) * _scale(slope_ref, num_heads)).astype(q.dtype)
+        of_q, of_k = _dot(of_scores, k, _ATB), _dot(of_scores, q, _AB)
+        of_v = _dot(weights.astype(q.dtype), slope, _AB)
+        for third, found in zip(thirds, (of_q, of_k, of_v), strict=True):
+            of_qkv_ref[0, :, third] = own(found.astype(q.dtype), of_qkv_ref[0, :, third])
+            of_bias_ref[0, :, third] = own(found.sum(0, keepdims=True), of_bias_ref[0, :, third])
+
+
+def _heads(features: int, num_heads: int) -> Iterator[tuple[list[slice], slice, Callable]]:
+    """For each head: where its q, k and v are among 3C features, where its result is among C, and its mask.
+
+    Places are whole vectors, which other heads may share. The mask, `own(x, other)`, is x at the head's own features
+    and `other` elsewhere: a product of which one side is zero there sums over this head alone.
+    """
+    width = features // num_heads
+    for start in range(0, features, width):
+        low, high = start // LANES * LANES, -(-(start + width) // LANES) * LANES
+
+        def own(x, other=0, start=start - low):
+            feature = jax.lax.broadcasted_iota(jnp.int32, x.shape, 1)
+            return jnp.where((feature >= start) & (feature < start + width), x, other)
+
+        yield [slice(low + i * features, high + i * features) for i in range(3)], slice(low, high), own
+
+
+def _scale(ref, num_heads: int) -> float:
+    return (ref.shape[-1] // num_heads) ** -0.5
+
+
+def experts(x: jax.Array, dataset: jax.Array, kernel: jax.Array, interpret: bool = False) -> jax.Array:
+    """x times the kernel of its dataset: [B, N, H], int32 [B], [E, H, P] -> [B, N, P]; zeros without an expert.
+
+    Images are taken expert after expert, so that each expert's kernel is read once.
+    """
+
+    def local(x, dataset, turned):
+        (batch, tokens, features), (count, outputs, _) = x.shape, turned.shape
+        (out,) = _call(
+            _expert_product,
+            grid=(batch,),
+            scalars=_expert_after_expert(dataset, count),
+            inputs=[
+                (x, pl.BlockSpec((1, tokens, features), lambda index, order, whose: (order[index], 0, 0))),
+                (turned, pl.BlockSpec((1, outputs, features), lambda index, order, whose: (whose[index], 0, 0))),
+            ],
+            outputs=[
+                (
+                    (batch, tokens, outputs),
+                    x.dtype,
+                    pl.BlockSpec((1, tokens, outputs), lambda index, order, whose: (order[index], 0, 0)),
+                )
+            ],
+            interpret=interpret,
+        )
+        return (_of_known(out, dataset, count),)
+
+    (out,) = _over_batch(local, (True, True, False), (True,))(x, dataset, _turned(kernel, x.dtype))
+    return out
+
+
+def experts_gradient(
+    x: jax.Array, dataset: jax.Array, kernel: jax.Array, slope: jax.Array, interpret: bool = False
+) -> tuple[jax.Array, jax.Array]:
+    """Slopes of x [B, N, H] and of the kernel [E, H, P] from that of `experts`' result [B, N, P]."""
+
+    def local(x, dataset, turned, slope):
+        (batch, tokens, features), (count, outputs, _) = x.shape, turned.shape
+        order, whose = _expert_after_expert(dataset, count)
+        width = max(w for w in range(LANES, _MOST_FEATURES + 1, LANES) if features % w == 0)
+        image_part = pl.BlockSpec((1, tokens, width), lambda part, index, order, whose: (order[index], 0, part))
+        expert_part = pl.BlockSpec((1, outputs, width), lambda part, index, order, whose: (whose[index], 0, part))
+        image = pl.BlockSpec((1, tokens, outputs), lambda part, index, order, whose: (order[index], 0, 0))
+        of_x, of_turned = _call(
+            _expert_product_gradient,
+            grid=(features // width, batch),
+            scalars=(order, whose),
+            inputs=[(x, image_part), (turned, expert_part), (_of_known(slope, dataset, count), image)],
+            outputs=[(x.shape, x.dtype, image_part), (turned.shape, jnp.float32, expert_part)],
+            interpret=interpret,
+        )
+        present = (whose == jnp.arange(count)[:, None]).any(axis=1)
+        of_turned = jnp.where(present[:, None, None], of_turned, 0.0)  # nothing is written of an absent expert
+        return of_x, of_turned.astype(x.dtype)  # devices exchange gradients of all products in this dtype
+
+    of_x, of_turned = _over_batch(local, (True, True, False, True), (True, False))(
+        x, dataset, _turned(kernel, x.dtype), slope
+    )
+    return of_x, of_turned.swapaxes(1, 2).astype(kernel.dtype)
+
+
+def _expert_product(order, whose, x_ref, turned_ref, out_ref):
+    out_ref[0] = _dot(x_ref[0], turned_ref[0], _ABT).astype(out_ref.dtype)
+
+
+def _expert_product_gradient(order, whose, x_ref, turned_ref, slope_ref, of_x_ref, of_turned_ref):
+    of_x_ref[0] = _dot(slope_ref[0], turned_ref[0], _AB).astype(of_x_ref.dtype)
+    index = pl.program_id(1)
+
+    @pl.when((index == 0) | (whose[index] != whose[jnp.maximum(index - 1, 0)]))
+    def _first_image_of_its_expert():
+        of_turned_ref[...] = jnp.zeros_like(of_turned_ref)
+
+    of_turned_ref[0] += _dot(slope_ref[0], x_ref[0], _ATB)
+
+
+def _turned(kernel: jax.Array, dtype: Any) -> jax.Array:
+    """[E, H, P] -> [E, P, H], as a TPU lays it out anyway: the longer axis along the vectors."""
+    return kernel.astype(dtype).swapaxes(1, 2)
+
+
+def _expert_after_expert(dataset: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
+    """(images by expert, each one's expert), int32 [B]; any expert for an index without one."""
+    order = jnp.argsort(jnp.clip(dataset, 0, count - 1)).astype(jnp.int32)
+    return order, jnp.clip(dataset, 0, count - 1)[order]
+
+
+def _of_known(x: jax.Array, dataset: jax.Array, count: int) -> jax.Array:
+    """x [B, N, P], zero for images without an expert."""
+    return jnp.where(((dataset >= 0) & (dataset < count))[:, None, None], x, 0)
+
+
+def _of_image(rows: int, columns: int) -> pl.BlockSpec:
+    return pl.BlockSpec((1, rows, columns), lambda image: (image, 0, 0))
+
+
+def _whole(rows: int, columns: int) -> pl.BlockSpec:
+    return pl.BlockSpec((rows, columns), lambda image: (0, 0))
+
+
+def _dot(a: jax.Array, b: jax.Array, axes: tuple) -> jax.Array:
+    # Products of bfloat16 are exact in float32; asked for more, as a default precision may, the compiler refuses.
+    precision = jax.lax.Precision.DEFAULT
+    return jax.lax.dot_general(a, b, (axes, ((), ())), precision, preferred_element_type=jnp.float32)
+
+
+def _call(
+    kernel: Callable,
+    *,
+    grid: tuple[int, ...],
+    inputs: Sequence[tuple[jax.Array, pl.BlockSpec]],
+    outputs: Sequence[tuple[tuple[int, ...], Any, pl.BlockSpec]],
+    scalars: tuple[jax.Array, ...] = (),
+    interpret: bool,
+) -> tuple[jax.Array, ...]:
+    """Runs `kernel` on block after block.
+
+    Args:
+      grid: numbers of runs, of nested loops; the innermost is the last.
+      inputs: arrays and their blocks.
+      outputs: shapes, dtypes and blocks.
+      scalars: int32 arrays that blocks are chosen by.
+    """
+    return tuple(
+        pl.pallas_call(
+            kernel,
+            grid_spec=pltpu.PrefetchScalarGridSpec(
+                num_scalar_prefetch=len(scalars),
+                grid=grid,
+                in_specs=[block for _, block in inputs],
+                out_specs=[block for _, _, block in outputs],
+            ),
+            out_shape=[jax.ShapeDtypeStruct(shape, dtype) for shape, dtype, _ in outputs],
+            compiler_params=pltpu.CompilerParams(dimension_semantics=("arbitrary",) * len(grid)),
+            interpret=interpret,
+            name=getattr(kernel, "func", kernel).__name__.strip("_"),
+        )(*scalars, *[array for array, _ in inputs])
+    )
+
+
+def _over_batch(local: Callable, split: tuple[bool, ...], outputs: tuple[bool, ...]) -> Callable:
+    """`local` on each device's images of those arguments that are `split`; what is not `outputs` is summed."""
+
+    def call(*arguments):
+        mesh = jax.typeof(arguments[0]).sharding.mesh
+        if not _devices(mesh):
+            return local(*arguments)
+
+        def summed(*arguments):
+            found = zip(outputs, local(*arguments), strict=True)
+            return tuple(x if is_split else jax.lax.psum(x, mesh.axis_names) for is_split, x in found)
+
+        def specs(splits):
+            return tuple(PartitionSpec(mesh.axis_names if is_split else None) for is_split in splits)
+
+        spread = jax.shard_map(summed, mesh=mesh, in_specs=specs(split), out_specs=specs(outputs), check_vma=False)
+        return spread(*arguments)
+
+    return call
+
+
+def _devices(mesh: Any) -> int:
+    """Over how many devices the compiler may spread an array; 0 where it lies on one already."""
+    return mesh.size if not mesh.empty and all(kind == AxisType.Auto for kind in mesh.axis_types) else 0
