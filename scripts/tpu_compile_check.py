@@ -12,10 +12,15 @@ between chips left out, so MFU is a bound. Stages that run the same program are 
 from __future__ import annotations
 
 import argparse
+import concurrent.futures
 import functools
+import json
 import math
+import multiprocessing
 import os
+import pathlib
 import re
+import tempfile
 import time
 from typing import Any, NamedTuple
 
@@ -55,8 +60,27 @@ CHIPS = {
 """By JAX's `device_kind`: v4, v5e, v5p, v6e. The clock follows from the published peak and the chip's matrix units."""
 
 
-def lower(method: Method, stage: Stage, config: ConfigDict, strategy: ShardedStrategy, clusters: int):
-    """(lowered step of a stage for the strategy's mesh, its FLOPs on all chips)."""
+class Slice(NamedTuple):
+    """What is compiled for: devices of a topology, and the parts of a configuration on them."""
+
+    devices: list[jax.Device]
+    strategy: ShardedStrategy
+    method: Method
+
+    @classmethod
+    def of(cls, config: ConfigDict, topology: str) -> Slice:
+        """Of a topology's name and a configuration, whose `fold_channels` is set."""
+        devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+        mesh = Mesh(np.array(devices).reshape(-1, config.fsdp), BATCH_AXES)
+        if config.get("fold_channels", 0) < 0:
+            config.fold_channels = LANES  # as on the devices that are compiled for
+        method = build_of(config).make_method(config, steps_per_epoch=1)
+        return cls(devices, ShardedStrategy(mesh, config.fsdp_min_size), method)
+
+
+def trace(target: Slice, stage: Stage, config: ConfigDict, clusters: int) -> jax.stages.Traced:
+    """The step of a stage; its jaxpr has all chips' batch."""
+    _, strategy, method = target
     notes = {"num_clusters": config.num_clusters or clusters} if "cluster" in stage.losses else {}
     shapes = method.shapes(stage, notes)
     state = jax.tree.map(
@@ -68,8 +92,24 @@ def lower(method: Method, stage: Stage, config: ConfigDict, strategy: ShardedStr
         for name, value in random_batch(config, method).items()
     }
     step = functools.partial(train_step, method=method, stage=stage)
-    traced = strategy.compile(step, state).trace(state, batch)
-    return traced.lower(), flops.jaxpr_flops(traced.jaxpr)
+    return strategy.compile(step, state).trace(state, batch)
+
+
+def kernel_cycles(config: ConfigDict, topology: str, stage: str, clusters: int) -> dict[str, int]:
+    """`tpu_cycles.kernel_cycles` of a stage, in a process of its own: the compiler reads its flags once."""
+    with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as child:
+        return child.submit(_kernel_cycles, config.to_json(), topology, stage, clusters).result()
+
+
+def _kernel_cycles(config: str, topology: str, stage: str, clusters: int) -> dict[str, int]:
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["LIBTPU_INIT_ARGS"] = tpu_cycles.KERNEL_DUMP.format(folder)
+        os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
+        settings = ConfigDict(json.loads(config))
+        target = Slice.of(settings, topology)
+        (wanted,) = [each for each in target.method.stages if each.name == stage]
+        program = trace(target, wanted, settings, clusters).jaxpr
+        return tpu_cycles.kernel_cycles(program, target.devices[0], pathlib.Path(folder))
 
 
 def row(
@@ -100,27 +140,30 @@ def main() -> None:
     parser.add_argument("--top", type=int, default=0, help="also the so many operations that take most of the time")
     parser.add_argument("--out", default="", help="also write the table to this path (.json, .csv, .md)")
     config, options = parse_arguments(parser, "configs/mdt.py:base")
-    devices = topologies.get_topology_desc(platform="tpu", topology_name=options.topology).devices
-    strategy = ShardedStrategy(Mesh(np.array(devices).reshape(-1, config.fsdp), BATCH_AXES), config.fsdp_min_size)
-    if config.get("fold_channels", 0) < 0:
-        config.fold_channels = LANES  # as on the devices that are compiled for
-    method = build_of(config).make_method(config, steps_per_epoch=1)
+    target = Slice.of(config, options.topology)
+    devices, _, method = target
     wanted = [name for name in options.stages.split(",") if name]
     if unknown := set(wanted) - {stage.name for stage in method.stages}:
         parser.error(f"--stages: there is no {min(unknown)!r}; known: {', '.join(s.name for s in method.stages)}")
     found, title = [], f"{config.size}, batch {config.batch_size}, fsdp {config.fsdp} on {options.topology}, a chip"
     for stage in unlike([stage for stage in method.stages if stage.name in (wanted or [stage.name])]):
-        lowered, total_flops = lower(method, stage, config, strategy, options.clusters)
+        traced = trace(target, stage, config, options.clusters)
+        lowered, total_flops = traced.lower(), flops.jaxpr_flops(traced.jaxpr)
         began = time.perf_counter()
         try:
             compiled = lowered.compile()
-            operations = tpu_cycles.operations(compiled.as_text())
+            seconds = time.perf_counter() - began
+            of_kernels = {}
+            if any(tpu_cycles.kernels(traced.jaxpr)):
+                of_kernels = kernel_cycles(config, options.topology, stage.name, options.clusters)
+            operations = tpu_cycles.operations(compiled.as_text(), of_kernels)
             figures = row(compiled, operations, total_flops, devices[0], len(devices))
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
+            seconds = time.perf_counter() - began
             operations, figures = [], {"fits": out_of_memory(str(error))}
-        found.append({"stage": stage.name, **figures, "compile s": round(time.perf_counter() - began, 1)})
+        found.append({"stage": stage.name, **figures, "compile s": round(seconds, 1)})
         tables.show(found[-1:], title=title)
         if options.top and operations:
             tables.show(tpu_cycles.longest(operations, options.top), title=f"{stage.name}: most of the estimated time")

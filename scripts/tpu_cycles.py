@@ -8,9 +8,14 @@ from __future__ import annotations
 
 import functools
 import math
+import pathlib
 import re
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+
+from pose_common.training.flops import inner_programs
 
 _COMPUTATION = re.compile(r"^(?:ENTRY )?%?(?P<name>[\w.\-]+) \(.*\{\s*$")
 _OPERATION = re.compile(r"^\s+(?:ROOT )?%?(?P<name>[\w.\-]+) = (?P<shape>.+?) (?P<code>[\w\-]+)\(")
@@ -45,8 +50,11 @@ class Operation(NamedTuple):
         return self.code.removesuffix("-start") in COLLECTIVES
 
 
-def operations(text: str) -> list[Operation]:
+def operations(text: str, of_kernels: Mapping[str, int] | None = None) -> list[Operation]:
     """Every operation of an optimised program, `jax.stages.Compiled.as_text()`; fused ones count as one.
+
+    Args:
+      of_kernels: cycles of a call of each Pallas kernel, of which the compiler says nothing (`kernel_cycles`).
 
     Raises:
       ValueError: a loop whose condition compares with no constant.
@@ -69,16 +77,58 @@ def operations(text: str) -> list[Operation]:
                         yield each._replace(cycles=each.cycles * times, runs=each.runs * times)
                 continue
             cycles, source = _CYCLES.search(line), _SOURCE.search(line)
-            yield Operation(
-                match["name"],
-                code,
-                match["shape"],
-                source[1] if source else "",
-                int(cycles[1]) if cycles else 0,
-                1,
-            )
+            known = int(cycles[1]) if cycles else (of_kernels or {}).get(_base_name(match["name"]), 0)
+            yield Operation(match["name"], code, match["shape"], source[1] if source else match["name"], known, 1)
 
     return list(inside(entry))
+
+
+KERNEL_DUMP = "--xla_jf_dump_to={} --xla_jf_dump_llo_text=true --xla_jf_dump_llo_pass_label_regex=^final_bundles$"
+"""What `LIBTPU_INIT_ARGS` has to be when the compiler starts, for `kernel_cycles` to find its schedules in a folder."""
+_BUNDLES = re.compile(r"total scheduled bundles:\s+(\d+)")
+
+
+def kernel_cycles(program: Any, device: jax.Device, folder: pathlib.Path) -> dict[str, int]:
+    """Cycles of one call of each Pallas kernel in a traced program: instructions of its schedule, times the grid.
+
+    Each is compiled alone. Waiting for memory is not in it; a kernel that moves more than it computes takes longer.
+
+    Args:
+      program: `jax.stages.Traced.jaxpr`.
+      device: of a TPU's topology.
+      folder: an empty one, named in `KERNEL_DUMP`.
+    """
+    found = {}
+    sharding = jax.sharding.SingleDeviceSharding(device)
+    for equation in kernels(program):
+        name = equation.params["name"]
+        if name in found:
+            continue
+
+        def alone(*arguments, equation=equation):
+            return equation.primitive.bind(*arguments, **equation.params)
+
+        arguments = [jax.ShapeDtypeStruct(x.aval.shape, x.aval.dtype, sharding=sharding) for x in equation.invars]
+        jax.jit(alone).lower(*arguments).compile()
+        (schedule,) = folder.glob("*-alone.*-schedule-analysis_final_bundles.txt")
+        bundles = int(_BUNDLES.search(schedule.read_text())[1])  # type: ignore[index]
+        schedule.unlink()
+        found[name] = bundles * math.prod(equation.params["grid_mapping"].grid)
+    return found
+
+
+def kernels(program: Any) -> Iterator[Any]:
+    """The equations of a traced program that call Pallas kernels, wherever they are."""
+    for equation in getattr(program, "jaxpr", program).eqns:
+        if equation.primitive.name == "pallas_call":
+            yield equation
+        else:
+            for inner in inner_programs(equation.params):
+                yield from kernels(inner)
+
+
+def _base_name(name: str) -> str:
+    return re.sub(r"(\.\d+)+$", "", name)
 
 
 def longest(found: Sequence[Operation], count: int) -> list[dict]:

@@ -75,13 +75,14 @@ def _equation(equation: Any, filled: float) -> float:
         outputs = kernel.shape[parameters["dimension_numbers"].rhs_spec[0]]
         zeros = math.prod(parameters["lhs_dilation"])
         return 2.0 * filled * equation.outvars[0].aval.size * kernel.size / outputs / zeros
-    inner = [jaxpr_flops(program, filled) for program in _programs(parameters)]
+    inner = [jaxpr_flops(program, filled) for program in inner_programs(parameters)]
     if name == "cond":
         return max(inner)
     return sum(inner) * (parameters["length"] if name == "scan" else 1)
 
 
-def _programs(parameters: dict[str, Any]) -> Iterator[ClosedJaxpr | Jaxpr]:
+def inner_programs(parameters: dict[str, Any]) -> Iterator[ClosedJaxpr | Jaxpr]:
+    """The programs that an equation with these parameters runs: bodies, branches, called functions."""
     for leaf in jax.tree.leaves(parameters, is_leaf=lambda value: isinstance(value, (ClosedJaxpr, Jaxpr))):
         if isinstance(leaf, (ClosedJaxpr, Jaxpr)):
             yield leaf

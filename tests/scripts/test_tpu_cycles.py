@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import jax
+import jax.numpy as jnp
 import pytest
+from jax.experimental import pallas as pl
 
 from scripts import tpu_cycles
 from scripts.tpu_compile_check import out_of_memory
@@ -54,6 +57,29 @@ def test_loops_count_as_often_as_they_run():
     assert timed == {"fusion.1": (800, 8), "fusion.3": (240, 24), "fusion.2": (7, 1)}
     first, second = tpu_cycles.longest(found, 2)
     assert first["comes from"] == "jit(step)/while/body/exp" and first["share"] == "76.4%" and second["runs"] == 24
+
+
+def test_calls_of_kernels_count_what_is_known_of_them():
+    call = PROGRAM.replace("fusion(%gte.1), kind=kLoop", 'custom-call(%gte.1), custom_call_target="tpu_custom_call"')
+    call = call.replace("%fusion.1 =", "%twice.7 =").replace('"estimated_cycles":"100"', "")
+    assert not [each for each in tpu_cycles.operations(call) if each.name == "twice.7" and each.cycles]
+    (found,) = [each for each in tpu_cycles.operations(call, {"twice": 50}) if each.name == "twice.7"]
+    assert (found.cycles, found.runs) == (400, 8)
+
+
+def test_kernels_are_found_wherever_a_program_calls_them():
+    def twice(x_ref, out_ref):
+        out_ref[...] = 2 * x_ref[...]
+
+    def kernel(x):
+        return pl.pallas_call(twice, out_shape=jax.ShapeDtypeStruct(x.shape, x.dtype), grid=(3,), name="twice")(x)
+
+    def program(x):
+        x, _ = jax.lax.scan(lambda x, _: (jax.checkpoint(kernel)(x), None), x, length=2)
+        return jax.lax.platform_dependent(x, tpu=kernel, default=jnp.sin)
+
+    found = list(tpu_cycles.kernels(jax.jit(program).trace(jnp.zeros(8)).jaxpr))
+    assert [(each.params["name"], each.params["grid_mapping"].grid) for each in found] == 2 * [("twice", (3,))]
 
 
 def test_bytes_between_chips_count_once():
