@@ -51,6 +51,7 @@ def with_overrides(config: ConfigDict, overrides: Sequence[Override]) -> ConfigD
     Raises:
       ConfigError: a setting that cannot be.
     """
+    configuration.require_method("the configuration is one", config, METHODS)
     configuration.set_leaves(config, overrides)
     check(config)
     names = (config.dataset, *(row[0] for row in config.eval_also))
@@ -108,7 +109,7 @@ def check(config: ConfigDict) -> None:
     for name in ("instances", "instance_group", "instance_cap", "epochs"):
         if config[name] <= 0:
             raise ConfigError(f"config.{name}={config[name]}: expected a number above 0")
-    for name in ("warmup_epochs", "final_learning_rate", "min_area", "norm_group"):
+    for name in ("warmup_epochs", "warmup_start", "final_learning_rate", "min_area", "norm_group"):
         configuration.within(name, config[name], 0, math.inf)
     for name in (*TERMS, "beta"):
         configuration.within(f"losses.{name}", config.losses[name], 0, math.inf)
@@ -128,7 +129,7 @@ def check(config: ConfigDict) -> None:
     own = dataset(config)
     _require_matched("dataset", own)
     for row in config.eval_also:
-        if not isinstance(row, tuple) or len(row) != 2:
+        if not isinstance(row, tuple) or len(row) != 2 or not all(isinstance(part, str) for part in row):
             raise ConfigError(f"config.eval_also: {row} is not (dataset, split)")
         further = _found(row[0], config)
         if further.keypoint_set != own.keypoint_set:
@@ -145,7 +146,7 @@ def _check_prediction(config: ConfigDict) -> None:
     for name, threshold in config.oks_nms.items():
         configuration.within(f"oks_nms.{name}", threshold, 0, 1, closed=True)
     for row in proposals.windows:
-        if not isinstance(row, tuple) or len(row) != 2:
+        if not isinstance(row, tuple) or len(row) != 2 or not isinstance(row[0], (int, float)):
             raise ConfigError(
                 f"config.proposals.windows: {row} is not (largest mean side of the map, side of the peak window)"
             )

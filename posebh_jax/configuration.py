@@ -61,6 +61,22 @@ POSITIVE = (
     "losses.cross_type_sigma",
     "augmentation.half_body_padding",
 )
+NOT_NEGATIVE = (
+    "warmup_steps",
+    "warmup_ratio",
+    "decay_factor",
+    "layer_decay",
+    "clusters.rounds",
+    "clusters.beta",
+    "losses.sinkhorn_rounds",
+    "losses.contrast_weight",
+    "losses.cross_entropy_weight",
+    "losses.distance_weight",
+    "losses.heatmap_weight",
+    "losses.cluster_weight",
+    "losses.cross_type_weight",
+    "augmentation.centre_jitter_extent",
+)
 """Settings of training; further ones are in `_check_ranges`."""
 PROBABILITIES = ("flip", "centre_jitter_probability", "half_body_probability", "rotation_probability")
 """Those of `config.augmentation`."""
@@ -98,6 +114,7 @@ def with_overrides(config: ConfigDict, overrides: Sequence[Override]) -> ConfigD
     Raises:
       ConfigError: a setting that cannot be.
     """
+    configuration.require_method("the configuration is one", config, METHODS)
     first = ("datasets", "data_dir", "eval_also", "default_train_split", "default_eval_split")
     configuration.set_leaves(config, [override for override in overrides if override[0] in first])
     if "eval_also" not in dict(overrides):  # of the shipped rows, those that a head of these datasets can judge
@@ -174,7 +191,7 @@ def fill_tables(config: ConfigDict) -> None:
       ConfigError: an unknown dataset, a row of `eval_also` that is none.
     """
     for row in config.eval_also:
-        if not isinstance(row, tuple) or len(row) not in (3, 4):
+        if not isinstance(row, tuple) or len(row) not in (3, 4) or not all(isinstance(part, str) for part in row):
             raise ConfigError(f"config.eval_also: {row!r} is not (dataset, split, head[, boxes])")
     evaluated = [row[0] for row in config.eval_also]
     found = {name: _found(name, config) for name in dict.fromkeys((*config.datasets, *evaluated))}
@@ -230,7 +247,7 @@ def check(config: ConfigDict) -> None:
         raise ConfigError(f"config.fold={config.fold!r}: a transfer is to one dataset, not to {config.datasets}")
     if config.fold and config.mode == "train" and not config.init_from:
         raise ConfigError("config.init_from='': a transfer starts from weights; give a run, a checkpoint or a file")
-    if len(config.head_filters) != 2:
+    if len(config.head_filters) != 2 or not all(type(width) is int for width in config.head_filters):
         raise ConfigError(f"config.head_filters={config.head_filters}: expected the widths of two deconvolutions")
     if len(config.input_size) != 2 or any(
         type(side) is not int or side % 16 or side <= 0 for side in config.input_size
@@ -239,6 +256,11 @@ def check(config: ConfigDict) -> None:
     for row in config.eval_also:
         if row[2] not in config.datasets:
             raise ConfigError(f"config.eval_also: the head of {row} is none of {config.datasets}")
+        drawn, asked = (dataset(config, name).keypoint_set for name in (row[2], row[0]))
+        if drawn != asked:
+            raise ConfigError(
+                f"config.eval_also: the head of {row} draws {drawn!r} keypoints, {row[0]!r} has {asked!r}"
+            )
     for name, side in (
         ("dark_kernel", config.dark_kernel),
         ("losses.cross_type_kernel", config.losses.cross_type_kernel),
@@ -246,9 +268,6 @@ def check(config: ConfigDict) -> None:
         if side <= 0 or side % 2 == 0:  # an even one shifts every peak by half a cell
             raise ConfigError(f"config.{name}={side}: expected an odd number of cells")
     _check_ranges(config)
-    for name in ("warmup_steps", "warmup_ratio"):
-        configuration.within(name, config[name], 0, math.inf)
-    configuration.within("decay_factor", config.decay_factor, 0, math.inf)
     configuration.within("drop_path", config.drop_path, 0, 1)
     configuration.within("losses.momentum", config.losses.momentum, 0, 1, closed=True)
     if config.prototypes_per_keypoint < 1:
@@ -284,6 +303,8 @@ def _check_ranges(config: ConfigDict) -> None:
                 f"config.mixture_weights.{name}={weight!r}: a mixture that is {config.mixture!r} has no weights; set"
                 " config.mixture=weighted"
             )
+    for name in NOT_NEGATIVE:
+        configuration.within(name, _table(config, name), 0, math.inf)
     for name in PROBABILITIES:
         configuration.within(f"augmentation.{name}", config.augmentation[name], 0, 1, closed=True)
     for name, value in config.augmentation.scale_factor.items():

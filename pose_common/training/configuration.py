@@ -199,6 +199,22 @@ def package_of(method: str) -> str:
     return "boir_jax" if method == "boir" else "posebh_jax"
 
 
+def require_method(title: str, config: Mapping[str, Any], methods: Collection[str]) -> None:
+    """Raises ConfigError for the configuration of another method than a command is for.
+
+    Args:
+      title: of what has the configuration, such as "run/base is a run".
+      methods: those of the command.
+    """
+    method = config.get("method", "")
+    if method not in methods:
+        package = package_of(method)
+        raise ConfigError(
+            f"{title} of {method or 'no method'}, which is not {' or '.join(methods)}: use the commands of {package},"
+            f" such as python -m {package}.main"
+        )
+
+
 def set_leaves(config: ConfigDict, overrides: Sequence[Override]) -> None:
     """Sets leaves from texts, each as a value of the type that it has.
 
@@ -364,6 +380,9 @@ def shown(config: ConfigDict | Mapping[str, Any]) -> str:
 
 def check(config: ConfigDict) -> None:
     """Raises ConfigError for what no method can do: fields of configs/common.py and those that all methods have."""
+    for name, value in leaves(config):
+        if isinstance(value, float) and math.isnan(value):  # every comparison with it is false
+            raise ConfigError(f"config.{name}=nan: expected a number")
     one_of("mode", config.mode, ("train", "evaluate"))
     one_of("parallel", config.parallel, ("sharded", "pmap"))
     for name in ("dtype", "eval_dtype"):
@@ -374,6 +393,13 @@ def check(config: ConfigDict) -> None:
     for name in NOT_NEGATIVE:
         if not 0 <= config[name] < math.inf:
             raise ConfigError(f"config.{name}={config[name]!r}: expected 0 or more")
+    if config.mode == "train":
+        for name in ("b1", "b2"):
+            within(f"adam.{name}", config.adam[name], 0, 1)
+        within("adam.eps", config.adam.eps, 0, math.inf)
+        for name, count in config.synthetic.items():
+            if count < 1:
+                raise ConfigError(f"config.synthetic.{name}={count}: expected 1 picture or more")
     steps = config.profile_steps
     if steps and not (len(steps) == 2 and all(type(step) is int for step in steps) and 0 < steps[0] <= steps[1]):
         raise ConfigError(f"config.profile_steps={steps!r}: expected the first and the last step, such as 100,102")

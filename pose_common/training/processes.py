@@ -29,6 +29,7 @@ import jax
 import tqdm
 from jax._src import distributed as _distributed  # the store has no public name
 
+from data_pipelines.builders.report import RawDataError
 from pose_common.training.nonfinite import NonFiniteError
 
 BEAT_SECONDS = 2.0
@@ -46,7 +47,7 @@ GATHER_SECONDS = 3600.0
 """For which a process waits for others that are alive: one may read its data more slowly."""
 FAILURE, BEATS, LEFT, HOSTS = "pose/failure", "pose/beats", "pose/left", "pose/hosts"
 NO_FAILURE = "none"
-KNOWN = (ValueError, KeyError, OSError, NonFiniteError)
+KNOWN = (ValueError, KeyError, OSError, NonFiniteError, RawDataError)
 """Errors that say all in one line, without a traceback."""
 _GONE = "process 0, which holds the others together, is gone (killed, or its machine is)"
 _OF_OTHERS = re.compile("(UNKNOWN|INTERNAL|UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED|FAILED_PRECONDITION): ")

@@ -16,7 +16,7 @@ import numpy as np
 from data_pipelines.paths import as_path
 from pose_common.training import processes
 from pose_common.training.checkpoints import Checkpoints, Found, find_checkpoints
-from pose_common.training.configuration import package_of
+from pose_common.training.configuration import require_method
 from pose_common.training.state import TrainState, to_evaluate
 from pose_common.weights.keys import ConversionError, flatten, is_float, naming, not_finite, require_fit, unflatten
 
@@ -95,12 +95,8 @@ def find_run(path: str | pathlib.Path, methods: Sequence[str] = ()) -> Run | Non
     newest = checkpoints.newest(lambda step: checkpoints.read_info(step)["config"], found.steps)
     assert newest is not None, "steps were found"
     config = newest[1]
-    if methods and config.get("method") not in methods:
-        method, package = config.get("method"), package_of(config.get("method", ""))
-        raise ValueError(
-            f"{path} is a run of {method}, which is not {' or '.join(methods)}: use the commands of {package}, such as"
-            f" python -m {package}.main"
-        )
+    if methods:
+        require_method(f"{path} is a run", config, methods)
     return Run(config, found)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
 import json
 import subprocess
@@ -142,7 +143,7 @@ def test_tables_hold_the_datasets_of_the_run_and_no_others():
         ("mdt", "batch_size=2.5", r"expected a whole number"),
         ("mdt", "batch_size=0", r"config.batch_size=0: expected a number above 0"),
         ("mdt", "learning_rate=inf", r"config.learning_rate=inf: expected a number above 0"),
-        ("mdt", "weight_decay=nan", r"config.weight_decay=nan: expected 0 or more"),
+        ("mdt", "weight_decay=nan", r"config.weight_decay=nan: expected a number$"),
         ("mdt", "keep_checkpoints=0", r"config.keep_checkpoints=0: expected a number above 0"),
         ("mdt", "remat=perhaps", r"expected true or false"),
         ("mdt", "datasets=cocoo", r"config.datasets: unknown dataset 'cocoo'.*did you mean 'coco'"),
@@ -157,7 +158,7 @@ def test_tables_hold_the_datasets_of_the_run_and_no_others():
         ("mdt", "losses.cross_type_kernel=12", r"config.losses.cross_type_kernel=12: expected an odd number"),
         ("mdt", "losses.momentum=2", r"config.losses.momentum=2.0: expected a number from 0 to 1"),
         ("mdt", "warmup_steps=-5", r"config.warmup_steps=-5: expected a number from 0"),
-        ("mdt", "decay_factor=nan", r"config.decay_factor=nan: expected a number from 0"),
+        ("mdt", "decay_factor=nan", r"config.decay_factor=nan: expected a number$"),
         ("mdt", "drop_path=1.0", r"config.drop_path=1.0: expected a number from 0 to below 1"),
         ("mdt", "padding.coco=0", r"config.padding.coco=0.0: expected a number above 0"),
         ("mdt", "padding.coco=-1", r"config.padding.coco=-1.0: expected a number above 0"),
@@ -166,6 +167,14 @@ def test_tables_hold_the_datasets_of_the_run_and_no_others():
         ("mdt", "losses.cross_type_sigma=0", r"config.losses.cross_type_sigma=0.0: expected a number above 0"),
         ("mdt", "embedding_width=0", r"config.embedding_width=0: expected a number above 0"),
         ("mdt", "head_filters=256,0", r"config.head_filters\[1\]=0: expected a number above 0"),
+        ("mdt", "head_filters=25.5,256", r"config.head_filters=\(25.5, 256\): expected the widths"),
+        ("mdt", "rescoring_threshold=nan", r"config.rescoring_threshold=nan: expected a number$"),
+        ("mdt", "adam.b1=1.5", r"config.adam.b1=1.5: expected a number from 0 to below 1"),
+        ("mdt", "adam.eps=-1", r"config.adam.eps=-1.0: expected a number from 0"),
+        ("mdt", "layer_decay=-1", r"config.layer_decay=-1.0: expected a number from 0"),
+        ("mdt", "clusters.rounds=-1", r"config.clusters.rounds=-1: expected a number from 0"),
+        ("mdt", "losses.cluster_weight=-1", r"config.losses.cluster_weight=-1.0: expected a number from 0"),
+        ("mdt:demo", "synthetic.num_train=0", r"config.synthetic.num_train=0: expected 1 picture or more"),
         ("mdt", "oks_nms=0", r"config.oks_nms=0.0: expected a number above 0"),
         ("mdt", "augmentation.flip=50", r"config.augmentation.flip=50.0: expected a number from 0 to 1$"),
         ("mdt", "augmentation.scale_factor.coco=1", r"scale_factor.coco=1.0: expected a number from 0 to below 1$"),
@@ -180,6 +189,8 @@ def test_tables_hold_the_datasets_of_the_run_and_no_others():
         ("multi_head", "stages[0].prototypes=true", r"config.stages\[0\].prototypes=True.*'prototype'"),
         ("mdt:demo", "eval_also=('coco','val','coco')", r"config.eval_also: 'coco' is not \(dataset, split, head"),
         ("mdt", "eval_also=(('coco','val','aic2'),)", r"config.eval_also: the head of .* is none of"),
+        ("mdt", "eval_also=(('coco','val','mpii'),)", r"the head of .* draws 'mpii' keypoints, 'coco' has 'coco'"),
+        ("mdt", "eval_also=((1,2,3),)", r"config.eval_also: \(1, 2, 3\) is not \(dataset, split, head"),
         ("boir:coco_w3", "", r"--config=boir:coco_w3: .*expected"),
         ("boir", "size=w18", r"config.size='w18': expected one of .*w32"),
         ("boir", "losses.background=none", r"config.losses.background='none'"),
@@ -191,6 +202,9 @@ def test_tables_hold_the_datasets_of_the_run_and_no_others():
         ("boir", "smoothing.ochuman=-1", r"config.smoothing.ochuman=-1: expected an odd number"),
         ("boir", "proposals.windows=((200,4),)", r"config.proposals.windows=4: expected an odd number"),
         ("boir", "proposals.windows=((200,),)", r"config.proposals.windows: \(200,\) is not \(largest mean side"),
+        ("boir", "proposals.windows=(('a',3),)", r"config.proposals.windows: \('a', 3\) is not \(largest mean side"),
+        ("boir", "eval_also=((1,2),)", r"config.eval_also: \(1, 2\) is not \(dataset, split\)"),
+        ("boir", "warmup_start=-1", r"config.warmup_start=-1.0: expected a number from 0"),
         ("boir", "proposals.last_window=4", r"config.proposals.last_window=4: expected an odd number"),
         ("boir", "proposals.maximum=0", r"config.proposals.maximum=0: expected a number above 0"),
         ("boir", "proposals.threshold=-0.1", r"config.proposals.threshold=-0.1: expected a number from 0 to below 1"),
@@ -198,8 +212,8 @@ def test_tables_hold_the_datasets_of_the_run_and_no_others():
         ("boir", "augmentation.mirror=7", r"config.augmentation.mirror=7.0: expected a number from 0 to 1"),
         ("boir", "augmentation.translation=-1", r"config.augmentation.translation=-1.0: expected a number from 0"),
         ("boir", "norm_group=-2", r"config.norm_group=-2: expected a number from 0"),
-        ("boir", "min_area=nan", r"config.min_area=nan: expected a number from 0"),
-        ("boir", "losses.beta=nan", r"config.losses.beta=nan: expected a number from 0"),
+        ("boir", "min_area=nan", r"config.min_area=nan: expected a number$"),
+        ("boir", "losses.beta=nan", r"config.losses.beta=nan: expected a number$"),
         ("boir", "losses.images_per_device=0", r"config.losses.images_per_device=0: expected a number above 0"),
         ("boir", "augmentation.scale=1.5,0.75", r"config.augmentation.scale=\(1.5, 0.75\): expected the least"),
         ("transfer", "mode=train", r"config.init_from='': a transfer starts from weights"),
@@ -209,6 +223,14 @@ def test_what_cannot_be_is_refused_in_one_line(source, argument, message):
     with pytest.raises(ConfigError, match=message) as refused:
         read(source, *[f"--config.{argument}"] * bool(argument))
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "source, own, commands", [("boir", posebh_sources, "boir_jax"), ("mdt", boir_sources, "posebh_jax")]
+)
+def test_a_configuration_of_the_other_method(source, own, commands):
+    with pytest.raises(ConfigError, match=f"the configuration is one of .*: use the commands of {commands}"):
+        own.read_configuration(source)
 
 
 def test_clusters_of_small_mixtures(tmp_path):
@@ -277,6 +299,15 @@ def test_the_program_says_it_without_a_traceback(tmp_path):
     assert not (tmp_path / "run").exists(), "refused before anything is made"
 
 
+def test_the_program_says_in_a_line_that_another_renders_its_data(tmp_path):
+    lock = tmp_path / "data" / "synthetic_coco" / "train" / ".lock"
+    lock.parent.mkdir(parents=True)
+    with lock.open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        said = refused(tmp_path, "--config=mdt:demo", "--workdir=run", "--config.data_dir=data")
+    assert said.startswith("error: data/synthetic_coco/train is being prepared by another process")
+
+
 def test_the_program_goes_on_by_the_settings_of_the_run(tmp_path):
     save_checkpoint(tmp_path / "run", read("mdt:demo", "--config.seed=5"))
     said = refused(tmp_path, "--workdir=run", "--config.seed=6")
@@ -316,7 +347,7 @@ def test_resuming_with_other_settings():
 def test_what_is_only_evaluated_may_change():
     """With its entries in the tables: nothing of the training is another."""
     saved = json.loads(read("mdt:base").to_json())
-    for rows in ("()", "(('crowdpose','test','coco'),)"):
+    for rows in ("()", "(('synthetic_coco','val','coco'),)"):
         notes = configuration.require_same_run(
             saved, read("mdt:base", f"--config.eval_also={rows}"), posebh_configuration.FREE
         )
