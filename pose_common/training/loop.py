@@ -300,13 +300,12 @@ class _Loop:
             )
 
     def _enter_stage(self, run: _Run, index: int) -> None:
-        for later in range(run.stage + 1, index + 1):
-            stage = self.method.stages[later]
-            change, notes = self.method.enter_stage(self.strategy.to_global(run.state), stage)
-            run.state = self.strategy.transform(change, run.state)
-            run.notes = {**run.notes, **notes}
-            run.stage = later
-            logging.info("step %d: stage %s trains %s on %s", run.step, stage.name, stage.train, stage.losses)
+        # Stages in between have no epochs (now, if the run goes on with others): what they would change must not be.
+        stage = self.method.stages[index]
+        change, notes = self.method.enter_stage(self.strategy.to_global(run.state), stage)
+        run.state = self.strategy.transform(change, run.state)
+        run.notes, run.stage = {**run.notes, **notes}, index
+        logging.info("step %d: stage %s trains %s on %s", run.step, stage.name, stage.train, stage.losses)
 
     def _compile(self, run: _Run) -> Callable:
         stage = self.method.stages[run.stage]

@@ -22,6 +22,7 @@ from pose_common.training.configuration import ConfigError
 from pose_common.training.loop import LoopSettings
 from pose_common.training.mesh import make_mesh
 from pose_common.training.nonfinite import NonFiniteError
+from pose_common.training.stages import Stage
 from pose_common.training.state import STATE_TRAINED
 from pose_common.training.step import train_step
 from pose_common.training.writers import read_metrics
@@ -412,6 +413,28 @@ def test_a_state_that_was_not_trained_is_not_evaluated(tmp_path, without_curves)
         workdir = tmp_path / str(len(list(tmp_path.iterdir())))
         loop.train(Noting(), ToyData(), strategy, settings, workdir, evaluate=evaluate, key=key, prepare=prepare)
         assert seen == [(step, ["bank"] if step >= first else []) for step in (0, 3, 6, 9, 12)]
+
+
+def test_a_stage_without_epochs_changes_nothing(tmp_path):
+    """Neither moments nor the method's state: the stages around it may run one compiled step."""
+
+    class Growing(ToyMethod):
+        def enter_stage(self, state, stage):
+            change, notes = super().enter_stage(state, stage)
+            if stage.name != "none":
+                return change, notes
+            return lambda state: change(state).replace(method_state={**state.method_state, "more": 0}), notes
+
+    def trained(*stages):
+        strategy, workdir = PLANS["eight sharded"](), tmp_path / str(len(stages))
+        state, _ = loop.train(Growing(stages=stages), ToyData(), strategy, SETTINGS, workdir, key=jax.random.PRNGKey(0))
+        return flatten(state.weights), Checkpoints(workdir / "checkpoints").read_info(12)["notes"]
+
+    halves = [Stage(name, 2, ("body", "head"), ("mse",)) for name in ("before", "after")]
+    weights, notes = trained(halves[0], Stage("none", 0, ("head",), ("mse",), updates_state=True), halves[1])
+    expected, expected_notes = trained(*halves)
+    assert notes == expected_notes
+    jax.tree.map(np.testing.assert_array_equal, weights, expected)
 
 
 def test_a_line_of_the_log_is_short(tmp_path, caplog):
