@@ -212,9 +212,15 @@ def _require_schedule(method: Method, settings: LoopSettings, step: int, info: M
     before, now = info.get("steps_per_epoch", settings.steps_per_epoch), settings.steps_per_epoch
     if before != now and settings.config.get("steps_per_epoch") == 0:  # one pass over the data; else it is a setting
         raise ConfigError(
-            f"the run had {before} steps an epoch, its data now make {now} (they were prepared again, or the run is of "
-            "a version that did not count an epoch's last batch), and stages and rates would move: read the data of "
-            f"before, or go on by --config.steps_per_epoch={before} --accept_changes, then with it or without --config"
+            f"the run had {before} steps an epoch, its data now make {now} (batches are of another size, the data were "
+            "prepared again, or the run is of a version that did not count an epoch's last batch), and stages and "
+            "rates would move: read the data of before, or go on by "
+            f"--config.steps_per_epoch={before} --accept_changes, then with it or without --config"
+        )
+    if step > (total := now * sum(stage.epochs for stage in method.stages)):
+        raise ConfigError(
+            f"the checkpoint is of step {step}, and the stages as they are now end at step {total}: give the epochs of "
+            "before, or more"
         )
     if info["stage"] > (stage := stage_index(method.stages, step // now)):  # a later one can be entered, no earlier one
         raise ConfigError(

@@ -362,6 +362,8 @@ def test_other_lengths_of_stages_are_refused_before_a_step_is_done(tmp_path):
     accepted = dataclasses.replace(SETTINGS, steps_per_epoch=10, config={"steps_per_epoch": 10})
     with pytest.raises(ConfigError, match="step 8 is from stage 2, and with 10 steps an epoch .* is in stage 1 of 2"):
         run(tmp_path, settings=accepted)
+    with pytest.raises(ConfigError, match="of step 8, and the stages as they are now end at step 4: give"):
+        run(tmp_path, settings=dataclasses.replace(SETTINGS, steps_per_epoch=1, config={"steps_per_epoch": 1}))
     assert losses(tmp_path) and find_checkpoints(tmp_path).steps[0] == 8
     assert json.loads((tmp_path / "config.json").read_text()) == SETTINGS.config, "refused ones are not recorded"
     assert run(tmp_path)[1], "as before it goes on"
