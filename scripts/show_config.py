@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import pathlib
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -53,15 +54,25 @@ def _lines(source: str) -> dict[str, str]:
 def _configuration(source: str) -> Mapping[str, Any]:
     path = as_path(source)
     if path.suffix == ".json" and path.is_file():
-        return json.loads(path.read_text(encoding="utf8"))
+        return _recorded(path)
     run = restore.find_run(path)
     if run:
         return run.config
     if path.is_dir():
         if (path / "config.json").is_file():
-            return json.loads((path / "config.json").read_text(encoding="utf8"))
+            return _recorded(path / "config.json")
         raise ValueError(f"{path} is neither a working directory nor a checkpoint")
     return configuration.read(source)
+
+
+def _recorded(path: pathlib.Path) -> Mapping[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no configuration: {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} is no configuration: {type(found).__name__} where its settings would be")
+    return found
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from posebh_jax import configuration
 from scripts import show_config
 
@@ -34,3 +36,12 @@ def test_two_runs_are_compared(tmp_path, capsys):
     assert show_config.main([one, one]) == 0
     assert capsys.readouterr().out.startswith("the same ")
     assert show_config.main([one, str(tmp_path)]) == 1
+
+
+@pytest.mark.parametrize("text", ['{"seed": ', "[1]"])
+def test_a_damaged_file_is_named(tmp_path, capsys, text):
+    path = tmp_path / "config.json"
+    path.write_text(text)
+    for source in (path, tmp_path):
+        assert show_config.main([str(source)]) == 1
+        assert capsys.readouterr().err.startswith(f"error: {path} is no configuration: ")
