@@ -113,17 +113,23 @@ def read(source: str) -> ConfigDict:
         own configs/mdt.py from any folder.
 
     Raises:
-      ConfigError: no such file, or an argument that it does not know.
+      ConfigError: no such file, an argument that it does not know, or a file that makes no configuration.
     """
     path, _, argument = source.partition(":")
     module = _module(path)
     known = getattr(module, "ARGUMENTS", ())
     if argument and known and argument not in known:
         raise ConfigError(f"--config={source}: expected one of {', '.join(known)}{nearest(argument, known)}")
+    if not hasattr(module, "get_config"):
+        raise ConfigError(f"--config={source}: expected a Python file with get_config()")
     try:
-        return module.get_config(argument) if argument else module.get_config()
-    except (ValueError, KeyError) as error:
-        raise ConfigError(f"--config={source}: {error}") from error
+        found = module.get_config(argument) if argument else module.get_config()
+    except Exception as error:  # a file of the user's can fail in any way
+        kind = "" if isinstance(error, (ValueError, KeyError)) else f"{type(error).__name__}: "
+        raise ConfigError(f"--config={source}: {kind}{error}") from error
+    if not isinstance(found, ConfigDict):
+        raise ConfigError(f"--config={source}: get_config() returns a {type(found).__name__}, not a ConfigDict")
+    return found
 
 
 def _module(path: str) -> Any:

@@ -478,9 +478,18 @@ def test_a_file_of_ones_own(tmp_path, monkeypatch):
     assert read("~/mine.py").seed == 7
 
 
-def test_a_file_that_fails_is_named(tmp_path):
-    (tmp_path / "mine.py").write_text("from . import common\n")
-    with pytest.raises(ConfigError, match=r"mine.py: ImportError"):
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("from . import common", "ImportError"),
+        ("seed = 7", r"expected a Python file with get_config\(\)"),
+        ("def get_config(): pass", r"get_config\(\) returns a NoneType, not a ConfigDict"),
+        ("def get_config(): return 1 + 'a'", "TypeError: unsupported operand"),
+    ],
+)
+def test_a_file_that_makes_no_configuration_is_named(tmp_path, text, message):
+    (tmp_path / "mine.py").write_text(text + "\n")
+    with pytest.raises(ConfigError, match=f"mine.py: {message}"):
         read(str(tmp_path / "mine.py"))
 
 
