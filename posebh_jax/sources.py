@@ -135,7 +135,8 @@ def _require_same(conversion: Conversion, config: ConfigDict, asked: Sequence[tu
     wanted = config.size or own
     leave_out = "or leave --config out and let the weights say it"
     if own != wanted:
-        raise ConfigError(f"{title} is {own}; the configuration is {wanted}: use --config=mdt:{own}, {leave_out}")
+        advice = f"use --config=mdt:{own}, {leave_out}" if own in configuration.SHIPPED else leave_out[3:]
+        raise ConfigError(f"{title} is {own}; the configuration is {wanted}: {advice}")
     if tuple(manifest["input_size"]) != tuple(config.input_size):
         crops = "x".join(map(str, manifest["input_size"]))
         raise ConfigError(

@@ -22,7 +22,6 @@ from ml_collections import ConfigDict
 from data_pipelines.builders.synthetic import SYNTHETIC, prepare_synthetic
 from data_pipelines.paths import as_path
 from data_pipelines.reading import Reading
-from data_pipelines.records import DatasetNotPrepared
 from data_pipelines.top_down.loader import TrainIterator
 from pose_common.evaluation.best import BestMetric
 from pose_common.report.ending import conclude
@@ -119,10 +118,10 @@ def conclude_evaluation(config: ConfigDict, workdir: pathlib.Path, figures: Metr
     Its configuration is recorded for its report; that of a training run stays.
 
     Raises:
-      DatasetNotPrepared: there is not a single row.
+      ValueError: there is not a single row.
     """
     if not figures:
-        raise DatasetNotPrepared("none of the datasets is prepared; see the messages above")
+        raise ValueError("nothing was evaluated, for the reasons above")
     if not (workdir / "checkpoints").is_dir():
         record_configuration(json.loads(config.to_json()), workdir)
     if jax.process_index() == 0:

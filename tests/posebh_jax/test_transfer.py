@@ -205,7 +205,7 @@ def test_weights_say_what_is_evaluated(mixture, tmp_path):
     with pytest.raises(ValueError, match="has the heads synthetic_mpii.*you asked for synthetic_crowd"):
         sources.load(config, make_mesh())
     config.size = "base"
-    with pytest.raises(ValueError, match="is tiny; the configuration is base: use --config=mdt:tiny"):
+    with pytest.raises(ValueError, match="is tiny; the configuration is base: leave --config out and let"):
         sources.load(config, make_mesh())
     config.size, config.input_size = "tiny", (96, 128)
     with pytest.raises(ValueError, match="takes crops of 48x64"):

@@ -316,7 +316,7 @@ def test_the_program_goes_on_by_the_settings_of_the_run(tmp_path):
 
 def test_the_program_evaluates_in_a_folder_of_its_own(tmp_path):
     said = refused(tmp_path, "--config.mode=evaluate", f"--config.checkpoint={EMBEDDED}")
-    assert "none of the datasets is prepared" in said
+    assert "nothing was evaluated, for the reasons above" in said
     (folder,) = (tmp_path / "workdir").glob("*/*")
     assert folder.parent.name == "evaluated" and folder.name.endswith("posebh_jax_embedded.safetensors")
 
