@@ -122,13 +122,22 @@ def check_masks(annotations: Annotations) -> None:
 
 
 def training_images(annotations: Annotations, rules: Rules, cap: int) -> np.ndarray:
-    """Rows of the images to train on. Logs how many people will not fit the batches' instance axis."""
+    """Rows of the images to train on. Logs how many people will not fit the batches' instance axis.
+
+    Raises:
+      ValueError: there is nobody to learn from.
+    """
     has = annotations.image_index
     if rules.labelled_images:
         has = has[~annotations.crowd & annotations.labelled]
     images = np.unique(has)
     count = np.bincount(annotations.image_index[people(annotations)], minlength=annotations.num_images)
     count = count[images]
+    if not count.any():
+        raise ValueError(
+            f"dataset {annotations.dataset!r}, split {annotations.split!r}: nobody in its {annotations.num_images} "
+            "images has a keypoint to learn from"
+        )
     if (count > cap).any():
         lost = int(np.maximum(count - cap, 0).sum())
         logging.warning(

@@ -43,6 +43,15 @@ def assert_equal(a, b):
         np.testing.assert_array_equal(a[name], b[name], err_msg=name)
 
 
+def test_a_split_of_nobody_is_not_trained_on(data_dir):
+    annotations = load_annotations(DATASET, "train", data_dir)
+    nobody = np.zeros_like(annotations.num_keypoints)
+    unlabelled = dataclasses.replace(annotations, keypoints=np.zeros_like(annotations.keypoints), num_keypoints=nobody)
+    for rules in (Rules(labelled_images=False), Rules(labelled_images=True)):
+        with pytest.raises(ValueError, match="split 'train': nobody in its 6 images has a keypoint to learn from"):
+            training_images(unlabelled, rules, cap=8)
+
+
 def test_masks_of_another_size_are_refused_before_they_are_met(data_dir):
     annotations = load_annotations(DATASET, "train", data_dir)
     check_masks(annotations)
