@@ -403,9 +403,9 @@ def check(config: ConfigDict) -> None:
         for name in ("b1", "b2"):
             within(f"adam.{name}", config.adam[name], 0, 1)
         within("adam.eps", config.adam.eps, 0, math.inf)
-        for name, count in config.synthetic.items():
-            if count < 1:
-                raise ConfigError(f"config.synthetic.{name}={count}: expected 1 picture or more")
+    for name in ("num_train", "num_val"):
+        if (count := config.synthetic.get(name, 0)) < 0:
+            raise ConfigError(f"config.synthetic.{name}={count}: expected a number of pictures, or 0 to render none")
     steps = config.profile_steps
     if steps and not (len(steps) == 2 and all(type(step) is int for step in steps) and 0 < steps[0] <= steps[1]):
         raise ConfigError(f"config.profile_steps={steps!r}: expected the first and the last step, such as 100,102")

@@ -174,7 +174,7 @@ def test_tables_hold_the_datasets_of_the_run_and_no_others():
         ("mdt", "layer_decay=-1", r"config.layer_decay=-1.0: expected a number from 0"),
         ("mdt", "clusters.rounds=-1", r"config.clusters.rounds=-1: expected a number from 0"),
         ("mdt", "losses.cluster_weight=-1", r"config.losses.cluster_weight=-1.0: expected a number from 0"),
-        ("mdt:demo", "synthetic.num_train=0", r"config.synthetic.num_train=0: expected 1 picture or more"),
+        ("mdt:demo", "synthetic.num_train=-1", r"config.synthetic.num_train=-1: expected a number of pictures, or 0"),
         ("mdt", "oks_nms=0", r"config.oks_nms=0.0: expected a number above 0"),
         ("mdt", "augmentation.flip=50", r"config.augmentation.flip=50.0: expected a number from 0 to 1$"),
         ("mdt", "augmentation.scale_factor.coco=1", r"scale_factor.coco=1.0: expected a number from 0 to below 1$"),
