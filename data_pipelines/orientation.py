@@ -50,6 +50,11 @@ def upright(image: np.ndarray, tag: int) -> np.ndarray:
     return np.ascontiguousarray(image)
 
 
+def stored(image: np.ndarray, tag: int) -> np.ndarray:
+    """The picture [height, width, ...] as viewers show it, as the file stores it: the inverse of `upright`."""
+    return upright(image, {6: 8, 8: 6}.get(tag, tag))
+
+
 def _orientation(tiff: bytes) -> int:
     """The tag in the first directory of a TIFF block."""
     order = {b"II": "<", b"MM": ">"}.get(tiff[:2])

@@ -14,7 +14,8 @@ MAX_PIXELS = 178_956_970
 
 def eight_bits(image: Image.Image) -> Image.Image:
     """RGB. Raises Fault for numbers of an unknown range."""
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):  # "I": before Pillow 11
+    # "I" has 16 bits in a PGM, and in a PNG before Pillow 11.
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
         raise Fault("unreadable image", f"pixels of mode {image.mode} have no known range; save it with 8 bits")

@@ -6,6 +6,7 @@ import io
 import os
 import pathlib
 
+import numpy as np
 from PIL import Image
 
 from data_pipelines import orientation
@@ -34,7 +35,8 @@ def size_of(path: pathlib.Path) -> tuple[int, int]:
     """(width, height) as stored, from the file's head. Raises Fault: missing or unreadable image."""
     try:
         with Image.open(path) as image:
-            return image.size
+            # Pillow says the size of a TIFF as its orientation turns it.
+            return (image.tag_v2[256], image.tag_v2[257]) if image.format == "TIFF" else image.size
     except FileNotFoundError:
         raise Fault("missing image") from None
     except (OSError, ValueError, Image.DecompressionBombError) as error:
@@ -60,8 +62,8 @@ def tag_of(path: pathlib.Path) -> int:
 def read_as_jpeg(path: pathlib.Path, decode: bool = False) -> tuple[bytes, int, int, bool]:
     """(JPEG, width, height, whether it was re-encoded) of a picture in any format.
 
-    A JPEG stays as it is. Anything else is encoded with QUALITY and full colour resolution, its orientation kept; of
-    16 bits the upper 8 count, transparency is dropped, and of several frames the first is taken.
+    A JPEG stays as it is. Anything else is encoded with QUALITY and full colour resolution, as stored, its orientation
+    kept; of 16 bits the upper 8 count, transparency is dropped, and of several frames the first is taken.
 
     Raises:
       Fault: missing, unreadable or truncated image.
@@ -75,9 +77,12 @@ def read_as_jpeg(path: pathlib.Path, decode: bool = False) -> tuple[bytes, int, 
         return *checks.read_jpeg(path, decode), False
     try:
         with Image.open(path) as image:
-            exif = Image.Exif()  # without other tags: those of a TIFF may be too long for a JPEG
-            exif[orientation.TAG] = image.getexif().get(orientation.TAG, 1)
+            tag = image.getexif().get(orientation.TAG, 1)
             pixels = eight_bits(image)
+            if image.getexif().get(orientation.TAG, 1) != tag:  # Pillow has turned them, as it does those of a TIFF
+                pixels = Image.fromarray(orientation.stored(np.asarray(pixels), tag))
+            exif = Image.Exif()  # without other tags: those of a TIFF may be too long for a JPEG
+            exif[orientation.TAG] = tag
         buffer = io.BytesIO()
         pixels.save(buffer, "JPEG", quality=QUALITY, subsampling=0, exif=exif)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
