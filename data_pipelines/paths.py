@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pathlib
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -29,11 +30,14 @@ def as_path(path: str | os.PathLike) -> pathlib.Path:
     `resolve`).
 
     Raises:
-      ValueError: a bucket, and gcsfs is not installed; or a bucket's address that was taken for a folder's.
+      ValueError: a bucket, and gcsfs is not installed; a bucket's address that was taken for a folder's; or one of
+        another kind, which would be a folder `s3:` of this machine.
     """
     text = os.fspath(path)
     if text.startswith("gs:/") and not is_remote(text):
         raise ValueError(f"{text} is no path: write {BUCKET}bucket/folder")
+    if re.match(r"[A-Za-z][\w+.-]+://", text) and not is_remote(text):
+        raise ValueError(f"{text} is no path: of addresses, those of buckets are known, {BUCKET}bucket/folder")
     if not is_remote(text):
         return pathlib.Path(path).expanduser()
     try:
