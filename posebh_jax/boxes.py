@@ -114,7 +114,7 @@ def with_boxes(
 
 
 def _every_box_of(boxes: Any, count: int | None, category: int | None) -> Callable[[int, Picture], Found]:
-    if isinstance(boxes, (str, pathlib.Path)) and boxes != WHOLE:
+    if isinstance(boxes, (str, os.PathLike)) and boxes != WHOLE:
         return _from_file(pathlib.Path(boxes), count, category)
     if isinstance(boxes, Sequence) and boxes and all(isinstance(entry, Mapping) for entry in boxes):
         return NamedBoxes(boxes, "the given list", count, category)

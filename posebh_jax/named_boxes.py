@@ -60,7 +60,7 @@ class NamedBoxes:
 
     def __call__(self, number: int, picture: Picture) -> Found:
         named = pathlib.PurePosixPath(_in_slashes(picture.name))
-        keys = self._keys(number, named.name, picture.name)
+        keys = self._keys(number, named.name, picture)
         found: dict[str | int, list] = next(
             (some for key in keys if (some := _of_picture(named, picture.path, self._by_picture.get(key, {})))), {}
         )
@@ -109,9 +109,10 @@ class NamedBoxes:
                 *(len(bad), len(entries), self._path, bad[0]),
             )
 
-    def _keys(self, number: int, name: str, shown: str) -> list[str | int]:
-        """Under which keys a picture's boxes may be, the likeliest first; `name` is the end of what is `shown`."""
-        stem = pathlib.PurePosixPath(name).stem
+    def _keys(self, number: int, name: str, picture: Picture) -> list[str | int]:
+        """Under which keys a picture's boxes may be, the likeliest first; `name` is the end of what it is called."""
+        # A frame has no suffix: what follows a point in its name is the film's, 1.5.mp4's, and 1 is no id.
+        stem = pathlib.PurePosixPath(name).stem if picture.time is None else name
         if stem.isdecimal():  # an image's id; only other pictures go by their place
             return [name, stem, int(stem)]
         if self._by_place:
@@ -119,7 +120,7 @@ class NamedBoxes:
         if self._ids and name not in self._by_picture and stem not in self._by_picture:
             raise ValueError(
                 f"boxes: {self._path}: image_id {min(self._ids)} to {max(self._ids)} do not count the pictures from 0, "
-                f"and name none {shown}; give `image` or `file_name`, or an object with `images`"
+                f"and name none {picture.name}; give `image` or `file_name`, or an object with `images`"
             )
         return [name, stem]
 

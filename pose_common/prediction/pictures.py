@@ -65,11 +65,13 @@ class FramesLost(PictureError):
 
 def is_single(source: Any) -> bool:
     """Whether `source` stands for exactly one picture."""
-    if isinstance(source, (str, pathlib.Path)):
+    if isinstance(source, (str, os.PathLike)):
         path = pathlib.Path(source)
-        several = path.is_dir() or (glob.has_magic(str(source)) and not path.exists())
+        several = path.is_dir() or (glob.has_magic(str(path)) and not path.exists())
         return path.suffix.lower() not in VIDEO_SUFFIXES and not several
-    return isinstance(source, Picture) or _is_array(source) or _is_pillow(source) or _is_encoded(source)
+    if isinstance(source, Picture) or _is_array(source) or _is_pillow(source) or _is_encoded(source):
+        return True
+    return not isinstance(source, Iterable)  # nothing at all, of which one is asked to get the error
 
 
 def pictures_of(source: Any, left_out: Callable[[PictureError], None] | None = None) -> Iterator[Picture]:
@@ -90,10 +92,13 @@ def pictures_of(source: Any, left_out: Callable[[PictureError], None] | None = N
         files = _files(source)
         _log_what_is_not_taken(paths)
         yield from _from_files(files, None if is_single(source) else left_out)
-    elif _is_array(source) or _is_pillow(source):
+    elif _is_array(source):
         yield Picture("picture_0", _from_array(source))
+    elif _is_pillow(source):
+        yield Picture("picture_0", _from_pillow(source, "a Pillow image"))
     elif _is_encoded(source):
-        yield Picture("picture_0", _decode(source if isinstance(source, bytes) else source.read(), "a picture's bytes"))
+        data = source.read() if hasattr(source, "read") else bytes(source)
+        yield Picture("picture_0", _decode(data, "a picture's bytes"))
     elif isinstance(source, Iterable):
         for number, item in enumerate(source):
             try:
@@ -117,7 +122,7 @@ def count_of(source: Any) -> int | None:
         return None if any(map(_is_video, files)) else len(files)
     if not hasattr(source, "__len__"):
         return None
-    items = ([item] if isinstance(item, (str, pathlib.Path)) else item for item in source)  # which may not be there
+    items = ([item] if isinstance(item, (str, os.PathLike)) else item for item in source)  # which may not be there
     known = [count for item in items if (count := count_of(item)) is not None]
     return sum(known) if len(known) == len(source) else None
 
@@ -149,10 +154,10 @@ def refuse_to_replace(source: Any, folder: pathlib.Path, patterns: Sequence[str]
 
 def _paths(source: Any) -> list[str] | None:
     """What `source` names where it is a path, a folder, a pattern or a list of them; else None."""
-    if isinstance(source, (str, pathlib.Path)):
-        return [str(source)]
-    named = isinstance(source, (list, tuple)) and all(isinstance(item, (str, pathlib.Path)) for item in source)
-    return list(map(str, source)) if named else None
+    if isinstance(source, (str, os.PathLike)):
+        return [os.fspath(source)]
+    named = isinstance(source, (list, tuple)) and all(isinstance(item, (str, os.PathLike)) for item in source)
+    return list(map(os.fspath, source)) if named else None
 
 
 def _is_video(path: pathlib.Path) -> bool:
@@ -176,8 +181,8 @@ def _from_files(files: Sequence[pathlib.Path], left_out: Callable[[PictureError]
 def _files(source: Any) -> list[pathlib.Path]:
     """What a path, folder, pattern or list of them stands for; an entry of a list where there is nothing, for itself.
     Raises PictureError where there is nothing and `source` is no list."""
-    if isinstance(source, (str, pathlib.Path)):
-        return _files_of(str(source))
+    if isinstance(source, (str, os.PathLike)):
+        return _files_of(os.fspath(source))
     files: list[pathlib.Path] = []
     for path in _paths(source) or ():
         try:
@@ -206,7 +211,8 @@ def _files_of(source: str) -> list[pathlib.Path]:
 def _taken_of(folder: pathlib.Path) -> list[pathlib.Path]:
     """Its pictures, or its videos where it has none, by name; as of a pattern no hidden ones, such as the `._1.jpg`
     that a Mac puts beside `1.jpg` on other systems' disks."""
-    inside = sorted((child for child in folder.iterdir() if child.name[0] != "."), key=by_number)
+    files = (child for child in folder.iterdir() if child.name[0] != "." and not child.is_dir())
+    inside = sorted(files, key=by_number)
     return [child for child in inside if child.suffix.lower() in SUFFIXES] or list(filter(_is_video, inside))
 
 
@@ -256,11 +262,12 @@ def read_picture(path: str | pathlib.Path) -> np.ndarray:
 
 def _decode(data: bytes, name: str) -> np.ndarray:
     """As `read_picture`, of a file's bytes; `name` is what errors call them."""
+    # OpenCV does not turn an AVIF upright, and darkens what is transparent in a TIFF; preparation reads both so.
+    if _format_of(data, name) in ("AVIF", "TIFF"):
+        return _from_pillow(Image.open(io.BytesIO(data)), name)
     try:
-        if _format_of(data, name) == "AVIF":  # which OpenCV does not turn upright
-            return _from_array(Image.open(io.BytesIO(data)))
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
-    except (TypeError, OSError, SyntaxError, RuntimeError, cv2.error) as error:  # OpenCV's or Pillow's of damage
+    except (TypeError, cv2.error) as error:
         raise PictureError(f"{name}: cannot be read as a picture: {error}") from error
     if image is None:
         raise PictureError(f"{name}: cannot be decoded as a picture ({len(data)} bytes)")
@@ -282,12 +289,16 @@ def _format_of(data: bytes, name: str) -> str | None:
     return kind
 
 
+def _from_pillow(image: Any, name: str) -> np.ndarray:
+    try:
+        return _from_array(eight_bits(ImageOps.exif_transpose(image)))
+    except Fault as error:
+        raise PictureError(f"{name}: {error.detail}") from error
+    except Exception as error:  # whatever damage makes Pillow's readers do, which open a file before they read it
+        raise PictureError(f"{name}: cannot be read as a picture: {error}") from error
+
+
 def _from_array(source: Any) -> np.ndarray:
-    if _is_pillow(source):
-        try:
-            source = np.asarray(eight_bits(ImageOps.exif_transpose(source)))
-        except Fault as error:
-            raise PictureError(f"a Pillow image: {error}") from error
     source = np.asarray(source)
     if source.ndim == 2:
         source = np.repeat(source[..., None], 3, axis=2)
@@ -308,7 +319,7 @@ def _is_pillow(source: Any) -> bool:
 
 
 def _is_encoded(source: Any) -> bool:
-    return isinstance(source, bytes) or hasattr(source, "read")
+    return isinstance(source, (bytes, bytearray, memoryview)) or hasattr(source, "read")
 
 
 def _warn(error: PictureError) -> None:

@@ -63,6 +63,13 @@ def test_a_number_is_an_id_and_not_a_place(write):
     assert found(file, *names) == [[[1, 1, 10, 10]], [], [[3, 3, 30, 30]], []]
 
 
+def test_a_frame_is_no_id_whatever_its_film_is_called(write):
+    path = write([{"image_id": number, "bbox": [1 + number, 1, 2, 2]} for number in range(3)])
+    of_picture = boxes_of(path)
+    frames = [Picture(f"1.5_{number:06d}", IMAGE, number / 30) for number in range(3)]
+    assert [of_picture(number, frame)[0][0, 0] for number, frame in enumerate(frames)] == [1, 2, 3]
+
+
 def test_places_are_counted_from_0(write):
     """Ids from 1, or those of other pictures, say of no picture which one it is."""
     entries = [{"image_id": number, "bbox": [number, 1, 10, 10]} for number in range(4)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
 import time
 
@@ -10,6 +11,7 @@ import cv2
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
 from PIL import Image
 
 from pose_common.prediction import command
@@ -46,7 +48,8 @@ def test_every_form_gives_the_same_picture(folder):
     expected = image()
     data = (folder / "0.png").read_bytes()
     forms = [folder / "0.png", str(folder / "0.png"), expected, Image.fromarray(expected), Picture("a", expected)]
-    forms += [data, io.BytesIO(data)]
+    forms += [data, bytearray(data), memoryview(data), io.BytesIO(data)]
+    forms += [next(entry for entry in os.scandir(folder) if entry.name == "0.png"), epath.Path(folder / "0.png")]
     for form in forms:
         assert is_single(form) and count_of(form) == 1
         (picture,) = pictures_of(form)
@@ -150,6 +153,8 @@ def test_what_a_folder_has_beside_its_pictures_is_said(folder, caplog):
         cv2.imwrite(str(folder / name), image(64, 64))
     for name in ("a.heic", "clip.mp4", ".hidden", "._0.png"):
         (folder / name).touch()
+    for name in ("frames.jpg", "frames.mp4"):
+        (folder / name).mkdir()
     assert len(list(pictures_of(folder))) == count_of(folder) == 3 + len(coded)
     assert [record.message for record in caplog.records] == [
         f"{folder}: files that are not taken: clip.mp4, a.heic, notes.txt; give videos by name or pattern, as "
@@ -204,13 +209,29 @@ def test_what_a_camera_notes_of_its_orientation_is_applied(tmp_path, orientation
     upright = np.rot90(stored[:, ::-1] if mirrored else stored, turns)
     exif = Image.Exif()
     exif[0x0112] = orientation
-    for photo in (tmp_path / f"photo{suffix}" for suffix in (".jpg", ".avif")[: 1 + PILLOW_HAS_AVIF]):
-        Image.fromarray(stored).save(photo, exif=exif, quality=95)
+    for photo in (tmp_path / f"photo{suffix}" for suffix in (".jpg", ".tif", ".avif")[: 2 + PILLOW_HAS_AVIF]):
+        Image.fromarray(stored).save(photo, exif=exif, **({} if photo.suffix == ".tif" else {"quality": 95}))
         found = read_picture(photo)
         assert found.shape == upright.shape
         assert np.abs(found.astype(int) - upright).mean() < 3  # what the codec loses
         (pillow,) = pictures_of(Image.open(photo))
         assert np.abs(found.astype(int) - pillow.image).mean() < 3
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".webp"])
+def test_transparency_is_dropped(tmp_path, suffix):
+    pixels = np.dstack([image(40, 60) // 32 * 32, np.full((40, 60), 128, np.uint8)])
+    Image.fromarray(pixels).save(tmp_path / f"a{suffix}", **({"lossless": True} if suffix == ".webp" else {}))
+    np.testing.assert_array_equal(read_picture(tmp_path / f"a{suffix}"), pixels[..., :3])
+
+
+def test_a_tiff_that_cannot_be_read_is_named(tmp_path):
+    Image.fromarray(np.ones((4, 4), np.float32)).save(tmp_path / "deep.tif")
+    Image.fromarray(image(48, 64)).save(tmp_path / "cut.tif")
+    (tmp_path / "cut.tif").write_bytes((tmp_path / "cut.tif").read_bytes()[:-3000])
+    for name, why in (("deep", "pixels of mode F have no known range"), ("cut", "cannot be read as a picture")):
+        with pytest.raises(PictureError, match=f"/{name}.tif: {why}"):
+            read_picture(tmp_path / f"{name}.tif")
 
 
 @pytest.mark.skipif(not PILLOW_HAS_AVIF, reason="Pillow reads no AVIF")
@@ -245,6 +266,7 @@ def test_what_is_no_picture_is_named(tmp_path):
     ):
         with pytest.raises(PictureError, match=message):
             list(pictures_of(source))
+    assert is_single(7) and is_single(None)  # so that asking for one gives the error, and no iterator that has it
     (tmp_path / "empty").mkdir()
     with pytest.raises(PictureError, match="has no pictures"):
         list(pictures_of(tmp_path / "empty"))
