@@ -17,13 +17,14 @@ from data_pipelines.builders.report import RawDataError
 from data_pipelines.fields import Fault
 from data_pipelines.importers.grouping import Mark, Rectangle, people_of
 from data_pipelines.importers.labels import HIDDEN, VISIBLE, LabelledPicture, Labels, OfAnotherKind, Point, assemble
+from data_pipelines.importers.text_files import files_in
 
 Element = ElementTree.Element
 
 
 def fits(path: pathlib.Path) -> bool:
     """Whether this is an XML file, or a folder with exactly one."""
-    return path.suffix.lower() == ".xml" if path.is_file() else len(list(path.glob("*.xml"))) == 1
+    return path.suffix.lower() == ".xml" if path.is_file() else len(files_in(path, "*.xml")) == 1
 
 
 def read(path: pathlib.Path, images: pathlib.Path | None = None, names: Sequence[str] | None = None) -> Labels:
@@ -37,7 +38,7 @@ def read(path: pathlib.Path, images: pathlib.Path | None = None, names: Sequence
     Raises:
       RawDataError: not such a file, or one of videos.
     """
-    files = [path] if path.is_file() else sorted(path.glob("*.xml"))
+    files = [path] if path.is_file() else files_in(path, "*.xml")
     if len(files) != 1:
         raise RawDataError(f"{path} has {len(files)} XML files: name one")
     (file,) = files

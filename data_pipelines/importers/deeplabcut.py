@@ -18,7 +18,7 @@ from data_pipelines import fields
 from data_pipelines.builders.report import RawDataError
 from data_pipelines.fields import Fault
 from data_pipelines.importers.labels import VISIBLE, Broken, LabelledPicture, Labels, Person, Point, assemble
-from data_pipelines.importers.text_files import read_text, read_yaml
+from data_pipelines.importers.text_files import files_in, read_text, read_yaml
 
 CONFIG, TABLES = "config.yaml", "labeled-data/*/CollectedData_*.csv"
 _HEADS = (["scorer", "bodyparts", "coords"], ["scorer", "individuals", "bodyparts", "coords"])
@@ -30,8 +30,8 @@ def fits(path: pathlib.Path) -> bool:
     """Whether this is a DeepLabCut project, its configuration or its folder."""
     folder = path if path.is_dir() else path.parent
     if path.is_file():
-        return path.name == CONFIG and any(folder.glob(TABLES))
-    return any(folder.glob(TABLES))
+        return path.name == CONFIG and bool(files_in(folder, TABLES))
+    return bool(files_in(folder, TABLES))
 
 
 def read(path: pathlib.Path, images: pathlib.Path | None = None, names: Sequence[str] | None = None) -> Labels:
@@ -62,7 +62,7 @@ def read(path: pathlib.Path, images: pathlib.Path | None = None, names: Sequence
 
 def _tables(folder: pathlib.Path, config: Mapping[str, Any]) -> list[pathlib.Path]:
     """One table a video."""
-    found = sorted(folder.glob(TABLES))
+    found = files_in(folder, TABLES)
     if not found:
         raise RawDataError(f"{folder} has no {TABLES}; DeepLabCut writes the .csv beside each .h5 of labels")
     by_video: dict[pathlib.Path, list[pathlib.Path]] = {}

@@ -14,6 +14,13 @@ from data_pipelines.builders.report import RawDataError
 _HEAD = 1 << 16
 
 
+def files_in(folder: pathlib.Path, *patterns: str) -> list[pathlib.Path]:
+    """What fits any of the patterns in a folder, by name; nothing hidden or in hidden folders, such as the `._a.json`
+    that a Mac puts beside `a.json` on other systems' disks, or Jupyter's `.ipynb_checkpoints`."""
+    paths = (path for pattern in patterns for path in folder.glob(pattern))
+    return sorted(path for path in paths if not any(part[0] == "." for part in path.relative_to(folder).parts))
+
+
 def read_text(path: pathlib.Path) -> str:
     """A text file in UTF-8, with or without a byte order mark.
 
@@ -44,7 +51,7 @@ def starts_like(path: pathlib.Path, pattern: str) -> bool:
 
 def the_json_file(path: pathlib.Path) -> pathlib.Path | None:
     """The file itself, or the only JSON file in a folder; None where there is no such, or several."""
-    files = [path] if path.is_file() else sorted(path.glob("*.json"))
+    files = [path] if path.is_file() else files_in(path, "*.json")
     return files[0] if len(files) == 1 and files[0].suffix.lower() == ".json" else None
 
 

@@ -17,7 +17,7 @@ from data_pipelines.builders.report import NoAnnotations, RawDataError
 from data_pipelines.fields import Fault
 from data_pipelines.importers import pictures as picture_files
 from data_pipelines.importers.labels import VISIBLE, Broken, LabelledPicture, Labels, Person, Point, assemble
-from data_pipelines.importers.text_files import read_text, read_yaml
+from data_pipelines.importers.text_files import files_in, read_text, read_yaml
 from data_pipelines.picture_formats import SUFFIXES
 
 SPLITS = ("train", "val", "test")
@@ -30,7 +30,7 @@ def fits(path: pathlib.Path) -> bool:
 
 
 def _settings_file(path: pathlib.Path) -> pathlib.Path | None:
-    files = [path] if path.is_file() else sorted([*path.glob("*.yaml"), *path.glob("*.yml")])
+    files = [path] if path.is_file() else files_in(path, "*.yaml", "*.yml")
     files = [file for file in files if file.suffix.lower() in (".yaml", ".yml")]
     found = [file for file in files if _has_keypoints(file)]
     return found[0] if len(found) == 1 else None
@@ -145,19 +145,19 @@ def _pictures(file: pathlib.Path, root: pathlib.Path, places: Any) -> list[pathl
     Raises:
       NoAnnotations: one of them is not there.
     """
-    found: list[pathlib.Path] = []
+    pictures: list[pathlib.Path] = []
     for place in map(str, places if isinstance(places, list) else [places] if places else []):
         # Roboflow writes ../train/images for the folder beside the file; as Ultralytics, it is looked for there last.
         names = dict.fromkeys((place, place.removeprefix("../")))
         paths = [folder / name for name in names for folder in (root, file.parent)]
         path = next((path for path in paths if path.exists()), paths[0])
         if path.is_dir():
-            found += sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
+            pictures += [file for file in files_in(path, "**/*") if file.suffix.lower() in SUFFIXES]
         elif path.is_file():
-            found += [path.parent / line.strip() for line in read_text(path).splitlines() if line.strip()]
+            pictures += [path.parent / line.strip() for line in read_text(path).splitlines() if line.strip()]
         else:
             raise NoAnnotations(f"there is no {path}")
-    return found
+    return pictures
 
 
 def _labelled(
