@@ -41,8 +41,10 @@ def protocol_of(
       limbs: pairs of names.
 
     Raises:
-      ValueError: names that are not unique, or pairs of others.
+      ValueError: names that are not unique, or pairs of others; a name that no file can have.
     """
+    if not name or "/" in name:
+        raise ValueError(f"name={name!r}: files of results are called by it; give one without a slash")
     names = tuple(names)
     for a, b in [*(mirror or ()), *limbs]:
         if a not in names or b not in names:

@@ -114,7 +114,8 @@ class _Opened:
         for person in people:
             if columns.mask[person]:
                 image = _tint(image, json.loads(columns.mask[person]))
-        image = cv2.resize(np.ascontiguousarray(image), None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
+        size = [max(1, round(side * factor)) for side in image.shape[1::-1]]
+        image = cv2.resize(np.ascontiguousarray(image), size, interpolation=cv2.INTER_AREA)
         for person in people:
             number = self.crop_of.get(int(person))
             colour = _YELLOW if number is not None else _GREY

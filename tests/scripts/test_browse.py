@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import cv2
 import numpy as np
 import pytest
@@ -43,6 +45,17 @@ def test_raw_pictures_show_boxes_and_masks(data_dir):
         assert (abs(shown - colour).max(axis=-1) < 20).any(), colour
     columns.mask[:] = ""
     assert (shown != opened.raw(row)).any(axis=-1).mean() > 0.003, "a distant crowd is tinted"
+
+
+def test_a_picture_too_thin_to_be_shrunk_is_shown(tmp_path):
+    kind = {"id": 1, "name": "line", "keypoints": ["start", "end"]}
+    entry = {"id": 1, "image_id": 1, "bbox": [0, 0, 3000, 2], "keypoints": [5, 1, 2, 2900, 1, 2]}
+    document = {"images": [{"id": 1, "file_name": "a.png"}], "annotations": [entry], "categories": [kind]}
+    (tmp_path / "labels.json").write_text(json.dumps(document))
+    cv2.imwrite(str(tmp_path / "a.png"), np.full((2, 3000, 3), 128, np.uint8))
+    command = ["custom", "--name=lines", f"--annotations={tmp_path / 'labels.json'}", f"--data_dir={tmp_path}"]
+    assert prepare_data.main(command) == 0
+    assert browse.main(["lines", f"--data_dir={tmp_path}", f"--out={tmp_path}"]) == 0
 
 
 def test_targets_peak_at_the_keypoints(data_dir):
