@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.fields import whole
+from data_pipelines.fields import id_key, whole
 from data_pipelines.paths import as_path
 from pose_common.prediction.pictures import FramesLost, Picture, PictureError, pictures_of
 from pose_common.prediction.result import Result, extent_boxes
@@ -172,7 +172,7 @@ def _from_mapping(boxes: Mapping[Any, Any], count: int | None) -> Callable[[int,
 
 def _from_file(path: pathlib.Path, count: int | None, category: int | None) -> Callable[[int, Picture], Found]:
     try:
-        document = json.loads(path.read_text(encoding="utf-8-sig"))
+        document = json.loads(path.read_bytes())  # UTF-8, -16 or -32, with a byte order mark or without
     except (OSError, ValueError) as error:
         raise ValueError(f"boxes: {path} cannot be read as a COCO detection file: {error}") from error
     entries, images = document, []
@@ -183,7 +183,7 @@ def _from_file(path: pathlib.Path, count: int | None, category: int | None) -> C
     names: dict[Any, str] = {}
     for number, image in enumerate(images):
         try:
-            names[image["id"]] = image["file_name"]
+            names[id_key(image["id"])] = image["file_name"]
         except (KeyError, TypeError) as error:
             raise ValueError(f"boxes: {path}: image {number} has no id or file_name: {error!r}") from error
     return NamedBoxes(entries, path, count, category, names)

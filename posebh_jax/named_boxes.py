@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.fields import whole
+from data_pipelines.fields import Fault, flag, id_key, whole
 from pose_common.prediction.pictures import Picture
 
 Found = tuple[np.ndarray, np.ndarray]
@@ -22,14 +22,15 @@ Found = tuple[np.ndarray, np.ndarray]
 class NamedBoxes:
     """(number, picture) -> its boxes, by the picture's name, its id, or its place where ids count from 0.
 
-    A name may be written with more or fewer folders than the picture's, so long as it can be no other's.
+    A name may be written with more or fewer folders than the picture's, so long as it can be no other's. Of annotations
+    the crowds are left out.
 
     Args:
       entries: of COCO's format: `bbox`, maybe `score` and `category_id`, and `image`, `file_name` or `image_id`.
       path: what messages call them.
       count: of the pictures, where it is known.
       category: the id of those that are taken; None: all.
-      names: of pictures, by id.
+      names: of pictures, by `fields.id_key` of their id.
       known: names or ids of pictures that may have none.
 
     Raises:
@@ -87,17 +88,15 @@ class NamedBoxes:
         bad: list[str] = []
         for number, entry in enumerate(entries):
             try:
-                named = (
-                    entry.get("image")
-                    or entry.get("file_name")
-                    or names.get(entry.get("image_id"), entry.get("image_id"))
-                )
+                by_id = names.get(id_key(entry.get("image_id")), entry.get("image_id"))
+                named = entry.get("image") or entry.get("file_name") or by_id
                 of_name = self._of(named)  # also where none of its boxes is taken
                 x, y, width, height = (None,) * 4 if entry["bbox"] is None else entry["bbox"]
                 row = np.array([x, y, width, height, entry.get("score", 1.0)], np.float64)  # NaN where it is null
-            except (AttributeError, KeyError, TypeError, ValueError) as error:
+                crowd = flag(entry, "iscrowd")
+            except (AttributeError, KeyError, TypeError, ValueError, Fault) as error:
                 raise ValueError(f"boxes: {self._path}: entry {number} is no detection: {error!r}") from error
-            if category not in (None, whole(entry.get("category_id"))):
+            if crowd or category not in (None, whole(entry.get("category_id"))):
                 continue
             if not np.isfinite(row).all() or (row[2:4] <= 0).any():
                 bad.append(f"entry {number} ({named}): bbox {entry['bbox']} of score {row[4]:g}")

@@ -220,6 +220,15 @@ def test_boxes_by_score_and_category(write, caplog):
             boxes_of(other, category=1)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("of_image, of_box", [(7, 7), ("7", 7), (7, "7"), (7.0, "7.0")])
+def test_an_annotation_file_as_preparation_reads_it(write, encoding, of_image, of_box):
+    entries = [{"image_id": of_box, "bbox": [1, 2, 3, 4]}, {"image_id": of_box, "bbox": [5, 6, 7, 8], "iscrowd": "1"}]
+    path = write({"images": [{"id": of_image, "file_name": "ä.jpg"}], "annotations": entries})
+    path.write_bytes(path.read_bytes().decode().encode(encoding))
+    assert found(path, "ä.jpg") == [[[1, 2, 3, 4]]]
+
+
 def test_a_category_however_it_is_written(write):
     """7, 7.0 and "7" are the same, as in every field of annotations."""
     ids = (2, 2.0, "2", "1")
