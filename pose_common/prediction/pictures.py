@@ -335,7 +335,7 @@ def _frames(path: pathlib.Path, name: str, left_out: Callable[[PictureError], No
     given = packets = 0
     damage: Exception | None = None
     try:
-        with av.open(str(path)) as container:
+        with av.open(os.path.abspath(path)) as container:  # FFmpeg takes what precedes a colon for a protocol
             stream = container.streams.video[0]
             stream.thread_type = "AUTO"
             for packet in container.demux(stream):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fractions
+import os
 import pathlib
 from collections.abc import Callable, Iterator
 
@@ -28,7 +29,7 @@ def video_writer(path: pathlib.Path, rate: int = 30) -> Iterator[Callable[[np.nd
     except ImportError as error:
         raise ValueError("writing videos needs PyAV: pip install av") from error
     partial = path.with_name(f"{path.stem}.partial{path.suffix}")
-    with av.open(str(partial), "w") as container:
+    with av.open(os.path.abspath(partial), "w") as container:  # FFmpeg takes what precedes a colon for a protocol
         codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
         stream = container.add_stream(codec, rate=rate)
         stream.time_base = stream.codec_context.time_base = TICK

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import pathlib
 import struct
 import time
 
@@ -250,6 +251,17 @@ def test_a_video_is_several_pictures_of_unknown_number(tmp_path, name):
     clip.touch()
     for source in (clip, str(clip)):
         assert not is_single(source) and count_of(source) is None
+
+
+def test_films_and_folders_called_by_their_time(tmp_path, monkeypatch):
+    pytest.importorskip("av", reason="PyAV is not installed")
+    monkeypatch.chdir(tmp_path)
+    clip = pathlib.Path("2024-01-05T12:30:00") / "poses.mp4"
+    clip.parent.mkdir()
+    with video_writer(clip) as append:
+        append(image(16, 16), None)
+    named = clip.rename("2024-01-05T12:30:00.mp4")
+    assert len(list(pictures_of(named))) == 1
 
 
 def test_what_is_no_picture_is_named(tmp_path):
