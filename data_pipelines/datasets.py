@@ -15,6 +15,7 @@ import dataclasses
 import json
 import math
 import pathlib
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -188,8 +189,8 @@ def find_dataset(
     if not path.is_file():
         raise KeyError(
             f"unknown dataset {name!r}: there is no {path}, where `python -m scripts.prepare_data custom --name={name}"
-            f" --annotations=<the labels' file or folder> --data_dir={data_dir}` would have defined it, and it is none"
-            f" of {', '.join(sorted(DATASETS))}"
+            f" --annotations=<the labels' file or folder> --data_dir={shlex.quote(str(data_dir))}` would have defined"
+            f" it, and it is none of {', '.join(sorted(DATASETS))}"
         )
     dataset = read_definition(path)
     if dataset.name != name:  # its records would be looked for in the other's folder

@@ -28,6 +28,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -361,7 +362,7 @@ def finished_dir(dataset: str, split: str, data_dir: str | pathlib.Path) -> path
 
 def preparation_command(dataset: str, split: str, data_dir: str | pathlib.Path) -> str:
     """The command that prepares a split; what stands in <> is for the user to fill in."""
-    command, rest = "python -m scripts.prepare_data", f"--data_dir={data_dir} --split={split}"
+    command, rest = "python -m scripts.prepare_data", f"--data_dir={shlex.quote(str(data_dir))} --split={split}"
     if dataset.startswith("synthetic_"):
         return f"{command} {dataset} {rest}"
     if dataset in DATASETS:

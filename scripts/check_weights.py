@@ -15,6 +15,7 @@ import argparse
 import hashlib
 import pathlib
 import re
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -94,7 +95,7 @@ def _described(source: str, conversion: Conversion) -> list[str]:
 
 def _commands(source: str, manifest: Mapping[str, Any], weights: Mapping[str, Any]) -> list[str]:
     """What to do with the weights; <> stands for what they do not say."""
-    boir_weights = manifest["method"] == boir.METHOD
+    source, boir_weights = shlex.quote(source), manifest["method"] == boir.METHOD
     program = "boir_jax" if boir_weights else "posebh_jax"
     heads = [manifest["keypoint_set"]] if boir_weights else [name for name, _ in manifest["datasets"]]
     unknown = [name for name in custom_heads(manifest) if name not in manifest.get("definitions", {})]

@@ -6,6 +6,7 @@ import json
 import pathlib
 import pickle
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -225,16 +226,16 @@ def test_the_advice_for_missing_data_is_a_command_that_works(tmp_path):
     source = tmp_path / "labels"
     for error in (KeyError, DatasetNotPrepared):
         with pytest.raises(error) as missing:
-            load_annotations("kites", "val", tmp_path / "data")
+            load_annotations("kites", "val", tmp_path / "my data")
         advice = re.search(
-            r"python -m (scripts.prepare_data custom .*?--data_dir=[^\s`]+( --split=\w+)?)", str(missing.value)
+            r"python -m (scripts.prepare_data custom .*?--data_dir='[^']+'( --split=\w+)?)", str(missing.value)
         )
-        arguments = advice[1].replace("<the labels' file or folder>", str(source)).split()[1:]
+        arguments = shlex.split(advice[1].replace("<the labels' file or folder>", str(source)))[1:]
         source.mkdir(exist_ok=True)
         (source / "kites.json").write_text(json.dumps(kites()))
         tiny_sets.write_pictures(source, kites()["images"])
         assert prepare_data.main(arguments) == 0
-    assert load_annotations("kites", "val", tmp_path / "data").num_images == 2
+    assert load_annotations("kites", "val", tmp_path / "my data").num_images == 2
 
 
 def test_people_of_whom_a_box_alone_is_drawn_are_masked_by_it(tmp_path):

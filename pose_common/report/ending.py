@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import pathlib
+import shlex
 
 from ml_collections import ConfigDict
 
@@ -39,4 +40,4 @@ def what_next(config: ConfigDict, workdir: pathlib.Path, package: str) -> str:
             "open the report in a browser; then train on your own labels (docs/your_own_dataset.md), because this "
             "model knows rendered figures only"
         )
-    return f"draw poses with it: python -m {package}.predict PICTURE --checkpoint={workdir}"
+    return f"draw poses with it: python -m {package}.predict PICTURE --checkpoint={shlex.quote(str(workdir))}"

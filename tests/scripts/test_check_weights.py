@@ -53,11 +53,12 @@ def test_a_skeleton_that_is_not_built_in_is_not_in_a_file(tmp_path, capsys):
     weights = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
     kites = PoseDataset("kites", "kites", skeleton=KeypointSet("kites", ("a", "b", "c"), sigmas=(0.1,) * 3))
     known = {"definitions": custom_definitions([kites])}
-    save_weights(tmp_path / "folder", weights, manifest_of(model, (48, 64), "kites") | known)
-    assert check_weights.main([str(tmp_path / "folder")]) == 0
-    assert f"predict: python -m posebh_jax.predict PICTURE --checkpoint={tmp_path}" in capsys.readouterr().out
+    save_weights(tmp_path / "my folder", weights, manifest_of(model, (48, 64), "kites") | known)
+    assert check_weights.main([str(tmp_path / "my folder")]) == 0
+    advice = f"predict: python -m posebh_jax.predict PICTURE --checkpoint='{tmp_path}/my folder'"
+    assert advice in capsys.readouterr().out
     file = tmp_path / "kites.safetensors"
-    assert convert_weights.main([str(tmp_path / "folder"), f"--to={file}"]) == 0
+    assert convert_weights.main([str(tmp_path / "my folder"), f"--to={file}"]) == 0
     needed = "prediction needs the run, or a folder of weights that is made of the run"
     assert f"that of kites is not built in: {needed}" in capsys.readouterr().out
     assert check_weights.main([str(file), "--num_heads=2"]) == 0

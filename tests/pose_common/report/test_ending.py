@@ -24,6 +24,6 @@ def test_a_run_ends_with_its_report_and_one_sentence(tmp_path, capsys):
 )
 def test_a_run_that_was_not_evaluated_ends_as_well(tmp_path, capsys, caplog, config, package):
     with caplog.at_level(logging.WARNING):
-        conclude(config, tmp_path, package)
-    assert "no report: " in caplog.text and not (tmp_path / "report.html").exists()
-    assert f"python -m {package}.predict PICTURE --checkpoint={tmp_path}" in capsys.readouterr().out
+        conclude(config, tmp_path / "my run", package)
+    assert "no report: " in caplog.text and not (tmp_path / "my run" / "report.html").exists()
+    assert f"python -m {package}.predict PICTURE --checkpoint='{tmp_path}/my run'" in capsys.readouterr().out
