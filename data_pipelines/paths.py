@@ -7,6 +7,7 @@ whole or not at all gets an object that is written last.
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 import pathlib
 import re
@@ -50,6 +51,19 @@ def as_path(path: str | os.PathLike) -> pathlib.Path:
 def absolute(path: str | os.PathLike) -> epath.Path:
     """As Orbax wants it; a bucket's path is absolute."""
     return epath.Path(path) if is_remote(path) else epath.Path(as_path(path)).absolute()
+
+
+def writable(path: str | os.PathLike) -> epath.Path:
+    """As Orbax wants a folder that it writes into.
+
+    Raises:
+      ValueError: it has a letter of a pattern, as which Orbax reads its own paths: arrays would be left in parts that
+        nothing can read.
+    """
+    root = absolute(path)
+    if glob.has_magic(os.fspath(root)):
+        raise ValueError(f"{root}: checkpoints and weights cannot be written below a folder with [, * or ? in its name")
+    return root
 
 
 def size_of(path: pathlib.Path) -> int:

@@ -23,7 +23,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
-from data_pipelines.paths import absolute, as_path, is_remote
+from data_pipelines.paths import absolute, as_path, is_remote, writable
 from pose_common.training.fingerprints import named_leaves, summarise
 from pose_common.training.state import TrainState
 from pose_common.weights.folder import read_arrays
@@ -78,6 +78,9 @@ class Checkpoints:
           keep_every: also keep every step that is a multiple of this, for ever.
           read_only: changes nothing; otherwise this is the only one that writes here, and what an earlier one left half
             written goes.
+
+        Raises:
+          ValueError: a folder to write that is not `paths.writable`.
         """
         # Several of these may be writing at the same time; where there are several processes, they meet by these names.
         processes = ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=pathlib.Path(directory).name)
@@ -94,7 +97,9 @@ class Checkpoints:
                 multiprocessing_options=processes,
             )
         self._manager = ocp.CheckpointManager(
-            absolute(directory), item_names=(WEIGHTS, TRAINING, INFO), options=options
+            absolute(directory) if read_only else writable(directory),
+            item_names=(WEIGHTS, TRAINING, INFO),
+            options=options,
         )
 
     @property

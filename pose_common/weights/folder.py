@@ -19,7 +19,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from data_pipelines.paths import absolute, as_path, write_whole
+from data_pipelines.paths import absolute, as_path, writable, write_whole
 from pose_common.weights.keys import flatten, not_finite, unflatten
 
 ARRAYS, MANIFEST = "arrays", "manifest.json"
@@ -46,8 +46,9 @@ def save_weights(path: str | pathlib.Path, weights: Mapping[str, Any], manifest:
 
     Raises:
       WeightsError: there are weights already.
+      ValueError: see `paths.writable`.
     """
-    root = absolute(path)
+    root = writable(path)
     if is_weights(root):
         raise WeightsError(f"{root} holds weights already; give another folder or remove it")
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_compression=False)) as checkpointer:

@@ -18,6 +18,7 @@ from data_pipelines.paths import absolute, as_path
 from pose_common.training import loop, parallel, workdir
 from pose_common.training.checkpoints import Checkpoints
 from pose_common.training.configuration import ConfigError, require_path
+from pose_common.weights.folder import load_weights, save_weights
 from tests.pose_common.training.test_loop import SETTINGS
 from tests.pose_common.training.toy import ToyData, ToyMethod
 
@@ -106,6 +107,20 @@ def test_a_disk_that_fills_stops_the_run_and_leaves_the_last_checkpoint(tmp_path
         assert complete
         jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), jax.device_get(expected))
         assert not list((disk / "checkpoints").glob("*tmp*")), "what was half written is cleared away"
+
+
+@pytest.mark.parametrize("name", ["run [1]", "run*", "run?"])
+def test_what_orbax_takes_for_a_pattern_is_refused_before_anything_is_written(tmp_path, name):
+    """It would leave arrays in parts that it cannot read again."""
+    where = tmp_path / name / "there"
+    for write in (Checkpoints, lambda folder: save_weights(folder, {"params": {"a": np.ones(2)}}, {})):
+        with pytest.raises(ValueError, match=r"cannot be written below a folder with \[, \* or \? in its name"):
+            write(where)
+    assert not where.exists()
+    (tmp_path / "moved").mkdir()
+    save_weights(tmp_path / "moved" / "there", {"params": {"a": np.ones(2)}}, {})
+    (tmp_path / "moved").rename(tmp_path / name)
+    np.testing.assert_array_equal(load_weights(where)[0]["params"]["a"], 1)
 
 
 def test_a_path_from_home(monkeypatch, tmp_path):
