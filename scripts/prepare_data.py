@@ -228,7 +228,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _findings(summary: dict[str, Any]) -> list[str]:
-    """Lines on the whole split: who is usable, sides without counterpart, and the metadata."""
+    """Lines on the whole split: who is usable, what a mirror exchanges and sides without counterpart, the metadata."""
     lines = []
     usable = summary.get("usable")
     if usable == {}:
@@ -239,6 +239,8 @@ def _findings(summary: dict[str, Any]) -> list[str]:
             f"of {usable['annotated']} people, {usable['training']} can be learned from and "
             f"{usable['evaluation']} judged" + (f"; kept but left out: {why}" if why else "")
         )
+    if pairs := summary.get("mirror_pairs"):
+        lines.append(f"mirror pairs: {', '.join(pairs)}")
     if unpaired := summary.get("unpaired_sides"):
         lines.append(f"no counterpart in the mirror: {', '.join(unpaired)}")
     return [*lines, *(f"{key}: {value}" for key, value in summary["metadata"].items())]

@@ -112,7 +112,11 @@ class Custom(CocoFormatBuilder):
 
     def findings(self) -> dict[str, Any]:
         skeleton = self.pose_dataset.keypoints
-        return {"unpaired_sides": sides.unpaired(skeleton.keypoints, skeleton.flip_pairs)}
+        names = skeleton.keypoints
+        return {
+            "mirror_pairs": [f"{names[a]}:{names[b]}" for a, b in skeleton.flip_pairs],
+            "unpaired_sides": sides.unpaired(names, skeleton.flip_pairs),
+        }
 
     def load(self) -> dict[str, Any]:
         """The document, with boxes; what could not be read is reported."""

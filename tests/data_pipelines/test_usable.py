@@ -185,13 +185,14 @@ def test_unlabelled_people_of_published_sets_are_no_loss(tmp_path):
         BUILDERS["coco"]("val", raw_dir=tmp_path, data_dir=tmp_path / "other", progress=False).prepare()
 
 
-def test_sides_without_counterpart_are_listed_at_every_preparation(tmp_path, capsys):
+def test_mirror_pairs_and_sides_without_counterpart_are_listed_at_every_preparation(tmp_path, capsys):
     NAMES[3] = "left_foot"
     try:
         for more in ((), (), ("--mirror=tip:left_wing",)):
             assert custom(tmp_path, [{}, {}], *more)[0] == 0
-            listed = "right_wing, left_foot" if more else "left_foot"
-            assert f"train: no counterpart in the mirror: {listed}\n" in capsys.readouterr().out
+            pairs, alone = ("tip:left_wing", "right_wing, left_foot") if more else ("left_wing:right_wing", "left_foot")
+            said = f"train: mirror pairs: {pairs}\ntrain: no counterpart in the mirror: {alone}\n"
+            assert said in capsys.readouterr().out
     finally:
         NAMES[3] = "tail"
 
