@@ -18,6 +18,7 @@ from typing import Any
 from pose_common.prediction import command
 from pose_common.prediction.pictures import Picture, count_of
 from pose_common.prediction.result import Result
+from pose_common.weights.folder import require_new
 from posebh_jax.boxes import AUTO, WHOLE, boxes_of, with_finder
 from posebh_jax.named_boxes import Found
 from posebh_jax.pose_model import PoseModel, load
@@ -92,6 +93,8 @@ def _predict(args: Any) -> tuple[str, Iterator[list[Result]]]:
 def _with_skeleton(model: PoseModel, args: Any) -> PoseModel:
     from data_pipelines.annotated import read_annotated  # what preparation needs, only where it was asked for
 
+    if args.save_model:
+        require_new(args.save_model)  # before what may take minutes
     size = model.predictors[True].input_size
     labels = read_annotated(args.skeleton, size, args.skeleton_images, args.skeleton_format)
     for line in labels.left_out:

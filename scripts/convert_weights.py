@@ -32,7 +32,7 @@ from data_pipelines.skeletons import KEYPOINT_SETS
 from pose_common.training import restore
 from pose_common.weights import keys
 from pose_common.weights.embedded import is_embedded, read_embedded
-from pose_common.weights.folder import is_weights, load_weights, save_weights
+from pose_common.weights.folder import is_weights, load_weights, require_new, save_weights
 from pose_common.weights.keys import COUNTER, Conversion, flatten, naming
 from pose_common.weights.torch_files import SUFFIXES, read_state, write_state
 from posebh_jax import sources as posebh_sources
@@ -53,6 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit status."""
     args = _parse(arguments)
     try:
+        if not args.to.name.endswith(SUFFIXES):
+            require_new(args.to)  # before what may take minutes
         own = own_weights(args.source)
         if own is not None:
             _export(args, own.weights, own.manifest)

@@ -36,6 +36,19 @@ def is_weights(path: str | pathlib.Path) -> bool:
     return (epath.Path(path) / MANIFEST).exists()
 
 
+def require_new(path: str | pathlib.Path) -> epath.Path:
+    """The folder as Orbax wants it.
+
+    Raises:
+      WeightsError: it holds weights already.
+      ValueError: see `paths.writable`.
+    """
+    root = writable(path)
+    if is_weights(root):
+        raise WeightsError(f"{root} holds weights already; give another folder or remove it")
+    return root
+
+
 def save_weights(path: str | pathlib.Path, weights: Mapping[str, Any], manifest: Mapping[str, Any]) -> None:
     """Writes a tree of arrays and its description.
 
@@ -45,12 +58,9 @@ def save_weights(path: str | pathlib.Path, weights: Mapping[str, Any], manifest:
       manifest: JSON-able description, enough to build the model again.
 
     Raises:
-      WeightsError: there are weights already.
-      ValueError: see `paths.writable`.
+      ValueError: see `require_new`.
     """
-    root = writable(path)
-    if is_weights(root):
-        raise WeightsError(f"{root} holds weights already; give another folder or remove it")
+    root = require_new(path)
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_compression=False)) as checkpointer:
         # Weights do not compress. `force` replaces what an interrupted writer left.
         checkpointer.save(root / ARRAYS, args=ocp.args.PyTreeSave(unflatten(flatten(weights))), force=True)

@@ -298,3 +298,6 @@ def test_the_command(folder, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert predict.main([str(folder / "0.png"), "--skeleton=~/nothing", *out]) == 1
     assert f"no annotation file or folder; looked for {tmp_path / 'nothing'}" in capsys.readouterr().err
+    # Said before a minute is spent on learning what cannot be kept.
+    assert predict.main([str(folder / "0.png"), "--skeleton=~/nothing", *out, "--save_model=~/model"]) == 1
+    assert f"{tmp_path / 'model'} holds weights already" in capsys.readouterr().err

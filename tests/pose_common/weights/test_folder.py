@@ -11,6 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from pose_common.weights.folder import WeightsError, is_weights, load_weights, save_weights
 from pose_common.weights.keys import flatten
+from scripts import convert_weights
 
 TREE = {
     "params": {"backbone": {"kernel": np.arange(32, dtype=np.float32).reshape(8, 4)}},
@@ -56,6 +57,11 @@ def test_weights_written_from_eight_devices_are_read_without_them(tmp_path):
 def test_weights_are_not_written_over(folder):
     with pytest.raises(WeightsError, match="holds weights already"):
         save_weights(folder, TREE, MANIFEST)
+
+
+def test_a_conversion_into_weights_is_refused_before_it_begins(folder, tmp_path, capsys):
+    assert convert_weights.main([str(tmp_path / "absent.pth"), f"--to={folder}"]) == 1
+    assert "holds weights already" in capsys.readouterr().err
 
 
 def test_a_folder_is_finished_by_its_manifest(folder):
