@@ -211,7 +211,8 @@ def _write_numbers(
         for dataset, of_dataset in entries.items():
             (folder / f"poses_{dataset}.json").write_text(json.dumps(of_dataset, indent=1), encoding="utf8")
     if "csv" in kinds and entries:  # also where nobody was found, or that of another run would stay
-        with (folder / "poses.csv").open("w", newline="", encoding="utf8") as file:
+        # A file's name may be no UTF-8; it is written as in the JSON file.
+        with (folder / "poses.csv").open("w", newline="", encoding="utf8", errors="backslashreplace") as file:
             table = csv.DictWriter(file, FIELDS, restval="")
             table.writeheader()
             table.writerows(rows)

@@ -26,11 +26,11 @@ def predicted(monkeypatch, tmp_path):
     """A function (flags, scores of every frame's poses) -> the folder of results; nothing is computed."""
     monkeypatch.setattr(command.distributed, "use_compilation_cache", lambda _: None)
 
-    def write(*flags, scores=SCORES, passed=iter, status=0):
+    def write(*flags, scores=SCORES, passed=iter, status=0, name="clip"):
         places = [BODY + (40 * place, 0, 0) for place in range(len(scores))]
         keypoints = np.array(places, np.float32).reshape(-1, 17, 3)
         picture = np.zeros((32, 80, 3), np.uint8)
-        frames = [Picture(f"clip_{n}", picture, n / 30) for n in range(FRAMES)]
+        frames = [Picture(f"{name}_{n}", picture, n / 30) for n in range(FRAMES)]
         boxes = extent_boxes(keypoints)
         results = [[Result(frame, "coco", COCO, keypoints, boxes, np.float32(scores))] for frame in frames]
         parser = command.parser(None, threshold=0.05)
@@ -106,6 +106,14 @@ def test_poses_from_the_threshold_on_are_tracked(predicted):
 
     assert ids("--threshold=0.01") == [1, 2] * FRAMES
     assert ids() == ids("--threshold=0.5") == [1] * FRAMES
+
+
+def test_a_name_that_is_no_utf8_costs_no_table(predicted):
+    folder = predicted("--save=json,csv", name=os.fsdecode(b"caf\xe9"))
+    with (folder / "poses.csv").open(newline="", encoding="utf8") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == FRAMES * len(SCORES) * 17 and rows[0]["image"] == r"caf\udce9_0"
+    assert r'"image": "caf\udce9_0"' in (folder / "poses_coco.json").read_text()
 
 
 def test_where_nobody_is_found_no_table_of_another_run_stays(predicted):
