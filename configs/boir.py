@@ -45,7 +45,8 @@ def get_config(arg: str = "coco_w32") -> ConfigDict:
         return _own(arg)
     dataset, size, *finetune = published.split("_")
     config = _full(size)
-    config.remat = arg != published and size == "w48"  # W32, folded, fits as it is
+    if arg != published and size == "w48":  # W32, folded, fits as it is
+        config.remat = True
     if dataset == "crowdpose":
         config = _crowdpose(config)
     return _finetune(config) if finetune else config
@@ -74,9 +75,16 @@ def _own(arg: str) -> ConfigDict:
 def _full(size: str) -> ConfigDict:
     """COCO."""
     config = common.settings()
+    _set_data(config, size)
+    _set_model(config, size)
+    _set_schedule(config)
+    _set_prediction(config, size)
+    return config
 
-    # Data.
-    config.dataset, config.train_split, config.eval_split = "coco", "train", "val"
+
+def _set_data(config: ConfigDict, size: str) -> None:
+    config.dataset = "coco"
+    config.train_split, config.eval_split = "train", "val"
     # Further rows of the table: dataset, split; a split without annotations, such as ("coco", "test-dev"), yields a
     # file for submission.
     config.eval_also = (("ochuman", "test"),)
@@ -84,16 +92,25 @@ def _full(size: str) -> ConfigDict:
     config.instances = 30  # of an image; smaller people beyond are left out
     config.min_area = 32.0**2  # smallest box, in input pixels squared after augmentation, that is to be found
     config.labelled_images = True  # train on images with a labelled person only, not on all with any annotation
-    config.augmentation = ConfigDict({"scale": (0.75, 1.5), "rotation": 30.0, "translation": 0.2, "mirror": 0.5})
+    config.augmentation = ConfigDict(
+        {
+            "scale": (0.75, 1.5),  # range of the visible square's side, as a factor of the picture's short side
+            "rotation": 30.0,  # largest angle in degrees, either way
+            "translation": 0.2,  # largest shift along each axis, as a share of the visible square's side
+            "mirror": 0.5,  # probability
+        }
+    )
     config.batch_size = 20 * DEVICES  # over all devices (released: 20 on each of 4)
-    config.eval_batch_size = 16
+    config.eval_batch_size = 16  # over all devices, at most
 
-    # Model.
+
+def _set_model(config: ConfigDict, size: str) -> None:
+    """The network and its losses."""
     config.method = "boir"
-    config.size = size
+    config.size = size  # "w32", "w48" or "small" (boir_jax/model.py: VARIANTS)
     # Of the large products in training; scores, statistics and losses are float32 whatever this says.
     config.dtype = "bfloat16"
-    config.remat = False
+    config.remat = False  # True: HRNet's modules are computed again in the backward pass: less memory, more time
     # Maps of fewer channels are folded up to so many, neighbouring cells side by side, which changes no number: 128
     # fills the lanes of a TPU. 0: none; -1: 128 on TPUs, none elsewhere, where it would be a waste.
     config.fold_channels = -1
@@ -104,32 +121,37 @@ def _full(size: str) -> ConfigDict:
     # synchronise theirs (but in crowdpose_w32_finetune): 20.
     config.norm_group = 0
 
-    # Losses. Of every `instance_group` images of the batch at most `instance_cap` people go through the instance head.
     config.losses = losses()
+    # Of every `instance_group` images of the batch at most `instance_cap` people go through the instance head.
     config.instance_group, config.instance_cap = 5, 50
 
-    # Schedule: a linear warm-up, then half a cosine.
-    config.epochs, config.warmup_epochs = 140, 10.0
-    config.learning_rate, config.final_learning_rate = 1e-3, 1e-6
-    config.weight_decay = 0.025
-    config.clip_norm = 10.0  # 0: none
-    config.warmup_start = 1e-12  # rate of the first step
-    config.adam = common.adam()
 
-    # Prediction. What a dataset is not named with, `default` decides.
+def _set_schedule(config: ConfigDict) -> None:
+    config.epochs = 140  # of the whole run
+    config.warmup_epochs = 10.0  # linear
+    config.learning_rate = 1e-3  # after the warm-up
+    config.final_learning_rate = 1e-6  # where half a cosine ends
+    config.weight_decay = 0.025
+    config.clip_norm = 10.0  # largest norm of all gradients together; 0: none
+    config.warmup_start = 1e-12  # rate of the first step
+    config.adam = common.adam()  # decays of the two moments; what is added to the root of the second
+
+
+def _set_prediction(config: ConfigDict, size: str) -> None:
     config.proposals = ConfigDict(
         {
-            "maximum": 30,
-            "threshold": 0.01,
-            "flip": True,
-            "windows": ((200, 3), (300, 5)),
-            "last_window": 7,  # largest mean side of the map, side of the peak window
+            "maximum": 30,  # people of a picture
+            "threshold": 0.01,  # smallest score of a centre
+            "flip": True,  # average over the picture and its mirror image
+            "windows": ((200, 3), (300, 5)),  # (largest mean side of the map, side of the window of a peak)
+            "last_window": 7,  # side of the window where the map is larger than all of these
         }
     )
+    # Side, in cells, of the window whose mean is averaged into the maps: of a dataset by name, or else the default.
     config.smoothing = ConfigDict({"default": 3, "ochuman": 11})
+    # Similarity (OKS) beyond which the weaker of two poses is dropped: of a dataset by name, or else the default.
     config.oks_nms = ConfigDict({"default": 0.8, "ochuman": 0.7})
     config.published_as = size.upper()  # whose figures stand beside ours
-    return config
 
 
 def losses() -> ConfigDict:
@@ -140,8 +162,8 @@ def losses() -> ConfigDict:
             "instance": 4.0,
             "embedding": 0.25,
             "box": 0.25,
-            "background": "image",
-            "pull": False,
+            "background": "image",  # what embeddings are pushed from: "image", outside every box; "instance", each box
+            "pull": False,  # whether the embeddings of a box's centre and of its person are pulled together
             "beta": 10.0,  # sharpness of the embeddings' similarities
             "images_per_device": 20,  # the release divides every term by it once more
         }

@@ -14,37 +14,36 @@ def settings() -> ConfigDict:
     config.mode = "train"  # or "evaluate"
     config.checkpoint = ""  # evaluate: a working directory, a checkpoint of it, or a folder or file of weights
     config.init_from = ""  # train: weights to start from (the same forms)
-    config.seed = 0
+    config.seed = 0  # of initial values, order of the examples and augmentation
 
     # Data.
-    config.data_dir = "data"
+    config.data_dir = "data"  # where prepared datasets lie
     config.definitions = ConfigDict()  # of custom datasets, read from `data_dir` and kept with the run
     config.data_cache = ""  # a folder on this machine's disk, to which what is read is copied first
-    config.loader_threads = 16
-    config.loader_workers = 0  # processes; 0 decodes in threads
+    config.loader_threads = 16  # that make batches; of each worker process, if there are any
+    config.loader_workers = 0  # processes that make batches; 0: the threads of the training process do
     config.synthetic = ConfigDict()  # arguments of `prepare_synthetic`, where the datasets are rendered
     config.steps_per_epoch = 0  # 0: one pass over the examples
 
     # Devices.
     config.parallel = "sharded"  # or "pmap"
     config.fsdp = 1  # devices that share one copy of the parameters
-    config.fsdp_min_size = 2**16
-    config.compilation_cache = "~/.cache/posebh_jax/jax"
+    config.fsdp_min_size = 2**16  # arrays with fewer elements are on every device
+    config.compilation_cache = "~/.cache/posebh_jax/jax"  # folder of compiled programs; "": none are kept
 
-    # What is done when; in steps, but evaluate_every in epochs. 0: at the end only, where all of it is done anyway; but
-    # evaluate_every: about ten times a run, the first time early.
-    config.log_every = 50
-    config.checkpoint_every = 2000
-    config.evaluate_every = 10
+    # Intervals.
+    config.log_every = 50  # steps; 0: at the end only
+    config.checkpoint_every = 2000  # steps; 0: at the end only
+    config.evaluate_every = 10  # epochs; 0: about ten times a run, the first time early
     config.evaluate_stages = True  # also at the start and at the end of each stage
-    config.keep_checkpoints = 3
-    config.keep_checkpoints_every = 0
+    config.keep_checkpoints = 3  # the newest so many
+    config.keep_checkpoints_every = 0  # steps; checkpoints of their multiples are kept for ever; 0: none
     config.profile_steps = ()  # first and last step of an xprof trace in the working directory's `profile`: 100,102
     # Decides which weights are kept in checkpoints/best: a pattern of figures, whose mean counts, such as
     # "coco/heads/AP" or "*/AP"; "": the first figure of each dataset's row; "none": none are.
     config.best_metric = ""
-    # Of the network in evaluation, whatever it was trained in; as both releases, whose half precision is for training
-    # alone. Or "bfloat16", which is faster on accelerators and costs digits.
+    # Arithmetic of the network in evaluation, whatever it was trained in: float32, as in both releases, whose half
+    # precision is for training only; "bfloat16" is faster on accelerators and costs digits.
     config.eval_dtype = "float32"
     config.pictures = 24  # predictions drawn per dataset; the gallery has at most four times as many
     return config

@@ -53,14 +53,16 @@ DEMO_DATASETS = ("synthetic_coco", "synthetic_mpii", "synthetic_ap10k", "synthet
 
 
 def get_config(arg: str = "base") -> ConfigDict:
-    """The configuration of one size, or of the demo."""
+    """The configuration of one size, or of the demo.
+
+    In the released base run a slip keeps the backbone frozen to the end; the huge one thaws it (docs/fidelity.md).
+    """
     if arg not in ARGUMENTS:
         raise ValueError(f"configs/mdt.py:{arg}: expected one of {', '.join(ARGUMENTS)}")
     config = _full("tiny" if arg == "demo" else arg.removesuffix(common.V5E))
-    if arg.endswith(common.V5E):
-        config.fsdp, config.remat = 4, True  # four chips share one copy of parameters and moments
+    if arg.endswith(common.V5E):  # four chips share one copy of parameters and moments
+        config.fsdp, config.remat = 4, True
     if arg == "base":
-        # In the released base run a slip keeps the backbone frozen to the end; the huge one thaws it (fidelity.md).
         config.stages[2].train = ("heads", "embedding")
     return _demo(config) if arg == "demo" else config
 
@@ -69,11 +71,17 @@ def _full(size: str) -> ConfigDict:
     config = common.settings()
     config.method = "posebh"  # "multi_head" leaves the prototype parts out: see configs/multi_head.py
     config.fold = ""  # transfer: the dataset whose expert is folded into a plain backbone (configs/transfer.py)
+    _set_data(config)
+    _set_model(config, size)
+    _set_schedule(config)
+    _set_evaluation(config)
+    return config
 
-    # Data.
+
+def _set_data(config: ConfigDict) -> None:
     config.augmentation = augmentation()
     set_datasets(config, ROWS)
-    # Of a dataset that has no entry in the tables; what they do not say either is taken from its own definition.
+    # The split of a dataset that has none in the tables `train_splits` and `eval_splits`.
     config.default_train_split, config.default_eval_split = "train", "val"
     # Further rows of the table: dataset, split, head[, boxes]; a split without annotations, such as
     # ("coco", "test-dev", "coco", "detections.json"), yields a file for submission.
@@ -83,52 +91,70 @@ def _full(size: str) -> ConfigDict:
     # People of one picture that follow each other and decode it once: more crops a second from pictures of many people,
     # less varied batches. 1: all shuffled, as released.
     config.people_together = 1
-    config.augment = True
+    config.augment = True  # False: the crops of evaluation
     config.batch_size = 512  # over all devices (released: 128 on each of 4)
-    config.eval_batch_size = 512
+    config.eval_batch_size = 512  # over all devices, at most
     config.input_size = (192, 256)  # width, height
     config.heatmap_sigma = 2.0  # of a target's Gaussian, in cells
 
-    # Model. Width and depth go with the size (posebh_jax/vit.py: SIZES).
-    config.size = size
-    config.drop_path, config.layer_decay = REGULARISATION[size]
-    config.head_filters = (256, 256)
-    config.embedding_width, config.embedding_dim = 64, 64
+
+def _set_model(config: ConfigDict, size: str) -> None:
+    """The network, its losses, and the clusters of its prototypes."""
+    config.size = size  # with it go width and depth (posebh_jax/vit.py: SIZES)
+    config.drop_path = REGULARISATION[size][0]  # drop probability of the last block; linear from 0 at the first
+    config.layer_decay = REGULARISATION[size][1]  # factor between the learning rates of neighbouring layers
+    config.head_filters = (256, 256)  # channels of the two transposed convolutions of every head
+    config.embedding_width = 64  # channels of the embedding head's neck
+    config.embedding_dim = 64  # length of an embedding
     config.embedding_neck = "res"  # a residual block; or "res2", two of them, or "conv", a convolution
     config.embedding_kernel = 3  # or 1; of the convolution after the neck
     config.embedding_activation = "silu"  # or "relu"
     config.prototypes_per_keypoint = 3  # M (section 3.2)
     config.dtype = "bfloat16"  # of backbone and heatmap heads in training; the rest is float32 whatever this says
-    config.remat = False
+    config.remat = False  # True: blocks are computed again in the backward pass, which saves memory and costs time
     config.tpu_kernels = True  # on TPUs, in bfloat16: attention and experts by kernels of our own; False: by XLA
 
     config.losses = losses()
-    # The cluster bank (section 3.3): sizes to choose among, rounds and sharpness of the soft k-means. Where none is
-    # below the number of keypoints, the same shares of it are tried as these are of the paper's 214.
-    config.clusters = ConfigDict({"options": (64, 96, 128), "rounds": 500, "beta": 20.0})
+    # The cluster bank (section 3.3).
+    config.clusters = ConfigDict(
+        {
+            # Sizes to choose among. Where none is below the number of keypoints, the same shares of it are tried as
+            # these are of the paper's 214.
+            "options": (64, 96, 128),
+            "rounds": 500,  # of the soft k-means
+            "beta": 20.0,  # sharpness of the soft k-means
+        }
+    )
     config.num_clusters = 0  # 0: the choice among clusters.options; it is logged
 
-    # Schedule. Epochs count from 0 over the whole mixture.
+
+def _set_schedule(config: ConfigDict) -> None:
+    # Stages follow one another; each says which parameter groups learn, by which loss terms, and whether the
+    # prototypes follow the embeddings. Epochs count from 0 over the whole mixture.
     config.stages = [
         stage("prototypes", 50, ("embedding",), PROTOTYPE_LOSSES, prototypes=True),
         stage("self-supervision", 40, ("heads", "embedding"), ALL_LOSSES),
         stage("all", 10, ("backbone", "heads", "embedding"), ALL_LOSSES),
     ]
-    config.learning_rate = 1e-3
-    config.decay_epochs, config.decay_factor = (50, 90), 0.1
-    config.warmup_steps, config.warmup_ratio = 500, 0.001  # linear, from this share of the rate
+    config.learning_rate = 1e-3  # after the warm-up
+    config.decay_epochs = (50, 90)  # when the rate is multiplied by decay_factor
+    config.decay_factor = 0.1
+    config.warmup_steps = 500  # linear, from warmup_ratio of the rate
+    config.warmup_ratio = 0.001
     config.weight_decay = 0.1  # none on biases, norms and the position embedding
-    config.clip_norm = 1.0  # 0: none
-    config.adam = common.adam()
+    config.clip_norm = 1.0  # largest norm of all gradients together; 0: none
+    config.adam = common.adam()  # decays of the two moments; what is added to the root of the second
 
-    # Evaluation (the released evaluation settings).
-    config.flip_test = True
+
+def _set_evaluation(config: ConfigDict) -> None:
+    """As released."""
+    config.flip_test = True  # average the maps of each crop and of its mirror image
     config.dark_kernel = 11  # cells; side of the Gaussian that DARK blurs UDP's maps with before it looks for the peak
     config.dark_blur = "released"  # or "transformers": as the processor of Hugging Face's VitPose blurs
     config.detection_threshold = 0.0  # smallest score of a detector's box
     config.rescoring_threshold = 0.2  # confidences above it enter a pose's score
-    config.suppression, config.oks_nms = "hard", 0.9  # or "soft", "none"; similarity of poses that suppress each other
-    return config
+    config.suppression = "hard"  # of poses that were found twice; or "soft", "none"
+    config.oks_nms = 0.9  # similarity (OKS) beyond which one pose suppresses another
 
 
 def stage(name: str, epochs: int, train: tuple, losses: tuple, prototypes: bool = False) -> ConfigDict:
@@ -137,17 +163,17 @@ def stage(name: str, epochs: int, train: tuple, losses: tuple, prototypes: bool 
 
 
 def augmentation() -> ConfigDict:
-    """What all datasets have in common (released vitb_posebh.py; `data_pipelines.top_down.Augmentation`)."""
+    """What all datasets have in common (released vitb_posebh.py); see `Augmentation` in data_pipelines/top_down."""
     return ConfigDict(
         {
-            "flip": 0.5,  # probability, as the following four
-            "centre_jitter_probability": 0.3,
+            "flip": 0.5,  # probability
+            "centre_jitter_probability": 0.3,  # of datasets with centre_jitter
             "centre_jitter_extent": 0.2,  # of the box, each way
-            "half_body_probability": 0.3,
+            "half_body_probability": 0.3,  # of datasets with half_body
             "half_body_min_visible": 8,  # keypoints; more must be visible
             "half_body_upper_below": 0.5,  # a standard normal draw below it takes the upper half: probability 0.69
             "half_body_rest_is_lower": True,  # face and hands count as lower half
-            "half_body_padding": 1.5,
+            "half_body_padding": 1.5,  # factor on the half's box
             "rotation_probability": 0.6,
             # Decodes JPEGs at 1/2, 1/4 or 1/8 where the crop shrinks the picture at least as much: faster, and pixels
             # differ a little from the release's (docs/benchmarks.md). Evaluation never does.
@@ -158,41 +184,44 @@ def augmentation() -> ConfigDict:
 
 def set_datasets(config: ConfigDict, rows: dict[str, tuple]) -> None:
     """Names the mixture and fills its tables, one entry a dataset, from rows as in `ROWS`."""
-    config.datasets = tuple(rows)
+    config.datasets = tuple(rows)  # of the mixture
 
     def table(values) -> ConfigDict:
         return ConfigDict(dict(zip(rows, values, strict=True)))
 
-    columns = list(zip(*rows.values(), strict=True))
-    config.train_splits, config.eval_splits, config.codec, config.padding = map(table, columns[:4])
-    for name, values in zip(
-        ("centre_jitter", "half_body", "scale_factor", "rotation_factor"), columns[4:], strict=True
-    ):
-        config.augmentation[name] = table(values)
-    # 'ground_truth', or the path of a COCO detection file, for evaluation; training crops are the annotated ones.
+    columns = map(table, zip(*rows.values(), strict=True))
+    config.train_splits = next(columns)
+    config.eval_splits = next(columns)
+    config.codec = next(columns)  # of crops and heatmaps: "udp" or "msra"
+    config.padding = next(columns)  # factor on the box before cropping
+    config.augmentation.centre_jitter = next(columns)  # whether boxes are moved
+    config.augmentation.half_body = next(columns)  # whether half bodies are cropped
+    config.augmentation.scale_factor = next(columns)  # standard deviation
+    config.augmentation.rotation_factor = next(columns)  # standard deviation in degrees
+    # "ground_truth", or the path of a COCO detection file, for evaluation; training crops are the annotated ones.
     config.boxes = table([GROUND_TRUTH] * len(rows))
-    config.mixture_weights = table([1.0] * len(rows))
+    config.mixture_weights = table([1.0] * len(rows))  # for a mixture that is "weighted"
 
 
 def losses() -> ConfigDict:
     """Sections 3.2 to 3.4, with the numbers of the released vitb_posebh.py; see `PrototypeConfig`."""
     return ConfigDict(
         {
-            "momentum": 0.999,
-            "sinkhorn_epsilon": 0.05,
+            "momentum": 0.999,  # share of a prototype that an update keeps
+            "sinkhorn_epsilon": 0.05,  # temperature of the assignment
             "sinkhorn_rounds": 3,
-            "label_threshold": 0.0,
-            "weigh_by_correctness": False,
-            "contrast_weight": 1.25e-5,
-            "cross_entropy_weight": 0.01,
-            "distance_weight": 0.001,
-            "heatmap_weight": 3.33e-6,
+            "label_threshold": 0.0,  # a pixel is labelled where its largest target exceeds this
+            "weigh_by_correctness": False,  # pixels enter an update with 1 when correct, else 0; not by confidence
+            "contrast_weight": 1.25e-5,  # of cross entropy and distance together
+            "cross_entropy_weight": 0.01,  # within contrast_weight
+            "distance_weight": 0.001,  # within contrast_weight
+            "heatmap_weight": 3.33e-6,  # of the prototype heatmaps' error; within the cluster and cross-type terms, too
             "cluster_weight": 1e-2,
             "cross_type_weight": 1e-3,
-            "cross_type_threshold": 0.25,
-            "cross_type_distance": 2.1,
-            "cross_type_kernel": 11,
-            "cross_type_sigma": 2.0,
+            "cross_type_threshold": 0.25,  # both peaks must exceed it
+            "cross_type_distance": 2.1,  # cells that the two peaks may lie apart
+            "cross_type_kernel": 11,  # cells; side of the Gaussian that DARK blurs both maps with
+            "cross_type_sigma": 2.0,  # of the pseudo label's Gaussian, in cells
         }
     )
 

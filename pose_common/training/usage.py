@@ -24,15 +24,19 @@ def usage(program: str, flag_module: str, config: ConfigDict, files: Iterable[pa
       program: docstring of the program, with its commands.
       flag_module: module that defines the flags.
       config: whose settings are shown.
-      files: configurations whose source has the comments.
+      files: configurations whose source has the comments, those of the most special one first.
     """
     said = comments(files)
+    tables: set[str] = set()  # whose first entry, at which the comment of the whole table stands, was shown
     lines = [program.strip(), "", "Flags:"]
     for flag in sorted(flags.FLAGS.flags_by_module_dict().get(flag_module, ()), key=lambda flag: flag.name):
         lines.append(f"  --{flag.name}: {flag.help}")
     lines += ["", "Settings, each of which --config.<name>=... changes:"]
     for name, value in leaves(config):
-        comment = said.get(name) or said.get(name.split(".")[-1], "")
+        table, _, entry = name.rpartition(".")
+        table = table.partition("[")[0]  # of a list's row the list
+        comment = said.get(name) or said.get(entry) or ("" if table in tables else said.get(table, ""))
+        tables.add(table)
         lines += textwrap.wrap(
             f"{name} = {value!r}" + (f"  # {comment}" if comment else ""), WIDTH, subsequent_indent=" " * 8
         )
