@@ -18,7 +18,7 @@ from pose_common.prediction.result import Result
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns the exit status."""
-    parser = command.parser(__doc__, batch_size=1, threshold=THRESHOLD)
+    parser = command.parser(__doc__, batch_size=1, threshold=THRESHOLD, name="python -m boir_jax.predict")
     parser.add_argument("--input_size", type=int, help="short side of the resized picture")
     return command.run(parser.parse_args(argv), _predict)
 

@@ -1,8 +1,7 @@
 """Poses in pictures, by command:
 
     python -m posebh_jax.predict photo.jpg --checkpoint=workdir/base --out=poses
-    python -m posebh_jax.predict holiday/ --checkpoint=vitpose++_base.pth --boxes=boir_w32.pth
-    --dataset=coco,coco_wholebody
+    python -m posebh_jax.predict holiday/ --checkpoint=vitpose++_base.pth --boxes=boir_w32.pth --dataset=coco,mpii
 
 `posebh_jax/pose_model.py` finds them; what all prediction commands do is in `pose_common/prediction/command.py`.
 """
@@ -29,7 +28,7 @@ FINDING = "finding the people"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns the exit status."""
-    parser = command.parser(__doc__)
+    parser = command.parser(__doc__, name="python -m posebh_jax.predict")
     parser.add_argument(
         "--boxes",
         type=os.path.expanduser,

@@ -33,7 +33,9 @@ MOST = 12
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        "python -m scripts.check_weights", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("source", help="a file or folder of weights, a run, a checkpoint, or hf://owner/name")
     parser.add_argument("--datasets", help="names of the heads, in order, separated by commas")
     parser.add_argument("--num_heads", type=int, help="attention heads, where the size is none of the published")

@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        "scripts.convert_weights", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        "python -m scripts.convert_weights", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("source", type=as_path, help="file or folder of weights, or working directory of a run")
     parser.add_argument("--to", type=as_path, required=True, help="folder to make, or file to write")

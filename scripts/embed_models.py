@@ -1,6 +1,6 @@
 """Makes the models that the package carries of two runs on rendered figures.
 
-python -m scripts.embed_models workdir/embedded workdir/demo_boir
+    python -m scripts.embed_models workdir/embedded workdir/demo_boir
 
 `make embedded` makes these runs and calls this.
 """
@@ -25,9 +25,11 @@ from pose_common.weights.keys import own_weights
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("posebh", type=pathlib.Path)
-    parser.add_argument("boir", type=pathlib.Path)
+    parser = argparse.ArgumentParser(
+        "python -m scripts.embed_models", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("posebh", type=pathlib.Path, help="working directory of the run of PoseBH")
+    parser.add_argument("boir", type=pathlib.Path, help="working directory of the run of BoIR")
     args = parser.parse_args(argv)
     try:
         pose, finder = posebh_jax.sources.read(args.posebh), boir_jax.sources.read(args.boir)

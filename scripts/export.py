@@ -101,7 +101,7 @@ def program_of(args: argparse.Namespace) -> Program:
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        "scripts.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        "python -m scripts.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_model_arguments(parser)
     parser.add_argument("--format", choices=sorted(FORMATS), required=True)

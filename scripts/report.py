@@ -21,8 +21,10 @@ from pose_common.report.runs import read_runs
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("workdir", nargs="+")
+    parser = argparse.ArgumentParser(
+        "python -m scripts.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("workdir", nargs="+", help="a working directory, or an evaluation, <workdir>/results/step_<n>")
     parser.add_argument("--out", type=as_path, default="report.html", help="the file to write")
     parser.add_argument(
         "--max_mb", type=float, default=MAX_PICTURES / 1e6, help="megabytes that the pictures may take (%(default)g)"

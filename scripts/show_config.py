@@ -26,9 +26,11 @@ METHODS = posebh_configuration.METHODS + boir_configuration.METHODS
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit status: 1 for an error, or where two configurations differ."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source")
-    parser.add_argument("other", nargs="?")
+    parser = argparse.ArgumentParser(
+        "python -m scripts.show_config", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("source", help="a working directory, a checkpoint, a config.json, or what --config takes")
+    parser.add_argument("other", nargs="?", help="what to compare it with")
     args = parser.parse_args(argv)
     try:
         found = [_lines(source) for source in (args.source, args.other) if source]

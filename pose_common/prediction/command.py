@@ -37,9 +37,11 @@ KINDS = ("images", "json", "csv", "video")
 COMPILATION_CACHE = "~/.cache/posebh_jax/jax"
 
 
-def parser(description: str | None, batch_size: int = 16, threshold: float | None = None) -> argparse.ArgumentParser:
-    """The flags that both commands have, with a method's own defaults."""
-    made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parser(
+    description: str | None, batch_size: int = 16, threshold: float | None = None, name: str | None = None
+) -> argparse.ArgumentParser:
+    """The flags that both commands have, with a method's own defaults; `name` is how the command is started."""
+    made = argparse.ArgumentParser(name, description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument(
         "source",
         nargs="*",
@@ -60,7 +62,12 @@ def parser(description: str | None, batch_size: int = 16, threshold: float | Non
     made.add_argument(
         "--threshold", type=float, default=threshold, help=f"smallest score of a pose (default: {threshold or 'all'})"
     )
-    made.add_argument("--batch_size", type=int, default=batch_size)
+    made.add_argument(
+        "--batch_size",
+        type=int,
+        default=batch_size,
+        help="crops (BoIR: pictures of one size) that go through the network together (default: %(default)s)",
+    )
     made.add_argument("--device", help="where to compute, such as cpu, gpu, cuda:1 (default: the first that JAX has)")
     made.add_argument("--draw_threshold", type=float, help="smallest confidence of a keypoint that is drawn")
     made.add_argument("--debug", action="store_true", help="show errors with their traceback")
