@@ -8,13 +8,14 @@ fingerprint of every array. An older checkpoint is deleted only after a newer on
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import logging
 import pathlib
 import re
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -27,9 +28,6 @@ from data_pipelines.paths import absolute, as_path, is_remote, writable
 from pose_common.training.fingerprints import named_leaves, summarise
 from pose_common.training.state import TrainState
 from pose_common.weights.folder import read_arrays
-
-# Orbax warns of what it was asked for.
-logging.getLogger("absl").addFilter(lambda record: not str(record.msg).startswith("Given directory is read only"))
 
 WEIGHTS, TRAINING, INFO = "weights", "training", "info"
 ARRAYS, CHECKSUM = "arrays", "checksum"
@@ -96,11 +94,12 @@ class Checkpoints:
                 cleanup_tmp_directories=True,
                 multiprocessing_options=processes,
             )
-        self._manager = ocp.CheckpointManager(
-            absolute(directory) if read_only else writable(directory),
-            item_names=(WEIGHTS, TRAINING, INFO),
-            options=options,
-        )
+        with _without_line("Given directory is read only"):  # Orbax warns of what it was asked for
+            self._manager = ocp.CheckpointManager(
+                absolute(directory) if read_only else writable(directory),
+                item_names=(WEIGHTS, TRAINING, INFO),
+                options=options,
+            )
 
     @property
     def directory(self) -> pathlib.Path:
@@ -313,6 +312,21 @@ class Checkpoints:
 
     def _title(self, step: int) -> str:
         return f"the checkpoint {self.directory / str(step)}"
+
+
+@contextlib.contextmanager
+def _without_line(beginning: str) -> Iterator[None]:
+    """Inside its block absl's logger, which is Orbax's, leaves out lines that begin so."""
+    logger = logging.getLogger("absl")
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return not str(record.msg).startswith(beginning)
+
+    logger.addFilter(is_other)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_other)
 
 
 def _read_as_saved(folder: epath.Path) -> Any:
