@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 import re
 
 import pytest
+
+from boir_jax.losses import LossConfig
+from boir_jax.proposals import ProposalConfig
+from data_pipelines.top_down.augmentation import Augmentation as CropAugmentation
+from data_pipelines.whole_image.pictures import Augmentation as ImageAugmentation
+from posebh_jax.clusters import ClusterConfig
+from posebh_jax.prototypes import PrototypeConfig
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SECTIONS = {"PoseBH": "posebh_jax", "BoIR": "boir_jax"}
@@ -45,10 +53,18 @@ def test_formulas_are_where_the_document_says(file, name):
     assert re.search(rf"^\s*(?:def|class) {name.split('.')[-1]}\b", source, re.MULTILINE)
 
 
+def headings(document: pathlib.Path) -> set[str]:
+    """Names by which links lead to the headings of a document, as GitHub makes them."""
+    lines = re.findall(r"^#+ (.*)$", document.read_text(encoding="utf8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", line.strip().lower()).replace(" ", "-") for line in lines}
+
+
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_links_of_documents_lead_somewhere(document):
-    for target in re.findall(r"\]\(([^)#:]+)\)", words_of(document)):
-        assert (ROOT / document).parent.joinpath(target).exists(), target
+    for file, heading in re.findall(r"\]\(([^)#:]*)(?:#([^)]+))?\)", words_of(document)):
+        target = (ROOT / document).parent / file if file else ROOT / document
+        assert target.exists(), file
+        assert not heading or heading in headings(target), f"{file}#{heading}"
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
@@ -56,6 +72,26 @@ def test_paths_that_documents_name_exist(document):
     """Those in commands, too. Test files may be named from the folder `tests` on."""
     for path in re.findall(rf"(?<![\w/.-])(?:{'|'.join(FOLDERS)})/[\w/.-]*\w", words_of(document)):
         assert (ROOT / path).exists() or (ROOT / "tests" / path).exists(), path
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_tests_that_documents_name_exist(document):
+    """A file, a function, or with an ellipsis the beginning of a function's name."""
+    files = list((ROOT / "tests").rglob("test_*.py"))
+    functions = re.findall(r"def (test_\w+)", "".join(path.read_text(encoding="utf8") for path in files))
+    known = {path.stem for path in files} | set(functions)
+    for name, more in re.findall(r"\b(test_\w+)(…?)", words_of(document)):
+        there = name in known or (more and any(other.startswith(name) for other in functions))
+        assert there, name
+
+
+@pytest.mark.parametrize(
+    "settings", [ClusterConfig, CropAugmentation, ImageAugmentation, LossConfig, PrototypeConfig, ProposalConfig]
+)
+def test_the_numbers_of_a_run_are_in_its_configuration_alone(settings):
+    """As docs/architecture.md has it: the dataclasses that hold them have no defaults."""
+    fields = dataclasses.fields(settings)
+    assert all(field.default is field.default_factory is dataclasses.MISSING for field in fields)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)

@@ -44,9 +44,9 @@ def train_loader(
     batch_size: int,
     input_size: int,
     seed: int,
-    instances: int = 30,
+    instances: int,
+    augmentation: Augmentation,
     rules: Rules | None = None,
-    augmentation: Augmentation = Augmentation(),
     share: Share = Share(),
     reading: Reading = Reading(),
 ) -> TrainIterator:
@@ -58,8 +58,8 @@ def train_loader(
       input_size: side of the square pictures, a multiple of 32.
       seed: decides order and augmentation.
       instances: N, the instance axis.
-      rules: which images and people are learned; those of the dataset's publication by default.
       augmentation: see `Augmentation`.
+      rules: which images and people are learned; those of the dataset's publication by default.
       share: which rows of each batch.
 
     Raises:

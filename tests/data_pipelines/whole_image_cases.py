@@ -8,11 +8,13 @@ import numpy as np
 import pycocotools.mask
 
 from data_pipelines.datasets import find_dataset
-from data_pipelines.whole_image.pictures import RandomParameters, Train, rules_of
+from data_pipelines.whole_image.pictures import Augmentation, RandomParameters, Train, rules_of
 from tests.golden_files import golden, golden_config
 
 RECORD = golden("boir/data_train.npz")
 CASES = golden_config("boir/data_train.npz")
+RELEASED = Augmentation(scale=(0.75, 1.5), rotation=30.0, translation=0.2, mirror=0.5)
+"""The settings of the released COCO configurations."""
 
 
 def recorded(case: str) -> dict[str, np.ndarray]:
@@ -43,5 +45,5 @@ def replay(case: str, instances: int | None = None):
     dataset = find_dataset(config["dataset"])
     assert list(dataset.keypoints.flip_index) == config["flip_index"], "recorded with another skeleton"
     assert config["input_size"] == 4 * config["output_size"], "maps are at stride 4"
-    train = Train(dataset, config["input_size"], rules_of(dataset), instances)
+    train = Train(dataset, config["input_size"], rules_of(dataset), instances, RELEASED)
     return train.apply(sample, image[..., ::-1], draws), record

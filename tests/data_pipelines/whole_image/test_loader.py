@@ -15,7 +15,8 @@ from data_pipelines.reading import Reading
 from data_pipelines.records import DatasetNotPrepared, load_annotations
 from data_pipelines.sharing import Share
 from data_pipelines.whole_image.loader import eval_loader, train_loader
-from data_pipelines.whole_image.pictures import Rules, check_masks, training_images
+from data_pipelines.whole_image.pictures import check_masks, rules_of, training_images
+from tests.data_pipelines.whole_image_cases import RELEASED
 
 DATASET = "synthetic_crowd"
 DIRECT = Reading(num_threads=0)
@@ -30,7 +31,7 @@ def data_dir(tmp_path_factory):
 
 def loader(data_dir, **changes):
     settings = {"batch_size": 4, "input_size": 128, "seed": 3, "instances": 8, "reading": DIRECT}
-    return train_loader(DATASET, data_dir=data_dir, **(settings | changes))
+    return train_loader(DATASET, data_dir=data_dir, augmentation=RELEASED, **(settings | changes))
 
 
 def take(iterator, count):
@@ -117,7 +118,7 @@ def test_resume_and_epochs(data_dir):
 def test_people_beyond_the_cap_are_logged(data_dir, caplog):
     annotations = load_annotations(DATASET, "train", data_dir)
     with caplog.at_level(logging.WARNING):
-        training_images(annotations, Rules(), cap=1)
+        training_images(annotations, rules_of(annotations.protocol), cap=1)
     assert "exceed the 1 instances" in caplog.text
 
 
