@@ -25,7 +25,8 @@ from pose_common.weights.hub_folders import find_weights, local_path
 from pose_common.weights.keys import COUNTER, Conversion
 from posebh_jax.vit import ViTSize, size_name
 from posebh_jax.weights.manifest import Options
-from scripts.convert_weights import PREDICTED_FROM, custom_heads, foreign_weights, own_weights, without_heads
+
+from .convert_weights import PREDICTED_FROM, custom_heads, foreign_weights, own_weights, without_heads
 
 MOST = 12
 """Names of entries that are printed of each kind."""

@@ -6,6 +6,7 @@ import ast
 import pathlib
 import subprocess
 import sys
+import tomllib
 
 import pytest
 
@@ -16,6 +17,7 @@ MAY_IMPORT = {
     "posebh_jax": ("data_pipelines", "pose_common"),
     "boir_jax": ("data_pipelines", "pose_common"),
 }
+INSTALLED = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf8"))["project"]["scripts"]
 ON_REQUEST = {("posebh_jax/boxes.py", "boir_jax")}
 """The other method where its model is asked for: BoIR finds people for PoseBH."""
 
@@ -36,6 +38,14 @@ def test_a_package_imports_what_it_may(package):
     files = [(path, path.relative_to(ROOT).as_posix()) for path in (ROOT / package).rglob("*.py")]
     found = {(file, name) for path, file in files for name in imported(path) - {package, *MAY_IMPORT[package]}}
     assert found <= ON_REQUEST
+
+
+@pytest.mark.parametrize(("command", "entry"), INSTALLED.items())
+def test_an_installed_command_imports_what_is_installed(command, entry):
+    """A wheel has `scripts` and `configs` inside of `posebh_jax` (setup.py): modules there are imported relatively."""
+    module = entry.split(":")[0].removeprefix("posebh_jax.scripts.")
+    folder = ROOT / "scripts" if "posebh_jax.scripts." in entry else ROOT
+    assert not imported(folder / f"{module.replace('.', '/')}.py") & {"configs", "scripts", "tests"}
 
 
 def test_importing_leaves_logging_as_it_was():
