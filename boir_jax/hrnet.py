@@ -2,9 +2,8 @@
 
 Maps are [B, h, w, C]. Branch b has `width * 2**b` channels unless said otherwise. Equal parts are scanned, so that
 compile time does not grow with depth: the blocks of a branch, the modules of a stage and the bottlenecks after the
-first.
-Their parameters and batch statistics carry a leading axis, module first: stage3/branch_0/conv1/conv/kernel is
-[4 modules, 4 blocks, ...].
+first. Their parameters and batch statistics have a leading axis for each scan, modules before blocks:
+stage3/branch_0/conv1/conv/kernel is [4 modules, 4 blocks, ...].
 
 With `HRNet.fold_channels` narrow maps are folded (`pose_common/folding.py`), between the layers and from module to
 module, which changes no number but by rounding.

@@ -132,7 +132,6 @@ class PoseBHMethod:
 
     def shapes(self, stage: Stage, notes: dict[str, Any]) -> TrainState:
         """Shapes of a state inside `stage`."""
-
         state = jax.eval_shape(self.init, jax.random.PRNGKey(0))
         weights = weight_shapes(self.model, self.input_size, self.prototypes_per_keypoint, notes.get("num_clusters", 0))
         opt_state = jax.eval_shape(lambda params: self.optimizer.init(params, stage.train), state.params)

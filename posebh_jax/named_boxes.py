@@ -125,6 +125,15 @@ class NamedBoxes:
 
 
 def checked(boxes: Any, where: str) -> Found:
+    """Boxes float64 [N, 4] (x, y, width, height) and scores [N], 1 where none are given, of a picture's boxes.
+
+    Args:
+      boxes: [N, 4], or [N, 5] with scores; one row alone; [] for nobody.
+      where: the picture, as messages name it.
+
+    Raises:
+      ValueError: anything else, among it None, numbers that are not finite and sides that are not positive.
+    """
     if boxes is None:
         raise ValueError(f"boxes of {where}: None; give [] for nobody, or the box of the whole picture")
     try:

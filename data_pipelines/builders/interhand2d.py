@@ -1,10 +1,9 @@
 """InterHand2.6M, 2D: each hand of a picture is one instance with 21 keypoints.
 
 The annotation is three files (data, camera, joint_3d); keypoints are the 3D joints projected by the picture's
-camera.
-As the original protocol has it: the picture's first annotation counts; a hand whose wrist is not valid loses
-all its joints; a hand counts with more than 11 valid joints; its box is tight around these. An instance's id
-is the count of hands up to it in the file, its category 1 (right) or 2 (left).
+camera. As the original protocol has it: the picture's first annotation counts; a hand whose wrist is not valid loses
+all its joints; a hand needs at least 12 valid joints; its box is tight around these. An instance's id is the number of
+hands that are kept before it in the file, its category 1 (right) or 2 (left).
 """
 
 from __future__ import annotations

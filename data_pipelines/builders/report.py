@@ -43,9 +43,11 @@ class _Tally:
 class Report:
     """Counts by reason, each with file and id of its cases (the first thousand).
 
-    Three kinds: `images` and `instances` are broken and dropped (in strict mode the first one raises
-      RawDataError); `remarks` are not faults: entries that are kept though unusual, or left out because the
-      protocol says so.
+    There are three kinds: `images` and `instances` are broken and dropped; `remarks` are not faults, but entries that
+    are unusual and kept, or that the protocol leaves out.
+
+    Args:
+      strict: the first broken entry raises `RawDataError` instead.
     """
 
     def __init__(self, strict: bool = False):
@@ -55,19 +57,24 @@ class Report:
         }
 
     def drop_image(self, fault: Fault, file: str | pathlib.Path, number: Any) -> None:
+        """Counts a picture that is left out, with all its people; `number` is its id."""
         self._drop("images", fault, file, number)
 
     def drop_instance(self, fault: Fault, file: str | pathlib.Path, number: Any) -> None:
+        """Counts somebody who is left out of picture or annotation file `file`; `number` is the annotation's id."""
         self._drop("instances", fault, file, number)
 
     def remark(self, what: str, file: str | pathlib.Path, number: Any, detail: str = "") -> None:
+        """Counts what is worth a word and no fault, in strict mode neither."""
         self._tallies["remarks"][printable(what)].add(os.fspath(file), _plain(number), detail)
 
     @property
     def num_dropped(self) -> int:
+        """Pictures and instances together; people of a dropped picture are not counted."""
         return sum(tally.count for kind in ("images", "instances") for tally in self._tallies[kind].values())
 
     def as_dict(self) -> dict[str, dict[str, Any]]:
+        """{kind: {reason: {"count": int, "examples": [{"file", "id", "detail"}]}}}, as `summary.json` has it."""
         return {
             kind: {reason: dataclasses.asdict(tally) for reason, tally in sorted(tallies.items())}
             for kind, tallies in self._tallies.items()

@@ -57,7 +57,7 @@ class TrainIterator(grain.DatasetIterator):
       batch_size: of the global batch.
       share: which rows of each batch.
       reading: how to read ahead.
-      num_examples: the length of a (nominal) epoch: the instances of all datasets together.
+      num_examples: the length of a (nominal) epoch: the examples of all datasets together.
       samples: the stream before its examples were made, whose samples know their pictures' names.
 
     Raises:
@@ -150,7 +150,8 @@ def train_loader(
       seed: decides order and augmentation.
       mixture, together: 'concat', 'balanced' or weights, and people of a picture in a row, see `mixture.mix`.
       augmentation: without, the crops are those of evaluation.
-      share: which rows of each batch.
+      share: which rows of each batch are this process's.
+      reading: how to read ahead, and from which copy.
 
     Raises:
       DatasetNotPrepared: with the command that prepares it.
@@ -221,7 +222,22 @@ def open_source(
     score_threshold: float = 0.0,
     cache: str = "",
 ) -> TopDownSource:
-    """Opens the records of a prepared split as person crops; `dataset` is a name, or a protocol other than its own."""
+    """Opens a prepared split as a source of people to crop, one for each box.
+
+    Args:
+      dataset: its name, or a protocol to use in place of its own.
+      split: such as 'train' or 'val'.
+      data_dir: where `scripts.prepare_data` wrote.
+      input_size: (width, height) of the crops, to whose aspect ratio boxes grow.
+      dataset_index: value of the batches' `dataset`, that is, which head and expert to use.
+      boxes: 'ground_truth', or the path of a COCO detection file.
+      score_threshold: detections of a lower score are left out.
+      cache: a folder of this machine to which the split is copied first; '' for none.
+
+    Raises:
+      DatasetNotPrepared: with the command that prepares it.
+      ValueError: a dataset without usable instances, or a detection file that cannot be used.
+    """
     protocol = find_dataset(dataset, data_dir) if isinstance(dataset, str) else dataset
     data_dir = cached(protocol.name, split, data_dir, cache)
     annotations = load_annotations(protocol.name, split, data_dir)
@@ -249,9 +265,11 @@ def eval_loader(
 
     Args:
       batch_size: largest number of rows of the global batch; see `fitting_batch`.
-      boxes: 'ground_truth', or the path of a COCO detection file; `score_threshold` applies to the latter.
-      dataset_index: value of the batches' `dataset`, that is, which head and expert to use.
+      dataset, split, boxes, score_threshold, dataset_index: see `open_source`.
       The others: as for `train_loader`.
+
+    Raises:
+      DatasetNotPrepared, ValueError: see `open_source`; a batch that the processes cannot share equally.
     """
     source = open_source(
         dataset,

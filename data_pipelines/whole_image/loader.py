@@ -60,7 +60,8 @@ def train_loader(
       instances: N, the instance axis.
       augmentation: see `Augmentation`.
       rules: which images and people are learned; those of the dataset's publication by default.
-      share: which rows of each batch.
+      share: which rows of each batch are this process's.
+      reading: how to read ahead, and from which copy.
 
     Raises:
       DatasetNotPrepared: with the command that prepares it.
@@ -98,6 +99,10 @@ def eval_loader(
       input_size: of the short side.
       batch_size: largest number of rows of the global batch; see `fitting_batch`.
       The others: as for `train_loader`.
+
+    Raises:
+      DatasetNotPrepared: with the command that prepares it.
+      ValueError: a batch that the processes cannot share equally.
     """
     data_dir = cached(dataset, split, data_dir, reading.cache)
     annotations = load_annotations(dataset, split, data_dir)

@@ -10,8 +10,6 @@ import jax
 
 METHOD_STATE = "prototypes"
 """Name of the method state in files of weights: that of the first method that had one, which files keep."""
-
-
 STATE_TRAINED = "method_state_trained"
 """Of a checkpoint's notes: whether the method state is more than newly initialised. Older checkpoints do not say."""
 

@@ -15,8 +15,6 @@ from pose_common.training.state import TrainState
 
 FINITE = "finite"
 """Name, among a step's metrics, of {"parameters": bool [n], "gradients": bool [n]}: whether each array was finite."""
-
-
 ABSENT = -1.0
 """Value of a figure that does not exist, as COCO's evaluation writes it: it is not counted, written or drawn."""
 

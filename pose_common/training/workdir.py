@@ -77,7 +77,6 @@ def _reads(path: pathlib.Path, text: str) -> bool:
 
 def checkpoint_bytes(state: TrainState) -> int:
     """Size of a checkpoint of a run, uncompressed, at most: weights, and both moments of every parameter."""
-
     return _size(state.weights) + 2 * _size(state.params)
 
 
