@@ -12,7 +12,7 @@ import pathlib
 import re
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from absl import app, flags
@@ -184,23 +184,7 @@ def main(
       methods: whose runs can go on.
       free: settings that may change when a run goes on.
     """
-    flags.DEFINE_string(
-        "config",
-        "",
-        "Configuration, `path[:argument]` or `name[:argument]`; by default that of the run in --workdir. "
-        "--config.<field>=... sets a field.",
-    )
-    folder = flags.DEFINE_string(
-        "workdir",
-        None,
-        f"Checkpoints, figures, results and pictures go here; by default to {workdir}, those of an evaluation to "
-        f"{EVALUATED}/<name of the checkpoint>.",
-    )
-    coordinator = flags.DEFINE_string("coordinator", None, "address:port of process 0, where JAX cannot find it.")
-    num_processes = flags.DEFINE_integer("num_processes", None, "Number of processes, with --coordinator.")
-    process_id = flags.DEFINE_integer("process_id", None, "This process, with --coordinator.")
-    accept = flags.DEFINE_bool("accept_changes", False, "Go on with a run although its settings have changed.")
-    debug = flags.DEFINE_bool("debug", False, "Show errors with their traceback.")
+    given = _define_flags(workdir)
     source, overrides, others = configuration.split_arguments(sys.argv[1:])
     if HELP & set(others):
         _print_usage(source, read(source, overrides, ""), default)
@@ -211,33 +195,66 @@ def main(
             sys.exit(f"error: {argv[1]!r} is no flag; see --help")
         logs.start_logging()
         try:
-            distributed.start(coordinator.value, num_processes.value, process_id.value)
+            distributed.start(given.coordinator.value, given.num_processes.value, given.process_id.value)
             logs.name_host()
-            with processes.leaving_together(debug.value):
-                holder = folder.value or workdir
+            with processes.leaving_together(given.debug.value):
+                holder = given.workdir.value or workdir
                 if not source and not configuration.evaluated(overrides):  # all read the run that is there, or none
                     there = find_checkpoints(holder)
                     processes.require_alike("run", {"checkpoints in --workdir": list(there.steps) if there else []})
                 settings = read(source, overrides, holder)
                 processes.require_alike("start", _identity(settings))
                 evaluates = settings.mode == "evaluate"
-                if evaluates and not folder.value:
+                if evaluates and not given.workdir.value:
                     holder = evaluation_workdir(settings.checkpoint)
                 path = as_path(holder)
                 make_workdir(path)
                 if not evaluates:
                     require_shared(path)
-                    follow_run(settings, path, methods, free, accept.value)
+                    follow_run(settings, path, methods, free, given.accept_changes.value)
                 distributed.use_compilation_cache(settings.compilation_cache)
                 with logs.written_to(path):
                     run(settings, path)
         except processes.KNOWN as error:
-            if debug.value:
+            if given.debug.value:
                 raise
             # Said in full already: a traceback would only hide the advice.
             sys.exit(f"error: {processes.one_line(error)}")
 
     app.run(start, argv=[sys.argv[0], *others])
+
+
+class _Flags(NamedTuple):
+    """The program's flags, to be read when they are parsed; those of the configuration are taken out before."""
+
+    workdir: flags.FlagHolder
+    coordinator: flags.FlagHolder
+    num_processes: flags.FlagHolder
+    process_id: flags.FlagHolder
+    accept_changes: flags.FlagHolder
+    debug: flags.FlagHolder
+
+
+def _define_flags(workdir: str) -> _Flags:
+    flags.DEFINE_string(  # for --help alone
+        "config",
+        "",
+        "Configuration, `path[:argument]` or `name[:argument]`; by default that of the run in --workdir. "
+        "--config.<field>=... sets a field.",
+    )
+    return _Flags(
+        flags.DEFINE_string(
+            "workdir",
+            None,
+            f"Checkpoints, figures, results and pictures go here; by default to {workdir}, those of an evaluation to "
+            f"{EVALUATED}/<name of the checkpoint>.",
+        ),
+        flags.DEFINE_string("coordinator", None, "address:port of process 0, where JAX cannot find it."),
+        flags.DEFINE_integer("num_processes", None, "Number of processes, with --coordinator."),
+        flags.DEFINE_integer("process_id", None, "This process, with --coordinator."),
+        flags.DEFINE_bool("accept_changes", False, "Go on with a run although its settings have changed."),
+        flags.DEFINE_bool("debug", False, "Show errors with their traceback."),
+    )
 
 
 def _print_usage(source: str, config: ConfigDict, default: str) -> None:
