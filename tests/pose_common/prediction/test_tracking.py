@@ -68,8 +68,20 @@ def test_weak_poses_start_no_track_but_continue_one():
 
 
 def test_overlaps_of_boxes():
-    boxes = np.array([[0, 0, 10, 10], [5, 0, 10, 10], [20, 20, 1, 1]], np.float64)
+    boxes = np.array([[0, 0, 10, 20], [5, 0, 10, 20], [20, 20, 1, 1]], np.float64)
     np.testing.assert_allclose(tracking.overlaps(boxes, boxes), [[1, 1 / 3, 0], [1 / 3, 1, 0], [0, 0, 1]], atol=1e-12)
+
+
+def test_similarity_is_the_mean_of_oks_and_overlap():
+    """COCO's OKS, with 0.53 of the track's box as its area."""
+    tracks, _ = tracking.step(tracking.no_tracks(17), frame(0, (0, 0), (300, 0)))
+    found = tracking.similarities(tracks, frame(0.1, (0, 0), (4, 3)), COCO.oks_sigmas)
+    width, height = tracks.boxes[0, 2:]
+    oks = np.mean([np.exp(-25 / (2 * 0.53 * width * height * (2 * sigma) ** 2)) for sigma in COCO.oks_sigmas])
+    common = (width - 4) * (height - 3)
+    expected = (oks + common / (2 * width * height - common)) / 2
+    assert 0.2 < expected < 0.8
+    np.testing.assert_allclose(found, [[1, expected], [0, 0]], atol=1e-5)  # coordinates are float32
 
 
 def test_smoothing_calms_a_person_at_rest_and_follows_a_fast_one():
