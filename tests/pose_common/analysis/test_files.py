@@ -47,6 +47,23 @@ def test_points_lie_where_the_picture_shows_them():
     assert checked > 50
 
 
+def test_the_whole_box_is_shown():
+    """Also of somebody with a single labelled keypoint, whom nobody found."""
+    truth, poses = crowded(0)
+    truth = inside(truth)
+    truth.keypoints[:, 1:, 2] = 0
+    poses = poses.take(np.zeros(0, np.int64))
+    _, pairs, errors = analyse(COCO, truth, poses, by_instance=True)
+    made = gallery.make_gallery(Gradient(truth), COCO.keypoints, truth, poses, pairs, errors, 8)
+    assert made["items"]
+    for item in made["items"]:
+        x, y, width, height = truth.box[truth.id.tolist().index(item["id"])]
+        picture = decoded(item).astype(float)
+        columns, rows = picture[..., 0] * (WIDTH - 1) / 250, picture[..., 1] * (HEIGHT - 1) / 250
+        assert columns.min() < max(x, 0) + 4 and columns.max() > min(x + width, WIDTH - 1) - 4
+        assert rows.min() < max(y, 0) + 4 and rows.max() > min(y + height, HEIGHT - 1) - 4
+
+
 def test_items_say_what_the_arrays_say():
     truth, poses, pairs, errors, made = make(1)
     row_of = dict(zip(truth.id[pairs.annotation].tolist(), range(len(pairs.annotation)), strict=True))
