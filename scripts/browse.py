@@ -1,11 +1,11 @@
-"""Contact sheets of a prepared dataset: what is annotated, what training sees, what the network is asked for.
+"""Contact sheets of a prepared dataset: what is annotated, what training sees, what the network is to predict.
 
     python -m scripts.browse coco --data_dir=data --split=val
     python -m scripts.browse synthetic_mpii --count=40 --seed=3 --out=sheets
 
 Three pictures are written: `raw` (annotations on the stored pictures: boxes, skeletons, ignored regions),
 `crops` (person crops as configs/mdt.py augments them) and `targets` (their heatmaps, by the dataset's own codec).
-The left of a body is green, its right orange, the middle blue: a swapped pair shows at once. In `raw`, the
+The left of a body is green, its right orange, the middle blue, so that a swapped pair is seen at once. In `raw`, the
 yellow box is the annotated one and the white one what is cropped without augmentation; crowds and people
 without keypoints are grey.
 """

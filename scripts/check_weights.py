@@ -1,12 +1,12 @@
-"""Says what a file or folder of weights is and what would become of it; nothing is written.
+"""Says what a file or folder of weights contains and how it would be used; writes nothing.
 
     python -m scripts.check_weights vitpose++_base.pth
     python -m scripts.check_weights hf://usyd-community/vitpose-plus-base
     python -m scripts.check_weights workdir/base
 
-It prints the kind and the size, the SHA-256 (compared with the name where that carries one, as PyTorch's
-`name-36af842e.pth` and the Hugging Face hub's cache do), what is used, left out or to be initialised, what a PoseBH
-training would still initialise, and the command that evaluates it. The exit status is 1 where it cannot be used.
+It prints the kind and the size, the SHA-256 (compared with the file's name if that has one, as PyTorch's
+`name-36af842e.pth` and files in the Hugging Face hub's cache do), what is used, left out or to be initialised, what a
+PoseBH training would still initialise, and the command that evaluates it. The exit status is 1 if it cannot be used.
 """
 
 from __future__ import annotations

@@ -6,10 +6,10 @@
 
 The first form recognises PoseBH, ViTPose++, single-dataset and plain ViTPose, MAE backbones, Hugging Face's
 VitPose, BoIR, and HRNet's ImageNet weights, in files or in folders as the Hugging Face hub has them; it prints what it
-recognised and what became of each entry. The others write the original code's names, as `.pth`, `.pth.tar` or
-`.safetensors`, of a folder of weights or of a model trained here (a working directory: its newest checkpoint; or one
-checkpoint's folder); with a folder as `--to` they write a folder of weights. `.pth` files need
-PyTorch (the `torch` extra), and no code from a file is ever run.
+recognised and what became of each entry. The other two go back: from a folder of weights, or a model trained here (the
+newest checkpoint of a working directory, or one checkpoint's folder), they write a `.pth`, `.pth.tar` or `.safetensors`
+file with the original code's names. If `--to` is a folder, a model trained here becomes a folder of weights. `.pth`
+files need PyTorch (the `torch` extra), and no code from a file is ever run.
 """
 
 from __future__ import annotations

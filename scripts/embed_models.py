@@ -1,4 +1,4 @@
-"""Makes the models that the package carries of two runs on rendered figures.
+"""Makes the models that the package carries from two runs on rendered figures.
 
     python -m scripts.embed_models workdir/embedded workdir/demo_boir
 

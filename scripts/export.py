@@ -1,11 +1,11 @@
-"""Writes prediction with one model as a file that runs without this code.
+"""Exports a model, decoding included, as one file that runs without this code.
 
     python -m scripts.export workdir/base --format=stablehlo --dataset=coco --out=pose.stablehlo
     python -m scripts.export vitpose++_base.pth --format=onnx --dataset=coco --out=pose.onnx
     python -m scripts.export boir_w32.pth --format=onnx --size=768,512 --out=people.onnx
 
-SOURCE is whatever `posebh_jax.load` or `boir_jax.load` take, by default the embedded model. Pictures go in (uint8,
-RGB), keypoints come out, decoded; `<out>.json` says the rest. ONNX files need jax2onnx: docs/export.md.
+SOURCE is whatever `posebh_jax.load` or `boir_jax.load` takes, by default the embedded model. Pictures go in (uint8,
+RGB), decoded keypoints come out; `<out>.json` describes them. ONNX files need jax2onnx: docs/export.md.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@
     python -m scripts.report workdir/base workdir/other --out=comparison.html
     python -m scripts.report workdir/base/results/step_2000 workdir/base
 
-Each argument is a working directory, whose newest evaluation counts, or one evaluation in it. The file needs no network
-and no other file; docs/reports.md says what its figures mean.
+Each argument is a working directory, of which the newest evaluation is shown, or one evaluation in it. The page needs
+no network and no other file; docs/reports.md says what its figures mean.
 """
 
 from __future__ import annotations

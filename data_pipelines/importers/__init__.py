@@ -1,8 +1,8 @@
-"""Labels as tools leave them, to the one form that `builders/custom.py` takes: COCO's records, with a skeleton.
+"""Brings the labels of annotation tools into the form that `builders/custom.py` takes: COCO's records, with a skeleton.
 
-A module a format, with `fits(path)`, whether a file or folder is of that format, and `read(path, images, names)`, its
-labels. Adding one is a module and a line in `FORMATS`. Numbers are pixels as the tool writes them; none shifts them by
-half a pixel, as none of the tools' own COCO exports does.
+Each format is a module with `fits(path)`, which says whether a file or folder is of that format, and
+`read(path, images, names)`, which returns its labels. To add one, write a module and a line in `FORMATS`. Coordinates
+are in pixels as the tool writes them, never shifted by half a pixel: none of the tools' own COCO exports does that.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Boxes for people of whom keypoints alone are labelled."""
+"""Boxes for people of whom only keypoints are labelled."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Loose points and rectangles of a label tool, put together to people."""
+"""Groups the loose points and rectangles of a label tool into people."""
 
 from __future__ import annotations
 

@@ -4,9 +4,9 @@
     python -m scripts.reliability weights pictures --out=workdir/reliability # these parts
     python -m scripts.reliability weights --count=20 --first=100             # cases 100 to 119 alone
 
-Every case is told by the seed and its number, so that a fault can be had again. The exit status is 1 where there
-was one. It needs Linux, a checkout with its tests, and the `test` extra; `weights` reads .pth files where PyTorch
-is installed, and else sees to it that they are refused.
+The seed and its number determine a case, so that a fault can be reproduced. The exit status is 1 if there was one. It
+needs Linux, a checkout with its tests, and the `test` extra; `weights` reads .pth files if PyTorch is installed, and
+otherwise checks that they are refused.
 """
 
 from __future__ import annotations

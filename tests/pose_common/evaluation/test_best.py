@@ -44,7 +44,7 @@ def test_more_is_better_but_of_errors():
     accuracy, error = best_metric("coco/heads/AP", ROWS, FIRST), best_metric("*/EPE", ROWS, FIRST)
     one, two = Judgement(1.0, 1), Judgement(2.0, 1)
     assert accuracy.better(two, one) and not accuracy.better(one, one) and accuracy.better(Judgement(0.0, 1), None)
-    assert error.better(one, two) and not error.better(two, one)
+    assert error.better(one, two) and not error.better(two, one) and not error.better(one, one)
 
 
 def test_a_mean_of_fewer_figures_is_never_the_best():
