@@ -86,6 +86,11 @@ def test_a_score_at_the_threshold_is_enough(tmp_path):
     assert chosen.box_score.tolist() == [0.5] and chosen.left_out == {"score under 0.5": 1}
 
 
+def test_a_box_may_be_smaller_than_a_pixel(tmp_path):
+    chosen = detect(tmp_path, [BOX | {"bbox": [1, 2, 0.5, 1]}, BOX | {"bbox": [1, 2, 0, 1]}])
+    assert len(chosen) == 1 and chosen.left_out == {"bad box": 1}
+
+
 def test_byte_order_marks(tmp_path):
     for encoding in ("utf-8-sig", "utf-16", "utf-32"):
         assert len(detect(tmp_path, json.dumps([BOX]).encode(encoding))) == 1

@@ -36,6 +36,12 @@ def test_every_moment_belongs_to_one_part(time):
     )
 
 
+@pytest.mark.parametrize("seconds, shown", [(119, "119 s"), (120, "2 min"), (7080, "118 min"), (11520, "3.2 h")])
+def test_the_whole_time_is_shown_in_a_fitting_unit(seconds, shown):
+    time = dict.fromkeys(goodput.PARTS, 0.0) | {"step": float(seconds)}
+    assert goodput.summary([time]).startswith(f"goodput 100% of {shown}, ")
+
+
 def test_a_host_that_differs_is_named(monkeypatch):
     monkeypatch.setattr(processes, "title", lambda process: f"process {process} (host)")
     seconds = dict.fromkeys(goodput.PARTS, 0.0)
