@@ -1,7 +1,8 @@
-"""Boxes around the poses that were found; results as tables."""
+"""Boxes around the poses that were found; results as tables and drawings."""
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import types
 
@@ -10,8 +11,9 @@ import numpy as np
 import pytest
 
 from data_pipelines.skeletons import KEYPOINT_SETS
+from pose_common.evaluation import draw
 from pose_common.prediction.pictures import Picture
-from pose_common.prediction.result import FIELDS, Result, extent_boxes
+from pose_common.prediction.result import FIELDS, Result, extent_boxes, with_ids
 
 
 def pose(*confidences: float) -> np.ndarray:
@@ -51,6 +53,32 @@ def test_a_table_has_the_same_columns_whoever_is_found(monkeypatch):
     monkeypatch.setitem(sys.modules, "pandas", types.SimpleNamespace(DataFrame=table))
     for found in (result(0), result(2), result(1, time=0.5)):
         assert found.to_table() == FIELDS
+
+
+def test_a_track_keeps_its_colour_and_shows_its_box():
+    rng = np.random.default_rng(0)
+    xy = rng.uniform(20, 80, (17, 2)) + np.array([[[0, 0]], [[100, 0]]])
+    keypoints = np.concatenate([xy, np.ones((2, 17, 1))], axis=-1).astype(np.float32)
+    boxes = np.array([[10, 10, 80, 80], [110, 10, 80, 80]], np.float32)
+    picture = Picture("a.jpg", np.zeros((100, 200, 3), np.uint8))
+    found = Result(picture, "coco", KEYPOINT_SETS["coco"], keypoints, boxes, np.ones(2, np.float32))
+    tracked, others = (with_ids(found, np.array(ids)).draw() for ids in ([3, 5], [5, 3]))
+    reverse = dataclasses.replace(found, keypoints=keypoints[::-1], boxes=boxes[::-1])
+    np.testing.assert_array_equal(with_ids(reverse, np.array([5, 3])).draw(), tracked)
+    assert (tracked != others).any()
+    middle = 50, 10  # of the left side of the first box
+    assert tracked[middle].any() and found.draw(boxes=True)[middle].any() and not found.draw()[middle].any()
+
+
+def test_somebody_alone_has_the_colours_of_the_sides():
+    """Of several everybody has one colour."""
+    keypoints = np.random.default_rng(0).uniform(20, 80, (1, 17, 3)).astype(np.float32)
+    picture = Picture("a.jpg", np.zeros((100, 100, 3), np.uint8))
+    alone = Result(picture, "coco", KEYPOINT_SETS["coco"], keypoints, np.ones((1, 4)), np.ones(1))
+    twice = dataclasses.replace(alone, keypoints=keypoints.repeat(2, 0), boxes=np.ones((2, 4)), scores=np.ones(2))
+    sides = draw.draw_skeleton(picture.image, keypoints[0], alone.skeleton, threshold=alone.draw_threshold)
+    np.testing.assert_array_equal(alone.draw(), sides)
+    assert (twice.draw() != sides).any()
 
 
 def test_in_words_it_is_a_line_and_in_a_notebook_its_drawing():
