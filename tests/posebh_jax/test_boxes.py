@@ -176,6 +176,8 @@ def test_what_is_no_box_is_a_sentence():
     for boxes, names, message in (
         ([None, [box]], "ab", r"boxes of a: None; give \[\] for nobody"),
         ({"a": [[1, 2, 3]]}, "a", r"boxes of a: expected \[N, 4\]"),
+        ({"a": [[1, 2, 0, 4]]}, "a", r"boxes of a: expected \[N, 4\] .* positive sides"),
+        ({"a": [[1, 2, 3, 0]]}, "a", r"boxes of a: expected \[N, 4\] .* positive sides"),
         ({"a": "left"}, "a", r"boxes of a: expected \[N, 4\]"),
         ([box, [1, 2]], "a", r"boxes of a: expected \[N, 4\]"),
         ([[box, [1, 2]]], "a", "boxes=.*: give 'whole', "),
