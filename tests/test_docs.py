@@ -68,6 +68,14 @@ def test_links_of_documents_lead_somewhere(document):
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
+def test_rows_of_tables_have_the_cells_of_their_heads(document):
+    """More are not shown."""
+    for table in re.findall(r"(?:^\|.*\n?)+", (ROOT / document).read_text(encoding="utf8"), re.MULTILINE):
+        head, *rows = table.splitlines()
+        assert [row for row in rows if row.count("|") != head.count("|")] == []
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
 def test_paths_that_documents_name_exist(document):
     """Those in commands, too. Test files may be named from the folder `tests` on."""
     for path in re.findall(rf"(?<![\w/.-])(?:{'|'.join(FOLDERS)})/[\w/.-]*\w", words_of(document)):
