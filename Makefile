@@ -1,4 +1,4 @@
-# Every target makes its own virtual environment; nothing but Python >= 3.11 has to be there.
+# Every target makes its own virtual environment; only Python >= 3.11 and a C compiler have to be there.
 PYTHON ?= python3
 VENV ?= .venv
 TORCH_VENV ?= .venv-torch
