@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def load(source: Any = None, **options: Any) -> PoseModel:
-    """A model with its weights: `load("workdir/boir")("street.jpg")`; see `boir_jax.pose_model.load`."""
+    """Loads a model with its weights: `load("workdir/boir")("street.jpg")`; see `boir_jax.pose_model.load`."""
     from boir_jax.pose_model import load  # what prediction needs is imported where it is used
 
     return load(source, **options)

@@ -36,7 +36,7 @@ THRESHOLD = 0.05
 DRAW_THRESHOLD = 0.1
 """Smallest confidence (keypoint peak x centre score) of a keypoint that is drawn."""
 LONGEST = 16
-"""Times its short side: a picture with a longer one would be resized to one that does not fit the memory."""
+"""Times the short side a picture's long side may be: longer ones, resized, would not fit into memory."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -67,20 +67,21 @@ class PoseModel:
     def __call__(
         self, source: Any, *, batch_size: int = 1, threshold: float = THRESHOLD, left_out: list | None = None
     ) -> Any:
-        """People in one or many pictures, best first.
+        """Finds people and their poses in one picture or several, those of highest score first.
 
         Args:
-          source: see `pictures.pictures_of`.
+          source: a path, an array, a folder, a video and more; see `pose_common.prediction.pictures.pictures_of`.
           batch_size: pictures of one size that go through the network together.
-          threshold: smallest score of a pose; evaluation keeps all (0).
-          left_out: a list for the errors of those of several pictures that cannot be read; without, the first is
-            raised.
+          threshold: lowest score of a pose; evaluation keeps all (0).
+          left_out: a list, to which the errors of pictures that cannot be read are added, if there are several; without
+            it the first error is raised.
 
         Returns:
-          A `Result` for one picture; for several an iterator of them, which reads pictures as it goes.
+          A `Result` for one picture; for several an iterator of results, which reads pictures as it goes.
 
         Raises:
-          ValueError: no picture, a batch size that is none, or a long side of more than `LONGEST` short ones.
+          ValueError: there is no picture, `batch_size` is not a number of pictures, or a picture's longer side is more
+            than `LONGEST` times the shorter one.
         """
         require_batch_size(batch_size)
         told = None if left_out is None or is_single(source) else left_out.append
@@ -115,11 +116,11 @@ class PoseModel:
 def load(
     source: str | pathlib.Path | None = None, *, input_size: int | None = None, device: str | jax.Device | None = None
 ) -> PoseModel:
-    """A model with its weights.
+    """Loads a model with its weights.
 
     Args:
       source: a run's working directory, one of its checkpoints, a folder of weights, or a `.pth` (PyTorch needed) or
-        `.safetensors` file of the original repository. Without, the embedded demonstration model, which knows
+        `.safetensors` file of the original repository. None loads the embedded demonstration model, which knows
         rendered figures only.
       input_size: short side of the resized picture, rounded up to a multiple of 64; that of the run or of the release
         by default, as all settings of prediction are.

@@ -71,32 +71,37 @@ class PoseModel:
         threshold: float = 0.0,
         left_out: list | None = None,
     ) -> Any:
-        """Poses in one or many pictures.
+        """Estimates poses in one picture or several.
 
         Args:
-          source: see `pictures.pictures_of`.
-          boxes: "whole" takes each picture as one box; an array [N, 4] of x, y, width, height in pixels ([N, 5]: with
-            scores) of the one picture, or a list of them, one a picture ([] for nobody), or a mapping of them by the
-            picture's name or path; the path of a COCO detection file, or a list of its entries as of `Result.to_coco`,
-            which name the picture (`image` or `file_name`, or in `image_id` the number that is its name or, counted
-            from 0, its place); a model that finds people (`boir_jax.load(...)`), or the path of BoIR weights; or
-            "auto", the package's own small one.
-          box_threshold: smallest score of a box, whoever gave it; evaluation keeps all (0).
-          category: `category_id` of the boxes in COCO's format that are taken; None: all.
-          dataset: whose skeleton and expert to use; the first by default. With several, results are dictionaries.
+          source: a path, an array, a folder, a video and more; see `pose_common.prediction.pictures.pictures_of`.
+          boxes: where the people are, one of
+            "whole": each picture is the box of one person;
+            an array [N, 4] of x, y, width, height in pixels, or [N, 5] with scores, for one picture; for several a list
+              of these in order ([] for nobody), or a mapping from the picture's name or path;
+            the path of a COCO detection file, or a list of its entries, such as those of `Result.to_coco`. An entry
+              names its picture by `image` or `file_name`, or by `image_id`: the number that is the picture's name, or
+              its place, counted from 0;
+            a model that finds people (`boir_jax.load(...)`), or the path of BoIR weights;
+            "auto": the package's own small BoIR model, which knows rendered figures only.
+          box_threshold: lowest score of a box, wherever it comes from; evaluation keeps all (0).
+          category: of boxes in COCO's format, the `category_id` to take; None takes all.
+          dataset: the dataset whose skeleton and expert to use, the first by default. With several, results are
+            dictionaries.
           flip: average with the mirrored crop (slower, a little better).
           batch_size: crops that go through the network together.
-          maps: "heads", or "prototypes" where the model has them; None: the first of `maps` of the model.
-          threshold: smallest score of a pose, the box's score times the mean confidence of its keypoints.
-          left_out: a list for the errors of those of several pictures that cannot be read, or that the finder of people
-            cannot take; without, the first is raised.
+          maps: "heads" or "prototypes", whichever the model has; None takes the first of the model's `maps`.
+          threshold: lowest score of a pose, which is the box's score times the mean confidence of its keypoints.
+          left_out: a list, to which the errors of pictures are added that cannot be read, or that the model that finds
+            people cannot take, if there are several pictures; without it the first error is raised.
 
         Returns:
-          A `Result` for one picture ({dataset: Result} where several were asked for); for several pictures an iterator
-          of them, which reads pictures as it goes.
+          A `Result` for one picture ({dataset: Result} if several datasets were asked for); for several pictures an
+          iterator of these, which reads pictures as it goes.
 
         Raises:
-          ValueError: a dataset that the model does not know, boxes or a batch size that are none, or no picture.
+          ValueError: the model does not know the dataset, `boxes` or `batch_size` is none of the above, or there is no
+            picture.
         """
         require_batch_size(batch_size)
         names = self.names(dataset)
@@ -189,19 +194,19 @@ class PoseModel:
 
         Args:
           images: pictures in any form that prediction takes; one picture takes its keypoints and boxes as they are.
-          keypoints: of each picture [K, 3], or [n, K, 3] of n people: x, y in its pixels and visibility, 0 where there
-            is no label; without visibility ([K, 2]) NaN is no label.
+          keypoints: for each picture [K, 3], or [n, K, 3] for n people: x and y in its pixels, and visibility, 0 for
+            what is not labelled; without visibility ([K, 2]) NaN means not labelled.
           names: of the K keypoints; by default `point_1` and so on.
-          boxes: of each picture [4] or [n, 4], x, y, width, height; by default around the keypoints, a fifth of the
-            longer side wider all around.
-          mirror: pairs of names that a mirror exchanges; by default those that differ in the side alone.
+          boxes: for each picture [4] or [n, 4], x, y, width, height; by default the extent of the keypoints, enlarged
+            on every side by a fifth of its longer side.
+          mirror: pairs of names that a mirror image exchanges; by default those that differ only in the side.
           limbs: pairs of names, for drawing.
           name: of the skeleton.
-          per_keypoint: prototypes of a keypoint; by default what leaves one out best.
+          per_keypoint: number of prototypes per keypoint; by default the one that is best when people are left out.
           batch_size: crops that go through the network together.
 
         Returns:
-          A new model, which draws this skeleton alone; `title` says what was chosen.
+          A new model, which draws only this skeleton; `title` says what was chosen.
 
         Raises:
           ValueError: a model without prototypes, no picture, a keypoint that nobody shows, names that are not unique,
@@ -292,15 +297,15 @@ def load(
     num_heads: int | None = None,
     device: str | jax.Device | None = None,
 ) -> PoseModel:
-    """A model with its weights.
+    """Loads a model with its weights.
 
     Args:
       source: a run's working directory, one of its checkpoints, a folder of weights, a `.pth` (PyTorch needed) or
         `.safetensors` file of the original repositories, or a folder as the Hugging Face hub lays it out, also by name:
-        `hf://usyd-community/vitpose-plus-base`. Without, the embedded demonstration model, which knows rendered
+        `hf://usyd-community/vitpose-plus-base`. None loads the embedded demonstration model, which knows rendered
         figures only.
-      datasets, num_heads: what a file does not say of itself: the datasets of its heads in order, attention heads.
-        Where the weights name other datasets, that is an error.
+      datasets, num_heads: what a file does not say itself: the datasets of its heads, in order, and the number of
+        attention heads. It is an error if the weights name other datasets.
       device: where to compute, such as "cpu", "gpu", "cuda:1"; JAX's first by default.
 
     Raises:

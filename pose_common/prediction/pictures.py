@@ -75,7 +75,7 @@ def is_single(source: Any) -> bool:
 
 
 def pictures_of(source: Any, left_out: Callable[[PictureError], None] | None = None) -> Iterator[Picture]:
-    """The pictures that `source` stands for.
+    """The pictures that `source` stands for, one after the other.
 
     Args:
       source: a file, a folder (its pictures, or its videos where it has no picture, by name, 2.jpg before 10.jpg; not
