@@ -1,8 +1,9 @@
-"""People in pictures, by command; no boxes are needed:
+"""Finds the people in pictures and videos, draws and writes their poses; no boxes are needed.
 
     python -m boir_jax.predict street.jpg --checkpoint=workdir/boir_coco_w32 --out=poses
 
-`boir_jax/pose_model.py` finds them; what all prediction commands do is in `pose_common/prediction/command.py`.
+docs/prediction.md describes it. The model is in `boir_jax/pose_model.py`, what both prediction commands do in
+`pose_common/prediction/command.py`.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
-"""Poses in pictures, by command:
+"""Draws and writes the poses in pictures and videos, in boxes that are given or found.
 
     python -m posebh_jax.predict photo.jpg --checkpoint=workdir/base --out=poses
     python -m posebh_jax.predict holiday/ --checkpoint=vitpose++_base.pth --boxes=boir_w32.pth --dataset=coco,mpii
 
-`posebh_jax/pose_model.py` finds them; what all prediction commands do is in `pose_common/prediction/command.py`.
+docs/prediction.md describes it. The model is in `posebh_jax/pose_model.py`, what both prediction commands do in
+`pose_common/prediction/command.py`.
 """
 
 from __future__ import annotations

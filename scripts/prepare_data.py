@@ -63,9 +63,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--data_dir", default="data", help="where prepared datasets lie (default: %(default)s)")
     parser.add_argument("--split", action="append", help="a split to prepare; may be repeated (default: all found)")
     parser.add_argument(
-        "--annotations", type=os.path.expanduser, help="this split's annotation file, if it lies elsewhere"
+        "--annotations", type=os.path.expanduser, help="this split's annotation file, if it is elsewhere"
     )
-    parser.add_argument("--images", type=os.path.expanduser, help="this split's picture folder, if it lies elsewhere")
+    parser.add_argument("--images", type=os.path.expanduser, help="this split's picture folder, if it is elsewhere")
     _add_custom_options(parser)
     parser.add_argument("--strict", action="store_true", help="stop at the first broken entry")
     parser.add_argument("--decode", action="store_true", help="also decode every picture (slower)")
@@ -76,7 +76,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "(default: as stored; of one's own as the annotated sizes tell)",
     )
     parser.add_argument(
-        "--allow_loss", action="store_true", help="no error where under half of the people, or nobody, is usable"
+        "--allow_loss", action="store_true", help="no error if under half of the people, or nobody, is usable"
     )
     parser.add_argument(
         "--seed", type=int, help="of rendered pictures (default: their own), or of --val_share (default: 0)"
@@ -115,10 +115,14 @@ def _add_custom_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--name", help="the new dataset's name: letters, digits, underscores")
     group.add_argument("--format", choices=sorted(importers.FORMATS), help="of --annotations (default: recognised)")
     group.add_argument("--val_share", type=float, help="split these pictures in two: 0.2 are val, the others train")
-    group.add_argument("--keypoints", type=_words, help="names in order, where the format does not say them: a,b,c")
+    group.add_argument("--keypoints", type=_words, help="names in order, if the labels do not say them: a,b,c")
     group.add_argument("--sigmas", type=_numbers, help="for OKS: one number, or one a keypoint: 0.03,0.05,...")
-    group.add_argument("--mirror", type=_pairs, help="names that a mirror exchanges: a:b,c:d (default: by left, right)")
-    group.add_argument("--upper_body", type=_words, help="names: the half-body augmentation then applies")
+    group.add_argument(
+        "--mirror", type=_pairs, help="names that a mirror image exchanges: a:b,c:d (default: by left, right)"
+    )
+    group.add_argument(
+        "--upper_body", type=_words, help="keypoints of the upper body, for the half-body augmentation (default: none)"
+    )
     group.add_argument("--metric", choices=METRICS, help="coco (AP, AR by OKS; default) or hand (PCK, AUC, EPE)")
 
 
