@@ -48,7 +48,8 @@ def test_a_split_of_nobody_is_not_trained_on(data_dir):
     annotations = load_annotations(DATASET, "train", data_dir)
     nobody = np.zeros_like(annotations.num_keypoints)
     unlabelled = dataclasses.replace(annotations, keypoints=np.zeros_like(annotations.keypoints), num_keypoints=nobody)
-    for rules in (Rules(labelled_images=False), Rules(labelled_images=True)):
+    for labelled_images in (False, True):
+        rules = dataclasses.replace(rules_of(annotations.protocol), labelled_images=labelled_images)
         with pytest.raises(ValueError, match="split 'train': nobody in its 6 images has a keypoint to learn from"):
             training_images(unlabelled, rules, cap=8)
 
