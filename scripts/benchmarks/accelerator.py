@@ -1,13 +1,14 @@
 """Everything that is worth measuring on one GPU or TPU, in about ten minutes, as tables for docs/benchmarks.md.
 
     python -m scripts.benchmarks.accelerator --out=workdir/accelerator
-    python -m scripts.benchmarks.accelerator --out=workdir/again --parts=parity,inference --sizes=base --minutes=5
+    python -m scripts.benchmarks.accelerator --out=workdir/again --parts=parity,predict --sizes=base --minutes=5
 
 Training steps of every stage with FLOPs, MFU and memory, prediction with decoding, the prototype and box losses alone,
-the loader alone and under a step, bfloat16 and float32 against float32 on the CPU, a profile of the last stage, and,
-where PyTorch is installed, Hugging Face's VitPose-plus beside ours, eager and by `torch.compile`. Rows go to
-`<out>/rows.jsonl` as they are measured; what failed (out of memory, say) is a row that says why, and what the minutes
-did not suffice for is named at the end. Tables are in `<out>/tables.md`, the profile (for xprof) in `<out>/profile`.
+the loader alone and under a step, bfloat16 and float32 against float32 on the CPU, backbones with a TPU's kernels and
+without, a profile of the last stage, and, where PyTorch is installed, Hugging Face's VitPose-plus beside ours, eager
+and by `torch.compile`. Rows go to `<out>/rows.jsonl` as they are measured; what failed (out of memory, say) is a row
+that says why, and what the minutes did not suffice for is named at the end. Tables are in `<out>/tables.md`, the
+profile (for xprof) in `<out>/profile`.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from pose_common.training.mesh import BATCH_AXES
 from pose_common.training.step import train_step
 from posebh_jax import build
 from posebh_jax import configuration as posebh_configuration
-from posebh_jax.vit import SIZES
+from posebh_jax.vit import SIZES, ViT
 from scripts.benchmarks import batches, boir_losses, inference, peer, prototypes
 from scripts.benchmarks import train_step as training
 
@@ -177,6 +178,40 @@ def parity(settings: Settings) -> Iterator[Callable[[], list[Row]]]:
     yield rows
 
 
+def kernels(settings: Settings) -> Iterator[Callable[[], list[Row]]]:
+    """Backbones in bfloat16, forward and backward, with the TPU's kernels and without; elsewhere both are the same."""
+
+    def rows(size: str) -> list[Row]:
+        width, height = settings.posebh(size).input_size
+        images = jax.random.normal(jax.random.key(0), (settings.batch, height, width, 3))
+        dataset = jnp.arange(settings.batch, dtype=jnp.int32) % 6
+        gradients, milliseconds = {}, {}
+        for used in (True, False):
+            model = ViT(SIZES[size], num_experts=6, dtype=jnp.bfloat16, tpu_kernels=used)
+            variables = jax.jit(model.init)(jax.random.key(1), images[:1], dataset[:1])
+
+            def loss(variables, model=model):
+                return jnp.square(model.apply(variables, images, dataset)).mean()
+
+            step = functools.partial(jax.jit(jax.grad(loss)), variables)
+            gradients[used] = step()
+            milliseconds[used] = _ms(lambda step=step: jax.block_until_ready(step()), settings.steps)
+        difference = jax.tree.map(lambda a, b: jnp.linalg.norm(a - b) / jnp.linalg.norm(b), *gradients.values())
+        return [
+            {
+                "model": f"ViT {size}",
+                "batch": settings.batch,
+                "kernels ms": milliseconds[True],
+                "plain ms": milliseconds[False],
+                "ratio": round(milliseconds[False] / milliseconds[True], 2),
+                "largest relative difference of a gradient": f"{max(jax.tree.leaves(difference)):.1e}",
+            }
+        ]
+
+    for size in settings.sizes:
+        yield functools.partial(rows, size)
+
+
 def profile(settings: Settings) -> Iterator[Callable[[], list[Row]]]:
     """A trace of three steps of the last stage."""
 
@@ -213,6 +248,7 @@ def peers(settings: Settings) -> Iterator[Callable[[], list[Row]]]:
 
 PARTS: dict[str, Callable[[Settings], Iterator[Callable[[], list[Row]]]]] = {
     "parity": parity,
+    "kernels": kernels,
     "train": train,
     "predict": predict,
     "losses": losses,

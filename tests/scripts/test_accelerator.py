@@ -16,12 +16,14 @@ def rows_of(path):
 @pytest.mark.slow  # compiles a training step and a prediction
 @pytest.mark.usefixtures("quick_compilation")
 def test_the_smallest_network_is_measured(tmp_path):
-    options = "--sizes=tiny --boir= --batch=2 --inference_batches=1 --steps=1 --parts=predict,profile"
+    options = "--sizes=tiny --boir= --batch=2 --inference_batches=1 --steps=1 --parts=kernels,predict,profile"
     found = accelerator.main([f"--out={tmp_path}", *options.split()])
-    (prediction,), (trace,) = found["predict"], found["profile"]
+    (backbone,), (prediction,), (trace,) = found["kernels"], found["predict"], found["profile"]
+    # Off a TPU both sides are the same program.
+    assert backbone["model"] == "ViT tiny" and float(backbone["largest relative difference of a gradient"]) == 0
     assert prediction["model"] == "PoseBH tiny" and prediction["a second"] > 0
     assert list((tmp_path / "profile").rglob("*.xplane.pb")) and trace["profile"].startswith(str(tmp_path))
-    assert [row["part"] for row in rows_of(tmp_path / "rows.jsonl")] == ["predict", "profile"]
+    assert [row["part"] for row in rows_of(tmp_path / "rows.jsonl")] == ["kernels", "predict", "profile"]
     assert "| PoseBH tiny |" in (tmp_path / "tables.md").read_text()
 
 
@@ -41,4 +43,4 @@ def test_what_fails_is_a_row_and_the_rest_goes_on(tmp_path, monkeypatch):
 def test_an_unknown_part_is_named(tmp_path, capsys):
     with pytest.raises(SystemExit):
         accelerator.main([f"--out={tmp_path}", "--parts=train,prediction"])
-    assert "there is no 'prediction'; known: parity, train, predict" in capsys.readouterr().err
+    assert "there is no 'prediction'; known: parity, kernels, train, predict" in capsys.readouterr().err
