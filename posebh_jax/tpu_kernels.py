@@ -8,6 +8,7 @@ runs on one device's images; on a mesh `jax.shard_map` spreads it over the batch
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -109,52 +110,72 @@ def attention_gradient(
 
 
 def _softmax_product(qkv_ref, bias_ref, out_ref, *, num_heads):
-    for thirds, where, own in _heads(out_ref.shape[-1], num_heads):
-        q, k, v = (qkv_ref[0, :, third] + bias_ref[:, third] for third in thirds)
-        scores = _dot(own(q), k, _ABT) * _scale(out_ref, num_heads)
-        weights = jnp.exp(scores - scores.max(1, keepdims=True))
-        out = _dot((weights / weights.sum(1, keepdims=True)).astype(q.dtype), v, _AB)
-        out_ref[0, :, where] = own(out.astype(q.dtype), out_ref[0, :, where])
+    features, sums = out_ref.shape[-1], {}
+    for low, high, end, own in _heads(features, num_heads):
+        q, k, v = (qkv_ref[0, :, x + low : x + high] + bias_ref[:, x + low : x + high] for x in _thirds(features))
+        scores = _dot(q * own, k, _ABT) * _scale(features, num_heads)
+        weights = jnp.exp2(scores - scores.max(1, keepdims=True))
+        _add(sums, low, _dot(weights.astype(q.dtype), v * own, _AB) / weights.sum(1, keepdims=True))
+        for at, out in _finished(sums, end):
+            out_ref[0, :, at : at + LANES] = out.astype(q.dtype)
 
 
 def _softmax_product_gradient(qkv_ref, bias_ref, slope_ref, of_qkv_ref, of_bias_ref, *, num_heads):
     """With scores [keys, queries]: two of the three last products then take them as they are."""
-    for thirds, where, own in _heads(slope_ref.shape[-1], num_heads):
-        q, k, v = (qkv_ref[0, :, third] + bias_ref[:, third] for third in thirds)
-        slope = slope_ref[0, :, where]
-        scores = _dot(own(k), q, _ABT) * _scale(slope_ref, num_heads)
-        weights = jnp.exp(scores - scores.max(0, keepdims=True))
-        weights = weights / weights.sum(0, keepdims=True)
-        of_weights = _dot(own(v), slope, _ABT)
+    features, sums = slope_ref.shape[-1], ({}, {}, {})
+    for low, high, end, own in _heads(features, num_heads):
+        q, k, v = (qkv_ref[0, :, x + low : x + high] + bias_ref[:, x + low : x + high] for x in _thirds(features))
+        slope = slope_ref[0, :, low:high]
+        scores = _dot(k * own, q, _ABT) * _scale(features, num_heads)
+        weights = jnp.exp2(scores - scores.max(0, keepdims=True))
+        weights = weights * (1 / weights.sum(0, keepdims=True))
+        of_weights = _dot(v * own, slope, _ABT)
         # The softmax takes the mean slope off, weighted by itself.
-        mean = (weights * of_weights).sum(0, keepdims=True)
-        of_scores = (weights * (of_weights - mean) * _scale(slope_ref, num_heads)).astype(q.dtype)
-        of_q, of_k = _dot(of_scores, k, _ATB), _dot(of_scores, q, _AB)
-        of_v = _dot(weights.astype(q.dtype), slope, _AB)
-        for third, found in zip(thirds, (of_q, of_k, of_v), strict=True):
-            of_qkv_ref[0, :, third] = own(found.astype(q.dtype), of_qkv_ref[0, :, third])
-            of_bias_ref[0, :, third] = own(found.sum(0, keepdims=True), of_bias_ref[0, :, third])
+        of_scores = weights * (of_weights - (weights * of_weights).sum(0, keepdims=True))
+        of_scores = (of_scores * (features // num_heads) ** -0.5).astype(q.dtype)
+        _add(sums[0], low, _dot(of_scores, k * own, _ATB))
+        _add(sums[1], low, _dot(of_scores, q * own, _AB))
+        _add(sums[2], low, _dot(weights.astype(q.dtype), slope * own, _AB))
+        for start, third in zip(_thirds(features), sums, strict=True):
+            for at, found in _finished(third, end):
+                where = slice(start + at, start + at + LANES)
+                of_qkv_ref[0, :, where] = found.astype(q.dtype)
+                of_bias_ref[0, :, where] = found.sum(0, keepdims=True)
 
 
-def _heads(features: int, num_heads: int) -> Iterator[tuple[list[slice], slice, Callable]]:
-    """For each head: where its q, k and v are among 3C features, where its result is among C, and its mask.
+def _heads(features: int, num_heads: int) -> Iterator[tuple[int, int, int, jax.Array]]:
+    """For each head: the whole vectors that hold it [low, high), which other heads may share; its end; and its mask.
 
-    Places are whole vectors, which other heads may share. The mask, `own(x, other)`, is x at the head's own features
-    and `other` elsewhere: a product of which one side is zero there sums over this head alone.
+    The mask [1, high - low] is 1 at the head's own features and 0 elsewhere: a product that sums over features with one
+    side masked is of this head alone, and so is a product that yields features, each at its place.
     """
     width = features // num_heads
     for start in range(0, features, width):
-        low, high = start // LANES * LANES, -(-(start + width) // LANES) * LANES
-
-        def own(x, other=0, start=start - low):
-            feature = jax.lax.broadcasted_iota(jnp.int32, x.shape, 1)
-            return jnp.where((feature >= start) & (feature < start + width), x, other)
-
-        yield [slice(low + i * features, high + i * features) for i in range(3)], slice(low, high), own
+        low, end = start // LANES * LANES, start + width
+        high = -(-end // LANES) * LANES
+        feature = low + jax.lax.broadcasted_iota(jnp.int32, (1, high - low), 1)
+        yield low, high, end, jnp.where((feature >= start) & (feature < end), 1.0, 0.0).astype(jnp.bfloat16)
 
 
-def _scale(ref, num_heads: int) -> float:
-    return (ref.shape[-1] // num_heads) ** -0.5
+def _thirds(features: int) -> tuple[int, int, int]:
+    """Where queries, keys and values begin."""
+    return 0, features, 2 * features
+
+
+def _scale(features: int, num_heads: int) -> float:
+    """What products of queries and keys are multiplied by, for a softmax by powers of 2."""
+    return (features // num_heads) ** -0.5 * math.log2(math.e)
+
+
+def _add(sums: dict[int, jax.Array], low: int, found: jax.Array) -> None:
+    """Adds `found`, features from `low` on, to sums of one vector's width each, by where it begins."""
+    for at in range(0, found.shape[-1], LANES):
+        sums[low + at] = sums.get(low + at, 0.0) + found[:, at : at + LANES]
+
+
+def _finished(sums: dict[int, jax.Array], end: int) -> list[tuple[int, jax.Array]]:
+    """Takes out those sums to which no head after `end` adds."""
+    return [(at, sums.pop(at)) for at in list(sums) if at + LANES <= end]
 
 
 def experts(x: jax.Array, dataset: jax.Array, kernel: jax.Array, interpret: bool = False) -> jax.Array:
