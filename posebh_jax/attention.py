@@ -14,7 +14,6 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from posebh_jax import tpu_kernels
-from posebh_jax.tpu_kernels import attention_available, on_tpu
 
 KEPT = "kept for the backward pass"
 """Name of the values that a rematerialised block keeps (`jax.checkpoint_policies.save_only_these_names`)."""
@@ -73,7 +72,8 @@ def attend(qkv: jax.Array, bias: jax.Array, num_heads: int, use_kernel: bool = T
     """
     plain = functools.partial(_attend, num_heads=num_heads)
     kernel = functools.partial(tpu_kernels.attention, num_heads=num_heads)
-    return on_tpu(use_kernel and attention_available(qkv), kernel, plain, qkv, bias)
+    available = use_kernel and tpu_kernels.attention_available(qkv)
+    return tpu_kernels.on_tpu(available, kernel, plain, qkv, bias)
 
 
 def _forward(qkv, bias, num_heads, use_kernel):
@@ -84,7 +84,8 @@ def _forward(qkv, bias, num_heads, use_kernel):
 def _backward(num_heads, use_kernel, kept, slope):
     plain = functools.partial(_attend_gradient, num_heads=num_heads)
     kernel = functools.partial(tpu_kernels.attention_gradient, num_heads=num_heads)
-    return on_tpu(use_kernel and attention_available(kept[0]), kernel, plain, *kept, slope)
+    available = use_kernel and tpu_kernels.attention_available(kept[0])
+    return tpu_kernels.on_tpu(available, kernel, plain, *kept, slope)
 
 
 attend.defvjp(_forward, _backward)

@@ -61,6 +61,7 @@ POSITIVE = (
     "losses.cross_type_sigma",
     "augmentation.half_body_padding",
 )
+"""Settings of training that are above 0."""
 NOT_NEGATIVE = (
     "warmup_steps",
     "warmup_ratio",
@@ -77,7 +78,7 @@ NOT_NEGATIVE = (
     "losses.cross_type_weight",
     "augmentation.centre_jitter_extent",
 )
-"""Settings of training; further ones are in `_check_ranges`."""
+"""Those that are 0 or more; further ranges are in `_check_ranges`."""
 PROBABILITIES = ("flip", "centre_jitter_probability", "half_body_probability", "rotation_probability")
 """Those of `config.augmentation`."""
 

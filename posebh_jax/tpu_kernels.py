@@ -69,14 +69,13 @@ def attention(qkv: jax.Array, bias: jax.Array, num_heads: int, interpret: bool =
 
     def local(qkv, bias):
         batch, tokens, features = qkv.shape
-        (out,) = _call(
+        return _call(
             functools.partial(_softmax_product, num_heads=num_heads),
             grid=(batch,),
             inputs=[(qkv, _of_image(tokens, features)), (bias, _whole(1, features))],
             outputs=[((batch, tokens, features // 3), qkv.dtype, _of_image(tokens, features // 3))],
             interpret=interpret,
         )
-        return (out,)
 
     (out,) = _over_batch(local, (True, False), (True,))(qkv, bias[None])
     return out
@@ -188,19 +187,10 @@ def experts(x: jax.Array, dataset: jax.Array, kernel: jax.Array, interpret: bool
         (batch, tokens, features), (count, outputs, _) = x.shape, turned.shape
         (out,) = _call(
             _expert_product,
-            grid=(batch,),
+            grid=(1, batch),
             scalars=_expert_after_expert(dataset, count),
-            inputs=[
-                (x, pl.BlockSpec((1, tokens, features), lambda index, order, whose: (order[index], 0, 0))),
-                (turned, pl.BlockSpec((1, outputs, features), lambda index, order, whose: (whose[index], 0, 0))),
-            ],
-            outputs=[
-                (
-                    (batch, tokens, outputs),
-                    x.dtype,
-                    pl.BlockSpec((1, tokens, outputs), lambda index, order, whose: (order[index], 0, 0)),
-                )
-            ],
+            inputs=[(x, _part_of_image(tokens, features)), (turned, _part_of_expert(outputs, features))],
+            outputs=[((batch, tokens, outputs), x.dtype, _part_of_image(tokens, outputs))],
             interpret=interpret,
         )
         return (_of_known(out, dataset, count),)
@@ -218,15 +208,14 @@ def experts_gradient(
         (batch, tokens, features), (count, outputs, _) = x.shape, turned.shape
         order, whose = _expert_after_expert(dataset, count)
         width = max(w for w in range(LANES, _MOST_FEATURES + 1, LANES) if features % w == 0)
-        image_part = pl.BlockSpec((1, tokens, width), lambda part, index, order, whose: (order[index], 0, part))
-        expert_part = pl.BlockSpec((1, outputs, width), lambda part, index, order, whose: (whose[index], 0, part))
-        image = pl.BlockSpec((1, tokens, outputs), lambda part, index, order, whose: (order[index], 0, 0))
+        image, expert = _part_of_image(tokens, width), _part_of_expert(outputs, width)
+        whole = pl.BlockSpec((1, tokens, outputs), lambda part, index, order, whose: (order[index], 0, 0))
         of_x, of_turned = _call(
             _expert_product_gradient,
             grid=(features // width, batch),
             scalars=(order, whose),
-            inputs=[(x, image_part), (turned, expert_part), (_of_known(slope, dataset, count), image)],
-            outputs=[(x.shape, x.dtype, image_part), (turned.shape, jnp.float32, expert_part)],
+            inputs=[(x, image), (turned, expert), (_of_known(slope, dataset, count), whole)],
+            outputs=[(x.shape, x.dtype, image), (turned.shape, jnp.float32, expert)],
             interpret=interpret,
         )
         present = (whose == jnp.arange(count)[:, None]).any(axis=1)
@@ -261,8 +250,9 @@ def _turned(kernel: jax.Array, dtype: Any) -> jax.Array:
 
 def _expert_after_expert(dataset: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
     """(images by expert, each one's expert), int32 [B]; any expert for an index without one."""
-    order = jnp.argsort(jnp.clip(dataset, 0, count - 1)).astype(jnp.int32)
-    return order, jnp.clip(dataset, 0, count - 1)[order]
+    dataset = jnp.clip(dataset, 0, count - 1)
+    order = jnp.argsort(dataset).astype(jnp.int32)
+    return order, dataset[order]
 
 
 def _of_known(x: jax.Array, dataset: jax.Array, count: int) -> jax.Array:
@@ -272,6 +262,15 @@ def _of_known(x: jax.Array, dataset: jax.Array, count: int) -> jax.Array:
 
 def _of_image(rows: int, columns: int) -> pl.BlockSpec:
     return pl.BlockSpec((1, rows, columns), lambda image: (image, 0, 0))
+
+
+def _part_of_image(rows: int, columns: int) -> pl.BlockSpec:
+    """Of grids of (parts of the features, images): some of an image's features, images expert after expert."""
+    return pl.BlockSpec((1, rows, columns), lambda part, index, order, whose: (order[index], 0, part))
+
+
+def _part_of_expert(rows: int, columns: int) -> pl.BlockSpec:
+    return pl.BlockSpec((1, rows, columns), lambda part, index, order, whose: (whose[index], 0, part))
 
 
 def _whole(rows: int, columns: int) -> pl.BlockSpec:
@@ -319,7 +318,7 @@ def _call(
 
 
 def _over_batch(local: Callable, split: tuple[bool, ...], outputs: tuple[bool, ...]) -> Callable:
-    """`local` on each device's images of those arguments that are `split`; what is not `outputs` is summed."""
+    """`local` on each device's images of arguments that are `split`; of its `outputs` those that are not are summed."""
 
     def call(*arguments):
         mesh = jax.typeof(arguments[0]).sharding.mesh

@@ -21,7 +21,6 @@ from jax.ad_checkpoint import checkpoint_name
 
 from posebh_jax import tpu_kernels
 from posebh_jax.attention import KEPT, Attention
-from posebh_jax.tpu_kernels import experts_available, on_tpu
 
 LAYER_NORM_EPSILON = 1e-6
 
@@ -118,8 +117,8 @@ def apply_experts(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _expert_product(x, dataset, kernel, use_kernel):
-    available = use_kernel and experts_available(x, kernel)
-    return on_tpu(available, tpu_kernels.experts, _gathered_experts, x, dataset, kernel)
+    available = use_kernel and tpu_kernels.experts_available(x, kernel)
+    return tpu_kernels.on_tpu(available, tpu_kernels.experts, _gathered_experts, x, dataset, kernel)
 
 
 def _expert_product_forward(x, dataset, kernel, use_kernel):
@@ -128,8 +127,9 @@ def _expert_product_forward(x, dataset, kernel, use_kernel):
 
 def _expert_product_backward(use_kernel, kept, slope):
     x, _, kernel = kept
-    available = use_kernel and experts_available(x, kernel)
-    of_x, of_kernel = on_tpu(available, tpu_kernels.experts_gradient, _gathered_experts_gradient, *kept, slope)
+    available = use_kernel and tpu_kernels.experts_available(x, kernel)
+    gradient, plain = tpu_kernels.experts_gradient, _gathered_experts_gradient
+    of_x, of_kernel = tpu_kernels.on_tpu(available, gradient, plain, *kept, slope)
     return of_x, None, of_kernel
 
 
