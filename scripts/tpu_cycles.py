@@ -22,7 +22,7 @@ _OPERATION = re.compile(r"^\s+(?:ROOT )?%?(?P<name>[\w.\-]+) = (?P<shape>.+?) (?
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _SOURCE = re.compile(r'op_name="([^"]*)"')
 _CALLED = re.compile(r"(body|condition|to_apply|branch_computations|calls)=\{?%?([\w.\-]+)")
-_CONSTANT = re.compile(r"= s32\[\](?:\{[^}]*\})? constant\((\d+)\)")
+_CONSTANT = re.compile(r"= [su]32\[\](?:\{[^}]*\})? constant\((\d+)\)")
 _BITS = {"pred": 8}
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 

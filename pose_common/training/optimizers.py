@@ -50,6 +50,11 @@ def cosine_schedule(base: float, final: float, total_steps: int, warmup_steps: i
     return schedule
 
 
+def squared_norms(tree: Any) -> Any:
+    """The sum of squares of each array."""
+    return jax.tree.map(lambda x: jnp.sum(jnp.square(x)), tree)
+
+
 @dataclasses.dataclass(frozen=True)
 class GroupedAdamW:
     """AdamW with decoupled weight decay, per-parameter rate factors and a clip by the global norm.
@@ -83,7 +88,7 @@ class GroupedAdamW:
         Returns:
           (new parameters of those groups, new opt_state, {'grad_norm': norm before the clip, 'learning_rate': ...}).
         """
-        norm = optax.global_norm(grads)
+        norm = jnp.sqrt(sum(jax.tree.leaves(squared_norms(grads))))
         if self.clip_norm is not None:
             shrink = jnp.minimum(1.0, self.clip_norm / (norm + 1e-6))
             grads = jax.tree.map(lambda g: g * shrink, grads)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from pose_common.collectives import global_sum
-from pose_common.training.optimizers import GroupedAdamW
+from pose_common.training.optimizers import GroupedAdamW, squared_norms
 from pose_common.training.stages import Stage
 from pose_common.training.state import TrainState
 
@@ -60,7 +60,8 @@ def train_step(
 
     Only the groups in `stage.train` are differentiated. Metrics hold every term, their sum `loss`, the method's
     figures, `grad_norm` before the clip and `learning_rate`; they are global values, equal on every device. Beside
-    these scalars stands `FINITE`: of the parameters before the step and of their gradients, in the order of their tree.
+    these scalars stands `FINITE`: of the parameters before the step and of their gradients' norms, in the order of their
+    tree.
     """
     key = jax.random.fold_in(state.rng, state.step)
     frozen = {group: value for group, value in state.params.items() if group not in stage.train}
@@ -80,7 +81,8 @@ def train_step(
         opt_state=opt_state,
         method_state=method_state,
     )
-    finite = {"parameters": _finite(trained), "gradients": _finite(grads)}
+    # Of gradients by the sums that their norm is made of: no further pass over them.
+    finite = {"parameters": _finite(trained), "gradients": _finite(squared_norms(grads))}
     return new_state, {"loss": total, **terms, **output.metrics, **seen, **moved, FINITE: finite}
 
 

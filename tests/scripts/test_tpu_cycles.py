@@ -59,6 +59,13 @@ def test_loops_count_as_often_as_they_run():
     assert first["comes from"] == "jit(step)/while/body/exp" and first["share"] == "76.4%" and second["runs"] == 24
 
 
+def test_a_loop_may_count_in_unsigned_numbers():
+    """As those do into which the compiler takes a product and the exchange of its operands between chips."""
+    assert tpu_cycles.operations(PROGRAM.replace("s32", "u32")) == [
+        each._replace(shape=each.shape.replace("s32", "u32")) for each in tpu_cycles.operations(PROGRAM)
+    ]
+
+
 def test_calls_of_kernels_count_what_is_known_of_them():
     call = PROGRAM.replace("fusion(%gte.1), kind=kLoop", 'custom-call(%gte.1), custom_call_target="tpu_custom_call"')
     call = call.replace("%fusion.1 =", "%twice.7 =").replace('"estimated_cycles":"100"', "")
