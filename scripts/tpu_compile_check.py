@@ -5,18 +5,18 @@
     python -m scripts.tpu_compile_check --config=configs/boir.py:coco_w32 --topology=v5e:2x2 --top=10
 
 A program that this accepts does not fail on the pod for a layout, a dtype, a shape or memory. It runs on any Linux
-machine: the TPU compiler is part of the `tpu` extra. Times are the compiler's own estimates for one chip, collectives
-between chips left out, so MFU is a bound. Stages that run the same program are compiled once.
+machine: the TPU compiler is part of the `tpu` extra. Stages that run the same program are compiled once.
+
+Times are of one chip, exchanges between chips left out. "ms": each operation takes as long as the instructions that
+the compiler scheduled for it, or as the memory takes to move its bytes, whichever is longer. Waiting is not in it, so
+that MFU is a bound. "ms estimated": by the compiler's own estimates, which are two to three times that for whatever is
+no product of matrices.
 """
 
 from __future__ import annotations
 
 import argparse
-import concurrent.futures
 import functools
-import json
-import math
-import multiprocessing
 import os
 import pathlib
 import re
@@ -40,24 +40,30 @@ from pose_common.training.mesh import BATCH_AXES, batch_sharding
 from pose_common.training.parallel import ShardedStrategy
 from pose_common.training.stages import Stage, unlike
 from pose_common.training.step import train_step
-from scripts import tpu_cycles
+from scripts import tpu_cycles, tpu_schedules
 from scripts.benchmarks.batches import build_of, parse_arguments, random_batch
 
 
 class Chip(NamedTuple):
-    """Clock in Hz and memory in GiB of a chip (a device of JAX), for which estimates are cycles and bytes."""
+    """A chip (a device of JAX): its clock in Hz, its memory in GiB, how many bytes a second go to and from that."""
 
     clock: float
     memory: float
+    bandwidth: float
+
+    @property
+    def bytes_a_cycle(self) -> float:
+        return self.bandwidth / self.clock
 
 
 CHIPS = {
-    "TPU v4": Chip(1.05e9, 32),
-    "TPU v5 lite": Chip(1.5e9, 16),
-    "TPU v5": Chip(1.75e9, 95),
-    "TPU v6 lite": Chip(1.75e9, 32),
+    "TPU v4": Chip(1.05e9, 32, 1.228e12),
+    "TPU v5 lite": Chip(1.5e9, 16, 0.819e12),
+    "TPU v5": Chip(1.75e9, 95, 2.765e12),
+    "TPU v6 lite": Chip(1.75e9, 32, 1.64e12),
 }
-"""By JAX's `device_kind`: v4, v5e, v5p, v6e. The clock follows from the published peak and the chip's matrix units."""
+"""By JAX's `device_kind`: v4, v5e, v5p, v6e. Memory and its bandwidth are as published; the clock follows from the
+published peak and the chip's matrix units."""
 
 
 class Slice(NamedTuple):
@@ -95,39 +101,23 @@ def trace(target: Slice, stage: Stage, config: ConfigDict, clusters: int) -> jax
     return strategy.compile(step, state).trace(state, batch)
 
 
-def kernel_cycles(config: ConfigDict, topology: str, stage: str, clusters: int) -> dict[str, int]:
-    """`tpu_cycles.kernel_cycles` of a stage, in a process of its own: the compiler reads its flags once."""
-    with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as child:
-        return child.submit(_kernel_cycles, config.to_json(), topology, stage, clusters).result()
-
-
-def _kernel_cycles(config: str, topology: str, stage: str, clusters: int) -> dict[str, int]:
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ["LIBTPU_INIT_ARGS"] = tpu_cycles.KERNEL_DUMP.format(folder)
-        os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
-        settings = ConfigDict(json.loads(config))
-        target = Slice.of(settings, topology)
-        (wanted,) = [each for each in target.method.stages if each.name == stage]
-        program = trace(target, wanted, settings, clusters).jaxpr
-        return tpu_cycles.kernel_cycles(program, target.devices[0], pathlib.Path(folder))
-
-
 def row(
     compiled: Any, operations: list[tpu_cycles.Operation], total_flops: float, device: jax.Device, chips: int
 ) -> dict:
     """What a compiled step takes a chip."""
-    memory, chip = compiled.memory_analysis(), CHIPS.get(device.device_kind)
-    peak, cycles = flops.peak_flops(device.device_kind), sum(each.cycles for each in operations)
-    seconds = cycles / chip.clock if chip else math.nan
+    memory, chip, peak = compiled.memory_analysis(), CHIPS[device.device_kind], flops.peak_flops(device.device_kind)
+    alone = [each for each in operations if not each.is_collective]
+    seconds = sum(each.cycles(chip.bytes_a_cycle) for each in alone) / chip.clock
+    estimated = sum(each.estimate or each.schedule for each in alone) / chip.clock
     sent = sum(tpu_cycles.shape_bytes(each.shape) * each.runs for each in operations if each.is_collective)
     return {
-        "fits": f"yes, {memory.peak_memory_in_bytes / 2**30:.1f} of {chip.memory:g} GiB" if chip else "yes",
+        "fits": f"yes, {memory.peak_memory_in_bytes / 2**30:.1f} of {chip.memory:g} GiB",
         "arguments GiB": round(memory.argument_size_in_bytes / 2**30, 2),
         "temporary GiB": round(memory.temp_size_in_bytes / 2**30, 2),
         "TFLOP a chip": round(total_flops / chips / 1e12, 2),
-        "Mcycles": round(cycles / 1e6, 1),
         "ms": round(1e3 * seconds, 1),
-        "MFU at most": f"{total_flops / chips / peak / seconds:.0%}" if peak and chip else "",
+        "MFU at most": f"{total_flops / chips / peak / seconds:.0%}" if peak else "",
+        "ms estimated": round(1e3 * estimated, 1),
         "collectives MiB": round(sent / 2**20, 1),
     }
 
@@ -140,37 +130,49 @@ def main() -> None:
     parser.add_argument("--top", type=int, default=0, help="also the so many operations that take most of the time")
     parser.add_argument("--out", default="", help="also write the table to this path (.json, .csv, .md)")
     config, options = parse_arguments(parser, "configs/mdt.py:base")
-    target = Slice.of(config, options.topology)
-    devices, _, method = target
-    wanted = [name for name in options.stages.split(",") if name]
-    if unknown := set(wanted) - {stage.name for stage in method.stages}:
-        parser.error(f"--stages: there is no {min(unknown)!r}; known: {', '.join(s.name for s in method.stages)}")
-    found, title = [], f"{config.size}, batch {config.batch_size}, fsdp {config.fsdp} on {options.topology}, a chip"
-    for stage in unlike([stage for stage in method.stages if stage.name in (wanted or [stage.name])]):
-        traced = trace(target, stage, config, options.clusters)
-        lowered, total_flops = traced.lower(), flops.jaxpr_flops(traced.jaxpr)
-        began = time.perf_counter()
-        try:
-            compiled = lowered.compile()
-            seconds = time.perf_counter() - began
-            of_kernels = {}
-            if any(tpu_cycles.kernels(traced.jaxpr)):
-                of_kernels = kernel_cycles(config, options.topology, stage.name, options.clusters)
-            operations = tpu_cycles.operations(compiled.as_text(), of_kernels)
-            figures = row(compiled, operations, total_flops, devices[0], len(devices))
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
-                raise
-            seconds = time.perf_counter() - began
-            operations, figures = [], {"fits": out_of_memory(str(error))}
-        found.append({"stage": stage.name, **figures, "compile s": round(seconds, 1)})
-        tables.show(found[-1:], title=title)
-        if options.top and operations:
-            tables.show(tpu_cycles.longest(operations, options.top), title=f"{stage.name}: most of the estimated time")
+    with tempfile.TemporaryDirectory() as folder:
+        # Before the compiler is loaded, which reads its flags once.
+        os.environ["LIBTPU_INIT_ARGS"] = f"{os.environ.get('LIBTPU_INIT_ARGS', '')} {tpu_schedules.DUMP.format(folder)}"
+        target = Slice.of(config, options.topology)
+        known, wanted = (
+            [stage.name for stage in target.method.stages],
+            [name for name in options.stages.split(",") if name],
+        )
+        if unknown := set(wanted) - set(known):
+            parser.error(f"--stages: there is no {min(unknown)!r}; known: {', '.join(known)}")
+        if (kind := target.devices[0].device_kind) not in CHIPS:
+            parser.error(f"--topology: nothing is known of the chip {kind!r}; of these it is: {', '.join(CHIPS)}")
+        found, title = [], f"{config.size}, batch {config.batch_size}, fsdp {config.fsdp} on {options.topology}, a chip"
+        for stage in unlike([stage for stage in target.method.stages if stage.name in (wanted or known)]):
+            figures, longest = check(target, stage, config, options.clusters, pathlib.Path(folder), options.top)
+            found.append({"stage": stage.name, **figures})
+            tables.show(found[-1:], title=title)
+            if longest:
+                tables.show(longest, title=f"{stage.name}: most of the time")
     if len(found) > 1:
         tables.show(found, title=title)
     if options.out:
         tables.save(found, options.out)
+
+
+def check(
+    target: Slice, stage: Stage, config: ConfigDict, clusters: int, folder: pathlib.Path, top: int
+) -> tuple[dict, list[dict]]:
+    """(what a stage takes, its `top` operations that take most), of the compiler that writes schedules to `folder`."""
+    traced = trace(target, stage, config, clusters)
+    lowered, total_flops, device = traced.lower(), flops.jaxpr_flops(traced.jaxpr), target.devices[0]
+    began = time.perf_counter()
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return {"fits": out_of_memory(str(error)), "compile s": round(time.perf_counter() - began, 1)}, []
+    seconds = time.perf_counter() - began
+    operations = tpu_cycles.operations(compiled.as_text(), tpu_schedules.read_schedules(folder))
+    figures = row(compiled, operations, total_flops, device, len(target.devices))
+    longest = tpu_cycles.longest(operations, top, CHIPS[device.device_kind].bytes_a_cycle)
+    return {**figures, "compile s": round(seconds, 1)}, longest
 
 
 def out_of_memory(message: str) -> str:

@@ -1,39 +1,44 @@
-"""What the TPU compiler says that a compiled program takes: its estimated cycles, loops counted as often as they run.
+"""What a program takes on a TPU, operation by operation, by what the compiler says: loops counted as often as they run.
 
-The compiler writes an estimate beside every operation of an optimised program; XLA's own cost analysis counts the body
-of a loop once, whatever its length.
+The compiler writes an estimate of cycles beside every operation of an optimised program, and, where asked, the
+instructions that it scheduled (`scripts/tpu_schedules.py`). XLA's own cost analysis counts the body of a loop once,
+whatever its length.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-import pathlib
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
-
-import jax
-
-from pose_common.training.flops import inner_programs
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 _COMPUTATION = re.compile(r"^(?:ENTRY )?%?(?P<name>[\w.\-]+) \(.*\{\s*$")
-_OPERATION = re.compile(r"^\s+(?:ROOT )?%?(?P<name>[\w.\-]+) = (?P<shape>.+?) (?P<code>[\w\-]+)\(")
+_OPERATION = re.compile(r"^\s+(?P<root>ROOT )?%?(?P<name>[\w.\-]+) = (?P<shape>.+?) (?P<code>[\w\-]+)\((?P<rest>.*)$")
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _SOURCE = re.compile(r'op_name="([^"]*)"')
 _CALLED = re.compile(r"(body|condition|to_apply|branch_computations|calls)=\{?%?([\w.\-]+)")
-_CONSTANT = re.compile(r"= [su]32\[\](?:\{[^}]*\})? constant\((\d+)\)")
+_CONSTANT = re.compile(r"^\d+")
+_NAMES = re.compile(r"%([\w.\-]+)")
+_ARRAY = re.compile(r"\b(?P<kind>[a-z]+\d*)\[(?P<sizes>[\d,]*)\](?:\{(?P<order>[\d,]*)(?P<layout>[^}]*)\})?")
+_TILE = re.compile(r"T\((\d+(?:,\d+)*)\)")
 _BITS = {"pred": 8}
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+_CONTROL = ("while", "call", "conditional")
+_NO_WORK = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id")
+_SLICES = ("slice", "dynamic-slice", "gather")
 
 
 class Operation(NamedTuple):
-    """One operation of a program.
+    """One operation of a program; figures are of all its runs together.
 
     Attributes:
       name, code, shape: as in the program; `code` is "fusion", "convolution", "all-reduce", ...
       source: the JAX operation that it comes from.
-      cycles: estimated, of all its runs together; 0 where the compiler has no estimate.
+      estimate: cycles, by the compiler's estimate; 0 where it has none.
+      schedule: cycles, by the instructions scheduled; 0 where they are not known.
+      traffic: bytes that it reads and writes in the chip's large memory (HBM), with what fills up its tiles. Those of
+        copies that run beside other operations, and of exchanges between chips, are left out.
       runs: how often it runs in one call of the program.
     """
 
@@ -41,7 +46,9 @@ class Operation(NamedTuple):
     code: str
     shape: str
     source: str
-    cycles: int
+    estimate: int
+    schedule: int
+    traffic: float
     runs: int
 
     @property
@@ -49,138 +56,239 @@ class Operation(NamedTuple):
         """Whether it moves bytes between chips; the end of one that was begun before does not count again."""
         return self.code.removesuffix("-start") in COLLECTIVES
 
+    def cycles(self, bytes_a_cycle: float) -> float:
+        """As long as its instructions take (not known: its estimate) or its bytes, whichever is longer."""
+        return max(self.schedule or self.estimate, self.traffic / bytes_a_cycle)
 
-def operations(text: str, of_kernels: Mapping[str, int] | None = None) -> list[Operation]:
+
+def operations(text: str, schedules: Mapping[str, int] | None = None) -> list[Operation]:
     """Every operation of an optimised program, `jax.stages.Compiled.as_text()`; fused ones count as one.
 
     Args:
-      of_kernels: cycles of a call of each Pallas kernel, of which the compiler says nothing (`kernel_cycles`).
+      schedules: cycles of a run by the operation's name (`tpu_schedules.read_schedules`). One that is not there takes
+        what another of its shape and estimate does: equal ones are written once.
 
     Raises:
       ValueError: a loop whose condition compares with no constant.
     """
-    computations, entry = _computations(text)
+    program = _Program(text)
 
     @functools.cache
     def inside(name: str) -> tuple[Operation, ...]:
-        return tuple(_expand(computations[name]))
+        found: list[Operation] = []
+        for line in program.computations[name].values():
+            if line.code in _CONTROL:
+                for called, times in program.called(line):
+                    found += (_times(each, times) for each in inside(called))
+            elif line.code not in _NO_WORK:
+                known = (schedules or {}).get(line.name, 0)
+                traffic = program.traffic(name, line)
+                found.append(Operation(*line[:3], line.source, line.estimate, known, traffic, 1))
+        return tuple(found)
 
-    def _expand(lines: Iterable[str]) -> Iterable[Operation]:
-        for line in lines:
-            match = _OPERATION.match(line)
-            if match is None:
-                continue
-            code = match["code"]
-            if code in ("while", "call", "conditional"):
-                for called, times in _called(line, code, computations):
-                    for each in inside(called):
-                        yield each._replace(cycles=each.cycles * times, runs=each.runs * times)
-                continue
-            cycles, source = _CYCLES.search(line), _SOURCE.search(line)
-            known = int(cycles[1]) if cycles else (of_kernels or {}).get(_base_name(match["name"]), 0)
-            yield Operation(match["name"], code, match["shape"], source[1] if source else match["name"], known, 1)
-
-    return list(inside(entry))
+    found = inside(program.entry)
+    twins = {_kind(each): each.schedule // each.runs for each in found if each.schedule}
+    return [each._replace(schedule=each.schedule or twins.get(_kind(each), 0) * each.runs) for each in found]
 
 
-KERNEL_DUMP = "--xla_jf_dump_to={} --xla_jf_dump_llo_text=true --xla_jf_dump_llo_pass_label_regex=^final_bundles$"
-"""What `LIBTPU_INIT_ARGS` has to be when the compiler starts, for `kernel_cycles` to find its schedules in a folder."""
-_BUNDLES = re.compile(r"total scheduled bundles:\s+(\d+)")
+def _times(operation: Operation, runs: int) -> Operation:
+    return operation._replace(
+        estimate=operation.estimate * runs,
+        schedule=operation.schedule * runs,
+        traffic=operation.traffic * runs,
+        runs=operation.runs * runs,
+    )
 
 
-def kernel_cycles(program: Any, device: jax.Device, folder: pathlib.Path) -> dict[str, int]:
-    """Cycles of one call of each Pallas kernel in a traced program: instructions of its schedule, times the grid.
-
-    Each is compiled alone. Waiting for memory is not in it; a kernel that moves more than it computes takes longer.
-
-    Args:
-      program: `jax.stages.Traced.jaxpr`.
-      device: of a TPU's topology.
-      folder: an empty one, named in `KERNEL_DUMP`.
-    """
-    found = {}
-    sharding = jax.sharding.SingleDeviceSharding(device)
-    for equation in kernels(program):
-        name = equation.params["name"]
-        if name in found:
-            continue
-
-        def alone(*arguments, equation=equation):
-            return equation.primitive.bind(*arguments, **equation.params)
-
-        arguments = [jax.ShapeDtypeStruct(x.aval.shape, x.aval.dtype, sharding=sharding) for x in equation.invars]
-        jax.jit(alone).lower(*arguments).compile()
-        (schedule,) = folder.glob("*-alone.*-schedule-analysis_final_bundles.txt")
-        bundles = int(_BUNDLES.search(schedule.read_text())[1])  # type: ignore[index]
-        schedule.unlink()
-        found[name] = bundles * math.prod(equation.params["grid_mapping"].grid)
-    return found
+def _kind(operation: Operation) -> tuple[str, str, int] | None:
+    """What operations with one schedule share; None of one that has no estimate to tell it by."""
+    arrays = ",".join(f"{each['kind']}[{each['sizes']}]" for each in _ARRAY.finditer(operation.shape))
+    return (operation.code, arrays, operation.estimate // operation.runs) if operation.estimate else None
 
 
-def kernels(program: Any) -> Iterator[Any]:
-    """The equations of a traced program that call Pallas kernels, wherever they are."""
-    for equation in getattr(program, "jaxpr", program).eqns:
-        if equation.primitive.name == "pallas_call":
-            yield equation
-        else:
-            for inner in inner_programs(equation.params):
-                yield from kernels(inner)
+class _Line(NamedTuple):
+    """One operation as it is written."""
+
+    name: str
+    code: str
+    shape: str
+    operands: tuple[str, ...]
+    rest: str
+    is_root: bool
+
+    @property
+    def source(self) -> str:
+        source = _SOURCE.search(self.rest)
+        return source[1] if source else self.name
+
+    @property
+    def estimate(self) -> int:
+        cycles = _CYCLES.search(self.rest)
+        return int(cycles[1]) if cycles else 0
+
+    @property
+    def called(self) -> dict[str, str]:
+        return dict(_CALLED.findall(self.rest))
 
 
-def _base_name(name: str) -> str:
-    return re.sub(r"(\.\d+)+$", "", name)
+class _Program:
+    """An optimised program as text."""
+
+    def __init__(self, text: str):
+        self.computations: dict[str, dict[str, _Line]] = {}
+        self.entry, lines = "", {}
+        for line in text.splitlines():
+            if match := _COMPUTATION.match(line):
+                lines = self.computations[match["name"]] = {}
+                self.entry = match["name"] if line.startswith("ENTRY") else self.entry
+            elif match := _OPERATION.match(line):
+                operands = tuple(_NAMES.findall(_closed(match["rest"])))
+                lines[match["name"]] = _Line(
+                    match["name"], match["code"], match["shape"], operands, match["rest"], bool(match["root"])
+                )
+
+    def called(self, line: _Line) -> list[tuple[str, int]]:
+        """(computation, how often it runs) of a control operation; of a choice, the first."""
+        if line.code == "while":
+            return [(line.called["body"], self._trips(line.called["condition"]))]
+        return [(next(iter(line.called.values())), 1)]
+
+    def _trips(self, condition: str) -> int:
+        """How often a loop runs: its counter starts at 0 and is compared with a constant."""
+        lines = list(self.computations[condition].values())
+        for line in self.computations[condition].values():
+            for name in line.called.values():
+                lines += self.computations[name].values()
+        constants = [int(_CONSTANT.match(line.rest)[0]) for line in lines if _is_count(line)]  # type: ignore[index]
+        if not constants:
+            raise ValueError(f"the loop whose condition is {condition} compares with no constant")
+        return max(constants)
+
+    def traffic(self, computation: str, line: _Line) -> float:
+        """`Operation.traffic` of one run."""
+        if line.code.endswith(("-start", "-done")) or line.code in COLLECTIVES or "AllocateBuffer" in line.rest:
+            return 0
+        lines = self.computations[computation]
+        read = [
+            min(_large(lines[name].shape), self._read(computation, line, place))
+            for place, name in enumerate(line.operands)
+            if name in lines
+        ]
+        written = _arrays(line.shape)
+        if line.code == "fusion":
+            written = [min(pair) for pair in zip(written, self._written(line.called["calls"]), strict=True)]
+        return sum(read) + sum(written)
+
+    def _read(self, computation: str, line: _Line, place: int) -> float:
+        """Bytes of an operand that an operation reads, wherever they lie."""
+        if line.code == "fusion":
+            inner = line.called["calls"]
+            (parameter,) = [each for each in self.computations[inner].values() if _is_parameter(each, place)]
+            return self._used(inner, parameter.name)
+        if line.code == "bitcast":
+            return self._used(computation, line.name)
+        if line.code in _SLICES and place == 0:
+            return _bytes(line.shape)
+        if line.code == "dynamic-update-slice" and place == 0:
+            return 0
+        return _bytes(self.computations[computation][line.operands[place]].shape)
+
+    def _used(self, computation: str, name: str) -> float:
+        lines = self.computations[computation].values()
+        return sum(
+            self._read(computation, line, place)
+            for line in lines
+            for place, operand in enumerate(line.operands)
+            if operand == name
+        )
+
+    def _written(self, computation: str) -> list[float]:
+        """Bytes of each result of a fused computation: of one that is changed in place, what changes."""
+        lines = self.computations[computation]
+        (root,) = [line for line in lines.values() if line.is_root]
+        results = [lines[name] for name in root.operands] if root.code == "tuple" else [root]
+        return [self._changed(computation, result) for result in results]
+
+    def _changed(self, computation: str, line: _Line) -> float:
+        lines = self.computations[computation]
+        if line.code == "bitcast":
+            return self._changed(computation, lines[line.operands[0]])
+        if line.code == "fusion" and not line.shape.startswith("("):
+            return self._written(line.called["calls"])[0]
+        if line.code == "dynamic-update-slice":
+            return _bytes(lines[line.operands[1]].shape)
+        return _bytes(line.shape)
 
 
-def longest(found: Sequence[Operation], count: int) -> list[dict]:
+def _closed(rest: str) -> str:
+    """The operands of an operation, of what follows its opening bracket."""
+    depth = 1
+    for place, character in enumerate(rest):
+        depth += (character == "(") - (character == ")")
+        if depth == 0:
+            return rest[:place]
+    return rest
+
+
+def _is_count(line: _Line) -> bool:
+    return line.code == "constant" and line.shape.startswith(("s32[]", "u32[]"))
+
+
+def _is_parameter(line: _Line, place: int) -> bool:
+    return line.code == "parameter" and line.rest.startswith(f"{place})")
+
+
+def _arrays(shape: str) -> list[float]:
+    """Bytes in the large memory of each array of a shape; 0 of one that lies elsewhere (S(1) is fast memory)."""
+    return [0.0 if re.search(r"S\([1-9]", each["layout"] or "") else _padded(each) for each in _ARRAY.finditer(shape)]
+
+
+def _large(shape: str) -> float:
+    return sum(_arrays(shape))
+
+
+def _bytes(shape: str) -> float:
+    return sum(map(_padded, _ARRAY.finditer(shape)))
+
+
+def _padded(array: re.Match) -> float:
+    """Bytes of an array with what fills up its tiles: of f32[3,5]{1,0:T(8,128)} those of [8, 128]."""
+    sizes = [int(size) for size in array["sizes"].split(",") if size]
+    if tile := _TILE.search(array["layout"] or ""):
+        tiles = [int(size) for size in tile[1].split(",")]
+        minor_first = [int(axis) for axis in array["order"].split(",") if axis]
+        for axis, size in zip(minor_first, reversed(tiles), strict=False):
+            sizes[axis] = -(-sizes[axis] // size) * size
+    return math.prod(sizes) * _bits(array["kind"]) / 8
+
+
+def _bits(kind: str) -> int:
+    return _BITS.get(kind) or int(re.sub(r"\D", "", kind) or 8)
+
+
+def longest(found: Sequence[Operation], count: int, bytes_a_cycle: float) -> list[dict]:
     """Rows of a table: the operations with the most cycles, with their share of all."""
-    total = max(sum(each.cycles for each in found), 1)
+    total = max(sum(each.cycles(bytes_a_cycle) for each in found), 1)
     return [
         {
-            "share": f"{each.cycles / total:.1%}",
-            "Mcycles": round(each.cycles / 1e6, 2),
+            "share": f"{each.cycles(bytes_a_cycle) / total:.1%}",
+            "Mcycles": round(each.cycles(bytes_a_cycle) / 1e6, 2),
+            "scheduled": round(each.schedule / 1e6, 2),
+            "estimated": round(each.estimate / 1e6, 2),
+            "MiB": round(each.traffic / 2**20, 1),
             "runs": each.runs,
             "shape": each.shape[:60],
             "comes from": each.source[-90:],
         }
-        for each in sorted(found, key=lambda each: -each.cycles)[:count]
+        for each in sorted(found, key=lambda each: -each.cycles(bytes_a_cycle))[:count]
     ]
 
 
 def shape_bytes(shape: str) -> float:
-    """Bytes of an operation's result as its shape is written, "f32[8,128]{1,0:T(8,128)}" or a tuple of such."""
+    """Bytes of an operation's result as its shape is written, "f32[8,128]{1,0:T(8,128)}" or a tuple of such, without
+    what fills up its tiles.
+    """
     return sum(
-        _BITS.get(kind, int(re.sub(r"\D", "", kind) or 8)) / 8 * math.prod(int(n) for n in sizes.split(",") if n)
-        for kind, sizes in re.findall(r"\b([a-z]+\d*)\[([\d,]*)\]", shape)
+        _bits(each["kind"]) / 8 * math.prod(int(n) for n in each["sizes"].split(",") if n)
+        for each in _ARRAY.finditer(shape)
     )
-
-
-def _computations(text: str) -> tuple[dict[str, list[str]], str]:
-    found: dict[str, list[str]] = {}
-    entry, lines = "", []
-    for line in text.splitlines():
-        if match := _COMPUTATION.match(line):
-            lines = found[match["name"]] = []
-            entry = match["name"] if line.startswith("ENTRY") else entry
-        else:
-            lines.append(line)
-    return found, entry
-
-
-def _called(line: str, code: str, computations: dict[str, list[str]]) -> list[tuple[str, int]]:
-    """(computation, how often it runs) of a control operation; of a choice, the first."""
-    called = dict(_CALLED.findall(line))
-    if code == "while":
-        return [(called["body"], _trips(called["condition"], computations))]
-    return [(next(iter(called.values())), 1)]
-
-
-def _trips(condition: str, computations: dict[str, list[str]]) -> int:
-    """How often a loop runs: its counter starts at 0 and is compared with a constant."""
-    lines = list(computations[condition])
-    for line in computations[condition]:
-        for match in _CALLED.finditer(line):
-            lines += computations.get(match[2], [])
-    constants = [int(match[1]) for line in lines if (match := _CONSTANT.search(line))]
-    if not constants:
-        raise ValueError(f"the loop whose condition is {condition} compares with no constant")
-    return max(constants)

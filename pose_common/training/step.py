@@ -60,8 +60,8 @@ def train_step(
 
     Only the groups in `stage.train` are differentiated. Metrics hold every term, their sum `loss`, the method's
     figures, `grad_norm` before the clip and `learning_rate`; they are global values, equal on every device. Beside
-    these scalars stands `FINITE`: of the parameters before the step and of their gradients' norms, in the order of their
-    tree.
+    these scalars stands `FINITE`: of the parameters before the step and of the norms of their gradients, in the order
+    of their tree.
     """
     key = jax.random.fold_in(state.rng, state.step)
     frozen = {group: value for group, value in state.params.items() if group not in stage.train}
