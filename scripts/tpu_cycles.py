@@ -81,9 +81,9 @@ def operations(text: str, schedules: Mapping[str, int] | None = None) -> list[Op
                 for called, times in program.called(line):
                     found += (_times(each, times) for each in inside(called))
             elif line.code not in _NO_WORK:
-                known = (schedules or {}).get(line.name, 0)
-                traffic = program.traffic(name, line)
-                found.append(Operation(*line[:3], line.source, line.estimate, known, traffic, 1))
+                known, traffic = (schedules or {}).get(line.name, 0), program.traffic(name, line)
+                code, shape = program.exchange(line) or (line.code, line.shape)
+                found.append(Operation(line.name, code, shape, line.source, line.estimate, known, traffic, 1))
         return tuple(found)
 
     found = inside(program.entry)
@@ -164,9 +164,17 @@ class _Program:
             raise ValueError(f"the loop whose condition is {condition} compares with no constant")
         return max(constants)
 
+    def exchange(self, line: _Line) -> tuple[str, str] | None:
+        """(code, shape) of the exchange between chips that a fusion begins; other operations go on beside it."""
+        begins = line.code == "fusion" and line.name.startswith("async-collective-start")
+        inner = self.computations[line.called["calls"]].values() if begins else ()
+        return next(((each.code, each.shape) for each in inner if each.code in COLLECTIVES), None)
+
     def traffic(self, computation: str, line: _Line) -> float:
         """`Operation.traffic` of one run."""
         if line.code.endswith(("-start", "-done")) or line.code in COLLECTIVES or "AllocateBuffer" in line.rest:
+            return 0
+        if line.name.startswith("async-collective-"):
             return 0
         lines = self.computations[computation]
         read = [
