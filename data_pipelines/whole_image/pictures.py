@@ -46,8 +46,8 @@ class Rules:
       labelled_images: train only on images with a labelled person, not on all with any annotation.
     """
 
-    min_area: float
-    labelled_images: bool
+    min_area: float = 32.0**2
+    labelled_images: bool = True
 
 
 def rules_of(dataset: PoseDataset) -> Rules:
@@ -175,10 +175,10 @@ class Augmentation:
       mirror: probability.
     """
 
-    scale: tuple[float, float]
-    rotation: float
-    translation: float
-    mirror: float
+    scale: tuple[float, float] = (0.75, 1.5)
+    rotation: float = 30.0
+    translation: float = 0.2
+    mirror: float = 0.5
 
     def draw(self, sample: Sample, rng: np.random.Generator) -> RandomParameters:
         """RandomParameters for one image; a fixed number of them but for the people's."""
@@ -207,8 +207,8 @@ class Train:
     dataset: PoseDataset
     input_size: int
     rules: Rules
-    instances: int
-    augmentation: Augmentation
+    instances: int = 30
+    augmentation: Augmentation = Augmentation()
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> dict[str, np.ndarray]:
         return self.apply(sample, decode(sample["encoded"], sample), self.augmentation.draw(sample, rng))
