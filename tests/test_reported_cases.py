@@ -6,7 +6,6 @@ They are in the folder `shared` beside the checkout, and use the commands and na
 from __future__ import annotations
 
 import importlib
-import os
 import pathlib
 import subprocess
 import sys
@@ -15,6 +14,7 @@ import pytest
 
 from data_pipelines.datasets import find_dataset
 from data_pipelines.whole_image import Augmentation, Rules, Train
+from tests.distribution import child_environment
 from tests.golden_files import SHARED, shared_path
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -25,7 +25,7 @@ CASES = sorted(path.name for path in (SHARED / "cases").glob("c*.py"))
 @pytest.mark.parametrize("case", CASES or ["c*.py"])
 def test_a_reported_case(case):
     program = shared_path(f"cases/{case}")
-    environment = os.environ | {"POSE_REPO": str(ROOT), "PYTHONPATH": str(ROOT)}
+    environment = child_environment(devices=1) | {"POSE_REPO": str(ROOT), "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, program], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0 and "PASS" in done.stdout, done.stdout + done.stderr
 
