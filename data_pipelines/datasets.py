@@ -285,7 +285,7 @@ def check_skeleton(skeleton: KeypointSet, where: str) -> None:
         raise ValueError(f"{where}: skeleton.parts {skeleton.parts} has a keypoint beyond the {count} there are")
     if len(set(mirrored)) != len(mirrored):
         raise ValueError(f"{where}: a keypoint is in two mirror pairs, or its own mirror image")
-    if len(skeleton.sigmas) not in (0, count) or not all(sigma > 0 for sigma in skeleton.sigmas):
+    if len(skeleton.sigmas) not in (0, count) or not all(0 < sigma < math.inf for sigma in skeleton.sigmas):
         raise ValueError(f"{where}: {count} keypoints need {count} positive sigmas or none, not {skeleton.sigmas}")
 
 

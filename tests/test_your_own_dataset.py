@@ -201,14 +201,26 @@ def test_the_order_of_mirror_pairs_and_halves_says_nothing(tmp_path):
     assert definitions.find_dataset("kites", tmp_path / "data") == defined
 
 
+@pytest.mark.parametrize("sigmas, told", [("0.26,0.79,0.79", True), ("0.025,0.2,0.107", False)])
+def test_sigmas_that_everything_passes_by_are_told(tmp_path, capsys, sigmas, told):
+    """As pycocotools lists them, before it divides by ten."""
+    assert prepare(tmp_path, kites(), f"--sigmas={sigmas}") == 0
+    assert ("sigmas of up to 0.79" in capsys.readouterr().out) == told
+
+
 @pytest.mark.parametrize(
     "category, arguments, said",
     [
         ({"keypoints": []}, (), "no category lists 'keypoints'"),
         ({"keypoints": ["tip", "tip", "tail"]}, (), "names that differ"),
         ({"skeleton": [[1, 7]]}, (), "beyond the 3"),
-        ({"skeleton": [[1]]}, (), "bad keypoints or skeleton"),
+        ({"skeleton": [[1]]}, (), "bad keypoints or skeleton: not a list of pairs: skeleton is [[1]]; [[1, 2]"),
+        ({"skeleton": [1, 2, 2, 3]}, (), "skeleton is [1, 2, 2, 3]; [[1, 2]"),
+        ({"skeleton": {"tip": 1}}, (), "skeleton is {'tip': 1}; [[1, 2]"),
+        ({"skeleton": [["tip", "tail"]]}, (), "skeleton is 'tip'; a whole number"),
+        ({"keypoints": ["tip", None, "tail"]}, (), "not a name: keypoints lists None"),
         ({}, ("--sigmas=0.1,0.2",), "3 keypoints need 3 positive sigmas"),
+        ({}, ("--sigmas=inf",), "3 keypoints need 3 positive sigmas"),
         ({}, ("--mirror=tip:tail",), "'tail' is none of the keypoints"),
         ({}, ("--mirror=tip:L_wing,tip:R_wing",), "two mirror pairs"),
         ({}, ("--name=coco",), "a new name"),

@@ -14,6 +14,7 @@ from data_pipelines.importers import pictures
 
 Picture = pathlib.Path | bytes
 LOST = "instance lost with its image"
+SEVERAL_IDS = "picture with several ids (kept with each)"
 _HEAD_BYTES = 256 << 10  # enough for the headers of most pictures
 
 
@@ -28,6 +29,7 @@ class Checker:
     def __init__(self, num_keypoints: int, report: Report, annotation_file: str, upright: bool):
         self._num_keypoints, self._report, self._file = num_keypoints, report, annotation_file
         self._image_ids: set[int] = set()
+        self._pictures: set[pathlib.Path] = set()
         self._instance_ids: set[int] = set()
         self.upright, self.tagged = upright, 0
 
@@ -49,6 +51,10 @@ class Checker:
                 self._report.remark(LOST, *(instance.get("origin") or (self._file or file, instance.get("id"))))
             return None
         self._image_ids.add(example["image_id"])
+        if isinstance(picture, pathlib.Path):
+            if picture in self._pictures:
+                self._report.remark(SEVERAL_IDS, file, example["image_id"], "each has only its own people")
+            self._pictures.add(picture)
         self.tagged += tag != 1
         width, height = example["width"], example["height"]
         instances = [self._instance(instance, file, width, height, categories) for instance in record["instances"]]

@@ -138,10 +138,11 @@ def check_instance(
     _check_range("box", box)
     _check_box(box, width, height, remarks)
     labels = _keypoints(instance, num_keypoints, crowd, remarks)
-    _check_inside(labels, width, height, remarks)
+    _check_places(labels, box, width, height, remarks)
     area = number(instance, "area", -1.0)
     if area < 0 and instance.get("area") is not None or area > MAX_COORDINATE**2:
         raise Fault("number out of range", f"area is {area:g}")
+    _check_area(area, box, remarks)
     count = integer(instance, "num_keypoints", default=-1, bits=32)
     unlabelled = crowd or count == 0 or not (labels[:, 2] > 0).any()
     mask = masks.text_of(instance.get("segmentation"), width, height, remarks) if unlabelled else ""
@@ -179,16 +180,32 @@ def _keypoints(instance: Mapping[str, Any], count: int, crowd: bool, remarks: li
     return labels
 
 
-def _check_inside(labels: np.ndarray, width: int, height: int, remarks: list[tuple[str, str]]) -> None:
-    """A remark on labelled points outside the picture, such as what some tools write for absent ones: (-1, -1)."""
+def _check_places(labels: np.ndarray, box: np.ndarray, width: int, height: int, remarks: list[tuple[str, str]]) -> None:
+    """Remarks on labelled points where nobody puts one: where tools put absent ones, (-1, -1) or (0, 0), and shares
+    of the picture that should be pixels.
+    """
+
+    def remark(what: str, found: np.ndarray, note: str) -> None:
+        x, y, visibility = labels[found][0]
+        detail = f"keypoint {found.argmax() + 1} at {x:g}, {y:g} with visibility {visibility:g}{note}"
+        remarks.append((what, detail))
+
+    labelled, points = labels[:, 2] > 0, labels[:, :2]
     # Half a pixel beyond the outer pixels' centres is the border; a point that was rounded over it is not to mention.
-    outside = (labels[:, 2] > 0) & ((labels[:, :2] <= -1) | (labels[:, :2] > (width, height))).any(axis=1)
-    if outside.any():
-        x, y, visibility = labels[outside][0]
-        detail = (
-            f"keypoint {outside.argmax() + 1} at {x:g}, {y:g} with visibility {visibility:g}, image {width}x{height}"
-        )
-        remarks.append(("labelled keypoints outside the image (kept)", detail))
+    if (outside := labelled & ((points <= -1) | (points > (width, height))).any(axis=1)).any():
+        remark("labelled keypoints outside the image (kept)", outside, f", image {width}x{height}")
+    if (corner := labelled & (points == 0).all(axis=1)).any():
+        remark("labelled keypoints at 0, 0 (kept)", corner, "; one that is not labelled has visibility 0")
+    inside = ((points >= box[:2]) & (points <= box[:2] + box[2:])).all(axis=1)
+    if labelled.any() and not (labelled & inside).any() and box[2:].all():
+        remark("no labelled keypoint in the box (kept)", labelled, f", {_box_text(box, width, height)}, all in pixels")
+
+
+def _check_area(area: float, box: np.ndarray, remarks: list[tuple[str, str]]) -> None:
+    """A remark on an area that cannot be the object's in square pixels, by which OKS would judge all the same."""
+    of_box = float(box[2] * box[3])
+    if area > 0 and of_box > 0 and not 0.01 * of_box <= area <= 1.1 * of_box:  # people cover a sixth of theirs or more
+        remarks.append(("area unlike the box (kept)", f"area {area:g} for a box of {of_box:g} square pixels"))
 
 
 def _category(instance: Mapping[str, Any], categories: frozenset[int]) -> int:
@@ -208,13 +225,21 @@ def _check_range(key: str, values: np.ndarray, limit: float = MAX_COORDINATE) ->
 
 def _check_box(box: np.ndarray, width: int, height: int, remarks: list[tuple[str, str]]) -> None:
     x, y, w, h = box
-    text = f"box {[round(float(v), 2) for v in box]}, image {width}x{height}"
+    text = _box_text(box, width, height)
     if w < 0 or h < 0:
         raise Fault("negative box", text)
     if x > width or y > height or x + w < 0 or y + h < 0:
         raise Fault("box outside the image", text)
     if w == 0 or h == 0:
         remarks.append(("box without extent (kept)", text))
+    elif w <= 1 and h <= 1:
+        remarks.append(("box of at most a pixel (kept)", f"{text}; pixels are needed, not shares of the picture"))
     # Annotations round outwards now and then, so a pixel over the border is nothing to mention.
     if min(x, y) < -1 or x + w > width + 1 or y + h > height + 1:
-        remarks.append(("box reaches over the border (kept)", text))
+        fits_as_corners = 0 <= x < w <= width and 0 <= y < h <= height
+        hint = "; x, y, width, height are needed, and these may be two corners" if fits_as_corners else ""
+        remarks.append(("box reaches over the border (kept)", text + hint))
+
+
+def _box_text(box: np.ndarray, width: int, height: int) -> str:
+    return f"box {[round(float(v), 2) for v in box]}, image {width}x{height}"

@@ -31,6 +31,8 @@ from data_pipelines.orientation import STORED, UPRIGHT, turned
 from data_pipelines.skeletons import DEFAULT_SIGMA, KeypointSet
 
 METRICS = ("coco", "hand")
+LARGEST_SIGMA = 0.2
+"""That anybody means: published ones end at 0.107."""
 AMBIGUOUS = "ambiguous"
 """Field of a picture's record: the names that were found as one picture, where this one was guessed."""
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
@@ -299,6 +301,11 @@ def define(
             dataset = PoseDataset(name, name, codec="udp", half_body=False)
         dataset = _with_options(dataset, skeleton, options)
         definitions.check_skeleton(dataset.keypoints, str(path))
+        if (largest := max(dataset.keypoints.sigmas, default=0)) > LARGEST_SIGMA:
+            remarks.append(
+                f"sigmas of up to {largest:g}, by which nearly every pose is right: COCO's are 0.025 to 0.107 of the"
+                " object's size, and some codes list them times ten"
+            )
     except ValueError as error:
         raise RawDataError(str(error)) from error
     return dataset, remarks
@@ -350,13 +357,9 @@ def _category_skeleton(path: pathlib.Path, document: Any) -> tuple[tuple[str, ..
     skeletons = set()
     for category in found:
         try:
-            # Names that are digits may have been written as numbers.
-            names = tuple(printable(name) if isinstance(name, str) else f"{name:g}" for name in category["keypoints"])
-            limbs = tuple((_limb(a), _limb(b)) for a, b in category.get("skeleton") or ())
-        except (TypeError, ValueError, Fault) as error:
-            number = category.get("id")
-            raise RawDataError(f"{path}: category {number!r}: bad keypoints or skeleton: {error}") from None
-        skeletons.add((names, limbs))
+            skeletons.add((_names(category["keypoints"]), _limbs(category.get("skeleton") or ())))
+        except Fault as fault:
+            raise RawDataError(f"{path}: category {category.get('id')!r}: bad keypoints or skeleton: {fault}") from None
     if len(skeletons) > 1:
         raise RawDataError(f"{path}: categories with different skeletons are datasets apart: give a file to each")
     ((names, limbs),) = skeletons
@@ -365,6 +368,16 @@ def _category_skeleton(path: pathlib.Path, document: Any) -> tuple[tuple[str, ..
     return names, tuple((a - first, b - first) for a, b in limbs)
 
 
-def _limb(value: Any) -> int:
-    """The number of a keypoint."""
-    return integer({"skeleton": value}, "skeleton")
+def _names(value: list) -> tuple[str, ...]:
+    """Names that are digits may have been written as numbers. Raises Fault."""
+    for name in value:
+        if not isinstance(name, (str, int, float)):
+            raise Fault("not a name", f"keypoints lists {name!r:.80}")
+    return tuple(printable(name) if isinstance(name, str) else f"{name:g}" for name in value)
+
+
+def _limbs(value: Any) -> tuple[tuple[int, int], ...]:
+    """Pairs of numbers of keypoints. Raises Fault."""
+    if not isinstance(value, (list, tuple)) or not all(isinstance(limb, list) and len(limb) == 2 for limb in value):
+        raise Fault("not a list of pairs", f"skeleton is {value!r:.80}; [[1, 2], [1, 3]] joins the first to two others")
+    return tuple((integer({"skeleton": a}, "skeleton"), integer({"skeleton": b}, "skeleton")) for a, b in value)

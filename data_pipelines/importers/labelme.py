@@ -1,7 +1,8 @@
-"""labelme: a folder of JSON files, one a picture, with points and rectangles.
+"""labelme, and X-AnyLabeling: a folder of JSON files, one a picture, with points and rectangles.
 
 A point's label is its keypoint, a rectangle's its class. `group_id` ties a person's shapes together; without it see
-`grouping.people_of`. A point is hidden where one of its flags says `occluded` or `hidden`.
+`grouping.people_of`. A point is hidden where one of its flags says `occluded` or `hidden`, or X-AnyLabeling's
+`difficult` does. A rectangle is two opposite corners, or X-AnyLabeling's four.
 """
 
 from __future__ import annotations
@@ -93,7 +94,11 @@ def _shape(shape: dict[str, Any], entry: str) -> Any:
         flags = shape.get("flags") or {}
         if not isinstance(flags, dict):
             raise Fault("not an object", f"flags is {flags!r:.80}")
-        hidden = fields.flag(flags, "occluded") or fields.flag(flags, "hidden")
+        hidden = fields.flag(flags, "occluded") or fields.flag(flags, "hidden") or fields.flag(shape, "difficult")
         return Mark(shape["label"], (float(x), float(y), HIDDEN if hidden else VISIBLE), entry, group)
-    x1, y1, x2, y2 = fields.numbers(shape, "points", 2, 2).tolist()
-    return Rectangle(shape["label"], (min(x1, x2), min(y1, y2), abs(x2 - x1), abs(y2 - y1)), entry, group)
+    points = shape.get("points")
+    corners = 4 if isinstance(points, list) and len(points) == 4 else 2
+    x, y = fields.numbers(shape, "points", corners, 2).reshape(corners, 2).T.tolist()
+    if len(set(x)) > 2 or len(set(y)) > 2:
+        raise Fault("rotated region", f"rectangle of label {shape['label']!r:.80}; upright boxes can be read")
+    return Rectangle(shape["label"], (min(x), min(y), max(x) - min(x), max(y) - min(y)), entry, group)

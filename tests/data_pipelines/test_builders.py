@@ -229,6 +229,63 @@ def test_unusual_entries_are_kept_with_a_remark(tmp_path):
     assert summary["crowds"] == 1 and summary["without_keypoints"] == 0
 
 
+@pytest.mark.parametrize(
+    ("change", "remark", "detail"),
+    [
+        (
+            {"keypoints": _keypoints(_3=0, _4=0, _5=1)},
+            "labelled keypoints at 0, 0 (kept)",
+            "keypoint 2 at 0, 0 with visibility 1; one that is not labelled has visibility 0",
+        ),
+        (
+            {"keypoints": [0.3, 0.5, 2] * 3 + [0, 0, 0] * 14},
+            "no labelled keypoint in the box (kept)",
+            "keypoint 1 at 0.3, 0.5 with visibility 2, box [4.25, 5.0, 20.0, 22.5], image 48x32, all in pixels",
+        ),
+        (
+            {"bbox": [10, 12, 1, 0.9], "area": 0.3},
+            "box of at most a pixel (kept)",
+            "box [10.0, 12.0, 1.0, 0.9], image 48x32; pixels are needed, not shares of the picture",
+        ),
+        ({"area": 4.4}, "area unlike the box (kept)", "area 4.4 for a box of 450 square pixels"),
+        ({"area": 500}, "area unlike the box (kept)", "area 500 for a box of 450 square pixels"),
+        (
+            {"bbox": [8, 9, 42, 28]},
+            "box reaches over the border (kept)",
+            "box [8.0, 9.0, 42.0, 28.0], image 48x32; x, y, width, height are needed, and these may be two corners",
+        ),
+    ],
+)
+def test_numbers_that_tools_write_by_mistake_are_told(tmp_path, change, remark, detail):
+    content = tiny_sets.document()
+    _edit(20, **change)(content)
+    remarks = _prepare(tmp_path, content)["remarks"]
+    assert list(remarks) == [remark], "and nobody else has one"
+    assert [(case["id"], case["detail"]) for case in remarks[remark]["examples"]] == [(20, detail)]
+    assert _table(tmp_path).id.tolist() == ALL_IDS
+
+
+def test_ordinary_numbers_are_not_mentioned(tmp_path):
+    content = tiny_sets.document()
+    _edit(10, keypoints=_keypoints(_3=0, _4=7, _5=2))(content)  # on the border
+    _edit(11, keypoints=_keypoints(_3=0, _4=0, _5=0))(content)  # not labelled
+    _edit(20, keypoints=_keypoints(_0=45, _1=30, _2=2))(content)  # beside the box, others in it
+    _edit(21, keypoints=[0] * 51)(content)
+    _edit(30, area=450)(content)  # the box's
+    _edit(31, area=None)(content)
+    _edit(40, bbox=[10.5, 12, 1.5, 1], area=1.4)(content)
+    assert _prepare(tmp_path, content)["remarks"] == {}
+
+
+def test_a_picture_with_several_ids_is_kept_with_each_and_told(tmp_path):
+    content = tiny_sets.document()
+    content["images"].append(tiny_sets.image_entry(2) | {"id": 9})
+    summary = _prepare(tmp_path, content)
+    (case,) = summary["remarks"]["picture with several ids (kept with each)"]["examples"]
+    assert case["file"].endswith("000000000002.jpg") and case["id"] == 9
+    assert summary["images"] == 5 and _table(tmp_path).id.tolist() == ALL_IDS
+
+
 def test_unusable_category_costs_its_own_annotations_only(tmp_path):
     content = tiny_sets.document()
     content["categories"] = [tiny_sets.PERSON, {"id": None, "name": "dog"}, "cat", {"id": 3}]

@@ -26,6 +26,20 @@ def test_flags_hide_points_and_numbers_may_be_text(tmp_path):
     assert person["keypoints"] == [1.5, 2, 1, 3, 4, 2]
 
 
+def rectangle(points, **more):
+    return {"label": "mouse", "shape_type": "rectangle", "points": points} | more
+
+
+@pytest.mark.parametrize(
+    "corners", [[[9, 1], [4, 7]], [[4, 1], [9, 1], [9, 7], [4, 7]]], ids=["labelme", "x-anylabeling"]
+)
+def test_a_rectangle_is_two_corners_or_four(tmp_path, corners):
+    shapes = [rectangle(corners, group_id=3), point("nose", 5, 2, group_id=3, difficult=True)]
+    labels = labelme.read(write(tmp_path, shapes))
+    (person,) = labels.document["annotations"]
+    assert person["bbox"] == [4, 1, 5, 6] and person["keypoints"] == [5, 2, 1] and not labels.broken
+
+
 def test_folders_keep_their_pictures(tmp_path):
     write(tmp_path / "one", [point("nose", 1, 2)])
     write(tmp_path / "two", [point("nose", 3, 4)], imagePath="../shared\\b.png")
@@ -43,6 +57,8 @@ def test_folders_keep_their_pictures(tmp_path):
         (point("tail", 1, None), "not finite", "shape 2"),
         (point("tail", 1, 2) | {"points": [[1, 2], [3, 4]]}, "wrong length", "shape 2"),
         (point("tail", 1, 2, group_id="a"), "bad id", "shape 2"),
+        (rectangle([[1, 2], [5, 3], [4, 8], [0, 7]]), "rotated region: rectangle of label 'mouse'", "shape 2"),
+        (rectangle([[1, 2], [5, 3], [4, 8]]), "wrong length", "shape 2"),
         (point("tail", 1, 2, flags=["x"]), "not an object: flags", "shape 2"),
         (point("tail", 1, 2, flags={"occluded": "maybe"}), "not a flag", "shape 2"),
     ],
