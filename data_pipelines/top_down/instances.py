@@ -12,7 +12,7 @@ import json
 import logging
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,8 @@ from data_pipelines.records import Annotations
 
 GROUND_TRUTH = "ground_truth"
 PERSON = "person"
+DOUBTFUL_SHARE = 0.1
+"""Of the boxes of a file: where more look as if they were meant otherwise, it is said."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +45,7 @@ class Instances:
       category: int64 [N], the annotation's or the detection's.
       left_out: how many annotations or detections were not used, by reason.
       images_without: images of the split that have no crop.
+      doubts: what makes a detection file look as if its numbers were meant otherwise.
     """
 
     image_index: np.ndarray
@@ -56,16 +59,18 @@ class Instances:
     category: np.ndarray | None = None
     left_out: Mapping[str, int] = dataclasses.field(default_factory=dict)
     images_without: int = 0
+    doubts: Sequence[str] = ()
 
     def __len__(self) -> int:
         return len(self.image_index)
 
     @property
     def account(self) -> str:
-        """One sentence: what was used, what was not and why."""
+        """One sentence: what was used, what was not and why, and what is to be doubted."""
         kind = "annotations" if self.origin == GROUND_TRUTH else "detected boxes"
         left_out = ", ".join(f"{reason}: {count}" for reason, count in self.left_out.items()) or "none"
-        return f"{len(self)} {kind} used, {self.images_without} images have none; left out: {left_out}"
+        used = f"{len(self)} {kind} used, {self.images_without} images have none; left out: {left_out}"
+        return "; ".join([used, *self.doubts])
 
 
 def ground_truth(annotations: Annotations, dataset: PoseDataset, input_size: tuple[int, int]) -> Instances:
@@ -223,8 +228,10 @@ def detections(
             f"{path}: no person detection with a score of at least {score_threshold} of the category ids "
             f"{listed} of dataset {dataset.name!r} among {len(entries)} entries{cases}"
         )
-    columns = (np.asarray(values) for values in zip(*kept, strict=True))
-    image, category, box, score = columns
+    image, category, box, score = (np.asarray(values) for values in zip(*kept, strict=True))
+    doubts = _doubts(box, annotations.width[image], annotations.height[image])
+    for doubt in doubts:
+        logging.warning("%s: %s", path, doubt)
     centre, scale = geometry.box_to_crop(box, _aspect(dataset, input_size), dataset.padding)
     # Image order lets a reader decode each picture once; the ids keep the file's order.
     order = np.argsort(image, kind="stable")
@@ -240,6 +247,7 @@ def detections(
         category[order].astype(np.int64),
         dict(left_out),
         annotations.num_images - len(np.unique(image)),
+        doubts,
     )
 
 
@@ -290,6 +298,24 @@ def _why_not(
     if image_id not in known_images:
         return "unknown image", f"names image {image_id}, which is none of the prepared images"
     return "", ""
+
+
+def _doubts(box: np.ndarray, width: np.ndarray, height: np.ndarray) -> list[str]:
+    """What speaks against boxes [N, 4] as x, y, width, height in pixels, of images whose sizes [N] are given."""
+    start, side, size = box[:, :2], box[:, 2:], np.stack([width, height], axis=1)
+    outside = ((start >= size) | (start + side <= 0)).any(axis=1)
+    over = (start + side > size + 1).any(axis=1)
+    corners = over & (start >= 0).all(axis=1) & (start < side).all(axis=1) & (side <= size).all(axis=1)
+    found = {
+        "have no side of over a pixel: are they shares of the image?": (side <= 1).all(axis=1),
+        "lie outside their image: are they of images of another size?": outside,
+        "reach over the border, but would not as x1, y1, x2, y2: are they corners?": corners,
+    }
+    return [
+        f"{doubtful.sum()} of {len(box)} boxes {what}"
+        for what, doubtful in found.items()
+        if doubtful.mean() > DOUBTFUL_SHARE
+    ]
 
 
 def _read_detections(path: str) -> list:

@@ -91,6 +91,24 @@ def test_a_box_may_be_smaller_than_a_pixel(tmp_path):
     assert len(chosen) == 1 and chosen.left_out == {"bad box": 1}
 
 
+@pytest.mark.parametrize(
+    "bbox, doubt",
+    [
+        ([0.1, 0.2, 0.3, 0.9], "have no side of over a pixel: are they shares of the image?"),
+        ([90, 2, 10, 20], "lie outside their image: are they of images of another size?"),
+        ([25, 22, 40, 42], "reach over the border, but would not as x1, y1, x2, y2: are they corners?"),
+    ],
+)
+def test_boxes_that_are_meant_otherwise_are_doubted(tmp_path, caplog, bbox, doubt):
+    """Where they are over a tenth; the images are 60x50. They are used as they are."""
+    odd = BOX | {"bbox": bbox}
+    chosen = detect(tmp_path, [odd, odd, *[BOX] * 17])
+    assert len(chosen) == 19 and chosen.account.endswith(f"left out: none; 2 of 19 boxes {doubt}")
+    assert [record.getMessage() for record in caplog.records] == [f"{tmp_path}/boxes.json: 2 of 19 boxes {doubt}"]
+    usual = [BOX | {"bbox": box} for box in ([0, 0, 60, 50], [20, 3, 40.9, 47], [-4, -3, 30, 30])]
+    assert not detect(tmp_path, [odd, odd, *usual * 6]).doubts, "a tenth"
+
+
 def test_byte_order_marks(tmp_path):
     for encoding in ("utf-8-sig", "utf-16", "utf-32"):
         assert len(detect(tmp_path, json.dumps([BOX]).encode(encoding))) == 1
