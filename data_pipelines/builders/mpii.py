@@ -72,7 +72,13 @@ class Mpii(CocoFormatBuilder):
         self.metadata["head_size"] = HEAD_SIZE_FROM_BOX if path.is_file() else HEAD_SIZE_FROM_JOINTS
         if not path.is_file():
             return None
-        boxes = scipy.io.loadmat(path)["headboxes_src"].astype(np.float64)
+        try:
+            boxes = scipy.io.loadmat(path)["headboxes_src"].astype(np.float64)
+        except Exception as error:  # whatever a file of something else, or half a file, makes SciPy do
+            raise RawDataError(
+                f"{path} gives no head boxes ({type(error).__name__}: {error}): a MATLAB file before version 7.3 with"
+                " headboxes_src is needed; without any, the distance of joints 8 and 9 stands for the head's size"
+            ) from error
         if boxes.shape != (2, 2, count):
             raise RawDataError(
                 f"{path} has head boxes of shape {boxes.shape}; {self.files.annotations.name} lists {count} people"

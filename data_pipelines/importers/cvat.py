@@ -16,7 +16,16 @@ from data_pipelines import fields
 from data_pipelines.builders.report import RawDataError
 from data_pipelines.fields import Fault
 from data_pipelines.importers.grouping import Mark, Rectangle, people_of
-from data_pipelines.importers.labels import HIDDEN, VISIBLE, LabelledPicture, Labels, OfAnotherKind, Point, assemble
+from data_pipelines.importers.labels import (
+    HIDDEN,
+    VISIBLE,
+    LabelledPicture,
+    Labels,
+    OfAnotherKind,
+    Point,
+    assemble,
+    in_order,
+)
 from data_pipelines.importers.text_files import files_in
 
 Element = ElementTree.Element
@@ -33,7 +42,7 @@ def read(path: pathlib.Path, images: pathlib.Path | None = None, names: Sequence
     Args:
       path: the file or folder.
       images: where the pictures lie; None for the folder of the file, or `images` in it.
-      names: the keypoints in order, where the file's labels do not say.
+      names: the keypoints in order; where the file's labels are others, those count.
 
     Raises:
       RawDataError: not such a file, or one of videos.
@@ -55,7 +64,8 @@ def read(path: pathlib.Path, images: pathlib.Path | None = None, names: Sequence
         raise RawDataError(f"{file}: labels with different skeletons are datasets apart: export a file of each")
     limbs: Sequence[tuple[str, str]] = ()
     if declared:
-        names, limbs = declared[0]
+        own, limbs = declared[0]
+        names = in_order(own, names)
     pictures = [_picture(file, image, number) for number, image in enumerate(root.iterfind("image"), 1)]
     if images is None:
         images = next((folder for folder in (file.parent / "images",) if folder.is_dir()), file.parent)

@@ -17,7 +17,7 @@ from typing import Any
 from data_pipelines import fields
 from data_pipelines.builders.report import RawDataError
 from data_pipelines.fields import Fault
-from data_pipelines.importers.labels import VISIBLE, Broken, LabelledPicture, Labels, Person, Point, assemble
+from data_pipelines.importers.labels import VISIBLE, Broken, LabelledPicture, Labels, Person, Point, assemble, in_order
 from data_pipelines.importers.text_files import files_in, read_text, read_yaml
 
 CONFIG, TABLES = "config.yaml", "labeled-data/*/CollectedData_*.csv"
@@ -40,7 +40,7 @@ def read(path: pathlib.Path, images: pathlib.Path | None = None, names: Sequence
     Args:
       path: its folder, or the `config.yaml` in it.
       images: the project's folder with the pictures, where that is another one.
-      names: the body parts in order, where there is no `config.yaml`.
+      names: the body parts in order; where those of `config.yaml` are others, those count.
 
     Raises:
       RawDataError: no tables, or a table or configuration that cannot be understood.
@@ -55,7 +55,7 @@ def read(path: pathlib.Path, images: pathlib.Path | None = None, names: Sequence
     remarks: list[tuple[str, pathlib.Path, str]] = []
     for table in tables:
         pictures += _read_table(table, own, parts, broken, remarks)
-    names = own or names or list(parts)
+    names = in_order(own, names) if own else names or list(parts)
     limbs = _limbs(folder / CONFIG, config, names, remarks)
     return assemble(pictures, images or folder, names, limbs=limbs, broken=broken, remarks=remarks)
 

@@ -93,6 +93,14 @@ class Labels:
     absent: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
+def in_order(own: Sequence[str], wanted: Sequence[str] | None) -> Sequence[str]:
+    """A file's own keypoints; in the order of the dataset's, or of those that were asked for, if they are the same.
+
+    Points are found by their names, and tools list them in another order in the file of another task.
+    """
+    return wanted if wanted is not None and sorted(wanted) == sorted(own) else own
+
+
 def assemble(
     pictures: Sequence[LabelledPicture],
     images: pathlib.Path,

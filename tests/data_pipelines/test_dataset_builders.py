@@ -246,6 +246,27 @@ def test_mpii_without_mat_measures_heads_by_joints(tmp_path):
     assert both.any()
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"version https://git-lfs.github.com/spec/v1",
+        b"<html>",
+        b"MATLAB 5.0 MAT-file".ljust(124) + b"\x00\x01IM\x0e\x00",
+        b"MATLAB 7.3 MAT-file".ljust(124) + b"\x00\x02IM\x89HDF",
+        {"annolist": np.zeros(3)},
+        {"headboxes_src": "no numbers"},
+    ],
+    ids=["empty", "Git LFS", "web page", "cut", "version 7.3", "another", "text"],
+)
+def test_mpii_head_boxes_that_are_none_name_their_file(tmp_path, content):
+    mat = tmp_path / "annotations/mpii_gt_val.mat"
+    mat.parent.mkdir()
+    scipy.io.savemat(mat, content) if isinstance(content, dict) else mat.write_bytes(content)
+    with pytest.raises(RawDataError, match=r"mpii_gt_val\.mat gives no head boxes .*headboxes_src"):
+        _mpii(tmp_path, golden("data/eval/mpii_synth_val.json")[:1], mat=False)
+
+
 def test_mpii_faults_and_test_set(tmp_path):
     entries = copy.deepcopy(golden("data/eval/mpii_synth_val.json")[:8])
     entries[0]["scale"] = -1

@@ -33,6 +33,15 @@ def test_outside_is_not_labelled_and_occluded_is_hidden(tmp_path):
     assert labels.document["images"][0]["width"] == "64", "to be compared with the picture's own"
 
 
+def test_labels_in_another_order_are_the_same_keypoints(tmp_path):
+    """As the file of another task has them: of a dataset that is defined, or asked for, the order stays."""
+    path = write(tmp_path, skeleton('points="1,2"', 'points="3,4"'))
+    for names, points in ((["tail", "nose"], [3, 4, 2, 1, 2, 2]), (["nose", "ear"], [1, 2, 2, 3, 4, 2])):
+        labels = cvat.read(path, names=names)
+        assert [entry["keypoints"] for entry in labels.document["annotations"]] == [points]
+    assert labels.document["categories"][0]["keypoints"] == ["nose", "tail"], "others are told by who asks for them"
+
+
 def test_the_subset_of_a_project_is_a_folder(tmp_path):
     labels = cvat.read(write(tmp_path, skeleton(), image='<image id="0" name="a.png" subset="Train">'))
     assert labels.document["images"][0]["file_name"] == "Train/a.png"

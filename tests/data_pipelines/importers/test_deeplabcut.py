@@ -54,6 +54,7 @@ def test_the_configuration_gives_order_and_limbs(tmp_path):
     assert category["keypoints"] == ["tail", "ear", "nose"] and category["skeleton"] == [[1, 2], [2, 3]]
     assert people(labels) == [[3, 4, 2, 0, 0, 0, 1, 2, 2]]
     assert [detail for _, _, detail in labels.remarks] == ["objectA - nose"]
+    assert people(deeplabcut.read(root, names=["nose", "tail", "ear"])) == [[1, 2, 2, 3, 4, 2, 0, 0, 0]], "as asked for"
 
 
 def test_several_animals(tmp_path):
