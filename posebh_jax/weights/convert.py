@@ -33,6 +33,8 @@ FILES = "PoseBH, ViTPose or a vision transformer"
 BEYOND_BACKBONE = (r"(cls_token|mask_token)", r"(norm|fc_norm|head|decoder\w*)\..*", r"decoder_pos_embed")
 PROTOTYPES_PER_KEYPOINT = 3
 """The paper's (section 3.2), to say what is missing where the prototypes are."""
+UNUSED_TOKENS = r"backbone\.(cls|mask)_token"
+"""That some published files have from their pretraining; no pose model uses them."""
 OTHER_DATASETS = (r"backbone\.blocks\.\d+\.mlp\.experts\..*", r"associate_keypoint_heads\..*")
 
 
@@ -78,14 +80,13 @@ def convert(
     manifest, notes = describe(contents, options, source)
     names = [name for name, _ in manifest["datasets"]]
     targets = model_targets(model_of(manifest), tuple(manifest["input_size"]))
-    dropped, initialised = list(EXTRAS), []
+    dropped, initialised = [*EXTRAS, UNUSED_TOKENS], []
     width, height = (side // PATCH for side in manifest["input_size"])
     if contents.family == HUGGING_FACE:
         rules = hugging_face_rules(names[0])
     elif contents.family == MMPOSE:
         rules, position = mmpose_rules(names[0]), "backbone.pos_embed"
         state[position] = without_class_token(state[position], height * width)
-        dropped.append(r"backbone\.cls_token")
     elif contents.family == BACKBONE:
         adapt_backbone(state, (height, width), PATCH)
         rules, initialised = backbone_rules(), [r"params/backbone/last_norm/.*"]

@@ -11,7 +11,6 @@ import sys
 import zipfile
 from collections.abc import Mapping
 
-import ml_dtypes
 import numpy as np
 import pytest
 
@@ -124,10 +123,10 @@ def test_a_damaged_entry_is_named(path, kind):
             convert(read_state(path))
 
 
-@pytest.mark.parametrize("dtype", [np.float16, np.float64, ml_dtypes.bfloat16, np.int8, np.uint8, np.bool_])
+@pytest.mark.parametrize("dtype", [np.int64, np.int8, np.uint8, np.bool_])
 def test_an_entry_of_another_type_is_named(path, dtype):
     write_state(path, STATE | {"blocks.0.bias": STATE["blocks.0.bias"].astype(dtype)})
-    with pytest.raises(ConversionError, match=f"blocks.0.bias has type {np.dtype(dtype)}, expected float32"):
+    with pytest.raises(ConversionError, match=f"blocks.0.bias has type {np.dtype(dtype)}, expected a floating one"):
         convert(read_state(path))
 
 

@@ -97,13 +97,13 @@ def test_all_problems_come_together_with_shapes(state):
     state["rest.2.up.weight"] = state["rest.2.up.weight"].reshape(5, 3, 4, 4)
     state["surprise"] = np.zeros((2, 3), np.float32)
     state["norm.running_mean"] = np.zeros(5, np.int64)
-    state["norm.running_var"] = np.zeros(5, np.float64)
+    state["norm.running_var"] = np.zeros(5, np.bool_)
     assert problems_of(state).splitlines() == [
         "unexpected surprise [2, 3]",
         "missing blocks.1.fc.weight [6, 4]",
         "rest.2.up.weight has shape [5, 3, 4, 4], expected [3, 5, 4, 4]",
-        "norm.running_mean has type int64, expected float32",
-        "norm.running_var has type float64, expected float32",
+        "norm.running_mean has type int64, expected a floating one",
+        "norm.running_var has type bool, expected a floating one",
     ]
 
 
@@ -154,6 +154,15 @@ def test_other_floating_types_become_float32(state, dtype):
     tree = to_flax(dict(other), RULES, TARGETS).tree
     assert all(value.dtype == np.float32 for value in tree.values())
     np.testing.assert_array_equal(tree["params/qkv/kernel"][:, :4], other["attention.q.weight"].T.astype(np.float32))
+
+
+def test_mixed_precision_becomes_float32(state):
+    """As trainers save that keep norms in float32."""
+    mixed = {name: value if "norm" in name else value.astype(np.float16) for name, value in state.items()}
+    tree = to_flax(dict(mixed), RULES, TARGETS).tree
+    rounded = to_flax({name: value.astype(np.float32) for name, value in mixed.items()}, RULES, TARGETS).tree
+    for path, value in tree.items():
+        np.testing.assert_array_equal(value, rounded[path], strict=True)
 
 
 def test_batch_counters_are_all_there_or_none(state):

@@ -52,6 +52,15 @@ def test_published_checkpoints_convert_there_and_back(name):
     assert_same(to_torch(conversion.weights, conversion.manifest), state)
 
 
+def test_a_class_token_of_the_pretraining_is_left_out():
+    """Some published files of ViTPose have one, which its network does not use."""
+    state, width = tiny_posebh(), golden_config(WHOLE)["embed"]
+    plain = convert(dict(state), recorded_options())
+    more = convert(state | {"backbone.cls_token": np.ones((1, 1, width), np.float32)}, recorded_options())
+    assert set(more.converted.dropped) - set(plain.converted.dropped) == {"backbone.cls_token"}
+    assert_same(flatten(more.weights), flatten(plain.weights))
+
+
 @pytest.mark.parametrize("name", golden(KEYS))
 def test_every_published_name_and_shape_has_its_place(name):
     """Without the numbers, which would take gigabytes."""
