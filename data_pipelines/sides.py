@@ -63,6 +63,13 @@ def unpaired(names: Sequence[str], pairs: Sequence[tuple[int, int]]) -> list[str
     return [names[number] for number in sorted(sides - paired)]
 
 
+def against_names(names: Sequence[str], pairs: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Pairs that are not those of their names, where these have some: left_eye with left_ear."""
+    own = {frozenset(pair) for pair in mirror_pairs(names)[0]}
+    sided = {number for pair in own for number in pair}
+    return [pair for pair in pairs if sided & set(pair) and frozenset(pair) not in own]
+
+
 def _match(other: dict[int, int], keys: list, mirrored: list) -> None:
     """Adds pairs of names of which one's mirrored key is the other's, and nobody else's. A key of None is no side."""
     place = collections.defaultdict(list)

@@ -232,7 +232,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _findings(summary: dict[str, Any]) -> list[str]:
-    """Lines on the whole split: who is usable, what a mirror exchanges and sides without counterpart, the metadata."""
+    """Lines on the whole split: who is usable, what a mirror exchanges, what of it is odd, the metadata."""
     lines = []
     usable = summary.get("usable")
     if usable == {}:
@@ -245,6 +245,8 @@ def _findings(summary: dict[str, Any]) -> list[str]:
         )
     if pairs := summary.get("mirror_pairs"):
         lines.append(f"mirror pairs: {', '.join(pairs)}")
+    if odd := summary.get("mirror_pairs_against_names"):
+        lines.append(f"mirror pairs that their names say otherwise: {', '.join(odd)}")
     if unpaired := summary.get("unpaired_sides"):
         lines.append(f"no counterpart in the mirror: {', '.join(unpaired)}")
     return [*lines, *(f"{key}: {value}" for key, value in summary["metadata"].items())]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import os
 import pathlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +22,7 @@ import numpy as np
 from data_pipelines import datasets as definitions
 from data_pipelines import fields, importers, sides
 from data_pipelines.builders import raw_files
+from data_pipelines.builders import summary as summaries
 from data_pipelines.builders.checker import Picture
 from data_pipelines.builders.coco_format import CocoFormatBuilder
 from data_pipelines.builders.report import Entry, RawDataError
@@ -113,11 +115,11 @@ class Custom(CocoFormatBuilder):
         return summary
 
     def findings(self) -> dict[str, Any]:
-        skeleton = self.pose_dataset.keypoints
-        names = skeleton.keypoints
+        names, pairs = self.pose_dataset.keypoints.keypoints, self.pose_dataset.keypoints.flip_pairs
         return {
-            "mirror_pairs": [f"{names[a]}:{names[b]}" for a, b in skeleton.flip_pairs],
-            "unpaired_sides": sides.unpaired(names, skeleton.flip_pairs),
+            "mirror_pairs": [f"{names[a]}:{names[b]}" for a, b in pairs],
+            "mirror_pairs_against_names": [f"{names[a]}:{names[b]}" for a, b in sides.against_names(names, pairs)],
+            "unpaired_sides": sides.unpaired(names, pairs),
         }
 
     def load(self) -> dict[str, Any]:
@@ -186,8 +188,11 @@ class Custom(CocoFormatBuilder):
         found = collections.defaultdict(set)
         for path, record in items:
             found[path].add(record["file_name"])
+        others = summaries.pictures_of_others(self._target, self.name, self.split)
         for path, record in items:
             name = record["file_name"]
+            for split in (other for other, theirs in others.items() if os.path.abspath(path) in theirs):
+                self.report.remark(f"picture that {split} has as well (kept)", path, record["image_id"])
             if len(found[path]) > 1 and raw_files.find_picture(self.files.images, name) != path:
                 record[AMBIGUOUS] = sorted(found[path])
             if _is_absolute(name):

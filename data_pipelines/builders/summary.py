@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import json
+import os
 import pathlib
 from typing import Any
 
@@ -82,6 +83,18 @@ def orientation_of_others(data_dir: str | pathlib.Path, dataset: str, split: str
         if other != split and note:
             found[other] = orientation.UPRIGHT if note.startswith(orientation.UPRIGHT) else orientation.STORED
     return found
+
+
+def pictures_of_others(data_dir: str | pathlib.Path, dataset: str, split: str) -> dict[str, frozenset[str]]:
+    """{split: absolute paths of its pictures, as far as they lie in their folder} of the other finished splits."""
+    return {
+        other: frozenset(
+            os.path.abspath(os.path.join(summary["source"]["images"], name))
+            for name in records.load_annotations(dataset, other, data_dir).file_name
+        )
+        for other, summary in finished_splits(dataset, data_dir).items()
+        if other != split and "images" in summary["source"]
+    }
 
 
 def first_faults(report: Report) -> str:

@@ -107,6 +107,8 @@ def _list(settings: Mapping[str, Any], key: str, count: int) -> list:
 def _keypoint_names(settings: Mapping[str, Any], names: Sequence[str] | None, count: int) -> list[str]:
     found = settings.get("kpt_names")
     if isinstance(found, dict):  # of each class; they share a skeleton
+        if any(other != next(iter(found.values())) for other in found.values()):
+            raise Fault("different kpt_names", f"{found!r:.200}; classes with different keypoints are datasets apart")
         found = next(iter(found.values()), None)
     if found is None:
         found = names or [f"keypoint_{number}" for number in range(1, count + 1)]

@@ -112,6 +112,12 @@ def test_ambiguous_names_are_listed_not_guessed():
     assert sides.unpaired(["tip", "L_wing", "R_wing"], ()) == ["L_wing", "R_wing"]
 
 
+def test_pairs_against_their_names():
+    names = ["left_eye", "right_eye", "left_ear", "right_ear", "port", "starboard"]
+    assert sides.against_names(names, ((1, 0), (2, 3), (4, 5))) == []
+    assert sides.against_names(names, ((0, 2), (1, 3), (4, 5))) == [(0, 2), (1, 3)]
+
+
 @pytest.mark.parametrize("name", KEYPOINT_SETS)
 def test_known_skeletons(name):
     """What the names say is what the publications say, for all but the points of faces, which are numbered."""

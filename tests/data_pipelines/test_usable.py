@@ -50,7 +50,8 @@ def custom(folder, changes, *arguments, name="kites"):
             *arguments,
         ]
     )
-    summary = records.split_dir(name, "train", folder / "data") / records.SUMMARY_FILE
+    split = next((word.partition("=")[2] for word in arguments if word.startswith("--split=")), "train")
+    summary = records.split_dir(name, split, folder / "data") / records.SUMMARY_FILE
     return status, json.loads(summary.read_text()) if summary.is_file() else None
 
 
@@ -191,10 +192,20 @@ def test_mirror_pairs_and_sides_without_counterpart_are_listed_at_every_preparat
         for more in ((), (), ("--mirror=tip:left_wing",)):
             assert custom(tmp_path, [{}, {}], *more)[0] == 0
             pairs, alone = ("tip:left_wing", "right_wing, left_foot") if more else ("left_wing:right_wing", "left_foot")
-            said = f"train: mirror pairs: {pairs}\ntrain: no counterpart in the mirror: {alone}\n"
+            odd = f"train: mirror pairs that their names say otherwise: {pairs}\n" if more else ""
+            said = f"train: mirror pairs: {pairs}\n{odd}train: no counterpart in the mirror: {alone}\n"
             assert said in capsys.readouterr().out
     finally:
         NAMES[3] = "tail"
+
+
+def test_pictures_that_another_split_has_as_well_are_told(tmp_path):
+    custom(tmp_path, [{}] * 3)
+    _, summary = custom(tmp_path, [{}] * 4, "--split=val")
+    remark = summary["remarks"]["picture that train has as well (kept)"]
+    assert [case["id"] for case in remark["examples"]] == [1, 2, 3]
+    _, summary = custom(tmp_path, [{}] * 3)  # again, beside a finished val
+    assert summary["remarks"]["picture that val has as well (kept)"]["count"] == 3
 
 
 BAD_NAMES = {

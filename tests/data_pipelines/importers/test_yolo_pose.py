@@ -149,6 +149,7 @@ def test_a_picture_that_is_none_is_named(tmp_path):
         ({"flip_idx": [0]}, "flip_idx is"),
         ({"flip_idx": [1, 1]}, "bad flip_idx"),
         ({"kpt_names": {"0": ["a"]}}, "kpt_shape says 2 keypoints"),
+        ({"kpt_names": {"0": ["a", "b"], "1": ["b", "a"]}}, "different kpt_names"),
         ({"names": None}, "missing field: nc"),
         ({"train": "nowhere"}, "there is no .*nowhere"),
         ({"train": None}, "no picture in None"),
