@@ -9,6 +9,7 @@ on that split.
 from __future__ import annotations
 
 import pathlib
+import re
 from typing import Any
 
 from data_pipelines import fields
@@ -52,7 +53,7 @@ class Apt36k(CocoFormatBuilder):
         path = self.files.annotations
         document = super().load()
         images, annotations = raw_files.document_lists(path, document, "images", "annotations")
-        if not any(isinstance(image, dict) and "\\" in str(image.get("file_name")) for image in images):
+        if path.name != RAW_FILE and not any("\\" in _name(image) for image in images):
             return document  # split already, by the authors' script or by hand
         for image in images:
             if _video_of(image) is None:
@@ -148,13 +149,22 @@ def _places(images: list[Any]) -> list[tuple[str, int]]:
     return places
 
 
+def _name(image: Any) -> str:
+    return str(image.get("file_name")) if isinstance(image, dict) else ""
+
+
+def _parts(image: Any) -> list[str]:
+    """Of a picture's path, which the release writes as Windows does, and copies of it with slashes."""
+    return re.split(r"[\\/]", _name(image))
+
+
 def _kind(image: dict[str, Any]) -> str:
-    return image["file_name"].split("\\")[-3]
+    return _parts(image)[-3]
 
 
-def _clip(image: dict[str, Any]) -> str:
+def _clip(image: dict[str, Any]) -> tuple[str, ...]:
     """The folder of a picture."""
-    return str(image.get("file_name")).rpartition("\\")[0]
+    return tuple(_parts(image)[:-1])
 
 
 def _split_of_videos(places: list[tuple[str, int]], whole_videos: bool) -> dict[int, str]:
@@ -188,10 +198,10 @@ def _video_of(image: Any) -> int | None:
     """The image's video, or None where the entry cannot be assigned to one."""
     if not isinstance(image, dict):
         return None
-    name = image.get("file_name")
-    return fields.whole(image.get("video_id")) if isinstance(name, str) and name.count("\\") >= 2 else None
+    is_path = isinstance(image.get("file_name"), str) and len(_parts(image)) >= 3
+    return fields.whole(image.get("video_id")) if is_path else None
 
 
 def _file_name(image: dict[str, Any]) -> str:
-    kind, clip, frame = image["file_name"].split("\\")[-3:]
+    kind, clip, frame = _parts(image)[-3:]
     return f"{kind}/{_RENAMED_CLIPS.get(clip, clip)}/{frame}"

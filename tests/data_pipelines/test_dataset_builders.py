@@ -101,11 +101,14 @@ def ids_of(entries):
     return {entry["id"] for entry in entries if isinstance(entry, dict)}
 
 
-def test_apt36k_builder_splits_the_release(tmp_path):
+@pytest.mark.parametrize("slash", ["\\", "/"])
+def test_apt36k_builder_splits_the_release(tmp_path, slash):
     raw, expected = (
-        golden("data/prepro/apt36k_raw.json"),
+        copy.deepcopy(golden("data/prepro/apt36k_raw.json")),
         golden("data/prepro/apt36k_expected.json")["released"],
     )
+    for image in raw["images"]:
+        image["file_name"] = image["file_name"].replace("\\", slash)
     root = tmp_path / "ap36k"
     (root / "annotations").mkdir(parents=True)
     broken = copy.deepcopy(raw)
