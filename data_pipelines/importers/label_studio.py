@@ -2,7 +2,7 @@
 
 Coordinates are percent of the picture. A point belongs to the box that is its parent region, or to which a relation
 ties it; else see `grouping.people_of`. Of several annotations of a task the one marked as ground truth counts, or the
-first that was not cancelled.
+first that was not cancelled. A task without any is left out: nobody has said that there is nobody in its picture.
 """
 
 from __future__ import annotations
@@ -69,10 +69,13 @@ def _picture(file: pathlib.Path, task: Any, entry: str, folder: pathlib.Path, re
         raise Fault("not a task", f"{task!r:.80}")
     annotations = [item for item in task.get("annotations") or () if isinstance(item, dict)]
     annotations = [item for item in annotations if not fields.flag(item, "was_cancelled")]
+    if not annotations:
+        why = "skipped" if task.get("annotations") else "predictions are not read" if task.get("predictions") else ""
+        raise OfAnotherKind("task that nobody annotated", why)
     annotations.sort(key=lambda item: not fields.flag(item, "ground_truth"))
     if len(annotations) > 1:
         remarks.append(("further annotations of a task (left out)", file, entry))
-    results = (annotations[0].get("result") if annotations else None) or []
+    results = annotations[0].get("result") or []
     if not isinstance(results, list):
         raise Fault("not a list", f"result is {results!r:.80}")
     people, faults, size = _people(results, entry)
@@ -86,6 +89,8 @@ def _file_name(data: Mapping[str, Any], folder: pathlib.Path) -> str:
     if not isinstance(name, str) or not name:
         raise Fault("bad image entry", f"no image in data {data!r:.80}")
     address = urllib.parse.urlsplit(name)
+    if address.scheme == "data":
+        raise Fault("bad image entry", f"{name[:20]!r}... is the picture itself; one with a name is needed")
     local = urllib.parse.parse_qs(address.query).get("d")
     name = local[0] if local else urllib.parse.unquote(address.path) if address.scheme or name[0] == "/" else name
     start, slash, last = name.rpartition("/")

@@ -8,6 +8,7 @@ import pytest
 
 from data_pipelines.builders.report import RawDataError
 from data_pipelines.importers import label_studio
+from data_pipelines.importers.labels import OfAnotherKind
 
 SIZE = {"original_width": 200, "original_height": 50}
 
@@ -84,6 +85,27 @@ def test_one_annotation_counts(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "task, why",
+    [
+        ({"annotations": []}, ""),
+        ({"annotations": [{"was_cancelled": True, "result": []}]}, "skipped"),
+        ({"annotations": [], "predictions": [{"result": [point("nose", 1, 1)]}]}, "predictions are not read"),
+    ],
+)
+def test_a_task_that_nobody_annotated_is_no_picture_of_nobody(tmp_path, task, why):
+    tasks = [
+        {"id": 1, "data": {"image": "a.png"}, "annotations": [{"result": [point("nose", 1, 1)]}]},
+        {"id": 2, "data": {"image": "b.png"}, "annotations": [{"result": []}]},
+        {"id": 3, "data": {"image": "c.png"}} | task,
+    ]
+    (tmp_path / "export.json").write_text(json.dumps(tasks))
+    labels = label_studio.read(tmp_path)
+    assert [image["file_name"] for image in labels.document["images"]] == ["a.png", "b.png"]
+    (left_out,) = labels.broken
+    assert isinstance(left_out.fault, OfAnotherKind) and (left_out.entry, left_out.fault.detail) == ("task 3", why)
+
+
+@pytest.mark.parametrize(
     "region, said",
     [
         (point("tail", "x", 1), "not a number"),
@@ -102,7 +124,20 @@ def test_a_broken_region_is_named(tmp_path, region, said):
     assert str(broken.fault).startswith(said) and broken.entry.startswith("task 7, region p-")
 
 
-@pytest.mark.parametrize("task", [[], {"id": 3}, {"id": 3, "data": {}}, {"id": 3, "data": {"image": 5}}])
+def test_a_picture_within_the_export_is_not_printed(tmp_path):
+    with pytest.raises(
+        RawDataError, match=r"task 7: bad image entry: 'data:image/png;base6'\.\.\. is the picture"
+    ) as error:
+        read(tmp_path, [point("nose", 1, 2)], image="data:image/png;base64," + 9999 * "A")
+    assert len(str(error.value)) < 400
+
+
+ANNOTATED = {"annotations": [{"result": []}]}
+
+
+@pytest.mark.parametrize(
+    "task", [[], {"id": 3}, {"id": 3, "data": {}} | ANNOTATED, {"id": 3, "data": {"image": 5}} | ANNOTATED]
+)
 def test_a_broken_task_is_named_and_the_others_are_read(tmp_path, task):
     read(tmp_path, [point("nose", 50, 50)])
     path = tmp_path / "export.json"
