@@ -23,9 +23,17 @@ SUFFIXES = (".pth", ".pth.tar", ".safetensors")
 """Of the files that are written."""
 
 # Where the training codes put the weights inside what they save; running means of them are taken if they are alone.
-WRAPPERS = ("state_dict", "model", "module", "ema_state_dict", "state_dict_ema", "model_ema", "ema")
+WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "ema_state_dict", "state_dict_ema", "model_ema", "ema")
 # What is before every name where the model was inside another object: of parallel training, Lightning, torch.compile.
 WRAPPED_NAMES = ("module.", "model.", "_orig_mod.")
+# What training codes keep beside weights: figures as NumPy's numbers, MMEngine's logs, arguments, paths. PyTorch reads
+# nothing but tensors and plain values of itself; of these, too, nothing is imported, called or kept (`UnreadObject`).
+BESIDE_WEIGHTS = (
+    *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
+    *("numpy.dtype", "numpy.ndarray"),
+    *("mmengine.logging.history_buffer.HistoryBuffer", "builtins.getattr"),
+    *("argparse.Namespace", "pathlib.PosixPath", "pathlib._local.PosixPath", "pathlib.WindowsPath"),
+)
 # Numbers that those objects keep beside the model.
 WRAPPER_NUMBERS = r"(n_averaged|steps)"
 
@@ -159,16 +167,38 @@ def _import_torch(path: pathlib.Path):
 def _read_torch(path: pathlib.Path, mmap: bool) -> dict[str, np.ndarray]:
     torch = _import_torch(path)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        with torch.serialization.safe_globals([(UnreadObject, name) for name in BESIDE_WEIGHTS]):
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         raise ValueError(
-            "refused: it is damaged, or holds more than weights, which could run code on this machine. If you "
-            "trust its origin, save its state dict alone with the code it comes from. PyTorch says: "
-            + str(error).strip().splitlines()[0]
+            f"refused: it is damaged, or holds more than weights ({_refused(error)}), which could run code on this "
+            "machine. If you trust its origin, save its weights alone with the code it comes from: "
+            "torch.save(model.state_dict(), 'weights.pth')"
         ) from error
     except Exception as error:  # whatever a damaged stream makes the unpickler do
         raise ValueError(f"PyTorch cannot read it ({type(error).__name__}: {error})") from error
     return {name: _to_numpy(name, value, torch) for name, value in _unwrap(content).items()}
+
+
+class UnreadObject:
+    """Stands for an object of `BESIDE_WEIGHTS` or its function, whatever that is called with; it holds nothing."""
+
+    def __new__(cls, *args: Any) -> UnreadObject:
+        del args
+        return super().__new__(cls)
+
+    def __init__(self, *args: Any):
+        del args
+
+    def __setstate__(self, state: Any) -> None:
+        del state
+
+
+def _refused(error: pickle.UnpicklingError) -> str:
+    """What PyTorch did not read: the object's name, or else PyTorch's own words."""
+    text = str(error).rpartition("WeightsUnpickler error:")[2].strip()
+    named = re.search(r"GLOBAL ([\w.]+)", str(error))
+    return named[1] if named else text.split("\n")[0]
 
 
 def _unwrap(content: Any) -> Mapping[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import pathlib
@@ -285,6 +286,29 @@ def test_weights_that_do_not_fit_name_their_file(path):
 @pytest.fixture
 def torch():
     return pytest.importorskip("torch", reason="PyTorch is not installed (the `torch` extra)")
+
+
+class Fetched:
+    """A function that unpickling fetches by `getattr`, which is among what trainers keep beside weights."""
+
+    def __reduce__(self):
+        return getattr, (argparse.Namespace, "mro")
+
+    def __call__(self):
+        raise AssertionError("never called")
+
+
+class Called:
+    def __reduce__(self):
+        return Fetched(), ()
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("legacy", [False, True])
+def test_what_is_fetched_is_not_called(torch, tmp_path, legacy):
+    path = tmp_path / "w.pth"
+    torch.save({"state_dict": {"a": torch.ones(2)}, "meta": Called()}, path, _use_new_zipfile_serialization=not legacy)
+    assert "unrecognized function" in refused(path)
 
 
 @pytest.mark.torch

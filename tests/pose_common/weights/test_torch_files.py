@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
+import pathlib
 import sys
+import types
 import zipfile
 from collections import OrderedDict
 
@@ -142,12 +145,59 @@ def tensors(torch, state=STATE):
 
 @pytest.mark.torch
 @pytest.mark.parametrize("legacy", [False, True])
-@pytest.mark.parametrize("wrapper", [None, "state_dict", "model", "ema"])
+@pytest.mark.parametrize("wrapper", [None, "state_dict", "model_state_dict", "model", "ema"])
 def test_files_of_torch_are_read(torch, tmp_path, wrapper, legacy):
     content = {"module." + name: value for name, value in tensors(torch).items()}
     content = {wrapper: content, "meta": {"epoch": 3, "classes": None}, "optimizer": {}} if wrapper else content
     torch.save(content, tmp_path / "w.pth", _use_new_zipfile_serialization=not legacy)
     assert_same(read_state(tmp_path / "w.pth"))
+
+
+class HistoryBuffer:
+    """As MMEngine's logs: arrays, and functions by their names."""
+
+    def __init__(self):
+        self._log_history, self.methods = np.arange(3.0), {"mean": self.mean}
+
+    def mean(self):
+        return self._log_history.mean()
+
+
+BESIDE = {
+    "NumPy's numbers": {"best_score": np.float64(0.75), "epoch": np.int64(3), "sigmas": np.full(17, 0.1)},
+    "MMEngine's logs": {"train/lr": HistoryBuffer()},
+    "arguments and paths": argparse.Namespace(lr=0.1, folder=pathlib.Path("work_dirs")),
+}
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("what", BESIDE)
+def test_what_trainers_keep_beside_weights_is_passed_over(torch, tmp_path, monkeypatch, what, legacy):
+    module = types.ModuleType("mmengine.logging.history_buffer")
+    module.HistoryBuffer = HistoryBuffer
+    monkeypatch.setattr(HistoryBuffer, "__module__", module.__name__)
+    contents = {"w.pth": {"state_dict": tensors(torch), "beside": BESIDE[what]}, "no_weights.pth": BESIDE[what]}
+    with monkeypatch.context() as there:
+        for name in ("mmengine", "mmengine.logging", module.__name__):
+            there.setitem(sys.modules, name, module)
+        for name, content in contents.items():
+            torch.save(content, tmp_path / name, _use_new_zipfile_serialization=not legacy)
+    elsewhere = torch.serialization.get_safe_globals()
+    assert_same(read_state(tmp_path / "w.pth"))
+    with pytest.raises(StateFileError, match="no tensor but|no state dict but"):
+        read_state(tmp_path / "no_weights.pth")
+    assert torch.serialization.get_safe_globals() == elsewhere, "others read no more than before"
+
+
+@pytest.mark.torch
+def test_what_is_refused_is_named(torch, tmp_path):
+    torch.save({"state_dict": tensors(torch), "beside": ValueError("x")}, tmp_path / "w.pth")
+    with pytest.raises(
+        StateFileError, match=r"more than weights \(exceptions\.ValueError\), .* torch.save\(model.state_dict\(\)"
+    ) as error:
+        read_state(tmp_path / "w.pth")
+    assert "\x1b" not in str(error.value)
 
 
 @pytest.mark.torch
