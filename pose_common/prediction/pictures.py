@@ -380,16 +380,20 @@ def _announced(container: Any, stream: Any) -> int:
 def ahead(items: Iterable[T], size: int = 8, most_bytes: int = 2**28) -> Iterator[T]:
     """The items, made by a thread up to `size` ahead, so that decoding does not wait for the device.
 
-    Items with `nbytes` are fewer where they are large: as many as have `most_bytes` together, or one.
+    Items with `nbytes` are fewer where they are large: as many as have `most_bytes` together, or one. Where a program
+    ends before it took all, the item that is being made is waited for.
     """
     ready: queue.Queue = queue.Queue(size)
     stop, end = threading.Event(), object()
     made, taken = 0, 0  # bytes so far, each counted by one thread alone
 
+    def wanted() -> bool:
+        return not stop.is_set() and threading.main_thread().is_alive()
+
     def put(item, error=None) -> None:
         nonlocal made
         nbytes = getattr(item, "nbytes", 0)
-        while not stop.is_set():
+        while wanted():
             if made > taken and made - taken + nbytes > most_bytes:
                 time.sleep(0.01)
                 continue
@@ -404,13 +408,14 @@ def ahead(items: Iterable[T], size: int = 8, most_bytes: int = 2**28) -> Iterato
         try:
             for item in items:
                 put(item)
-                if stop.is_set():
+                if not wanted():
                     return
             put(end)
         except BaseException as error:  # handed to the reader, whatever it is
             put(end, error)
 
-    threading.Thread(target=fill, daemon=True).start()
+    # No daemon: one that comes out of OpenCV while the interpreter ends aborts the process.
+    threading.Thread(target=fill).start()
     try:
         while True:
             item, error = ready.get()

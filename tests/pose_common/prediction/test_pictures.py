@@ -6,6 +6,8 @@ import io
 import os
 import pathlib
 import struct
+import subprocess
+import sys
 import time
 
 import cv2
@@ -29,6 +31,7 @@ from pose_common.prediction.pictures import (
     require_one_clip,
 )
 from pose_common.prediction.video import video_writer
+from tests.distribution import ROOT
 
 PILLOW_HAS_AVIF = ".avif" in Image.registered_extensions()
 
@@ -381,6 +384,28 @@ def test_reading_ahead_keeps_order_and_hands_errors_on():
     assert next(reader) == 1
     with pytest.raises(PictureError, match="the second is none"):
         next(reader)
+
+
+@pytest.mark.parametrize("left", ["open", "closed"])
+def test_a_program_that_leaves_pictures_unread_ends_its_reader_first(left):
+    """One that is inside OpenCV when the interpreter ends would abort the process."""
+    program = f"""
+import atexit, threading, time
+from pose_common.prediction.pictures import ahead
+
+def items():
+    while True:
+        time.sleep(0.2)
+        yield 0
+
+reader = ahead(items())
+next(reader)
+if {left == "closed"}:
+    reader.close()
+atexit.register(lambda: print([thread.name for thread in threading.enumerate()]))
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "['MainThread']\n"), done.stderr
 
 
 def test_one_bad_file_of_a_folder_costs_itself(folder):
