@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from data_pipelines.paths import as_path
 from data_pipelines.picture_formats import SUFFIXES
@@ -99,7 +100,7 @@ def run(args: argparse.Namespace, predict: Callable[[argparse.Namespace], tuple[
         its stages cost, in seconds by name, goes to `costs`.
     """
     args.left_out, args.costs = [], {}
-    with Interruption() as interruption:
+    with Interruption() as interruption, logging_redirect_tqdm():  # a message has a line of its own
         try:
             status = _run(args, predict, interruption)
         except KeyboardInterrupt:  # before the first picture, or a second signal
@@ -199,7 +200,10 @@ class _Drawings:
                 if result.dataset not in self.videos:
                     writer = video_writer(self.args.out / f"poses{suffix}.mp4")
                     self.videos[result.dataset] = self.open_files.enter_context(writer)
-                self.videos[result.dataset](drawn, result.picture.time)
+                try:
+                    self.videos[result.dataset](drawn, result.picture.time)
+                except ValueError as error:  # of another size than the first
+                    raise ValueError(f"--save=video: {result.name}: {error}") from error
 
     def _free(self, name: str) -> str:
         """`name`, with a number where another picture of this run has it (a.jpg and a.png)."""

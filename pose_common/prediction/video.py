@@ -48,7 +48,7 @@ def video_writer(path: pathlib.Path, rate: int = 30) -> Iterator[Callable[[np.nd
                 size = stream.width, stream.height = width, height
                 stream.pix_fmt = "yuv420p"
             if (width, height) != size:
-                raise ValueError(f"a frame of {width}x{height} in a video of {size[0]}x{size[1]}")
+                raise ValueError(f"a frame of {width}x{height} in a video of {size[0]}x{size[1]}; all have one size")
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image[:height, :width]), format="rgb24")
             ticks = round((untimed / rate if time is None else time) / TICK)
             untimed += time is None

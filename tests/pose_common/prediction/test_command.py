@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
+import logging
 import os
 import signal
 
@@ -79,6 +81,36 @@ def test_what_was_found_before_a_signal_is_kept(predicted, monkeypatch, capsys, 
     printed = capsys.readouterr()
     assert printed.out.splitlines()[-1].startswith("interrupted after 2 pictures, 4 poses, ")
     assert "Traceback" not in printed.err
+
+
+def test_a_message_does_not_stand_behind_the_bar(predicted, monkeypatch, capsys):
+    """As that of a thread that reads pictures, while a bar is drawn."""
+    console = logging.StreamHandler()
+    console.setFormatter(logging.Formatter("%(message)s"))
+    monkeypatch.setattr(logging.getLogger(), "handlers", [console])
+
+    def telling(results):
+        for result in results:
+            logging.warning("notes.txt is not taken")
+            yield result
+
+    predicted("--save=json", passed=telling)
+    lines = capsys.readouterr().err.replace("\r", "\n").splitlines()
+    assert lines.count("notes.txt is not taken") == FRAMES
+
+
+def test_a_picture_of_another_size_than_its_video_is_named(predicted, capsys):
+    pytest.importorskip("av", reason="PyAV is not installed")
+
+    def larger(results):
+        (result,) = results[1]
+        wide = result.picture._replace(image=np.zeros((32, 90, 3), np.uint8))
+        return iter([results[0], [dataclasses.replace(result, picture=wide)]])
+
+    folder = predicted("--save=json,video", passed=larger, status=1)
+    message = "error: --save=video: clip_1: a frame of 90x32 in a video of 80x32; all have one size"
+    assert message in capsys.readouterr().err
+    assert len(entries(folder)) == 2 * len(SCORES) and len(list(pictures_of(folder / "poses.mp4"))) == 1
 
 
 def test_a_signal_before_the_first_picture_is_one_line(predicted, capsys):
