@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 import os
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -72,10 +73,13 @@ def boxes_of(
         of which there are none.
     """
     of_picture = _every_box_of(boxes, count, category)
+    told = False
 
     def good_enough(number: int, picture: Picture) -> Found:
+        nonlocal told
         found, scores = of_picture(number, picture)
         kept = scores >= threshold
+        told = told or _tell_of_unlikely(found[kept], picture)
         return found[kept], scores[kept]
 
     return good_enough
@@ -113,6 +117,22 @@ def with_boxes(
         yield picture, found
 
 
+def _tell_of_unlikely(boxes: np.ndarray, picture: Picture) -> bool:
+    """Warns of boxes, [N, 4], which hardly can be of this picture, as two corners or shares of its sides; whether there
+    are any."""
+    height, width = picture.image.shape[:2]
+    first, sides = boxes[:, :2], boxes[:, 2:]
+    shown = np.clip(first + sides, 0, (width, height)) - np.clip(first, 0, (width, height))
+    unlikely = (shown.prod(1) < sides.prod(1) / 2) | (sides < 1).any(1)
+    if unlikely.any():
+        logging.warning(
+            "%d of %d boxes of %s, %dx%d pixels, lie mostly outside or are smaller than a pixel; the first is %s. "
+            "A box is x, y, width, height in pixels",
+            *(unlikely.sum(), len(boxes), picture.name, width, height, boxes[unlikely][0].round(2).tolist()),
+        )
+    return bool(unlikely.any())
+
+
 def _every_box_of(boxes: Any, count: int | None, category: int | None) -> Callable[[int, Picture], Found]:
     if isinstance(boxes, (str, os.PathLike)) and boxes != WHOLE:
         return _from_file(pathlib.Path(boxes), count, category)
@@ -145,7 +165,7 @@ def _every_box_of(boxes: Any, count: int | None, category: int | None) -> Callab
 
 def _one_each(boxes: Any) -> list:
     """Boxes of one picture [N, 4], or of each; they may be empty, for nobody. Raises for what is neither."""
-    rows = list(boxes)
+    rows = list(np.asarray(boxes) if hasattr(boxes, "__array__") else boxes)  # a pandas table lists its columns
     first = next((row for row in rows if row is not None and np.size(row)), None)
     is_one = not rows if first is None else np.ndim(first) < 2
     return [rows] if is_one else rows

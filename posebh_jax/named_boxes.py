@@ -90,6 +90,8 @@ class NamedBoxes:
             try:
                 by_id = names.get(id_key(entry.get("image_id")), entry.get("image_id"))
                 named = entry.get("image") or entry.get("file_name") or by_id
+                if named is None:
+                    raise ValueError("it names no picture: give `image`, `file_name` or `image_id`")
                 of_name = self._of(named)  # also where none of its boxes is taken
                 x, y, width, height = (None,) * 4 if entry["bbox"] is None else entry["bbox"]
                 row = np.array([x, y, width, height, entry.get("score", 1.0)], np.float64)  # NaN where it is null
@@ -143,7 +145,8 @@ def checked(boxes: Any, where: str) -> Found:
     array = array.reshape(-1, *array.shape[-1:]) if array.size else np.zeros((0, 4))
     if array.shape[-1] not in (4, 5) or not np.isfinite(array).all() or (array[:, 2:4] <= 0).any():
         raise ValueError(
-            f"boxes of {where}: expected [N, 4] of x, y, width, height with positive sides, or [N, 5] with scores"
+            f"boxes of {where}: expected [N, 4] of x, y, width, height with positive sides, or [N, 5] with scores; "
+            f"given: {' '.join(repr(boxes).split()):.80}"
         )
     return array[:, :4], array[:, 4] if array.shape[-1] == 5 else np.ones(len(array))
 

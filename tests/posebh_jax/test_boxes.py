@@ -47,6 +47,37 @@ def test_plain_lists():
             boxes_of(other)
 
 
+class Table:
+    """As a pandas table: iterating gives its columns' names."""
+
+    def __init__(self, rows):
+        self.rows = rows
+
+    def __array__(self, dtype=None, copy=None):
+        return np.array(self.rows, dtype)
+
+    def __iter__(self):
+        return iter("xywh")
+
+
+def test_a_table_is_the_array_that_it_holds():
+    box = [1, 2, 3, 4]
+    assert found(Table([box, box]), "a") == [[box, box]] and found([Table([box])], "a") == [[box]]
+
+
+def test_boxes_that_hardly_are_of_the_picture_are_told_once(caplog):
+    """Two corners in place of a corner and sides, and shares of the picture's sides; IMAGE is 30 wide and 20 high."""
+    over_the_border = [-3, -3, 12, 12]  # 81 of 144 square pixels are inside
+    assert found([[over_the_border]], "a") == [[over_the_border]] and not caplog.records
+    corners, shares = [20, 10, 28, 18], [0.5, 0.5, 0.2, 0.3]
+    for unlikely in (corners, shares):
+        caplog.clear()
+        assert found([[over_the_border, unlikely], [unlikely]], "a", "b") == [[over_the_border, unlikely], [unlikely]]
+        (record,) = caplog.records
+        assert record.message.startswith("1 of 2 boxes of a, 30x20 pixels, lie mostly outside or are smaller")
+        assert str([float(number) for number in unlikely]) in record.message
+
+
 def test_an_array_of_several_pictures_has_the_boxes_of_each():
     boxes = np.arange(1, 17, dtype=float).reshape(2, 2, 4)
     assert found(boxes, "a", "b") == boxes.tolist()
@@ -182,7 +213,9 @@ def test_what_is_no_box_is_a_sentence():
         ([box, [1, 2]], "a", r"boxes of a: expected \[N, 4\]"),
         ([[box, [1, 2]]], "a", "boxes=.*: give 'whole', "),
         ([[{"bbox": box}]], "a", r"boxes of a: expected \[N, 4\]"),
-        ([{"box": box}], "a", "the given list: entry 0 is no detection"),
+        ([{"box": box}], "a", "the given list: entry 0 is no detection.*it names no picture: give `image`"),
+        ([{"image": "a", "box": box}], "a", "the given list: entry 0 is no detection.*'bbox'"),
+        (np.array([[1, 2, 3, 4, 0.5, 0]]), "a", r"given: \[array\(\[1"),
     ):
         with pytest.raises(ValueError, match=message):
             found(boxes, *names)
