@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = Options(tuple(args.datasets.split(",")) if args.datasets else None, num_heads=args.num_heads)
         own = own_weights(path)
         conversion = foreign_weights(path, options) if own is None else own
-        print("\n".join([conversion.title, *_described(args.source, conversion)]))
+        print("\n".join([conversion.title, *_described(args.source, conversion, args.datasets)]))
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -85,7 +85,7 @@ def _expected_checksum(file: pathlib.Path) -> str:
     return named[1] if named else ""
 
 
-def _described(source: str, conversion: Conversion) -> list[str]:
+def _described(source: str, conversion: Conversion, datasets: str | None) -> list[str]:
     manifest, converted = conversion.manifest, conversion.converted
     lines = _of_boir(manifest) if manifest["method"] == boir.METHOD else _of_posebh(manifest, conversion.weights)
     lines.append(f"used: {len(converted.used)} entries")
@@ -93,11 +93,14 @@ def _described(source: str, conversion: Conversion) -> list[str]:
     for title, names in (("left out", left_out), ("to be initialised", list(converted.initialised))):
         if names:
             lines.append(f"{title}: {', '.join(names[:MOST])}{f' and {len(names) - MOST} more' * (len(names) > MOST)}")
-    return [*lines, *_commands(source, manifest, conversion.weights)]
+    return [*lines, *_commands(source, manifest, conversion.weights, datasets)]
 
 
-def _commands(source: str, manifest: Mapping[str, Any], weights: Mapping[str, Any]) -> list[str]:
-    """What to do with the weights; <> stands for what they do not say."""
+def _commands(
+    source: str, manifest: Mapping[str, Any], weights: Mapping[str, Any], datasets: str | None = None
+) -> list[str]:
+    """What to do with the weights; <> stands for what they do not say. `datasets`: of the heads, where they were named,
+    which the commands have to be told, too."""
     source, boir_weights = shlex.quote(source), manifest["method"] == boir.METHOD
     program = "boir_jax" if boir_weights else "posebh_jax"
     heads = [manifest["keypoint_set"]] if boir_weights else [name for name, _ in manifest["datasets"]]
@@ -107,6 +110,9 @@ def _commands(source: str, manifest: Mapping[str, Any], weights: Mapping[str, An
     evaluate = f"evaluate: python -m {program}.main --config.mode=evaluate --config.checkpoint={source}"
     predict = f"predict: python -m {program}.predict PICTURE --checkpoint={source}"
     if not unknown:
+        if datasets:
+            evaluate += f" --config.dataset{'' if boir_weights else 's'}={datasets}"
+            predict += "" if boir_weights else f" --datasets={datasets}"
         return [predict] if without_heads(weights, manifest) else [evaluate, predict]
     named = tuple(f"<{name}>" if name in unknown else name for name in heads)
     asked = f"dataset='<{unknown[0]}>'" if boir_weights else f'datasets="{named}"'

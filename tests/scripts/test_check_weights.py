@@ -67,6 +67,21 @@ def test_a_skeleton_that_is_not_built_in_is_not_in_a_file(tmp_path, capsys):
     assert f"predict: this does not say the skeleton of dataset_0: {needed}" in out
 
 
+def test_the_commands_name_the_datasets_that_were_named(tmp_path, capsys):
+    """17 and 16 keypoints are of no published mixture, so that without names neither command would know its heads."""
+    model = PoseBH(ViTSize(24, 2, 2, 8), (("coco", 17), ("mpii", 16)), 0, filters=(8, 8))
+    shapes = unflatten(model_targets(model, (48, 64)))
+    weights = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+    weights["prototypes"] = {"bank": np.zeros((33, 3, 64), np.float32)}
+    save_weights(tmp_path / "heads", weights, manifest_of(model, (48, 64), "two heads"))
+    file = tmp_path / "heads.safetensors"
+    assert convert_weights.main([str(tmp_path / "heads"), f"--to={file}"]) == 0
+    assert check_weights.main([str(file), "--datasets=coco,mpii", "--num_heads=2"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-2].endswith(f"--config.checkpoint={file} --config.datasets=coco,mpii")
+    assert lines[-1].endswith(f"--checkpoint={file} --datasets=coco,mpii")
+
+
 def test_a_skeleton_learned_without_training_has_no_heads(tmp_path, capsys):
     model = PoseBH(ViTSize(24, 2, 2, 8), (("kites", 3),), 0, filters=(8, 8))
     shapes = unflatten(model_targets(model, (48, 64)))
