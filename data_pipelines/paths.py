@@ -6,6 +6,7 @@ whole or not at all gets an object that is written last.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import glob
 import os
@@ -21,6 +22,10 @@ from etils import epath
 BUCKET = "gs://"
 
 
+class NoPathError(argparse.ArgumentTypeError, ValueError):
+    """An address that cannot be a path here; the first kind makes argparse say why, where it is that of an argument."""
+
+
 def is_remote(path: str | os.PathLike) -> bool:
     """Whether it is in a bucket."""
     return os.fspath(path).startswith(BUCKET)
@@ -31,20 +36,20 @@ def as_path(path: str | os.PathLike) -> pathlib.Path:
     `resolve`).
 
     Raises:
-      ValueError: a bucket, and gcsfs is not installed; a bucket's address that was taken for a folder's; or one of
+      NoPathError: a bucket, and gcsfs is not installed; a bucket's address that was taken for a folder's; or one of
         another kind, which would be a folder `s3:` of this machine.
     """
     text = os.fspath(path)
     if text.startswith("gs:/") and not is_remote(text):
-        raise ValueError(f"{text} is no path: write {BUCKET}bucket/folder")
+        raise NoPathError(f"{text} is no path: write {BUCKET}bucket/folder")
     if re.match(r"[A-Za-z][\w+.-]+://", text) and not is_remote(text):
-        raise ValueError(f"{text} is no path: of addresses, those of buckets are known, {BUCKET}bucket/folder")
+        raise NoPathError(f"{text} is no path: of addresses, those of buckets are known, {BUCKET}bucket/folder")
     if not is_remote(text):
         return pathlib.Path(path).expanduser()
     try:
         import gcsfs  # noqa: F401  (fsspec asks for it by name)
     except ImportError as error:
-        raise ValueError(f"{text}: buckets need gcsfs: pip install 'posebh-boir-jax[gcs]'") from error
+        raise NoPathError(f"{text}: buckets need gcsfs: pip install 'posebh-boir-jax[gcs]'") from error
     return cast(pathlib.Path, epath.Path(text))
 
 

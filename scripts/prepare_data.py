@@ -37,6 +37,7 @@ from data_pipelines.builders.coco_format import CocoFormatBuilder
 from data_pipelines.builders.custom import METRICS, Custom, SkeletonOptions, require_defined
 from data_pipelines.builders.report import NoAnnotations, RawDataError
 from data_pipelines.builders.summary import finished_splits, read_summary
+from data_pipelines.paths import as_path
 
 _SHOWN_CASES = 3
 HEAVY_LOSS = 3
@@ -60,7 +61,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("dataset", choices=sorted(BUILDERS), metavar="dataset", help=", ".join(sorted(BUILDERS)))
     parser.add_argument("--raw_dir", type=os.path.expanduser, help="folder of all downloads, or the dataset's own")
-    parser.add_argument("--data_dir", default="data", help="where prepared datasets lie (default: %(default)s)")
+    parser.add_argument(
+        "--data_dir", type=as_path, default="data", help="where prepared datasets lie (default: %(default)s)"
+    )
     parser.add_argument("--split", action="append", help="a split to prepare; may be repeated (default: all found)")
     parser.add_argument(
         "--annotations", type=os.path.expanduser, help="this split's annotation file, if it is elsewhere"

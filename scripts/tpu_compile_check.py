@@ -17,11 +17,13 @@ from __future__ import annotations
 
 import argparse
 import functools
+import importlib.util
 import os
 import pathlib
 import re
 import tempfile
 import time
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # only the compiler is needed, not a device
@@ -122,14 +124,20 @@ def row(
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        "python -m scripts.tpu_compile_check",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--topology", default="v5e:4x4", help="name of the slice")
     parser.add_argument("--clusters", type=int, default=64, help="of the bank, where config.num_clusters is 0")
     parser.add_argument("--stages", default="", help="names of the stages, by commas; all otherwise")
     parser.add_argument("--top", type=int, default=0, help="also the so many operations that take most of the time")
     parser.add_argument("--out", default="", help="also write the table to this path (.json, .csv, .md)")
-    config, options = parse_arguments(parser, "configs/mdt.py:base")
+    config, options = parse_arguments(parser, "configs/mdt.py:base", arguments)
+    if importlib.util.find_spec("libtpu") is None:
+        parser.error("the TPU compiler is not installed: pip install '.[tpu]'")
     with tempfile.TemporaryDirectory() as folder:
         # Before the compiler is loaded, which reads its flags once.
         os.environ["LIBTPU_INIT_ARGS"] = f"{os.environ.get('LIBTPU_INIT_ARGS', '')} {tpu_schedules.DUMP.format(folder)}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from types import ModuleType
 
 import numpy as np
@@ -24,14 +25,22 @@ def build_of(config: ConfigDict) -> ModuleType:
     return boir_build if config.method == BOIR else posebh_build
 
 
-def parse_arguments(parser: argparse.ArgumentParser, default: str) -> tuple[ConfigDict, argparse.Namespace]:
-    """(configuration of --config, or of `default`, with the settings of --config.<leaf>; the parser's own options)."""
-    source, overrides, others = configuration.split_arguments(sys.argv[1:])
+def parse_arguments(
+    parser: argparse.ArgumentParser, default: str, arguments: Sequence[str] | None = None
+) -> tuple[ConfigDict, argparse.Namespace]:
+    """(configuration of --config, or of `default`, with the settings of --config.<leaf>; the parser's own options).
+
+    Exits with a message where a setting cannot be. `arguments`: of the command line, by default this program's.
+    """
+    source, overrides, others = configuration.split_arguments(sys.argv[1:] if arguments is None else arguments)
     parser.add_argument("--config", default=default, help="as of the training programs; --config.<leaf> as well")
     options = parser.parse_args(others)
-    method = configuration.read(source or default).method
-    read = boir_configuration.read if method == BOIR else posebh_configuration.read
-    return read(source or default, overrides), options
+    try:
+        method = configuration.read(source or default).method
+        read = boir_configuration.read if method == BOIR else posebh_configuration.read
+        return read(source or default, overrides), options
+    except configuration.ConfigError as error:
+        parser.error(str(error))
 
 
 def random_batch(config: ConfigDict, method: PoseBHMethod | BoIRMethod) -> dict[str, np.ndarray]:

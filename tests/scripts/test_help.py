@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 
 import pytest
+
+import posebh_jax.predict
+from scripts import convert_weights, prepare_data, tpu_compile_check
 
 COMMANDS = (
     "boir_jax.predict",
@@ -17,7 +21,32 @@ COMMANDS = (
     "scripts.prepare_data",
     "scripts.report",
     "scripts.show_config",
+    "scripts.tpu_compile_check",
 )
+
+
+@pytest.mark.parametrize("arguments", [["--config=mdt:dmo"], ["--config=mdt:demo", "--topology=v5e:2x2"]])
+def test_what_cannot_be_compiled_for_a_slice_is_said(arguments, monkeypatch, capsys):
+    """A mistaken configuration; a machine without the compiler."""
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "libtpu" else find(name))
+    with pytest.raises(SystemExit):
+        tpu_compile_check.main(arguments)
+    expected = {1: "did you mean 'demo'?", 2: "the TPU compiler is not installed: pip install '.[tpu]'"}
+    assert capsys.readouterr().err.endswith(f"{expected[len(arguments)]}\n")
+
+
+@pytest.mark.parametrize("flag", ["--out", "--to", "--data_dir"])
+def test_an_address_that_is_no_path_is_said_of_its_flag(flag, capsys):
+    command = {
+        "--out": (posebh_jax.predict, ["photo.jpg"]),
+        "--to": (convert_weights, ["weights"]),
+        "--data_dir": (prepare_data, ["synthetic_coco"]),
+    }
+    module, arguments = command[flag]
+    with pytest.raises(SystemExit):
+        module.main([*arguments, f"{flag}=s3://bucket/folder"])
+    assert f"error: argument {flag}: s3://bucket/folder is no path: " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", COMMANDS)
