@@ -100,7 +100,8 @@ def _set_data(config: ConfigDict) -> None:
 
 def _set_model(config: ConfigDict, size: str) -> None:
     """The network, its losses, and the clusters of its prototypes."""
-    config.size = size  # with it go width and depth (posebh_jax/vit.py: SIZES)
+    # Width and depth go with it (posebh_jax/vit.py: SIZES); drop_path and layer_decay do not: mdt:large has all three.
+    config.size = size
     config.drop_path = REGULARISATION[size][0]  # drop probability of the last block; linear from 0 at the first
     config.layer_decay = REGULARISATION[size][1]  # factor between the learning rates of neighbouring layers
     config.head_filters = (256, 256)  # channels of the two transposed convolutions of every head

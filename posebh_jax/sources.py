@@ -111,6 +111,13 @@ def make_start(config: ConfigDict, model: PoseBH) -> Callable[[TrainState], Trai
 
     def start(initial: Mapping[str, Any]) -> restore.Start:
         conversion = read(config.init_from, _options(config, model.datasets, model.size.num_heads))
+        own, wanted = _size(conversion.manifest["backbone"]), _size(vars(model.size))
+        if own != wanted:
+            shipped = f", such as --config=mdt:{own}" if own in configuration.SHIPPED else ""
+            raise ConfigError(
+                f"config.init_from={config.init_from!r}: {conversion.title} is {own}; the configuration is {wanted}: "
+                f"give weights of that size, or a configuration of theirs{shipped}"
+            )
         conversion = at_input_size(conversion, tuple(config.input_size))
         return start_from(conversion, initial, model, fold=config.fold)
 
@@ -130,8 +137,7 @@ def _options(config: ConfigDict, datasets: tuple[tuple[str, int], ...], num_head
 def _require_same(conversion: Conversion, config: ConfigDict, asked: Sequence[tuple[str, int]]) -> None:
     """Raises ConfigError, one sentence, where the weights are not of the configuration's size, crop and datasets."""
     manifest, title = conversion.manifest, _title(conversion, config)
-    dim, depth = manifest["backbone"]["dim"], manifest["backbone"]["depth"]
-    own = size_name(dim, depth) or f"width {dim}, depth {depth}"
+    own = _size(manifest["backbone"])
     wanted = config.size or own
     leave_out = "or leave --config out and let the weights say it"
     if own != wanted:
@@ -150,6 +156,11 @@ def _require_same(conversion: Conversion, config: ConfigDict, asked: Sequence[tu
             f"{title} has {f'the heads {there}' if heads else 'no head'}; you asked for {', '.join(absent)}: name those"
             f" to evaluate by --config.datasets=..., {leave_out}"
         )
+
+
+def _size(backbone: Mapping[str, Any]) -> str:
+    """Of a `ViTSize`'s fields: its name, or width and depth where it has none."""
+    return size_name(backbone["dim"], backbone["depth"]) or f"width {backbone['dim']}, depth {backbone['depth']}"
 
 
 def _title(conversion: Conversion, config: ConfigDict) -> str:

@@ -15,6 +15,7 @@ from data_pipelines.builders.interhand2d import InterHand2d
 from data_pipelines.builders.synthetic import prepare_synthetic
 from data_pipelines.datasets import PoseDataset, save_definition
 from data_pipelines.skeletons import KeypointSet
+from pose_common.training.configuration import ConfigError
 from pose_common.training.mesh import make_mesh
 from pose_common.training.stages import make_stages, stage_index
 from pose_common.weights.embedded import read_embedded
@@ -182,6 +183,14 @@ def test_real_hands_end_to_end(mixture, tmp_path):
     rows = json.loads((tmp_path / "run/results/step_1/table.json").read_text())["rows"]
     assert rows[0]["metric"] == "PCK / AUC / EPE" and rows[0]["instances"] == 4
     assert rows[0]["metrics"]["EPE"] > 0
+
+
+def test_weights_of_another_size_are_one_sentence():
+    """Without a list of every array that has another shape."""
+    config = configuration.read("mdt:demo", [("init_from", str(EMBEDDED)), ("size", "small")])
+    start = sources.make_start(config, build.make_model(config))
+    with pytest.raises(ConfigError, match="config.init_from=.* is tiny; the configuration is small: give weights"):
+        start(types.SimpleNamespace(weights={}))
 
 
 def test_what_a_transfer_needs_is_said(mixture, tmp_path):
