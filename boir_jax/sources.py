@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -97,7 +98,17 @@ def make_start(config: ConfigDict) -> Callable[[TrainState], TrainState] | None:
     if not config.init_from:
         return None
     skeleton = configuration.dataset(config).keypoint_set
-    return restore.filler(config.init_from, lambda initial: start_from(read(config.init_from), initial, skeleton))
+
+    def start(initial: Mapping[str, Any]) -> restore.Start:
+        conversion = read(config.init_from)
+        if (name := variant_name(conversion.manifest["network"]["width"])) != config.size:
+            raise ConfigError(
+                f"config.init_from={config.init_from!r}: {conversion.title} is {name or 'of no published size'}; the"
+                f" configuration is {config.size}: give weights of that size, or a configuration of theirs"
+            )
+        return start_from(conversion, initial, skeleton)
+
+    return restore.filler(config.init_from, start)
 
 
 def _require_same(conversion: Conversion, config: ConfigDict, own: PoseDataset) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from boir_jax import build, configuration
+from boir_jax import build, configuration, sources
+from boir_jax.pose_model import EMBEDDED
 from configs import boir
 from data_pipelines.datasets import PoseDataset, save_definition
 from data_pipelines.skeletons import KeypointSet
@@ -124,3 +126,10 @@ def test_mistakes_are_named():
     config.batch_size = 20
     with pytest.raises(ValueError, match="config.batch_size=20 does not divide over 8 devices"):
         build.make_method(config, 1)
+
+
+def test_weights_of_another_size_are_one_sentence():
+    """Without a list of every array that has another shape."""
+    config = configuration.read("boir:demo", [("init_from", str(EMBEDDED)), ("size", "w32")])
+    with pytest.raises(ConfigError, match="config.init_from=.* is small; the configuration is w32: give weights"):
+        sources.make_start(config)(types.SimpleNamespace(weights={}))
