@@ -142,10 +142,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # Before the compiler is loaded, which reads its flags once.
         os.environ["LIBTPU_INIT_ARGS"] = f"{os.environ.get('LIBTPU_INIT_ARGS', '')} {tpu_schedules.DUMP.format(folder)}"
         target = Slice.of(config, options.topology)
-        known, wanted = (
-            [stage.name for stage in target.method.stages],
-            [name for name in options.stages.split(",") if name],
-        )
+        known = [stage.name for stage in target.method.stages]
+        wanted = [name for name in options.stages.split(",") if name]
         if unknown := set(wanted) - set(known):
             parser.error(f"--stages: there is no {min(unknown)!r}; known: {', '.join(known)}")
         if (kind := target.devices[0].device_kind) not in CHIPS:
