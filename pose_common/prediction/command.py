@@ -35,6 +35,8 @@ from pose_common.training.processes import one_line
 from pose_common.weights.embedded import NOTICE
 
 KINDS = ("images", "json", "csv", "video")
+LONGEST_NAME = 240
+"""Bytes of a drawing's name: file systems take 255, and a number and the suffix follow."""
 COMPILATION_CACHE = "~/.cache/posebh_jax/jax"
 
 
@@ -195,7 +197,7 @@ class _Drawings:
             drawn = result.draw(self.args.draw_threshold)
             suffix = f"_{result.dataset}" if len(of_picture) > 1 else ""
             if "images" in self.kinds:
-                draw.save_image(self.args.out / f"{self._free(_stem(result.name) + suffix)}.png", drawn)
+                draw.save_image(self.args.out / f"{self._free(_file_name(result.name, suffix))}.png", drawn)
             if "video" in self.kinds:
                 if result.dataset not in self.videos:
                     writer = video_writer(self.args.out / f"poses{suffix}.mp4")
@@ -251,7 +253,11 @@ def rendered_pictures(count: int = 6, seed: int = 2026) -> list[Picture]:
     return [Picture(f"rendered_{number}.png", image) for number, image in enumerate(scenes)]
 
 
-def _stem(name: str) -> str:
-    path = pathlib.PurePath(name)  # a frame's name has no suffix, but may have a point
+def _file_name(picture: str, suffix: str) -> str:
+    """What the drawing of a picture of this name is called, without `.png`; a long one loses its middle."""
+    path = pathlib.PurePath(picture)  # a frame's name has no suffix, but may have a point
     last = path.stem if path.suffix.lower() in SUFFIXES else path.name
-    return "_".join([*path.parts[:-1], last]) or "picture"
+    name = "_".join([*path.parts[:-1], last]) or "picture"
+    while len(os.fsencode(name + suffix)) > LONGEST_NAME:  # what tells names apart is at an end, such as a number
+        name = name[: len(name) // 2] + name[len(name) // 2 + 1 :]
+    return name + suffix

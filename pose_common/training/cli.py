@@ -211,9 +211,10 @@ def main(
                 make_workdir(path)
                 if not evaluates:
                     require_shared(path)
-                    follow_run(settings, path, methods, free, given.accept_changes.value)
                 distributed.use_compilation_cache(settings.compilation_cache)
                 with logs.written_to(path):
+                    if not evaluates:
+                        follow_run(settings, path, methods, free, given.accept_changes.value)
                     run(settings, path)
         except processes.KNOWN as error:
             if given.debug.value:

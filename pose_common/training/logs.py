@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import logging
 import pathlib
 import socket
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -30,11 +32,12 @@ def start_logging() -> None:
     # Where one array of a damaged checkpoint cannot be read, Orbax lets go of the tasks that read the others.
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     sys.unraisablehook = _without_abandoned_tasks(sys.unraisablehook)
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
 
 
 def _without_abandoned_tasks(hook: Callable[[Any], Any]) -> Callable[[Any], Any]:
     def show(unraisable: Any) -> None:
-        if str(unraisable.exc_value) != "Event loop is closed":
+        if not inspect.iscoroutine(unraisable.object) and str(unraisable.exc_value) != "Event loop is closed":
             hook(unraisable)
 
     return show

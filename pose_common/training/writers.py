@@ -14,14 +14,16 @@ from collections.abc import Mapping
 import jax
 import numpy as np
 import tensorboardX
+from etils import epath
 from jax.experimental import multihost_utils
 
 from data_pipelines.paths import as_path, is_remote
 from pose_common.training.step import ABSENT
 
 METRICS = "metrics.jsonl"
-METRICS_BEFORE = "metrics.before.jsonl"
-"""Of a start that left no checkpoint, once the next one has begun."""
+BOARD = "tensorboard"
+BEFORE = {METRICS: "metrics.before.jsonl", BOARD: "tensorboard.before"}
+"""What those of a start that left no checkpoint are called, once the next one has begun."""
 TRAIN, EVAL = "train", "eval/"
 """Splits of the rows; of evaluations it is followed by the dataset."""
 Scores = Mapping[str, Mapping[str, float]]
@@ -42,7 +44,7 @@ class MetricWriter:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             _end_line(self.path)
             self._lines = _Object(self.path) if is_remote(self.path) else self.path.open("a", encoding="utf8")
-            self._board = tensorboardX.SummaryWriter(os.fspath(self.path.parent / "tensorboard"))
+            self._board = tensorboardX.SummaryWriter(os.fspath(self.path.parent / BOARD))
 
     def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
         """Writes `values` under `split` ('train' or 'eval/<dataset>'). Raises OSError where it cannot be written."""
@@ -146,10 +148,15 @@ def _end_line(path: pathlib.Path) -> None:
 
 def set_aside_metrics(workdir: str | pathlib.Path) -> None:
     """Renames what a start wrote of which there is no checkpoint to go on from; all processes must call it."""
-    path = as_path(workdir) / METRICS
-    if jax.process_index() == 0 and path.exists():
-        path.replace(path.with_name(METRICS_BEFORE))
-        logging.warning("%s has no checkpoint to go on from: its %s is kept as %s", workdir, METRICS, METRICS_BEFORE)
+    if jax.process_index() == 0:
+        for name, before in BEFORE.items():
+            path = epath.Path(as_path(workdir)) / name
+            if not path.exists():
+                continue
+            if (aside := path.with_name(before)).exists():
+                aside.rmtree()
+            path.rename(aside)
+            logging.warning("%s has no checkpoint to go on from: its %s is kept as %s", workdir, name, before)
     multihost_utils.sync_global_devices("metrics set aside")
 
 

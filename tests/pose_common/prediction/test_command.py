@@ -148,6 +148,14 @@ def test_a_name_that_is_no_utf8_costs_no_table(predicted):
     assert r'"image": "caf\udce9_0"' in (folder / "poses_coco.json").read_text()
 
 
+@pytest.mark.parametrize("name", ["a" * 250, "é" * 125, "/".join(["folder" * 9] * 5)])
+def test_a_drawing_of_a_long_name_is_written_under_a_shorter_one(predicted, name):
+    folder = predicted("--save=images,json", name=name)
+    names = {path.name for path in folder.glob("*.png")}
+    assert len(names) == FRAMES and {drawn[-6:] for drawn in names} == {f"_{frame}.png" for frame in range(FRAMES)}
+    assert entries(folder)[0]["image"] == f"{name}_0"
+
+
 def test_where_nobody_is_found_no_table_of_another_run_stays(predicted):
     def table(**found):
         with (predicted("--save=json,csv", **found) / "poses.csv").open(newline="") as file:

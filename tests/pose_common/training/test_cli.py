@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import pathlib
+import sys
 import types
 
 import pytest
 from ml_collections import ConfigDict
 
-from pose_common.training import cli
+from pose_common.training import cli, logs
 
 
 def test_evaluations_of_different_weights_have_folders_of_their_own():
@@ -31,3 +33,30 @@ def test_evaluations_of_different_weights_have_folders_of_their_own():
 def test_an_epoch_counts_its_last_batch(examples, configured, steps):
     config = ConfigDict({"batch_size": 32, "steps_per_epoch": configured})
     assert cli.steps_per_epoch(config, types.SimpleNamespace(num_examples=examples)) == steps
+
+
+def test_tasks_that_orbax_abandons_are_not_told(monkeypatch):
+    """Pages of specifications, behind the line that names the damaged checkpoint; other errors are told."""
+    told = []
+    hook = logs._without_abandoned_tasks(lambda unraisable: told.append(str(unraisable.exc_value)))
+    monkeypatch.setattr(sys, "unraisablehook", hook)
+
+    async def read():
+        try:
+            await asyncio.sleep(0)
+        finally:
+            raise ValueError("the specification of the array")
+
+    class Other:
+        def __init__(self, error):
+            self.error = error
+
+        def __del__(self):
+            raise RuntimeError(self.error)
+
+    task = read()
+    task.send(None)
+    del task
+    for error in ("Event loop is closed", "another"):
+        Other(error)
+    assert told == ["another"]

@@ -300,12 +300,15 @@ def test_the_program_says_it_without_a_traceback(tmp_path):
 
 
 def test_the_program_says_in_a_line_that_another_renders_its_data(tmp_path):
+    save_checkpoint(tmp_path / "run", read("mdt:demo"))
     lock = tmp_path / "data" / "synthetic_coco" / "train" / ".lock"
     lock.parent.mkdir(parents=True)
     with lock.open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         said = refused(tmp_path, "--config=mdt:demo", "--workdir=run", "--config.data_dir=data")
     assert said.startswith("error: data/synthetic_coco/train is being prepared by another process")
+    log = (tmp_path / "run/logs/host_0.log").read_text()
+    assert "changed since the run was started: config.data_dir: 'workdir/demo_data' -> 'data'" in log
 
 
 def test_the_program_goes_on_by_the_settings_of_the_run(tmp_path):

@@ -348,6 +348,7 @@ def test_a_start_without_a_checkpoint_leaves_nothing_to_the_next(tmp_path, witho
     best = tmp_path / "checkpoints" / "best"
     assert Checkpoints(best, read_only=True).read_info(3)["best"]["value"] == pytest.approx(10)
     assert (best / "3.damaged").is_dir() and (tmp_path / "metrics.before.jsonl").exists()
+    assert [len(list((tmp_path / name).iterdir())) for name in ("tensorboard", "tensorboard.before")] == [1, 1]
     rows = [row for row in read_metrics(tmp_path / "metrics.jsonl") if row["split"] == "eval/toy"]
     assert [(row["step"], row["AP"]) for row in rows] == [(0, 0.0), *((step, 0.1) for step in (3, 6, 9, 12))]
     assert "has no checkpoint to go on from" in caplog.text
