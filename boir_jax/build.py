@@ -26,8 +26,8 @@ from data_pipelines.whole_image.pictures import Augmentation
 from pose_common.evaluation.tasks import require_distinct
 from pose_common.folding import LANES
 from pose_common.layers import BatchNorm
+from pose_common.training.checks import whole_eval_batch
 from pose_common.training.cli import make_reading
-from pose_common.training.configuration import whole_eval_batch
 from pose_common.training.optimizers import GroupedAdamW, cosine_schedule
 
 

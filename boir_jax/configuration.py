@@ -14,8 +14,9 @@ from boir_jax.model import VARIANTS, variant_name
 from data_pipelines.datasets import PoseDataset, custom_definitions, find_dataset, known_datasets
 from data_pipelines.whole_image.pictures import Rules
 from pose_common.metrics.evaluate import protocol_of
-from pose_common.training import configuration
-from pose_common.training.configuration import ConfigError, Override, nearest, one_of
+from pose_common.training import checks, configuration
+from pose_common.training.checks import ConfigError, nearest, odd, one_of, positive, within
+from pose_common.training.configuration import Override
 
 METHODS = ("boir",)
 SHIPPED, RELEASED_SIZES = ("coco", "crowdpose"), ("w32", "w48")
@@ -30,6 +31,8 @@ FREE = configuration.FREE | {
     "smoothing",
 }
 """Settings that may change between the parts of a run; see `configuration.require_same_run`."""
+ENTRIES = ("definitions", "synthetic", "oks_nms", "smoothing")
+"""Tables whose entries have names of their own."""
 PREDICTION = ("oks_nms", "proposals", "smoothing")
 """Tables of how people are found and told apart."""
 RECORDED = ("dataset", "definitions", "input_size", *PREDICTION)
@@ -42,7 +45,10 @@ def read(source: str, overrides: Sequence[Override] = ()) -> ConfigDict:
     Raises:
       ConfigError: a setting that cannot be.
     """
-    return with_overrides(configuration.read(source), overrides)
+    config = configuration.read(source)
+    checks.require_method("the configuration is one", config, METHODS)
+    checks.require_like(config, configuration.read("boir"), ENTRIES)
+    return with_overrides(config, overrides)
 
 
 def with_overrides(config: ConfigDict, overrides: Sequence[Override]) -> ConfigDict:
@@ -51,7 +57,6 @@ def with_overrides(config: ConfigDict, overrides: Sequence[Override]) -> ConfigD
     Raises:
       ConfigError: a setting that cannot be.
     """
-    configuration.require_method("the configuration is one", config, METHODS)
     configuration.set_leaves(config, overrides)
     check(config)
     names = (config.dataset, *(row[0] for row in config.eval_also))
@@ -99,7 +104,7 @@ def of_run(saved: Mapping[str, Any]) -> ConfigDict:
 
 def check(config: ConfigDict) -> None:
     """Raises ConfigError for a setting that cannot be."""
-    configuration.check(config)
+    checks.check(config)
     one_of("method", config.method, METHODS)
     if config.mode == "train" or config.size:  # weights of no published size are evaluated, too
         one_of("size", config.size, VARIANTS)
@@ -107,20 +112,16 @@ def check(config: ConfigDict) -> None:
     if config.input_size <= 0 or config.input_size % 32:
         raise ConfigError(f"config.input_size={config.input_size}: expected a multiple of 32")
     for name in ("instances", "instance_group", "instance_cap", "epochs"):
-        if config[name] <= 0:
-            raise ConfigError(f"config.{name}={config[name]}: expected a number above 0")
+        positive(name, config[name])
     for name in ("warmup_epochs", "warmup_start", "final_learning_rate", "min_area", "norm_group"):
-        configuration.within(name, config[name], 0, math.inf)
+        within(name, config[name], 0, math.inf)
     for name in (*TERMS, "beta"):
-        configuration.within(f"losses.{name}", config.losses[name], 0, math.inf)
-    if not config.losses.images_per_device > 0:
-        raise ConfigError(
-            f"config.losses.images_per_device={config.losses.images_per_device}: expected a number above 0"
-        )
+        within(f"losses.{name}", config.losses[name], 0, math.inf)
+    positive("losses.images_per_device", config.losses.images_per_device)
     _check_prediction(config)
     for name in ("rotation", "translation"):
-        configuration.within(f"augmentation.{name}", config.augmentation[name], 0, math.inf)
-    configuration.within("augmentation.mirror", config.augmentation.mirror, 0, 1, closed=True)
+        within(f"augmentation.{name}", config.augmentation[name], 0, math.inf)
+    within("augmentation.mirror", config.augmentation.mirror, 0, 1, closed=True)
     scale = config.augmentation.scale
     if not (isinstance(scale, tuple) and len(scale) == 2 and 0 < scale[0] <= scale[1]):
         raise ConfigError(
@@ -140,26 +141,19 @@ def check(config: ConfigDict) -> None:
 def _check_prediction(config: ConfigDict) -> None:
     """Raises ConfigError for what no people can be found with."""
     proposals = config.proposals
-    if proposals.maximum < 1:
-        raise ConfigError(f"config.proposals.maximum={proposals.maximum}: expected a number above 0")
-    configuration.within("proposals.threshold", proposals.threshold, 0, 1)
+    positive("proposals.maximum", proposals.maximum)
+    within("proposals.threshold", proposals.threshold, 0, 1)
     for name, threshold in config.oks_nms.items():
-        configuration.within(f"oks_nms.{name}", threshold, 0, 1, closed=True)
+        within(f"oks_nms.{name}", threshold, 0, 1, closed=True)
     for row in proposals.windows:
         if not isinstance(row, tuple) or len(row) != 2 or not isinstance(row[0], (int, float)):
             raise ConfigError(
                 f"config.proposals.windows: {row} is not (largest mean side of the map, side of the peak window)"
             )
-        _require_odd("proposals.windows", row[1])
-    _require_odd("proposals.last_window", proposals.last_window)
+        odd("proposals.windows", row[1])
+    odd("proposals.last_window", proposals.last_window)
     for name, side in config.smoothing.items():
-        _require_odd(f"smoothing.{name}", side)
-
-
-def _require_odd(field: str, side: Any) -> None:
-    """Raises ConfigError for a window without a middle."""
-    if type(side) is not int or side <= 0 or side % 2 == 0:
-        raise ConfigError(f"config.{field}={side}: expected an odd number of cells")
+        odd(f"smoothing.{name}", side)
 
 
 def _require_matched(field: str, judged: PoseDataset) -> None:
@@ -173,7 +167,7 @@ def _require_matched(field: str, judged: PoseDataset) -> None:
 
 def check_batch(config: ConfigDict) -> None:
     """Raises ConfigError for a batch that the devices cannot share, or groups of images that would straddle them."""
-    configuration.check_batch(config)
+    checks.check_batch(config)
     rows = config.batch_size // jax.device_count()
     for name in ("instance_group", "norm_group"):
         if config[name] and rows % config[name]:

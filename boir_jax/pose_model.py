@@ -26,7 +26,7 @@ from pose_common.prediction.batches import Job, in_batches, require_batch_size
 from pose_common.prediction.pictures import Picture, PictureError, ahead, is_single, pictures_of
 from pose_common.prediction.result import Result, extent_boxes
 from pose_common.training import restore
-from pose_common.training.configuration import ConfigError
+from pose_common.training.checks import ConfigError
 from pose_common.weights.embedded import read_embedded
 from pose_common.weights.hub_folders import local_path
 

@@ -19,7 +19,8 @@ from boir_jax.weights.convert import describe_weights, manifest_of, model_of, re
 from boir_jax.weights.transfer import start_from
 from data_pipelines.datasets import PoseDataset
 from pose_common.training import restore
-from pose_common.training.configuration import ConfigError, Override, evaluated
+from pose_common.training.checks import ConfigError
+from pose_common.training.configuration import Override, evaluated
 from pose_common.training.mesh import replicated
 from pose_common.training.state import TrainState
 from pose_common.weights.hub_folders import local_path

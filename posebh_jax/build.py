@@ -16,8 +16,8 @@ from data_pipelines.sharing import Share
 from data_pipelines.top_down.instances import GROUND_TRUTH
 from data_pipelines.top_down.loader import Entry, TrainIterator, train_loader
 from pose_common.evaluation.tasks import require_distinct
+from pose_common.training.checks import whole_eval_batch
 from pose_common.training.cli import make_reading
-from pose_common.training.configuration import whole_eval_batch
 from pose_common.training.optimizers import GroupedAdamW, step_schedule
 from pose_common.training.stages import make_stages
 from posebh_jax import configuration

@@ -23,9 +23,10 @@ from data_pipelines.mixture import MIXTURES
 from data_pipelines.top_down.augmentation import Augmentation
 from data_pipelines.top_down.instances import GROUND_TRUTH
 from pose_common.heatmaps import BLURS
-from pose_common.training import configuration
-from pose_common.training.configuration import ConfigError, Override, nearest, one_of
-from pose_common.training.stages import UPDATES_STATE
+from pose_common.training import checks, configuration
+from pose_common.training.checks import ConfigError, nearest, odd, one_of, positive, within
+from pose_common.training.configuration import Override
+from pose_common.training.stages import UPDATES_STATE, make_stages
 from posebh_jax.clusters import numbers_to_try
 from posebh_jax.heads import ACTIVATIONS, KERNELS, NECKS
 from posebh_jax.vit import SIZES, size_name
@@ -54,7 +55,10 @@ TABLES = {
     "augmentation.rotation_factor": "rotation_factor",
 }
 """Tables with an entry a dataset -> the field of `PoseDataset` that an entry stands for."""
+ENTRIES = ("definitions", "synthetic", "train_splits", "eval_splits", "boxes", "mixture_weights", *TABLES)
+"""All tables whose entries have names of their own."""
 
+ALWAYS_POSITIVE = ("oks_nms", "prototypes_per_keypoint")
 POSITIVE = (
     "heatmap_sigma",
     "losses.sinkhorn_epsilon",
@@ -104,7 +108,10 @@ def read(source: str, overrides: Sequence[Override] = ()) -> ConfigDict:
     Raises:
       ConfigError: a setting that cannot be.
     """
-    return with_overrides(configuration.read(source), overrides)
+    config = configuration.read(source)
+    checks.require_method("the configuration is one", config, METHODS)
+    checks.require_like(config, configuration.read("mdt"), ENTRIES)
+    return with_overrides(config, overrides)
 
 
 def with_overrides(config: ConfigDict, overrides: Sequence[Override]) -> ConfigDict:
@@ -115,7 +122,6 @@ def with_overrides(config: ConfigDict, overrides: Sequence[Override]) -> ConfigD
     Raises:
       ConfigError: a setting that cannot be.
     """
-    configuration.require_method("the configuration is one", config, METHODS)
     first = ("datasets", "data_dir", "eval_also", "default_train_split", "default_eval_split")
     configuration.set_leaves(config, [override for override in overrides if override[0] in first])
     if "eval_also" not in dict(overrides):  # of the shipped rows, those that a head of these datasets can judge
@@ -234,10 +240,25 @@ def _found(name: str, config: ConfigDict) -> PoseDataset:
 
 def check(config: ConfigDict) -> None:
     """Raises ConfigError for a setting that cannot be."""
-    configuration.check(config)
+    checks.check(config)
     for name, known in KNOWN.items():
         if name != "size" or config.mode == "train" or config.size:  # weights of no published size are evaluated, too
             one_of(name, config[name], known)
+    _check_data(config)
+    if len(config.head_filters) != 2 or not all(type(width) is int for width in config.head_filters):
+        raise ConfigError(f"config.head_filters={config.head_filters}: expected the widths of two deconvolutions")
+    if len(config.input_size) != 2 or any(
+        type(side) is not int or side % 16 or side <= 0 for side in config.input_size
+    ):
+        raise ConfigError(f"config.input_size={config.input_size}: expected (width, height), multiples of 16")
+    for name in ("dark_kernel", "losses.cross_type_kernel"):
+        odd(name, _table(config, name))
+    _check_ranges(config)
+    if config.mode == "train":
+        _check_stages(config)
+
+
+def _check_data(config: ConfigDict) -> None:
     for name, codec in config.codec.items():
         one_of(f"codec.{name}", codec, CODECS)
     if not config.datasets or len(set(config.datasets)) != len(config.datasets):
@@ -248,12 +269,6 @@ def check(config: ConfigDict) -> None:
         raise ConfigError(f"config.fold={config.fold!r}: a transfer is to one dataset, not to {config.datasets}")
     if config.fold and config.mode == "train" and not config.init_from:
         raise ConfigError("config.init_from='': a transfer starts from weights; give a run, a checkpoint or a file")
-    if len(config.head_filters) != 2 or not all(type(width) is int for width in config.head_filters):
-        raise ConfigError(f"config.head_filters={config.head_filters}: expected the widths of two deconvolutions")
-    if len(config.input_size) != 2 or any(
-        type(side) is not int or side % 16 or side <= 0 for side in config.input_size
-    ):
-        raise ConfigError(f"config.input_size={config.input_size}: expected (width, height), multiples of 16")
     for row in config.eval_also:
         if row[2] not in config.datasets:
             raise ConfigError(f"config.eval_also: the head of {row} is none of {config.datasets}")
@@ -262,40 +277,23 @@ def check(config: ConfigDict) -> None:
             raise ConfigError(
                 f"config.eval_also: the head of {row} draws {drawn!r} keypoints, {row[0]!r} has {asked!r}"
             )
-    for name, side in (
-        ("dark_kernel", config.dark_kernel),
-        ("losses.cross_type_kernel", config.losses.cross_type_kernel),
-    ):
-        if side <= 0 or side % 2 == 0:  # an even one shifts every peak by half a cell
-            raise ConfigError(f"config.{name}={side}: expected an odd number of cells")
-    _check_ranges(config)
-    configuration.within("drop_path", config.drop_path, 0, 1)
-    configuration.within("losses.momentum", config.losses.momentum, 0, 1, closed=True)
-    if config.prototypes_per_keypoint < 1:
-        raise ConfigError(f"config.prototypes_per_keypoint={config.prototypes_per_keypoint}: expected 1 or more")
-    _check_clusters(config)
-    for number, stage in enumerate(config.stages):
-        if stage.get(UPDATES_STATE, False) and not {"prototype", "prototype_heatmap"} & set(stage.losses):
-            raise ConfigError(
-                f"config.stages[{number}].{UPDATES_STATE}=True ({stage.name!r}): prototypes follow the labels of the"
-                " term 'prototype'; add it to the stage's losses"
-            )
     for name, boxes in config.boxes.items():
         if boxes != GROUND_TRUTH:
-            configuration.require_path(f"boxes.{name}", boxes, f"{GROUND_TRUTH!r} or a COCO detection file")
+            checks.require_path(f"boxes.{name}", boxes, f"{GROUND_TRUTH!r} or a COCO detection file")
 
 
 def _check_ranges(config: ConfigDict) -> None:
     """Numbers that would divide by zero, mirror or empty a crop, or mean nothing."""
     train = config.mode == "train"
     widths = ("embedding_width", "embedding_dim") if config.method == "posebh" else ()
-    positive = {name: _table(config, name) for name in ("oks_nms", *((*POSITIVE, *widths) if train else ()))}
-    positive |= {f"padding.{name}": value for name, value in config.padding.items()}
-    positive |= {f"mixture_weights.{name}": value for name, value in config.mixture_weights.items() if train}
-    positive |= {f"head_filters[{place}]": width for place, width in enumerate(config.head_filters)}
-    for name, value in positive.items():
-        if not 0 < value < math.inf:
-            raise ConfigError(f"config.{name}={value!r}: expected a number above 0")
+    above_zero = {name: _table(config, name) for name in (*ALWAYS_POSITIVE, *((*POSITIVE, *widths) if train else ()))}
+    above_zero |= {f"padding.{name}": value for name, value in config.padding.items()}
+    above_zero |= {f"mixture_weights.{name}": value for name, value in config.mixture_weights.items() if train}
+    above_zero |= {f"head_filters[{place}]": width for place, width in enumerate(config.head_filters)}
+    for name, value in above_zero.items():
+        positive(name, value)
+    within("drop_path", config.drop_path, 0, 1)
+    within("losses.momentum", config.losses.momentum, 0, 1, closed=True)
     if not train:  # a run that was trained otherwise is evaluated all the same
         return
     for name, weight in config.mixture_weights.items():
@@ -305,19 +303,29 @@ def _check_ranges(config: ConfigDict) -> None:
                 " config.mixture=weighted"
             )
     for name in NOT_NEGATIVE:
-        configuration.within(name, _table(config, name), 0, math.inf)
+        within(name, _table(config, name), 0, math.inf)
     for name in PROBABILITIES:
-        configuration.within(f"augmentation.{name}", config.augmentation[name], 0, 1, closed=True)
+        within(f"augmentation.{name}", config.augmentation[name], 0, 1, closed=True)
     for name, value in config.augmentation.scale_factor.items():
-        configuration.within(f"augmentation.scale_factor.{name}", value, 0, 1)
+        within(f"augmentation.scale_factor.{name}", value, 0, 1)
     for name, value in config.augmentation.rotation_factor.items():
-        configuration.within(f"augmentation.rotation_factor.{name}", value, 0, math.inf)
+        within(f"augmentation.rotation_factor.{name}", value, 0, math.inf)
+
+
+def _check_stages(config: ConfigDict) -> None:
+    stages = make_stages(config.stages)
+    for number, stage in enumerate(stages):
+        if stage.updates_state and not {"prototype", "prototype_heatmap"} & set(stage.losses):
+            raise ConfigError(
+                f"config.stages[{number}].{UPDATES_STATE}=True ({stage.name!r}): prototypes follow the labels of the"
+                " term 'prototype'; add it to the stage's losses"
+            )
+    if any("cluster" in stage.losses and stage.epochs for stage in stages):
+        _check_clusters(config)
 
 
 def _check_clusters(config: ConfigDict) -> None:
     """Clusters must be fewer than keypoints, which nothing else would ask before the stage that makes them."""
-    if config.mode != "train" or not any("cluster" in stage.losses and stage.epochs > 0 for stage in config.stages):
-        return
     total = sum(dataset(config, name).num_keypoints for name in config.datasets)
     if total < 2:
         raise ConfigError(

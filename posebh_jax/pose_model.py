@@ -21,7 +21,7 @@ from pose_common.prediction.batches import Job, in_batches, require_batch_size
 from pose_common.prediction.pictures import Picture, PictureError, ahead, count_of, is_single
 from pose_common.prediction.result import Result
 from pose_common.training import restore
-from pose_common.training.configuration import nearest
+from pose_common.training.checks import nearest
 from pose_common.weights.embedded import read_embedded
 from pose_common.weights.folder import is_weights, save_weights
 from pose_common.weights.hub_folders import local_path

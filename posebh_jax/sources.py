@@ -12,7 +12,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from pose_common.training import restore
-from pose_common.training.configuration import ConfigError, Override, evaluated
+from pose_common.training.checks import ConfigError
+from pose_common.training.configuration import Override, evaluated
 from pose_common.training.mesh import replicated
 from pose_common.training.state import TrainState
 from pose_common.weights.hub_folders import local_path

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from pose_common.evaluation.tasks import in_percent
-from pose_common.training.configuration import ConfigError
+from pose_common.training.checks import ConfigError
 
 NONE = "none"
 SMALLER = ("EPE",)

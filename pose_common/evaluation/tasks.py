@@ -15,7 +15,7 @@ from jax.experimental import multihost_utils
 from data_pipelines.records import DatasetNotPrepared
 from pose_common.evaluation import result_table as tables
 from pose_common.metrics.evaluate import NOT_FRACTIONS
-from pose_common.training.configuration import ConfigError
+from pose_common.training.checks import ConfigError
 from pose_common.training.processes import Disagreement
 from pose_common.training.processes import title as title_of
 

@@ -25,7 +25,7 @@ from data_pipelines.reading import Reading
 from data_pipelines.top_down.loader import TrainIterator
 from pose_common.evaluation.best import BestMetric
 from pose_common.report.ending import conclude
-from pose_common.training import configuration, distributed, logs, loop, parallel, processes, restore
+from pose_common.training import checks, configuration, distributed, logs, loop, parallel, processes, restore
 from pose_common.training.checkpoints import find_checkpoints
 from pose_common.training.configuration import Override
 from pose_common.training.curves import draw_curves
@@ -53,7 +53,7 @@ def steps_per_epoch(config: ConfigDict, data: TrainIterator) -> int:
 
 def make_strategy(config: ConfigDict) -> parallel.Strategy:
     """How the step is spread over the devices. Raises ValueError for a batch that they cannot share."""
-    configuration.check_batch(config)
+    checks.check_batch(config)
     return parallel.make_strategy(config.parallel, config.fsdp, config.fsdp_min_size)
 
 
@@ -154,7 +154,7 @@ def follow_run(
     run = restore.run_of(workdir, methods)
     if run is None:
         if config.init_from:
-            configuration.require_weights("init_from", config)
+            checks.require_weights("init_from", config)
         return
     started_from = run.config.get("init_from", config.init_from)
     if config.init_from not in ("", started_from):

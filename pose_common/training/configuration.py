@@ -1,29 +1,24 @@
-"""Configurations: read by name, changed on the command line, checked, compared.
+"""Configurations: read by name, changed on the command line, compared.
 
 A configuration is a `ConfigDict` of plain values (bool, int, float, str and tuples of them), of tables, and of the list
-of stages. A *leaf* is a value with its dotted name, `losses.momentum` or `stages[0].epochs`.
+of stages.
 """
 
 from __future__ import annotations
 
 import ast
-import difflib
 import importlib
 import importlib.util
-import math
 import pathlib
 import re
 import runpy
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
-import jax
-from etils import epath
 from ml_collections import ConfigDict
 
-from data_pipelines.paths import is_remote
-from pose_common.weights.hub_folders import HUB
+from pose_common.training.checks import ConfigError, leaves, nearest
 
 CHECKOUT = "configs"
 PACKAGES = (CHECKOUT, "posebh_jax.configs")
@@ -58,51 +53,8 @@ FREE = frozenset(
 )
 """Settings of every method that change neither data order, nor model, nor schedule."""
 
-POSITIVE = ("batch_size", "eval_batch_size", "fsdp", "learning_rate", "keep_checkpoints")
-NOT_NEGATIVE = (
-    "seed",
-    "loader_threads",
-    "loader_workers",
-    "steps_per_epoch",
-    "log_every",
-    "checkpoint_every",
-    "evaluate_every",
-    "keep_checkpoints_every",
-    "pictures",
-    "weight_decay",
-    "clip_norm",
-)
 
 Override = tuple[str, str]
-
-
-class ConfigError(ValueError):
-    """A setting that cannot be: one line with the field, what was given, what is possible."""
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """'; did you mean ...?' for a likely typing error, else ''."""
-    close = difflib.get_close_matches(str(name), [str(word) for word in known], n=1, cutoff=0.6)
-    return f"; did you mean {close[0]!r}?" if close else ""
-
-
-def one_of(field: str, value: Any, known: Collection[Any]) -> None:
-    """Raises ConfigError unless `value` is among `known`."""
-    if value not in known:
-        expected = ", ".join(map(str, known))
-        raise ConfigError(f"config.{field}={value!r}: expected one of {expected}{nearest(value, known)}")
-
-
-def leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted name, value) of every leaf, in order of the names."""
-    if isinstance(config, (ConfigDict, Mapping)):
-        for name in sorted(config):
-            yield from leaves(config[name], f"{prefix}.{name}" if prefix else name)
-    elif isinstance(config, list):
-        for index, item in enumerate(config):
-            yield from leaves(item, f"{prefix}[{index}]")
-    else:
-        yield prefix, config
 
 
 def read(source: str) -> ConfigDict:
@@ -198,27 +150,6 @@ def split_arguments(arguments: Sequence[str]) -> tuple[str, list[Override], list
         else:
             overrides.append((leaf, text if text is not None else str(not negated)))
     return source, overrides, others
-
-
-def package_of(method: str) -> str:
-    """The package whose commands are for the runs of a method."""
-    return "boir_jax" if method == "boir" else "posebh_jax"
-
-
-def require_method(title: str, config: Mapping[str, Any], methods: Collection[str]) -> None:
-    """Raises ConfigError for the configuration of another method than a command is for.
-
-    Args:
-      title: of what has the configuration, such as "run/base is a run".
-      methods: those of the command.
-    """
-    method = config.get("method", "")
-    if method not in methods:
-        package = package_of(method)
-        raise ConfigError(
-            f"{title} of {method or 'no method'}, which is not {' or '.join(methods)}: use the commands of {package},"
-            f" such as python -m {package}.main"
-        )
 
 
 def set_leaves(config: ConfigDict, overrides: Sequence[Override]) -> None:
@@ -382,83 +313,3 @@ def _plain(value: Any) -> Any:
 def shown(config: ConfigDict | Mapping[str, Any]) -> str:
     """One leaf a line, in order, so that two configurations can be compared line by line."""
     return "\n".join(f"{name} = {value!r}" for name, value in leaves(_plain(config)))
-
-
-def check(config: ConfigDict) -> None:
-    """Raises ConfigError for what no method can do: fields of configs/common.py and those that all methods have."""
-    for name, value in leaves(config):
-        if isinstance(value, float) and math.isnan(value):  # every comparison with it is false
-            raise ConfigError(f"config.{name}=nan: expected a number")
-    one_of("mode", config.mode, ("train", "evaluate"))
-    one_of("parallel", config.parallel, ("sharded", "pmap"))
-    for name in ("dtype", "eval_dtype"):
-        one_of(name, config[name], ("float32", "bfloat16"))
-    for name in POSITIVE:
-        if not 0 < config[name] < math.inf:
-            raise ConfigError(f"config.{name}={config[name]!r}: expected a number above 0")
-    for name in NOT_NEGATIVE:
-        if not 0 <= config[name] < math.inf:
-            raise ConfigError(f"config.{name}={config[name]!r}: expected 0 or more")
-    if config.mode == "train":
-        for name in ("b1", "b2"):
-            within(f"adam.{name}", config.adam[name], 0, 1)
-        within("adam.eps", config.adam.eps, 0, math.inf)
-    for name in ("num_train", "num_val"):
-        if (count := config.synthetic.get(name, 0)) < 0:
-            raise ConfigError(f"config.synthetic.{name}={count}: expected a number of pictures, or 0 to render none")
-    steps = config.profile_steps
-    if steps and not (len(steps) == 2 and all(type(step) is int for step in steps) and 0 < steps[0] <= steps[1]):
-        raise ConfigError(f"config.profile_steps={steps!r}: expected the first and the last step, such as 100,102")
-    often, rarely = config.checkpoint_every, config.keep_checkpoints_every
-    if rarely and (not often or rarely % often):
-        raise ConfigError(
-            f"config.keep_checkpoints_every={rarely}: expected a multiple of config.checkpoint_every={often}, as only "
-            "what is written can be kept"
-        )
-    if is_remote(config.data_cache):
-        raise ConfigError(f"config.data_cache={config.data_cache!r}: expected a folder on this machine's disk")
-    if config.checkpoint and config.mode == "train":
-        raise ConfigError(
-            f"config.checkpoint={config.checkpoint!r} is what config.mode=evaluate evaluates; to train from these "
-            "weights give config.init_from, to go on with a run its --workdir"
-        )
-    if config.mode == "evaluate":
-        require_weights("checkpoint", config)
-
-
-def check_batch(config: ConfigDict) -> None:
-    """Raises ConfigError for a batch that the devices (of all processes) cannot share equally."""
-    rows, rest = divmod(config.batch_size, jax.device_count())
-    if rest:
-        possible = [count * jax.device_count() for count in (rows, rows + 1) if count]
-        raise ConfigError(
-            f"config.batch_size={config.batch_size} does not divide over {jax.device_count()} devices; expected a "
-            f"multiple of {jax.device_count()}, such as {' or '.join(map(str, possible))}"
-        )
-
-
-def whole_eval_batch(config: ConfigDict) -> int:
-    """`config.eval_batch_size`, rounded up to what the devices can share equally; rows without a crop fill it up."""
-    return -(-config.eval_batch_size // jax.device_count()) * jax.device_count()
-
-
-def within(field: str, value: float, low: float, high: float, *, closed: bool = False) -> None:
-    """Raises ConfigError unless low <= value < high (<= high, where `closed`)."""
-    if not (low <= value <= high if closed else low <= value < high):
-        raise ConfigError(
-            f"config.{field}={value!r}: expected a number from {low:g} to {'' if closed else 'below '}{high:g}"
-        )
-
-
-def require_weights(field: str, config: ConfigDict) -> None:
-    """Raises ConfigError where there is nothing at the path that `field` gives."""
-    expected = "a working directory with checkpoints, one of them, or a folder or file of weights"
-    require_path(field, config[field], expected)
-
-
-def require_path(field: str, path: str, expected: str) -> None:
-    """Raises ConfigError where there is nothing at `path`; what is on the Hugging Face hub is looked for later."""
-    if path.startswith(HUB):
-        return
-    if not path or not epath.Path(path).expanduser().exists():
-        raise ConfigError(f"config.{field}={path!r}: there is no such file or folder; expected {expected}")

@@ -22,7 +22,7 @@ from pose_common.evaluation.best import BestMetric
 from pose_common.training import flops, goodput, logs, nonfinite, parallel, processes, report
 from pose_common.training.best import BestCheckpoint
 from pose_common.training.checkpoints import Checkpoints, NonFiniteStateError
-from pose_common.training.configuration import ConfigError
+from pose_common.training.checks import ConfigError
 from pose_common.training.curves import STAGE, draw_curves
 from pose_common.training.distributed import StopSignal
 from pose_common.training.fingerprints import named_leaves, summarise

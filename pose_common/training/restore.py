@@ -16,7 +16,7 @@ import numpy as np
 from data_pipelines.paths import as_path
 from pose_common.training import processes
 from pose_common.training.checkpoints import Checkpoints, Found, find_checkpoints
-from pose_common.training.configuration import require_method
+from pose_common.training.checks import require_method
 from pose_common.training.state import TrainState, to_evaluate
 from pose_common.weights.keys import ConversionError, flatten, is_float, naming, not_finite, require_fit, unflatten
 

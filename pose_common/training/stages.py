@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from pose_common.training.configuration import nearest
+from pose_common.training.checks import ConfigError, nearest, require_fields
 
 UPDATES_STATE = "prototypes"
 """What a configuration calls `Stage.updates_state`, by the first method that has such a state."""
@@ -44,29 +44,27 @@ def make_stages(rows: Sequence) -> tuple[Stage, ...]:
     """Stages from config rows (mappings with `Stage`'s fields).
 
     Raises:
-      ValueError: no stage, an unknown field, or a stage that trains nothing.
+      ConfigError: no stage, an unknown field, a missing one, or a stage that trains nothing.
     """
-    names = {field.name for field in dataclasses.fields(Stage)} - {"updates_state"} | {UPDATES_STATE}
+    needed = {field.name for field in dataclasses.fields(Stage)} - {"updates_state"}
     stages = []
     for number, row in enumerate(rows):
-        unknown = sorted(set(row) - names)
-        if unknown:
-            raise ValueError(f"config.stages[{number}].{unknown[0]}: there is no such field; known: {sorted(names)}")
+        require_fields(f"stages[{number}].", row, needed | {UPDATES_STATE}, needed)
         fields = {**row, "train": tuple(row["train"]), "losses": tuple(row["losses"])}
         updates_state = bool(fields.pop(UPDATES_STATE, False))
         stage = Stage(**fields, updates_state=updates_state)
         if stage.epochs < 0 or not stage.train or not stage.losses:
-            raise ValueError(
+            raise ConfigError(
                 f"config.stages[{number}] ({stage.name!r}) must have epochs >= 0, something to train and a loss"
             )
         stages.append(stage)
     if not any(stage.epochs for stage in stages):
-        raise ValueError("config.stages has no stage with an epoch or more")
+        raise ConfigError("config.stages has no stage with an epoch or more")
     return tuple(stages)
 
 
 def check_stages(stages: Sequence[Stage], groups: Sequence[str], losses: Sequence[str]) -> None:
-    """Raises ValueError for parameter groups or loss terms that a method does not have.
+    """Raises ConfigError for parameter groups or loss terms that a method does not have.
 
     Args:
       groups, losses: those that it has.
@@ -75,7 +73,7 @@ def check_stages(stages: Sequence[Stage], groups: Sequence[str], losses: Sequenc
         for field, given, known in (("train", stage.train, groups), ("losses", stage.losses, losses)):
             for name in given:
                 if name not in known:
-                    raise ValueError(
+                    raise ConfigError(
                         f"config.stages[{number}].{field} ({stage.name!r}): there is no {name!r}; expected some of "
                         f"{', '.join(known)}{nearest(name, known)}"
                     )

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from absl import flags
 from ml_collections import ConfigDict
 
-from pose_common.training.configuration import leaves
+from pose_common.training.checks import leaves
 
 _SETTING = re.compile(r"config\.([\w.]+)|^\s*\"(\w+)\":")
 _HEADING = re.compile(r"^[A-Z]\w+\.\s*")

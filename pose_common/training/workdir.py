@@ -17,7 +17,7 @@ import jax
 
 from data_pipelines.paths import is_remote, shown_size
 from pose_common.training import processes
-from pose_common.training.configuration import ConfigError
+from pose_common.training.checks import ConfigError
 from pose_common.training.state import TrainState
 
 

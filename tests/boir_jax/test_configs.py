@@ -15,7 +15,8 @@ from boir_jax.pose_model import EMBEDDED
 from configs import boir
 from data_pipelines.datasets import PoseDataset, save_definition
 from data_pipelines.skeletons import KeypointSet
-from pose_common.training.configuration import FREE, ConfigError, require_same_run
+from pose_common.training.checks import ConfigError
+from pose_common.training.configuration import FREE, require_same_run
 from pose_common.training.mesh import make_mesh
 
 pytestmark = pytest.mark.slow  # makes every published model's shapes

@@ -20,7 +20,7 @@ from data_pipelines.reading import Reading
 from data_pipelines.records import load_annotations
 from data_pipelines.top_down.instances import detections
 from data_pipelines.whole_image.loader import eval_loader
-from pose_common.training.configuration import ConfigError
+from pose_common.training.checks import ConfigError
 from pose_common.training.mesh import make_mesh
 from tests.data_pipelines import tiny_sets
 

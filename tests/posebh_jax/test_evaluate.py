@@ -20,7 +20,7 @@ from data_pipelines.sharing import Share
 from data_pipelines.top_down.loader import eval_loader
 from pose_common import heatmaps
 from pose_common.report.runs import read_runs
-from pose_common.training.configuration import ConfigError
+from pose_common.training.checks import ConfigError
 from pose_common.training.mesh import make_mesh
 from posebh_jax import build, configuration
 from posebh_jax.evaluate import Evaluator, Task

@@ -12,7 +12,7 @@ from configs import mdt
 from data_pipelines.builders.synthetic import prepare_synthetic
 from data_pipelines.records import DatasetNotPrepared
 from data_pipelines.top_down import crops
-from pose_common.training.configuration import ConfigError
+from pose_common.training.checks import ConfigError
 from pose_common.training.mesh import make_mesh
 from pose_common.training.nonfinite import NonFiniteError
 from posebh_jax import build, configuration, main

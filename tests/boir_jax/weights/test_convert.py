@@ -19,7 +19,7 @@ from boir_jax.weights.convert import SKELETONS, convert, manifest_of, model_of, 
 from data_pipelines.datasets import DATASETS, PoseDataset, save_definition
 from data_pipelines.skeletons import KeypointSet
 from pose_common.images import normalise_pixels
-from pose_common.training.configuration import ConfigError
+from pose_common.training.checks import ConfigError
 from pose_common.training.mesh import make_mesh
 from pose_common.weights.folder import load_weights
 from pose_common.weights.keys import COUNTER, VARIANCE, ConversionError, flatten, unflatten

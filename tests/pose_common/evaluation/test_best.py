@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pose_common.evaluation.best import Judgement, best_metric
-from pose_common.training.configuration import ConfigError
+from pose_common.training.checks import ConfigError
 
 ROWS = {
     "coco/heads": ("AP", "AR"),

@@ -18,9 +18,9 @@ from boir_jax import sources as boir_sources
 from configs import boir, embedded, mdt, multi_head, transfer
 from data_pipelines.datasets import PoseDataset, save_definition
 from data_pipelines.skeletons import KeypointSet
-from pose_common.training import cli, configuration, parallel
+from pose_common.training import checks, cli, configuration, parallel
 from pose_common.training.checkpoints import Checkpoints
-from pose_common.training.configuration import ConfigError
+from pose_common.training.checks import ConfigError
 from pose_common.training.restore import Run
 from posebh_jax import configuration as posebh_configuration
 from posebh_jax import sources as posebh_sources
@@ -73,12 +73,12 @@ def other(value):
 def test_every_leaf_can_be_set(source):
     name, _, argument = source.partition(":")
     config = SHIPPED[name][0].get_config(*filter(None, [argument]))
-    for leaf, value in configuration.leaves(config):
+    for leaf, value in checks.leaves(config):
         wanted = other(value)
         _, overrides, others = configuration.split_arguments([f"--config.{leaf}={wanted}"])
         assert not others
         configuration.set_leaves(config, overrides)
-        found = dict(configuration.leaves(config))[leaf]
+        found = dict(checks.leaves(config))[leaf]
         assert found == wanted and type(found) is type(value), leaf
 
 
@@ -107,7 +107,7 @@ def test_what_is_saved_rebuilds_the_configuration(source):
     ],
 )
 def test_ways_to_write_a_value(arguments, leaf, value):
-    assert dict(configuration.leaves(read("mdt", *arguments)))[leaf] == value
+    assert dict(checks.leaves(read("mdt", *arguments)))[leaf] == value
 
 
 def test_default_splits_are_of_all_datasets_that_have_none_of_their_own():
@@ -259,9 +259,9 @@ def test_batches_and_devices():
             rf"config.batch_size={given} does not divide over 8 devices; expected a multiple of 8, such as {possible}$"
         )
         with pytest.raises(ConfigError, match=message):
-            configuration.check_batch(config)
-    assert configuration.check_batch(read("mdt:demo", "--config.batch_size=24")) is None
-    sizes = [configuration.whole_eval_batch(read("mdt:demo", f"--config.eval_batch_size={n}")) for n in (1, 8, 9, 64)]
+            checks.check_batch(config)
+    assert checks.check_batch(read("mdt:demo", "--config.batch_size=24")) is None
+    sizes = [checks.whole_eval_batch(read("mdt:demo", f"--config.eval_batch_size={n}")) for n in (1, 8, 9, 64)]
     assert sizes == [8, 8, 16, 64]
 
 
@@ -479,6 +479,37 @@ def test_a_file_of_ones_own(tmp_path, monkeypatch):
     assert read(str(file), "--config.batch_size=64").seed == 7
     monkeypatch.setenv("HOME", str(tmp_path))
     assert read("~/mine.py").seed == 7
+
+
+@pytest.mark.parametrize(
+    "source, change, message",
+    [
+        ("mdt", "c.lerning_rate = 0.1", "config.lerning_rate: there is no such field; did you mean 'learning_rate'"),
+        ("mdt", "c.losses.momentun = 1", "config.losses.momentun: there is no such field; did you mean 'momentum'"),
+        ("mdt", "del c.losses", "config.losses: the configuration has no such field, and it is needed"),
+        ("mdt", "del c.adam.b1", "config.adam.b1: the configuration has no such field"),
+        ("mdt", "del c.losses; c.losses = 3", "config.losses=3: expected a table"),
+        ("mdt", "del c.stages[1].losses", r"config.stages\[1\].losses: the configuration has no such field"),
+        ("mdt", "c.stages[0].epoch = 3", r"config.stages\[0\].epoch: there is no such field; did you mean 'epochs'"),
+        ("boir", "c.proposals.flipp = True", "config.proposals.flipp: there is no such field; did you mean 'flip'"),
+        ("boir", "del c.dataset", "config.dataset: the configuration has no such field"),
+        ("boir", "del c.smoothing['default']", "config.smoothing.default: the configuration has no such field"),
+    ],
+)
+def test_fields_of_ones_own_file_are_those_that_are_read(tmp_path, source, change, message):
+    file = tmp_path / "mine_boir.py" if source == "boir" else tmp_path / "mine.py"
+    lines = (f"c = {source}.get_config()", change, "return c")
+    file.write_text(f"from configs import {source}\ndef get_config():\n  " + "\n  ".join(lines) + "\n")
+    with pytest.raises(ConfigError, match=message) as refused:
+        read(str(file))
+    assert "\n" not in str(refused.value)
+
+
+def test_entries_of_datasets_in_ones_own_file_have_any_name(tmp_path):
+    file = tmp_path / "mine.py"
+    lines = ("c = mdt.get_config()", "c.codec.crowdpose = 'udp'", "c.datasets = ('crowdpose',)", "return c")
+    file.write_text("from configs import mdt\ndef get_config():\n  " + "\n  ".join(lines) + "\n")
+    assert read(str(file)).codec.to_dict() == {"crowdpose": "udp"}
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ import pytest
 from pose_common.evaluation.best import BestMetric
 from pose_common.training import loop, parallel
 from pose_common.training.checkpoints import Checkpoints, DamagedCheckpointError, find_checkpoints
-from pose_common.training.configuration import ConfigError
+from pose_common.training.checks import ConfigError
 from pose_common.training.loop import LoopSettings
 from pose_common.training.mesh import make_mesh
 from pose_common.training.nonfinite import NonFiniteError

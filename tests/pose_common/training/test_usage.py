@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from configs import boir, mdt
 from pose_common.training import configuration
-from pose_common.training.configuration import leaves
+from pose_common.training.checks import leaves
 from pose_common.training.usage import comments, usage
 
 CONFIGS = pathlib.Path(mdt.__file__).parent

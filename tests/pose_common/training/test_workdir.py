@@ -17,7 +17,7 @@ from etils import epath
 from data_pipelines.paths import absolute, as_path
 from pose_common.training import loop, parallel, workdir
 from pose_common.training.checkpoints import Checkpoints
-from pose_common.training.configuration import ConfigError, require_path
+from pose_common.training.checks import ConfigError, require_path
 from pose_common.weights.folder import load_weights, save_weights
 from tests.pose_common.training.test_loop import SETTINGS
 from tests.pose_common.training.toy import ToyData, ToyMethod

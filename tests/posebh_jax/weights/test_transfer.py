@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from data_pipelines.datasets import DATASETS
-from pose_common.training.configuration import ConfigError
+from pose_common.training.checks import ConfigError
 from pose_common.training.mesh import make_mesh
 from pose_common.training.state import TrainState
 from pose_common.weights.folder import save_weights
