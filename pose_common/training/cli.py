@@ -12,23 +12,24 @@ import pathlib
 import re
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 from absl import app, flags
 from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from data_pipelines.builders.synthetic import SYNTHETIC, prepare_synthetic
 from data_pipelines.paths import as_path
 from data_pipelines.reading import Reading
 from data_pipelines.top_down.loader import TrainIterator
-from pose_common.evaluation.best import BestMetric
 from pose_common.report.ending import conclude
 from pose_common.training import checks, configuration, distributed, logs, loop, parallel, processes, restore
 from pose_common.training.checkpoints import find_checkpoints
 from pose_common.training.configuration import Override
 from pose_common.training.curves import draw_curves
+from pose_common.training.mesh import make_mesh
 from pose_common.training.state import TrainState
 from pose_common.training.usage import usage
 from pose_common.training.workdir import make_workdir, record_configuration, require_shared
@@ -39,6 +40,41 @@ EVALUATED = "workdir/evaluated"
 Metrics = dict[str, Mapping[str, float]]
 Read = Callable[[str, Sequence[Override], str], ConfigDict]
 """read(source, overrides, workdir) -> the checked configuration of a method."""
+MakeStart = Callable[[Any], Callable[[TrainState], TrainState] | None]
+
+
+class Build(Protocol):
+    """From a configuration to the parts of a run: a method's module `build`."""
+
+    def make_loader(self, config: ConfigDict) -> TrainIterator:
+        """This process's training batches."""
+
+    def make_method(self, config: ConfigDict, steps_per_epoch: int) -> Any:
+        """A `loop.Method` with its network, `model`."""
+
+    def make_evaluator(self, config: ConfigDict, model: Any, mesh: Mesh, workdir: pathlib.Path) -> Any:
+        """A `loop.Evaluate` that can check its tasks and choose the figure of the best weights."""
+
+
+class Program(NamedTuple):
+    """What a method's program is, beside what both have in common.
+
+    Attributes:
+      read: makes the method's configuration of the flags --config ('' where it is not given: that of the run in the
+        working directory) and --config.<leaf>.
+      run: does what a configuration says, in a working directory that is there.
+      default: name of the method's own configuration file, whose comments explain its settings.
+      workdir: default of the flag where something is trained.
+      methods: whose runs can go on.
+      free: settings that may change when a run goes on.
+    """
+
+    read: Read
+    run: Callable[[ConfigDict, pathlib.Path], None]
+    default: str
+    workdir: str
+    methods: Sequence[str]
+    free: Collection[str]
 
 
 def make_reading(config: ConfigDict) -> Reading:
@@ -67,37 +103,23 @@ def render(config: ConfigDict, datasets: Sequence[str]) -> None:
     multihost_utils.sync_global_devices("synthetic data")
 
 
-def train(
-    config: ConfigDict,
-    workdir: pathlib.Path,
-    data: TrainIterator,
-    method: loop.Method,
-    strategy: parallel.Strategy,
-    evaluate: loop.Evaluate,
-    best: BestMetric | None,
-    prepare: Callable[[TrainState], TrainState] | None,
-) -> bool:
+def train(config: ConfigDict, workdir: pathlib.Path, build: Build, make_start: MakeStart) -> bool:
     """Trains from the newest checkpoint in `workdir`, or from the start; False when a signal stopped it before the end.
 
     Args:
-      best: decides what is kept in `checkpoints/best`.
-      prepare: fills a newly initialised state with the weights to start from; see `loop.train`.
+      build: makes the parts of the run.
+      make_start: network -> what fills a newly initialised state with the weights to start from; see `loop.train`.
     """
+    strategy = make_strategy(config)
+    data = build.make_loader(config)
     steps = steps_per_epoch(config, data)
+    method = build.make_method(config, steps)
+    evaluate = build.make_evaluator(config, method.model, strategy.mesh, workdir)
+    evaluate.check()
+    best, prepare = evaluate.best_metric(config.best_metric), make_start(method.model)
     logging.info("%d examples, %d steps an epoch", data.num_examples, steps)
     processes.require_alike("data", {"examples": data.num_examples, "steps an epoch": steps})
-    settings = loop.LoopSettings(
-        steps_per_epoch=steps,
-        log_every=config.log_every,
-        checkpoint_every=config.checkpoint_every,
-        evaluate_every=config.evaluate_every,
-        evaluate_stages=config.evaluate_stages,
-        keep=config.keep_checkpoints,
-        keep_every=config.keep_checkpoints_every or None,
-        profile_steps=tuple(config.profile_steps),
-        config=json.loads(config.to_json()),
-    )
-    key = jax.random.PRNGKey(config.seed)
+    settings, key = _loop_settings(config, steps), jax.random.PRNGKey(config.seed)
     with contextlib.closing(data):  # workers that are not ended leave shared memory to be cleaned up, with a warning
         _, complete = loop.train(
             method, data, strategy, settings, workdir, evaluate=evaluate, best=best, key=key, prepare=prepare
@@ -110,6 +132,38 @@ def train(
     if not complete:
         logging.warning("stopped before the end; the same command goes on from the checkpoint in %s", workdir)
     return complete
+
+
+def _loop_settings(config: ConfigDict, steps: int) -> loop.LoopSettings:
+    return loop.LoopSettings(
+        steps_per_epoch=steps,
+        log_every=config.log_every,
+        checkpoint_every=config.checkpoint_every,
+        evaluate_every=config.evaluate_every,
+        evaluate_stages=config.evaluate_stages,
+        keep=config.keep_checkpoints,
+        keep_every=config.keep_checkpoints_every or None,
+        profile_steps=tuple(config.profile_steps),
+        config=json.loads(config.to_json()),
+    )
+
+
+def evaluate(
+    config: ConfigDict, workdir: pathlib.Path, build: Build, load: Callable[[ConfigDict, Mesh], restore.Loaded]
+) -> Metrics:
+    """Evaluates `config.checkpoint` on everything that is prepared; prints and saves the table, and says where.
+
+    Args:
+      build: makes the evaluator.
+      load: reads the model.
+
+    Raises:
+      ValueError: there is no such model, or not a single row.
+    """
+    mesh = make_mesh()
+    model, weights, step = load(config, mesh)
+    figures = build.make_evaluator(config, model, mesh, workdir)(weights, step)
+    return conclude_evaluation(config, workdir, figures, step)
 
 
 def conclude_evaluation(config: ConfigDict, workdir: pathlib.Path, figures: Metrics, step: int) -> Metrics:
@@ -164,30 +218,12 @@ def follow_run(
         logging.info("changed since the run was started: %s", change)
 
 
-def main(
-    read: Read,
-    run: Callable[[ConfigDict, pathlib.Path], None],
-    *,
-    default: str,
-    workdir: str,
-    methods: Sequence[str],
-    free: Collection[str],
-) -> None:
-    """The program.
-
-    Args:
-      read: makes the method's configuration of the flags --config ('' where it is not given: that of the run in the
-        working directory) and --config.<leaf>.
-      run: does what a configuration says, in a working directory that is there.
-      default: name of the method's own configuration file, whose comments explain its settings.
-      workdir: default of the flag where something is trained.
-      methods: whose runs can go on.
-      free: settings that may change when a run goes on.
-    """
-    given = _define_flags(workdir)
+def main(program: Program) -> None:
+    """Runs a method's program on the command line."""
+    given = _define_flags(program.workdir)
     source, overrides, others = configuration.split_arguments(sys.argv[1:])
     if HELP & set(others):
-        _print_usage(source, read(source, overrides, ""), default)
+        _print_usage(source, program.read(source, overrides, ""), program.default)
         return
 
     def start(argv: list[str]) -> None:
@@ -198,24 +234,7 @@ def main(
             distributed.start(given.coordinator.value, given.num_processes.value, given.process_id.value)
             logs.name_host()
             with processes.leaving_together(given.debug.value):
-                holder = given.workdir.value or workdir
-                if not source and not configuration.evaluated(overrides):  # all read the run that is there, or none
-                    there = find_checkpoints(holder)
-                    processes.require_alike("run", {"checkpoints in --workdir": list(there.steps) if there else []})
-                settings = read(source, overrides, holder)
-                processes.require_alike("start", _identity(settings))
-                evaluates = settings.mode == "evaluate"
-                if evaluates and not given.workdir.value:
-                    holder = evaluation_workdir(settings.checkpoint)
-                path = as_path(holder)
-                make_workdir(path)
-                if not evaluates:
-                    require_shared(path)
-                distributed.use_compilation_cache(settings.compilation_cache)
-                with logs.written_to(path):
-                    if not evaluates:
-                        follow_run(settings, path, methods, free, given.accept_changes.value)
-                    run(settings, path)
+                _start(program, source, overrides, given)
         except processes.KNOWN as error:
             if given.debug.value:
                 raise
@@ -223,6 +242,28 @@ def main(
             sys.exit(f"error: {processes.one_line(error)}")
 
     app.run(start, argv=[sys.argv[0], *others])
+
+
+def _start(program: Program, source: str, overrides: Sequence[Override], given: _Flags) -> None:
+    """Finds the settings and the working directory, makes sure that all processes have the same, and runs."""
+    holder = given.workdir.value or program.workdir
+    if not source and not configuration.evaluated(overrides):  # all read the run that is there, or none
+        there = find_checkpoints(holder)
+        processes.require_alike("run", {"checkpoints in --workdir": list(there.steps) if there else []})
+    settings = program.read(source, overrides, holder)
+    processes.require_alike("start", _identity(settings))
+    evaluates = settings.mode == "evaluate"
+    if evaluates and not given.workdir.value:
+        holder = evaluation_workdir(settings.checkpoint)
+    workdir = as_path(holder)
+    make_workdir(workdir)
+    if not evaluates:
+        require_shared(workdir)
+    distributed.use_compilation_cache(settings.compilation_cache)
+    with logs.written_to(workdir):
+        if not evaluates:
+            follow_run(settings, workdir, program.methods, program.free, given.accept_changes.value)
+        program.run(settings, workdir)
 
 
 class _Flags(NamedTuple):

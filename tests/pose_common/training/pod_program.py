@@ -59,4 +59,4 @@ if __name__ == "__main__":
     if os.environ.get("TPU_VM"):
         os.environ.pop("TPU_SKIP_MDS_QUERY", None)
         cloud_tpu_cluster.running_in_cloud_tpu_vm = True
-    cli.main(read, run, default="toy", workdir="workdir/toy", methods=("toy",), free=())
+    cli.main(cli.Program(read, run, default="toy", workdir="workdir/toy", methods=("toy",), free=()))
