@@ -22,9 +22,10 @@ from data_pipelines.skeletons import KeypointSet
 from data_pipelines.whole_image.loader import resize
 from pose_common.metrics import nms
 from pose_common.prediction import command
-from pose_common.prediction.batches import Job, in_batches, require_batch_size
-from pose_common.prediction.pictures import Picture, PictureError, ahead, is_single, pictures_of
+from pose_common.prediction.batches import Job, ahead, in_batches, require_batch_size
+from pose_common.prediction.pictures import Picture, PictureError
 from pose_common.prediction.result import Result, extent_boxes
+from pose_common.prediction.sources import is_single, pictures_of
 from pose_common.training import restore
 from pose_common.training.checks import ConfigError
 from pose_common.weights.embedded import read_embedded
@@ -70,7 +71,7 @@ class PoseModel:
         """Finds people and their poses in one picture or several, those of highest score first.
 
         Args:
-          source: a path, an array, a folder, a video and more; see `pose_common.prediction.pictures.pictures_of`.
+          source: a path, an array, a folder, a video and more; see `pose_common.prediction.sources.pictures_of`.
           batch_size: pictures of one size that go through the network together.
           threshold: lowest score of a pose; evaluation keeps all (0).
           left_out: a list, to which the errors of pictures that cannot be read are added, if there are several; without

@@ -13,8 +13,8 @@ from typing import Any
 
 from boir_jax.pose_model import THRESHOLD, fitting, load
 from pose_common.prediction import command
-from pose_common.prediction.pictures import pictures_of
 from pose_common.prediction.result import Result
+from pose_common.prediction.sources import pictures_of
 
 
 def main(argv: Sequence[str] | None = None) -> int:

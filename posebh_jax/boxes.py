@@ -14,8 +14,9 @@ import numpy as np
 
 from data_pipelines.fields import id_key, whole
 from data_pipelines.paths import as_path
-from pose_common.prediction.pictures import FramesLost, Picture, PictureError, pictures_of
+from pose_common.prediction.pictures import FramesLost, Picture, PictureError
 from pose_common.prediction.result import Result, extent_boxes
+from pose_common.prediction.sources import pictures_of
 from posebh_jax.named_boxes import Found, NamedBoxes, checked
 
 WHOLE, AUTO = "whole", "auto"

@@ -11,7 +11,8 @@ from data_pipelines import geometry, sides
 from data_pipelines.datasets import PoseDataset, check_skeleton
 from data_pipelines.importers import boxes as extents
 from data_pipelines.skeletons import DEFAULT_SIGMA, KeypointSet
-from pose_common.prediction.pictures import Picture, pictures_of
+from pose_common.prediction.pictures import Picture
+from pose_common.prediction.sources import pictures_of
 from posebh_jax.crops import crops_of
 
 

@@ -17,9 +17,10 @@ from ml_collections import ConfigDict
 from data_pipelines.datasets import DATASETS, PoseDataset, defined, find_dataset
 from pose_common.metrics.nms import rescore
 from pose_common.prediction import command
-from pose_common.prediction.batches import Job, in_batches, require_batch_size
-from pose_common.prediction.pictures import Picture, PictureError, ahead, count_of, is_single
+from pose_common.prediction.batches import Job, ahead, in_batches, require_batch_size
+from pose_common.prediction.pictures import Picture, PictureError
 from pose_common.prediction.result import Result
+from pose_common.prediction.sources import count_of, is_single
 from pose_common.training import restore
 from pose_common.training.checks import nearest
 from pose_common.weights.embedded import read_embedded
@@ -74,7 +75,7 @@ class PoseModel:
         """Estimates poses in one picture or several.
 
         Args:
-          source: a path, an array, a folder, a video and more; see `pose_common.prediction.pictures.pictures_of`.
+          source: a path, an array, a folder, a video and more; see `pose_common.prediction.sources.pictures_of`.
           boxes: where the people are, one of
             "whole": each picture is the box of one person;
             an array [N, 4] of x, y, width, height in pixels, or [N, 5] with scores, for one picture; for several a list

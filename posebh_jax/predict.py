@@ -16,8 +16,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pose_common.prediction import command
-from pose_common.prediction.pictures import Picture, count_of
+from pose_common.prediction.pictures import Picture
 from pose_common.prediction.result import Result
+from pose_common.prediction.sources import count_of
 from pose_common.weights.folder import require_new
 from posebh_jax.boxes import AUTO, WHOLE, boxes_of, with_finder
 from posebh_jax.named_boxes import Found

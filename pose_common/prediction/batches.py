@@ -1,14 +1,18 @@
-"""Rows of many pictures in batches of one size, handed back picture by picture."""
+"""Rows of many pictures in batches of one size, handed back picture by picture, and what makes them ahead."""
 
 from __future__ import annotations
 
 import collections
+import queue
+import threading
+import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 Rows = dict[str, np.ndarray]
+T = TypeVar("T")
 
 
 class Job(NamedTuple):
@@ -79,3 +83,55 @@ def in_batches(
     for kind in list(pending):
         flush(kind)
     yield from finished()
+
+
+def ahead(items: Iterable[T], size: int = 8, most_bytes: int = 2**28) -> Iterator[T]:
+    """The items, made by a thread up to `size` ahead, so that decoding does not wait for the device.
+
+    Items with `nbytes` are fewer where they are large: as many as have `most_bytes` together, or one. Where a program
+    ends before it took all, the item that is being made is waited for.
+    """
+    ready: queue.Queue = queue.Queue(size)
+    stop, end = threading.Event(), object()
+    made, taken = 0, 0  # bytes so far, each counted by one thread alone
+
+    def wanted() -> bool:
+        return not stop.is_set() and threading.main_thread().is_alive()
+
+    def put(item, error=None) -> None:
+        nonlocal made
+        nbytes = getattr(item, "nbytes", 0)
+        while wanted():
+            if made > taken and made - taken + nbytes > most_bytes:
+                time.sleep(0.01)
+                continue
+            try:
+                ready.put((item, error), timeout=0.1)
+                made += nbytes
+                return
+            except queue.Full:
+                continue
+
+    def fill() -> None:
+        try:
+            for item in items:
+                put(item)
+                if not wanted():
+                    return
+            put(end)
+        except BaseException as error:  # handed to the reader, whatever it is
+            put(end, error)
+
+    # No daemon: one that comes out of OpenCV while the interpreter ends aborts the process.
+    threading.Thread(target=fill).start()
+    try:
+        while True:
+            item, error = ready.get()
+            if error is not None:
+                raise error
+            if item is end:
+                return
+            taken += getattr(item, "nbytes", 0)
+            yield item
+    finally:
+        stop.set()

@@ -27,8 +27,9 @@ from pose_common.evaluation import draw
 from pose_common.prediction import tracking
 from pose_common.prediction.batches import require_batch_size
 from pose_common.prediction.interruption import Interruption
-from pose_common.prediction.pictures import Picture, by_number, count_of, files_of, refuse_to_replace, require_one_clip
+from pose_common.prediction.pictures import Picture
 from pose_common.prediction.result import FIELDS, Result
+from pose_common.prediction.sources import by_number, count_of, files_of, refuse_to_replace, require_one_clip
 from pose_common.prediction.video import video_writer
 from pose_common.training import distributed
 from pose_common.training.processes import one_line

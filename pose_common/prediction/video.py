@@ -1,4 +1,4 @@
-"""Writes a video frame by frame, by PyAV, with the frames' own times."""
+"""Reads and writes videos frame by frame, by PyAV, with the frames' own times."""
 
 from __future__ import annotations
 
@@ -7,15 +7,20 @@ import fractions
 import os
 import pathlib
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 
+from pose_common.prediction.pictures import FramesLost, Picture, PictureError
+
+RATE = 30
+"""Frames a second of a video that does not say it."""
 TICK = fractions.Fraction(1, 60_000)
 """Seconds; times are kept to it. MPEG-4, where PyAV has no encoder of H.264, knows up to 65,535 of them a second."""
 
 
 @contextlib.contextmanager
-def video_writer(path: pathlib.Path, rate: int = 30) -> Iterator[Callable[[np.ndarray, float | None], None]]:
+def video_writer(path: pathlib.Path, rate: int = RATE) -> Iterator[Callable[[np.ndarray, float | None], None]]:
     """A function (RGB picture, its time in seconds or None) that appends a frame to an MP4 file.
 
     All frames have the first one's size, cut to even sides; without times they follow each other at `rate`. One that is
@@ -63,3 +68,61 @@ def video_writer(path: pathlib.Path, rate: int = 30) -> Iterator[Callable[[np.nd
                 container.mux(stream.encode())
                 container.close()
                 partial.replace(path)
+
+
+def frames_of(path: pathlib.Path, name: str, left_out: Callable[[PictureError], None]) -> Iterator[Picture]:
+    """The frames of a video, called `<name>_<number>`, one at a time and turned upright.
+
+    Args:
+      left_out: is told once how many could not be decoded.
+
+    Raises:
+      PictureError: PyAV is not installed, or it is no video; FramesLost where it ends before its end.
+    """
+    try:
+        import av
+    except ImportError as error:
+        raise PictureError(f"{path}: reading videos needs PyAV: pip install av") from error
+    given = packets = 0
+    damage: Exception | None = None
+    try:
+        with av.open(os.path.abspath(path)) as container:  # FFmpeg takes what precedes a colon for a protocol
+            stream = container.streams.video[0]
+            stream.thread_type = "AUTO"
+            for packet in container.demux(stream):
+                # The last, which empties the decoder, has no bytes; others are decoded for what follows alone.
+                packets += packet.size > 0 and not getattr(packet, "is_discard", False)
+                try:
+                    frames = packet.decode()
+                except av.error.FFmpegError as error:
+                    damage = damage or error
+                    continue
+                for frame in frames:
+                    image = frame.to_ndarray(format="rgb24")
+                    turned = np.ascontiguousarray(np.rot90(image, (getattr(frame, "rotation", 0) // 90) % 4))
+                    # Raw streams, as cameras and encoders write them, have no times.
+                    seconds = given / (stream.average_rate or RATE) if frame.time is None else frame.time
+                    yield Picture(f"{name}_{given:06d}", turned, float(seconds), path)
+                    given += 1
+            announced = _announced(container, stream)
+    except (av.error.FFmpegError, IndexError) as error:
+        if given:
+            raise FramesLost(f"{path}: ends after {given} frames: {error}") from error
+        raise PictureError(f"{path}: cannot be read as a video: {error}") from error
+    if not given:
+        raise PictureError(f"{path}: cannot be read as a video: {damage or 'it has no frames'}") from damage
+    expected = max(packets, announced)  # a file may be cut off
+    if damage or packets < expected:
+        left_out(FramesLost(f"{path}: {max(expected - given, 1)} of {expected} frames are damaged or missing"))
+
+
+def _announced(container: Any, stream: Any) -> int:
+    """How many frames are to be shown, as the file's header says; 0 where it does not.
+
+    One that was trimmed without encoding it again, as phones do, still has, and counts, the frames that were cut away.
+    Its edit list leaves them out of the index, which in these formats is whole from the start.
+    """
+    index = getattr(stream, "index_entries", None)  # of PyAV since 17
+    if index is None or "mov" not in container.format.name.split(","):
+        return stream.frames
+    return sum(not entry.is_discard for entry in index)

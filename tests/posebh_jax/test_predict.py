@@ -26,7 +26,8 @@ from data_pipelines.skeletons import KeypointSet
 from data_pipelines.top_down.loader import eval_loader
 from data_pipelines.whole_image import loader as whole_image
 from pose_common.prediction.command import rendered_pictures
-from pose_common.prediction.pictures import Picture, PictureError, pictures_of
+from pose_common.prediction.pictures import Picture, PictureError
+from pose_common.prediction.sources import pictures_of
 from pose_common.prediction.video import video_writer
 from pose_common.training.checkpoints import Checkpoints
 from pose_common.weights.folder import save_weights

@@ -14,8 +14,9 @@ import pytest
 
 from data_pipelines.skeletons import KEYPOINT_SETS
 from pose_common.prediction import command
-from pose_common.prediction.pictures import Picture, pictures_of
+from pose_common.prediction.pictures import Picture
 from pose_common.prediction.result import Result, extent_boxes
+from pose_common.prediction.sources import pictures_of
 
 COCO = KEYPOINT_SETS["coco"]
 BODY = np.concatenate([np.random.default_rng(0).uniform(0, 30, (17, 2)), np.ones((17, 1))], axis=1)

@@ -1,4 +1,4 @@
-"""Pictures as people have them, in batches of one size."""
+"""Pictures as people have them."""
 
 from __future__ import annotations
 
@@ -6,9 +6,6 @@ import io
 import os
 import pathlib
 import struct
-import subprocess
-import sys
-import time
 
 import cv2
 import jax.numpy as jnp
@@ -18,20 +15,9 @@ from etils import epath
 from PIL import Image
 
 from pose_common.prediction import command
-from pose_common.prediction.batches import Job, in_batches
-from pose_common.prediction.pictures import (
-    Picture,
-    PictureError,
-    ahead,
-    count_of,
-    is_single,
-    pictures_of,
-    read_picture,
-    refuse_to_replace,
-    require_one_clip,
-)
+from pose_common.prediction.pictures import Picture, PictureError, read_picture
+from pose_common.prediction.sources import count_of, is_single, pictures_of, refuse_to_replace, require_one_clip
 from pose_common.prediction.video import video_writer
-from tests.distribution import ROOT
 
 PILLOW_HAS_AVIF = ".avif" in Image.registered_extensions()
 
@@ -353,61 +339,6 @@ def test_what_was_trimmed_off_a_video_is_not_missed(tmp_path):
     assert [str(error) for error in left_out] == [f"{path}: {20 - found} of 20 frames are damaged or missing"]
 
 
-def test_batches_have_one_size_and_results_come_back_in_order():
-    rng = np.random.default_rng(0)
-    sizes = []
-
-    def run(kind, rows):
-        sizes.append((kind, len(rows["x"])))
-        return {"y": rows["x"] + (100 if kind == "b" else 0)}
-
-    counts = rng.integers(0, 5, 40)
-    jobs = [
-        Job(tag, "ab"[tag % 2], [{"x": np.float32(10 * tag + row)} for row in range(count)])
-        for tag, count in enumerate(counts)
-    ]
-    found = list(in_batches(iter(jobs), run, batch_size=4, patience=3))
-    assert [tag for tag, _ in found] == list(range(40))
-    for tag, rows in found:
-        assert [float(row["y"]) for row in rows] == [10 * tag + row + 100 * (tag % 2) for row in range(counts[tag])]
-    assert {size for _, size in sizes} == {4}
-
-
-def test_reading_ahead_keeps_order_and_hands_errors_on():
-    assert list(ahead(range(100), size=3)) == list(range(100))
-
-    def broken():
-        yield 1
-        raise PictureError("the second is none")
-
-    reader = ahead(broken())
-    assert next(reader) == 1
-    with pytest.raises(PictureError, match="the second is none"):
-        next(reader)
-
-
-@pytest.mark.parametrize("left", ["open", "closed"])
-def test_a_program_that_leaves_pictures_unread_ends_its_reader_first(left):
-    """One that is inside OpenCV when the interpreter ends would abort the process."""
-    program = f"""
-import atexit, threading, time
-from pose_common.prediction.pictures import ahead
-
-def items():
-    while True:
-        time.sleep(0.2)
-        yield 0
-
-reader = ahead(items())
-next(reader)
-if {left == "closed"}:
-    reader.close()
-atexit.register(lambda: print([thread.name for thread in threading.enumerate()]))
-"""
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert (done.returncode, done.stdout) == (0, "['MainThread']\n"), done.stderr
-
-
 def test_one_bad_file_of_a_folder_costs_itself(folder):
     (folder / "1.png").write_bytes(b"no picture")
     left_out = []
@@ -448,35 +379,6 @@ def test_more_pixels_than_fit_are_refused_by_the_header(tmp_path, width, height)
     (tmp_path / "bomb.bmp").write_bytes(data)
     with pytest.raises(PictureError, match="bomb.bmp"):
         read_picture(tmp_path / "bomb.bmp")
-
-
-def test_large_items_wait_one_by_one():
-    """Whoever reads ahead holds no more of them than their bytes allow."""
-    made = []
-
-    def jobs():
-        for number in range(5):
-            made.append(number)
-            yield Job(number, 0, [], nbytes=100)
-
-    items = ahead(jobs(), most_bytes=250)
-    assert next(items).tag == 0
-    time.sleep(0.3)
-    assert len(made) <= 4  # one was taken, two wait, one is ready to
-    assert [job.tag for job in items] == [1, 2, 3, 4]
-
-
-def test_large_pictures_do_not_wait_for_their_batch_to_fill():
-    batches = []
-
-    def run(kind, rows):
-        batches.append(len(rows["x"]))
-        return {"y": rows["x"]}
-
-    jobs = [Job(number, 0, [{"x": np.float32(number)}], nbytes=100) for number in range(6)]
-    found = [(tag, float(rows[0]["y"])) for tag, rows in in_batches(jobs, run, batch_size=6, most_bytes=150)]
-    assert found == [(number, number) for number in range(6)]
-    assert batches == [6, 6, 6]  # each of two pictures, and filled
 
 
 def turned_video(path, image, cosine, sine):

@@ -7,8 +7,9 @@ import pytest
 
 from data_pipelines.skeletons import KEYPOINT_SETS
 from pose_common.prediction import tracking
-from pose_common.prediction.pictures import Picture, pictures_of
+from pose_common.prediction.pictures import Picture
 from pose_common.prediction.result import Result, extent_boxes
+from pose_common.prediction.sources import pictures_of
 from pose_common.prediction.video import video_writer
 
 COCO = KEYPOINT_SETS["coco"]
