@@ -76,15 +76,19 @@ def evaluate_tasks(
                 raise
             skipped.append(_failed(task, error))
     if jax.process_index() == 0:
-        rows = [score.row for score in scores]
-        tables.show(rows, title, skipped)
-        tables.save(rows, folder / "table", skipped)
-        which = ("dataset", "split", "maps")
-        errors = [{**{k: s.row[k] for k in which if k in s.row}, **s.errors} for s in scores if s.errors]
-        if errors:
-            tables.show(errors, ERRORS_TITLE)
-            tables.save(errors, folder / "errors")
+        _tabulate(scores, skipped, folder, title)
     return {score.name: score.values for score in scores}
+
+
+def _tabulate(scores: Sequence[Score], skipped: Sequence[str], folder: pathlib.Path, title: str) -> None:
+    rows = [score.row for score in scores]
+    tables.show(rows, title, skipped)
+    tables.save(rows, folder / "table", skipped)
+    which = ("dataset", "split", "maps")
+    errors = [{**{k: s.row[k] for k in which if k in s.row}, **s.errors} for s in scores if s.errors]
+    if errors:
+        tables.show(errors, ERRORS_TITLE)
+        tables.save(errors, folder / "errors")
 
 
 def require_distinct(names: Iterable[str]) -> None:

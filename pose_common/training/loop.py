@@ -9,7 +9,7 @@ import itertools
 import logging
 import pathlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 import jax
@@ -22,12 +22,11 @@ from pose_common.evaluation.best import BestMetric
 from pose_common.training import flops, goodput, logs, nonfinite, parallel, processes, report
 from pose_common.training.best import BestCheckpoint
 from pose_common.training.checkpoints import Checkpoints, NonFiniteStateError
-from pose_common.training.checks import ConfigError
 from pose_common.training.curves import STAGE, draw_curves
 from pose_common.training.distributed import StopSignal
 from pose_common.training.fingerprints import named_leaves, summarise
 from pose_common.training.profiling import Profiler
-from pose_common.training.stages import Stage, stage_index
+from pose_common.training.stages import Stage, evaluation_steps, require_same_place, stage_index
 from pose_common.training.state import STATE_TRAINED, TrainState, to_evaluate
 from pose_common.training.step import Differentiable, train_step
 from pose_common.training.workdir import record_configuration, require_space
@@ -173,27 +172,13 @@ def _start(method: Method, strategy: parallel.Strategy, key: jax.Array, prepare)
     return _Run(state=state, step=0, stage=-1, notes={STATE_TRAINED: trained})
 
 
-def evaluation_steps(settings: LoopSettings, stage_ends: Sequence[int]) -> frozenset[int]:
-    """After which steps a run is evaluated; see `LoopSettings`. Those asked for by no number keep away from others.
-
-    Args:
-      stage_ends: step at the end of each stage.
-    """
-    total, every = stage_ends[-1], settings.evaluate_every * settings.steps_per_epoch
-    fixed = {total} | ({0, *stage_ends} if settings.evaluate_stages else set())
-    if every:
-        return frozenset(fixed | set(range(every, total, every)))
-    wanted = {max(1, total // 50), *(round(total * part / 10) for part in range(1, 10))}
-    near = {step for step in wanted if min(abs(step - other) for other in fixed) <= total / 25}
-    return frozenset(fixed | wanted - near - {0})
-
-
 def _resume(
     method: Method, data: DataIterator, strategy: parallel.Strategy, checkpoints: Checkpoints, settings: LoopSettings
 ) -> _Run | None:
     def read(step: int) -> tuple[dict[str, Any], TrainState]:
         info = checkpoints.read_info(step)
-        _require_schedule(method, settings, step, info)
+        by_data = settings.config.get("steps_per_epoch") == 0  # one pass over the data; else it is a setting
+        require_same_place(method.stages, settings.steps_per_epoch, step, info, by_data)
         shapes = method.shapes(method.stages[info["stage"]], info["notes"])
         return info, checkpoints.restore(step, shapes, strategy.shardings(shapes))
 
@@ -205,28 +190,6 @@ def _resume(
     data.set_state(info["data"])
     logging.info("resumed from step %d (stage %s)", step, method.stages[info["stage"]].name)
     return _Run(state=strategy.from_global(state), step=step, stage=info["stage"], notes=info["notes"])
-
-
-def _require_schedule(method: Method, settings: LoopSettings, step: int, info: Mapping[str, Any]) -> None:
-    """Raises ConfigError where the stages as they are now would take a checkpoint back, or move unasked."""
-    before, now = info.get("steps_per_epoch", settings.steps_per_epoch), settings.steps_per_epoch
-    if before != now and settings.config.get("steps_per_epoch") == 0:  # one pass over the data; else it is a setting
-        raise ConfigError(
-            f"the run had {before} steps an epoch, its data now make {now} (batches are of another size, the data were "
-            "prepared again, or the run is of a version that did not count an epoch's last batch), and stages and "
-            "rates would move: read the data of before, or go on by "
-            f"--config.steps_per_epoch={before} --accept_changes, then with it or without --config"
-        )
-    if step > (total := now * sum(stage.epochs for stage in method.stages)):
-        raise ConfigError(
-            f"the checkpoint is of step {step}, and the stages as they are now end at step {total}: give the epochs of "
-            "before, or more"
-        )
-    if info["stage"] > (stage := stage_index(method.stages, step // now)):  # a later one can be entered, no earlier one
-        raise ConfigError(
-            f"the checkpoint of step {step} is from stage {info['stage'] + 1}, and with {now} steps an epoch that step "
-            f"is in stage {stage + 1} of {len(method.stages)}, to which no run goes back: give the epochs of before"
-        )
 
 
 @dataclasses.dataclass(eq=False)
@@ -257,7 +220,9 @@ class _Loop:
     def __post_init__(self) -> None:
         steps = self.settings.steps_per_epoch
         ends = tuple(itertools.accumulate(stage.epochs * steps for stage in self.method.stages))
-        self.total_steps, self.evaluation_steps = ends[-1], evaluation_steps(self.settings, ends)
+        self.total_steps = ends[-1]
+        every = self.settings.evaluate_every * steps
+        self.evaluation_steps = evaluation_steps(ends, every, self.settings.evaluate_stages)
         self.metrics, self.done_before = report.Metrics(), steps_done(self.workdir)
         self.profiler = Profiler(self.settings.profile_steps, self.workdir)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from pose_common.training.checks import ConfigError, nearest, require_fields
 
@@ -87,3 +88,51 @@ def stage_index(stages: Sequence[Stage], epoch: int) -> int:
         if epoch < end:
             return index
     return len(stages) - 1
+
+
+def evaluation_steps(stage_ends: Sequence[int], every: int, at_stages: bool) -> frozenset[int]:
+    """After which steps a run is evaluated: always the last.
+
+    Args:
+      stage_ends: step at the end of each stage.
+      every: steps between evaluations; 0: about ten a run, the first one early, which keep away from others.
+      at_stages: also before the first step and at the end of each stage.
+    """
+    total = stage_ends[-1]
+    fixed = {total} | ({0, *stage_ends} if at_stages else set())
+    if every:
+        return frozenset(fixed | set(range(every, total, every)))
+    wanted = {max(1, total // 50), *(round(total * part / 10) for part in range(1, 10))}
+    near = {step for step in wanted if min(abs(step - other) for other in fixed) <= total / 25}
+    return frozenset(fixed | wanted - near - {0})
+
+
+def require_same_place(
+    stages: Sequence[Stage], steps_per_epoch: int, step: int, info: Mapping[str, Any], by_data: bool
+) -> None:
+    """Raises ConfigError where the stages as they are now would take a checkpoint back, or move unasked.
+
+    Args:
+      steps_per_epoch: now.
+      step: of the checkpoint.
+      info: saved with it: its `stage`, and the `steps_per_epoch` of then.
+      by_data: whether `steps_per_epoch` is one pass over the data, and no setting.
+    """
+    before, now = info.get("steps_per_epoch", steps_per_epoch), steps_per_epoch
+    if before != now and by_data:
+        raise ConfigError(
+            f"the run had {before} steps an epoch, its data now make {now} (batches are of another size, the data were "
+            "prepared again, or the run is of a version that did not count an epoch's last batch), and stages and "
+            "rates would move: read the data of before, or go on by "
+            f"--config.steps_per_epoch={before} --accept_changes, then with it or without --config"
+        )
+    if step > (total := now * sum(stage.epochs for stage in stages)):
+        raise ConfigError(
+            f"the checkpoint is of step {step}, and the stages as they are now end at step {total}: give the epochs of "
+            "before, or more"
+        )
+    if info["stage"] > (stage := stage_index(stages, step // now)):  # a later one can be entered, no earlier one
+        raise ConfigError(
+            f"the checkpoint of step {step} is from stage {info['stage'] + 1}, and with {now} steps an epoch that step "
+            f"is in stage {stage + 1} of {len(stages)}, to which no run goes back: give the epochs of before"
+        )

@@ -22,7 +22,7 @@ from pose_common.training.checks import ConfigError
 from pose_common.training.loop import LoopSettings
 from pose_common.training.mesh import make_mesh
 from pose_common.training.nonfinite import NonFiniteError
-from pose_common.training.stages import Stage
+from pose_common.training.stages import Stage, evaluation_steps
 from pose_common.training.state import STATE_TRAINED
 from pose_common.training.step import train_step
 from pose_common.training.writers import read_metrics
@@ -244,8 +244,7 @@ def test_figures_of_a_run_and_a_trace(tmp_path, caplog):
 @pytest.mark.parametrize("ends", [(4,), (12,), (720,), (420, 630, 660, 720), (10**6,), (333, 1000)])
 @pytest.mark.parametrize("stages", [True, False])
 def test_evaluations_are_early_and_about_ten(ends, stages):
-    settings = LoopSettings(steps_per_epoch=1, evaluate_every=0, evaluate_stages=stages)
-    steps = sorted(loop.evaluation_steps(settings, ends))
+    steps = sorted(evaluation_steps(ends, 0, stages))
     total = ends[-1]
     assert steps[-1] == total and len(steps) <= 10 + len(ends) + 1
     assert set(ends) < set(steps) or not stages
@@ -259,8 +258,7 @@ def test_evaluations_are_early_and_about_ten(ends, stages):
 
 @pytest.mark.parametrize("every, stages, expected", [(2, False, {6, 12}), (100, False, {12}), (3, True, {0, 6, 9, 12})])
 def test_evaluations_as_asked_for(every, stages, expected):
-    settings = LoopSettings(steps_per_epoch=3, evaluate_every=every, evaluate_stages=stages)
-    assert loop.evaluation_steps(settings, (6, 12)) == expected
+    assert evaluation_steps((6, 12), 3 * every, stages) == expected
 
 
 def test_the_best_weights_are_kept_through_stops_and_resumes(tmp_path, without_curves):
