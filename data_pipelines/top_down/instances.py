@@ -208,26 +208,7 @@ def detections(
             f"{path}: the metric of dataset {dataset.name!r} judges annotated people one by one; it takes "
             f"their boxes ({GROUND_TRUTH!r}), not a detector's"
         )
-    entries, categories = _read_detections(path), categories_of(annotations)
-    row_of_image = {int(image_id): row for row, image_id in enumerate(annotations.image_id)}
-    kept, left_out, first = [], collections.Counter(), {}
-    for number, entry in enumerate(entries):
-        image_id, category, box, score = _detection(path, number, entry)
-        reason, detail = _why_not(image_id, category, box, score, categories, score_threshold, row_of_image)
-        if reason:
-            left_out[reason] += 1
-            first.setdefault(reason, f"{path}: entry {number} {detail} of dataset {dataset.name!r}")
-        else:
-            kept.append((row_of_image[image_id], category, box, score))
-    for reason, count in left_out.items():
-        logging.warning("%d of %d detections left out: %s; first: %s", count, len(entries), reason, first[reason])
-    if not kept:
-        listed = ", ".join(f"{number} ({name})" for number, name in categories.items())
-        cases = "".join(f"; {reason}: {count}, first: {first[reason]}" for reason, count in left_out.items())
-        raise ValueError(
-            f"{path}: no person detection with a score of at least {score_threshold} of the category ids "
-            f"{listed} of dataset {dataset.name!r} among {len(entries)} entries{cases}"
-        )
+    kept, left_out = _used_detections(path, annotations, dataset, score_threshold)
     image, category, box, score = (np.asarray(values) for values in zip(*kept, strict=True))
     doubts = _doubts(box, annotations.width[image], annotations.height[image])
     for doubt in doubts:
@@ -249,6 +230,33 @@ def detections(
         annotations.num_images - len(np.unique(image)),
         doubts,
     )
+
+
+def _used_detections(
+    path: str, annotations: Annotations, dataset: PoseDataset, score_threshold: float
+) -> tuple[list[tuple[int, int, np.ndarray, float]], collections.Counter]:
+    """(row of the image, category, box, score) of each, and how many others there are by reason, of which it warns."""
+    entries, categories = _read_detections(path), categories_of(annotations)
+    row_of_image = {int(image_id): row for row, image_id in enumerate(annotations.image_id)}
+    kept, left_out, first = [], collections.Counter(), {}
+    for number, entry in enumerate(entries):
+        image_id, category, box, score = _detection(path, number, entry)
+        reason, detail = _why_not(image_id, category, box, score, categories, score_threshold, row_of_image)
+        if reason:
+            left_out[reason] += 1
+            first.setdefault(reason, f"{path}: entry {number} {detail} of dataset {dataset.name!r}")
+        else:
+            kept.append((row_of_image[image_id], category, box, score))
+    for reason, count in left_out.items():
+        logging.warning("%d of %d detections left out: %s; first: %s", count, len(entries), reason, first[reason])
+    if not kept:
+        listed = ", ".join(f"{number} ({name})" for number, name in categories.items())
+        cases = "".join(f"; {reason}: {count}, first: {first[reason]}" for reason, count in left_out.items())
+        raise ValueError(
+            f"{path}: no person detection with a score of at least {score_threshold} of the category ids "
+            f"{listed} of dataset {dataset.name!r} among {len(entries)} entries{cases}"
+        )
+    return kept, left_out
 
 
 def categories_of(annotations: Annotations) -> dict[int, str]:
