@@ -7,9 +7,11 @@ import os
 import pathlib
 import subprocess
 import sys
+import tempfile
 
 import numpy as np
 import pytest
+from tensorflow_datasets.core.utils import gcs_utils
 
 from data_pipelines import records
 from data_pipelines.builders import BUILDERS, base, checks
@@ -391,6 +393,16 @@ def test_failure_half_way_leaves_nothing(tmp_path, monkeypatch):
         _prepare(tmp_path, content)
     assert not records.is_prepared("coco", "val", tmp_path / "data")
     assert not list((tmp_path / "data").rglob("*.array_record*"))
+
+
+def test_tfdss_own_bucket_is_not_asked(tmp_path, monkeypatch):
+    """It has none of these datasets. Asking takes network, and each time leaves an empty folder among temporary ones."""
+    asked = []
+    monkeypatch.setattr(gcs_utils, "exists", lambda path: asked.append(path) or False)
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    _prepare(tmp_path, tiny_sets.document())
+    assert not asked and not list((tmp_path / "temporary").iterdir())
 
 
 def test_tensorflow_and_jax_are_never_imported(tmp_path):
