@@ -214,18 +214,19 @@ class _Program:
         """Bytes of each result of a fused computation: of one that is changed in place, what changes."""
         lines = self.computations[computation]
         (root,) = [line for line in lines.values() if line.is_root]
-        results = [lines[name] for name in root.operands] if root.code == "tuple" else [root]
-        return [self._changed(computation, result) for result in results]
+        if root.code == "tuple":
+            return [size for name in root.operands for size in self._changed(computation, lines[name])]
+        return self._changed(computation, root)
 
-    def _changed(self, computation: str, line: _Line) -> float:
+    def _changed(self, computation: str, line: _Line) -> list[float]:
         lines = self.computations[computation]
         if line.code == "bitcast":
             return self._changed(computation, lines[line.operands[0]])
-        if line.code == "fusion" and not line.shape.startswith("("):
-            return self._written(line.called["calls"])[0]
+        if line.code == "fusion":
+            return self._written(line.called["calls"])
         if line.code == "dynamic-update-slice":
-            return _bytes(lines[line.operands[1]].shape)
-        return _bytes(line.shape)
+            return [_bytes(lines[line.operands[1]].shape)]
+        return [_padded(each) for each in _ARRAY.finditer(line.shape)]
 
 
 def _closed(rest: str) -> str:

@@ -146,6 +146,17 @@ def test_of_an_array_in_parts_the_parts_count():
     assert found["room.1"].traffic == found["copy-start.1"].traffic == 0
 
 
+def test_a_fusion_of_several_results_in_one_operation():
+    """As the largest value with its place."""
+    root = "  ROOT %largest.1 = (f32[8,128]{1,0:T(8,128)}, s32[8,128]{1,0:T(8,128)S(1)}) reduce(%param_0, %param_0)"
+    text = PROGRAM.replace("  ROOT %exponential.1 = f32[8,128]{1,0:T(8,128)} exponential(%param_0)", root)
+    both = root.removeprefix("  ROOT %largest.1 = ").partition(" reduce")[0]
+    text = text.replace("ROOT %fusion.2 = f32[8,128]{1,0:T(8,128)}", f"ROOT %fusion.2 = {both}")
+    text = text.replace("%fusion.3 = f32[8,128]{1,0:T(8,128)}", f"%fusion.3 = {both}")
+    text = text.replace("%fusion.1 = f32[8,128]{1,0:T(8,128)}", f"%fusion.1 = {both}")
+    assert by_name(text)["fusion.2"].traffic == 2 * BYTES  # read whole, written into large memory once
+
+
 def test_bytes_between_chips_count_once():
     (moved,) = [each for each in tpu_cycles.operations(PROGRAM) if each.is_collective]
     assert tpu_cycles.shape_bytes(moved.shape) == 8 * 128 * 4
