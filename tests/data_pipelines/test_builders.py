@@ -396,7 +396,7 @@ def test_failure_half_way_leaves_nothing(tmp_path, monkeypatch):
 
 
 def test_tfdss_own_bucket_is_not_asked(tmp_path, monkeypatch):
-    """It has none of these datasets. Asking takes network, and each time leaves an empty folder among temporary ones."""
+    """It has none of these datasets; asking takes network, and each time leaves an empty temporary folder."""
     asked = []
     monkeypatch.setattr(gcs_utils, "exists", lambda path: asked.append(path) or False)
     (tmp_path / "temporary").mkdir()
