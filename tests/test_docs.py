@@ -11,7 +11,6 @@ import pytest
 from boir_jax.losses import LossConfig
 from boir_jax.proposals import ProposalConfig
 from data_pipelines.top_down.augmentation import Augmentation as CropAugmentation
-from data_pipelines.whole_image.pictures import Augmentation as ImageAugmentation
 from posebh_jax.clusters import ClusterConfig
 from posebh_jax.prototypes import PrototypeConfig
 
@@ -93,9 +92,7 @@ def test_tests_that_documents_name_exist(document):
         assert there, name
 
 
-@pytest.mark.parametrize(
-    "settings", [ClusterConfig, CropAugmentation, ImageAugmentation, LossConfig, PrototypeConfig, ProposalConfig]
-)
+@pytest.mark.parametrize("settings", [ClusterConfig, CropAugmentation, LossConfig, PrototypeConfig, ProposalConfig])
 def test_the_numbers_of_a_run_are_in_its_configuration_alone(settings):
     """As docs/architecture.md has it: the dataclasses that hold them have no defaults."""
     fields = dataclasses.fields(settings)

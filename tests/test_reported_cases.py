@@ -12,6 +12,7 @@ import sys
 
 import pytest
 
+from configs import boir
 from data_pipelines.datasets import find_dataset
 from data_pipelines.whole_image import Augmentation, Rules, Train
 from tests.distribution import child_environment
@@ -46,8 +47,9 @@ def test_names_that_scripts_of_users_import(module, names):
     assert all(callable(getattr(importlib.import_module(module), name)) for name in names)
 
 
-def test_whole_images_are_augmented_as_published_where_nothing_is_said():
-    """By the settings of BoIR's release for COCO."""
+def test_whole_images_are_augmented_as_in_the_configuration_where_nothing_is_said():
+    config = boir.get_config("coco_w32")
     train = Train(find_dataset("coco"), 128, Rules())
-    assert train.rules == Rules(min_area=32.0**2, labelled_images=True) and train.instances == 30
-    assert train.augmentation == Augmentation(scale=(0.75, 1.5), rotation=30.0, translation=0.2, mirror=0.5)
+    assert train.rules == Rules(config.min_area, config.labelled_images)
+    assert train.augmentation == Augmentation(**config.augmentation)
+    assert train.instances == config.instances
