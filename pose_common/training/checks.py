@@ -88,7 +88,9 @@ def require_fields(table: str, given: Collection[str], known: Collection[str], n
       table: what precedes a field's name, such as "losses."; "" at the top.
     """
     for name in sorted(set(given) - set(known)):
-        raise ConfigError(f"config.{table}{name}: there is no such field{nearest(name, known)}")
+        raise ConfigError(
+            f"config.{table}{name}: there is no such field{nearest(name, known) or ', and nothing would read it'}"
+        )
     for name in sorted(set(needed) - set(given)):
         raise ConfigError(f"config.{table}{name}: the configuration has no such field, and it is needed")
 
