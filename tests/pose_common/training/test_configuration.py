@@ -485,7 +485,7 @@ def test_a_file_of_ones_own(tmp_path, monkeypatch):
     "source, change, message",
     [
         ("mdt", "c.lerning_rate = 0.1", "config.lerning_rate: there is no such field; did you mean 'learning_rate'"),
-        ("mdt", "c.remark = 'mine'", "config.remark: there is no such field, and nothing would read it"),
+        ("mdt", "c.xyz = 'mine'", "config.xyz: there is no such field, and nothing would read it"),
         ("mdt", "c.losses.momentun = 1", "config.losses.momentun: there is no such field; did you mean 'momentum'"),
         ("mdt", "del c.losses", "config.losses: the configuration has no such field, and it is needed"),
         ("mdt", "del c.adam.b1", "config.adam.b1: the configuration has no such field"),
