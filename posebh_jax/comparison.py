@@ -5,8 +5,9 @@ size a dozen times a term. Here they exist for one band of rows at a time, one p
 other, and the gradient makes them again instead of keeping them (as attention does that never stores its scores).
 What leaves a band is small: a value a keypoint, a dataset, or a label.
 
-Products are of full precision, because arg-maxes are taken of the results. Rows are cut, not images, because images
-may be spread over devices. Axes: B images, h, w map, T keypoints, M prototypes of a keypoint, D embedding, n
+Products are of full precision, because arg-maxes are taken of the results; what bfloat16 has exactly, zeros and ones
+that choose, needs one pass of a TPU's matrix unit instead of three. Rows are cut, not images, because images may be
+spread over devices. Axes: B images, h, w map, T keypoints, M prototypes of a keypoint, D embedding, n
 datasets, G slots (see `prototypes.py`).
 """
 
@@ -22,10 +23,13 @@ import jax.numpy as jnp
 from posebh_jax.keypoint_index import KeypointIndex
 
 PRECISE = jax.lax.Precision.HIGHEST
+CHOICE = jax.lax.Precision.DEFAULT
+"""Of an operand of zeros and ones, or other integers up to 256. Whole numbers of bfloat16 end there."""
 BANDS = 8
 """At most; as many as divide the rows of a map."""
 
 _product = functools.partial(jnp.einsum, precision=PRECISE)
+_chosen = functools.partial(jnp.einsum, precision=(PRECISE, CHOICE))
 
 
 class Comparison(NamedTuple):
@@ -74,7 +78,7 @@ def _compare(embedding, prototypes, keypoint_index):
         best, mass = 0.0, 0.0
         for cosine in _cosines(unit_length(embedding), bank):
             best, mass = jnp.maximum(best, jnp.abs(cosine)), mass + jnp.exp(jnp.abs(cosine))
-        return Comparison(best, jnp.log(_product("bhwt,tn->bhwn", mass, whose)))
+        return Comparison(best, jnp.log(_chosen("bhwt,tn->bhwn", mass, whose)))
 
     found = _in_bands(band, embedding.astype(jnp.float32))
     return found, (embedding, prototypes, found.partition)
@@ -87,7 +91,7 @@ def _compare_gradient(keypoint_index, kept, cotangent):
     def band(embedding, to_best, to_mass):
         cosines = _cosines(unit_length(embedding), bank)
         best = functools.reduce(jnp.maximum, map(jnp.abs, cosines))
-        to_mass = _product("bhwn,tn->bhwt", to_mass, whose)
+        to_mass = _chosen("bhwn,tn->bhwt", to_mass, whose)
         # Prototypes that tie share a gradient, as everywhere in JAX.
         to_best = to_best / sum((jnp.abs(cosine) == best).astype(jnp.float32) for cosine in cosines)
         to_unit = 0.0
@@ -127,7 +131,7 @@ def _label_similarities(embedding, prototypes, keypoint, members):
     def band(embedding, keypoint):
         labelled = pixel_matrix(keypoint, members)
         found = [
-            _product("bhwt,btg->bhwg", labelled * cosine, members) for cosine in _cosines(unit_length(embedding), bank)
+            _chosen("bhwt,btg->bhwg", labelled * cosine, members) for cosine in _cosines(unit_length(embedding), bank)
         ]
         return jnp.stack(found, axis=-2)
 
@@ -143,7 +147,7 @@ def _label_gradient(kept, cotangent):
         labelled = pixel_matrix(keypoint, members)
         to_unit = 0.0
         for index, own in enumerate(bank):
-            at_keypoint = labelled * _product("bhwg,btg->bhwt", back[..., index, :], members)
+            at_keypoint = labelled * _chosen("bhwg,btg->bhwt", back[..., index, :], members)
             to_unit += _product("bhwt,td->bhwd", at_keypoint, own)
         return _through_unit_length(embedding, to_unit)
 
@@ -160,7 +164,8 @@ def pixel_matrix(keypoint: jax.Array, members: jax.Array) -> jax.Array:
     A keypoint competes in one slot, so a product brings each slot's label to the keypoints of that slot: one
     comparison a keypoint instead of G.
     """
-    label = _product("bhwg,btg->bhwt", (keypoint + 1).astype(jnp.float32), members)
+    precision = (CHOICE if members.shape[1] <= 256 else PRECISE, CHOICE)
+    label = jnp.einsum("bhwg,btg->bhwt", (keypoint + 1).astype(jnp.float32), members, precision=precision)
     return (label == jnp.arange(1, members.shape[1] + 1)).astype(jnp.float32)
 
 

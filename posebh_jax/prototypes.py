@@ -26,7 +26,7 @@ import jax.numpy as jnp
 
 from pose_common.collectives import global_sum
 from pose_common.heatmaps import first_maximum
-from posebh_jax.comparison import PRECISE, pixel_matrix, unit_length
+from posebh_jax.comparison import CHOICE, PRECISE, pixel_matrix, unit_length
 from posebh_jax.keypoint_index import KeypointIndex
 
 # Prototype heatmaps are kept away from 0 and 1, as in the release; no gradient flows where this clips.
@@ -174,10 +174,10 @@ def assign(
     q = jnp.where(valid, jnp.exp((similarity - 1) / config.sinkhorn_epsilon), 0.0)
 
     def one_round(_, q):
-        per_slot = jnp.einsum("bhwt,bhwmg->btmg", pixels, q, precision=PRECISE)
+        per_slot = jnp.einsum("bhwt,bhwmg->btmg", pixels, q, precision=(CHOICE, PRECISE))
         columns = global_sum(jnp.einsum("btmg,btg->tm", per_slot, members, precision=PRECISE), axis_name)
         at_slot = jnp.einsum("tm,btg->btmg", columns, members, precision=PRECISE)
-        at_pixel = jnp.einsum("bhwt,btmg->bhwmg", pixels, at_slot, precision=PRECISE)
+        at_pixel = jnp.einsum("bhwt,btmg->bhwmg", pixels, at_slot, precision=(CHOICE, PRECISE))
         q = q / jnp.where(valid, at_pixel, 1.0)
         return q / jnp.where(valid, q.sum(axis=-2, keepdims=True), 1.0)
 

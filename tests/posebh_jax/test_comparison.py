@@ -7,9 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pose_common.training.flops import inner_programs
 from posebh_jax import comparison
 from posebh_jax.keypoint_index import KeypointIndex
+from posebh_jax.prototypes import Labels, assign
 from tests.posebh_jax.method_cases import close
+from tests.settings import PROTOTYPES
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -91,6 +94,49 @@ def test_label_similarities_and_their_gradient(slots):
         lambda x: labels_plainly(x, prototypes, keypoint, members),
         embedding,
     )
+
+
+def products(program):
+    """(shapes of the operands, their precisions) of every product of a traced program, wherever it is."""
+    for equation in getattr(program, "jaxpr", program).eqns:
+        if equation.primitive.name == "dot_general":
+            yield tuple(operand.aval.shape for operand in equation.invars), equation.params["precision"]
+        for inner in inner_programs(equation.params):
+            yield from products(inner)
+
+
+def test_only_what_chooses_has_less_than_full_precision():
+    """A TPU rounds an operand of less to bfloat16. CPUs take no notice, so that numbers cannot show it here."""
+    embedding, prototypes, keypoint = example(height=16)
+    members = jnp.ones((4, INDEX.total, 3))  # of zeros and ones, as `one_hot` and whether a pixel stands for a keypoint
+    labels = Labels(keypoint, jnp.ones(keypoint.shape), jnp.tile(jnp.arange(3), (4, 1)))
+
+    def programs(x):
+        compared = comparison.compare(x, prototypes, INDEX)
+        labelled = comparison.label_similarities(x, prototypes, keypoint, members)
+        return compared, labelled, assign(labelled, labels, keypoint_index=INDEX, config=PROTOTYPES)
+
+    def total(x):
+        return sum(part.sum() for part in jax.tree.leaves(programs(x)[:2]))
+
+    choices = {members.shape, INDEX.one_hot.shape, (4, 16, 5, INDEX.total)}
+    rounded = 0
+    for traced in (jax.make_jaxpr(jax.grad(total))(embedding), jax.make_jaxpr(programs)(embedding)):
+        for shapes, precisions in products(traced):
+            for shape, precision in zip(shapes, precisions, strict=True):
+                if precision != comparison.PRECISE:
+                    rounded += 1
+                    assert shape in choices or precisions == (comparison.CHOICE,) * 2, (shapes, precisions)
+    assert rounded > 6
+
+
+@pytest.mark.parametrize(("keypoints", "passes"), [(256, comparison.CHOICE), (257, comparison.PRECISE)])
+def test_numbers_of_keypoints_are_whole_in_bfloat16_up_to_256(keypoints, passes):
+    members = jnp.ones((1, keypoints, 1))
+    label = jnp.full((1, 1, 1, 1), keypoints - 1)
+    ((_, precisions),) = products(jax.make_jaxpr(comparison.pixel_matrix)(label, members))
+    assert precisions == (passes, comparison.CHOICE) and float(jnp.bfloat16(256)) == 256
+    assert int(comparison.pixel_matrix(label, members).argmax()) == keypoints - 1
 
 
 def test_bfloat16_embeddings_get_bfloat16_gradients():
