@@ -5,9 +5,9 @@ size a dozen times a term. Here they exist for one band of rows at a time, one p
 other, and the gradient makes them again instead of keeping them (as attention does that never stores its scores).
 What leaves a band is small: a value a keypoint, a dataset, or a label.
 
-Products are of full precision, because arg-maxes are taken of the results; what bfloat16 has exactly, zeros and ones
-that choose, needs one pass of a TPU's matrix unit instead of three. Rows are cut, not images, because images may be
-spread over devices. Axes: B images, h, w map, T keypoints, M prototypes of a keypoint, D embedding, n
+Products are of full precision, because arg-maxes are taken of the results. A TPU makes them in six passes of bfloat16;
+with an operand that bfloat16 has exactly, zeros and ones that choose, three are as exact. Rows are cut, not images,
+because images may be spread over devices. Axes: B images, h, w map, T keypoints, M prototypes of a keypoint, D embedding, n
 datasets, G slots (see `prototypes.py`).
 """
 
@@ -24,7 +24,7 @@ from posebh_jax.keypoint_index import KeypointIndex
 
 PRECISE = jax.lax.Precision.HIGHEST
 CHOICE = jax.lax.Precision.DEFAULT
-"""Of an operand of zeros and ones, or other integers up to 256. Whole numbers of bfloat16 end there."""
+"""Of an operand that bfloat16 has exactly: zeros and ones, integers up to 256."""
 BANDS = 8
 """At most; as many as divide the rows of a map."""
 
