@@ -7,8 +7,8 @@ What leaves a band is small: a value a keypoint, a dataset, or a label.
 
 Products are of full precision, because arg-maxes are taken of the results. A TPU makes them in six passes of bfloat16;
 with an operand that bfloat16 has exactly, zeros and ones that choose, three are as exact. Rows are cut, not images,
-because images may be spread over devices. Axes: B images, h, w map, T keypoints, M prototypes of a keypoint, D embedding, n
-datasets, G slots (see `prototypes.py`).
+because images may be spread over devices. Axes: B images, h, w map, T keypoints, M prototypes of a keypoint,
+D embedding, n datasets, G slots (see `prototypes.py`).
 """
 
 from __future__ import annotations
