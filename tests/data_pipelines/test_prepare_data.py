@@ -296,9 +296,9 @@ def test_interrupted_between_two_splits_one_is_there(tmp_path, monkeypatch, fini
     directory.with_name("incomplete.X").mkdir()
     write = base.PoseBuilder.download_and_prepare
 
-    def interrupted(*args):
+    def interrupted(*args, **options):
         if finished:
-            write(*args)
+            write(*args, **options)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
