@@ -87,7 +87,7 @@ def operations(text: str, schedules: Mapping[str, int] | None = None) -> list[Op
         return tuple(found)
 
     found = inside(program.entry)
-    twins = {_kind(each): each.schedule // each.runs for each in found if each.schedule}
+    twins = {_kind(each): each.schedule // each.runs for each in found if each.schedule and each.estimate}
     return [each._replace(schedule=each.schedule or twins.get(_kind(each), 0) * each.runs) for each in found]
 
 
@@ -100,10 +100,10 @@ def _times(operation: Operation, runs: int) -> Operation:
     )
 
 
-def _kind(operation: Operation) -> tuple[str, str, int] | None:
-    """What operations with one schedule share; None of one that has no estimate to tell it by."""
+def _kind(operation: Operation) -> tuple[str, str, int]:
+    """What operations with one schedule share; one without an estimate cannot be told from others by it."""
     arrays = ",".join(f"{each['kind']}[{each['sizes']}]" for each in _ARRAY.finditer(operation.shape))
-    return (operation.code, arrays, operation.estimate // operation.runs) if operation.estimate else None
+    return operation.code, arrays, operation.estimate // operation.runs
 
 
 class _Line(NamedTuple):

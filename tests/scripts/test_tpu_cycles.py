@@ -85,6 +85,13 @@ def test_equal_operations_share_what_is_scheduled_for_one_of_them():
     assert found["fusion.2"].schedule == 40 and found["fusion.3"].schedule == 0
 
 
+def test_what_has_no_estimate_shares_nothing():
+    """Kernels of one shape may do anything; copies that are begun have no figure at all."""
+    text = PROGRAM.replace('"estimated_cycles":"100"', "").replace('"estimated_cycles":"7"', "")
+    assert by_name(text, {"fusion.1": 40})["fusion.2"].schedule == 0
+    assert by_name(text, {"fusion.1": 40})["all-reduce-start.1"].schedule == 0
+
+
 def test_an_operation_takes_at_least_as_long_as_its_bytes():
     found = by_name(PROGRAM)["fusion.2"]
     assert found.traffic == 2 * BYTES
