@@ -172,9 +172,8 @@ class _Program:
 
     def traffic(self, computation: str, line: _Line) -> float:
         """`Operation.traffic` of one run."""
-        if line.code.endswith(("-start", "-done")) or line.code in COLLECTIVES or "AllocateBuffer" in line.rest:
-            return 0
-        if line.name.startswith("async-collective-"):
+        beside = line.code.endswith(("-start", "-done")) or line.name.startswith("async-collective-")
+        if beside or line.code in COLLECTIVES or "AllocateBuffer" in line.rest:
             return 0
         lines = self.computations[computation]
         read = [
