@@ -10,7 +10,7 @@ machine: the TPU compiler is part of the `tpu` extra. Stages that run the same p
 Times are of one chip, exchanges between chips left out. "ms": each operation takes as long as the instructions that
 the compiler scheduled for it, or as the memory takes to move its bytes, whichever is longer. Waiting is not in it, so
 that MFU is a bound. "ms estimated": by the compiler's own estimates, which are two to three times that for whatever is
-no product of matrices. To write what it scheduled takes the compiler up to as long again as to compile.
+no product of matrices. To write what it scheduled takes the compiler as long again.
 """
 
 from __future__ import annotations
