@@ -94,8 +94,9 @@ def _jpeg_frame(data: bytes) -> tuple[int, int, int]:
 def check_image_entry(entry: Mapping[str, Any], width: int, height: int) -> dict[str, Any]:
     """The image fields of a record (without instances), in the records' types.
 
-    `entry` has image_id and file_name, and optionally width and height, which must then be the picture's, and
-    crowd_index. A name whose bytes are no UTF-8 is written with escapes.
+    `entry` has image_id and file_name, and optionally crowd_index and width and height, which must then be the
+    picture's; 0, as tools write that do not have the pictures, says nothing. A name whose bytes are no UTF-8 is written
+    with escapes.
 
     Raises:
       Fault: bad image entry, image size differs.
@@ -106,7 +107,7 @@ def check_image_entry(entry: Mapping[str, Any], width: int, height: int) -> dict
         raise Fault("bad image entry", f"file_name is {file_name!r}")
     for key, stored in (("width", width), ("height", height)):
         annotated = entry.get(key)
-        if annotated is not None and whole(annotated) != stored:
+        if annotated is not None and whole(annotated) not in (0, stored):
             raise Fault(
                 "image size differs",
                 f"{file_name} is {width}x{height}, but its {key} is given as {annotated!r:.80}",

@@ -6,8 +6,6 @@ import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
-import numpy as np
-
 from data_pipelines import fields
 from data_pipelines.builders import raw_files
 from data_pipelines.builders.base import PoseBuilder
@@ -31,6 +29,7 @@ _INSTANCE_KEYS = {  # field of a record -> key of COCO's format
 class CocoFormatBuilder(PoseBuilder):
     """A subclass says where its files lie; one whose format differs overrides `load` or `instance`."""
 
+    keys = _INSTANCE_KEYS | {"image_id": "id"}  # of an entry of `images`
     folders: ClassVar[tuple[str, ...]] = ()
     layouts: ClassVar[Mapping[str, Layout]]
 
@@ -132,7 +131,7 @@ class CocoFormatBuilder(PoseBuilder):
                 if number in names:
                     raise Fault("duplicate id", f"{number}, of {entry.get('name')!r:.80} and {names[number]!r:.80}")
                 names[number] = fields.printable(str(number if entry.get("name") is None else entry["name"]))
-                if isinstance(entry.get("keypoints"), (list, np.ndarray)) and len(entry["keypoints"]):
+                if raw_files.has_skeleton(entry):
                     with_keypoints.add(number)
             except Fault as fault:
                 # No fault in itself: if annotations use it they are dropped, for their unknown category.

@@ -10,14 +10,13 @@ other options redefine it with `--overwrite` alone.
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import os
 import pathlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
-
-import numpy as np
 
 from data_pipelines import datasets as definitions
 from data_pipelines import fields, importers, sides
@@ -156,9 +155,9 @@ class Custom(CocoFormatBuilder):
 
         Where a file without an annotated size is turned by EXIF, whether it is read so may not be known yet.
         """
-        found = [fields.whole((image or {}).get(key)) for key in ("width", "height")]
-        if found[0] is not None and found[1] is not None:
-            return found[0], found[1]
+        width, height = (fields.whole((image or {}).get(key)) for key in ("width", "height"))
+        if width and height:
+            return width, height
         try:
             path = self.picture(str((image or {}).get("file_name")))
             size = pictures.size_of(path)
@@ -170,11 +169,23 @@ class Custom(CocoFormatBuilder):
     def instance(self, annotation: dict[str, Any]) -> dict[str, Any]:
         origin = annotation.get("origin")
         mask = _box_mask(annotation, self.pose_dataset.num_keypoints)
+        self._tell_of_count(annotation)
         return (
             super().instance(annotation)
             | ({"origin": origin} if isinstance(origin, tuple) else {})
             | ({} if mask is None else {"segmentation": mask})
         )
+
+    def _tell_of_count(self, annotation: dict[str, Any]) -> None:
+        """Remarks that somebody is left out for a count that is not that of the keypoints."""
+        by_count = self.pose_dataset.drop_unlabelled_by == "num_keypoints"
+        if not by_count or fields.whole(annotation.get("num_keypoints")) != 0:
+            return
+        with contextlib.suppress(Fault):  # of which the check of the instance tells
+            if labelled := _num_labelled(annotation, self.pose_dataset.num_keypoints):
+                what = "num_keypoints is 0, but some are labelled"
+                detail = f"{labelled} are, and the entry counts as one of nobody; the number need not be given"
+                self.report.remark(what, self.files.annotations, annotation.get("id"), detail)
 
     def picture(self, file_name: str) -> pathlib.Path:
         return pictures.find(self.files.images, file_name)
@@ -227,13 +238,19 @@ def _box_mask(annotation: Mapping[str, Any], num_keypoints: int) -> list[list[fl
     if annotation.get("segmentation"):
         return None
     try:
-        own = annotation.get("keypoints") is not None and not fields.flag(annotation, "iscrowd")
-        if own and (fields.keypoints(annotation, "keypoints", num_keypoints)[:, 2] > 0).any():
+        if _num_labelled(annotation, num_keypoints):
             return None
         x, y, width, height = fields.numbers(annotation, "bbox", 4).tolist()
     except Fault:
         return None  # the check of the instance says what is wrong
     return [[x, y, x + width, y, x + width, y + height, x, y + height]] if width > 0 and height > 0 else None
+
+
+def _num_labelled(annotation: Mapping[str, Any], num_keypoints: int) -> int:
+    """How many keypoints are labelled, of a crowd none. Raises Fault."""
+    if annotation.get("keypoints") is None or fields.flag(annotation, "iscrowd"):
+        return 0
+    return int((fields.keypoints(annotation, "keypoints", num_keypoints)[:, 2] > 0).sum())
 
 
 def _is_absolute(file_name: str) -> bool:
@@ -350,15 +367,9 @@ def _index(skeleton: KeypointSet, name: str) -> int:
 def _category_skeleton(path: pathlib.Path, document: Any) -> tuple[tuple[str, ...], tuple[tuple[int, int], ...]]:
     """(names, limbs from 0) of the categories, which must agree."""
     (categories,) = raw_files.document_lists(path, document, "categories")
-    found = [
-        entry
-        for entry in categories
-        if isinstance(entry, dict)
-        and isinstance(entry.get("keypoints"), (list, np.ndarray))
-        and len(entry["keypoints"])
-    ]
+    found = [entry for entry in categories if raw_files.has_skeleton(entry)]
     if not found:
-        raise RawDataError(f"{path}: no category lists 'keypoints', their names in the annotations' order")
+        raise RawDataError(f"{path}: no category lists 'keypoints', their names in order (or give --keypoints=a,b,c)")
     skeletons = set()
     for category in found:
         try:

@@ -127,8 +127,15 @@ def document_lists(path: pathlib.Path, document: Any, *required: str) -> list[li
         raise RawDataError(f"{path} does not hold a JSON object but a {type(document).__name__}")
     for name in required:
         if not isinstance(document.get(name), list):
-            raise RawDataError(f"{path} has no list {name!r}; it has {', '.join(map(repr, document)) or 'nothing'}")
+            kinds = (f"{key!r} ({type(value).__name__})" for key, value in document.items())
+            raise RawDataError(f"{path} has no list {name!r}; it has {', '.join(kinds) or 'nothing'}")
     return [document[name] for name in required]
+
+
+def has_skeleton(category: Any) -> bool:
+    """Whether an entry of a COCO document's categories lists keypoints."""
+    names = category.get("keypoints") if isinstance(category, dict) else None
+    return isinstance(names, (list, np.ndarray)) and len(names) > 0
 
 
 def _compact(entry: dict[str, Any]) -> dict[str, Any]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
+from data_pipelines import fields
 from data_pipelines.builders import raw_files
 from data_pipelines.builders.report import NoAnnotations
 from data_pipelines.importers import labelme
-from data_pipelines.importers.labels import Labels
+from data_pipelines.importers.labels import NO_CATEGORY, Labels
 from data_pipelines.importers.text_files import require_json_file, starts_like, the_json_file
 
 
@@ -24,14 +26,30 @@ def read(path: pathlib.Path, images: pathlib.Path | None = None, names: Sequence
     Args:
       path: the JSON file, or the folder that has it alone.
       images: where the pictures lie; None for the folder of the file, or `images` in it.
-      names: not asked for: the file has them.
+      names: the keypoints in order, where no category lists any.
 
     Raises:
       RawDataError: not such a file.
     """
-    del names
     if not path.exists():
         raise NoAnnotations(f"no annotation file; looked for {path}")
     file = require_json_file(path)
     folder = file.parent / "images"
-    return Labels(raw_files.read_json(file), images or (folder if folder.is_dir() else file.parent))
+    document = raw_files.read_json(file)
+    if names is not None and isinstance(document, dict):
+        document = _with_names(document, names)
+    return Labels(document, images or (folder if folder.is_dir() else file.parent))
+
+
+def _with_names(document: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """With `names` as the keypoints of every category where none lists any; of no categories, of those in use."""
+    categories = document.get("categories")
+    if not categories:
+        entries = document.get("annotations")
+        used = [e.get("category_id") for e in entries if isinstance(e, dict)] if isinstance(entries, list) else []
+        numbers = sorted({number for number in map(fields.whole, used) if number is not None}) or [1]
+        categories = [{"id": number, "name": NO_CATEGORY} for number in numbers]
+    if not isinstance(categories, list) or any(map(raw_files.has_skeleton, categories)):
+        return document
+    named = [{**kind, "keypoints": list(names)} if isinstance(kind, dict) else kind for kind in categories]
+    return {**document, "categories": named}

@@ -107,7 +107,11 @@ def _read_table(
     rows = list(csv.reader(read_text(path).splitlines()))
     depth = next((len(head) for head in _HEADS if [row[0] for row in rows[: len(head)] if row] == head), 0)
     if not depth:
-        raise RawDataError(f"{path}: the first rows should be {' or '.join(map(str, _HEADS))}")
+        heads = " or ".join(", ".join(head) for head in _HEADS)
+        first_row = ",".join(rows[0]) if rows else ""
+        raise RawDataError(
+            f"{path}: the first rows should be {heads}, in columns apart by commas; the first is {first_row!r:.80}"
+        )
     first = next((column for column, text in enumerate(rows[depth - 1]) if text in ("x", "y")), 0)
     columns = _columns(path, rows[:depth], first, names)
     parts.update(dict.fromkeys(part for individual, part, _ in columns if individual != _UNIQUE))

@@ -1,4 +1,4 @@
-"""Label Studio: its JSON export, with keypoints (`keypointlabels`) and boxes (`rectanglelabels`).
+"""Label Studio: its JSON export, with keypoints (`keypointlabels`) and boxes (`rectanglelabels`); `labels` is either.
 
 Coordinates are percent of the picture. A point belongs to the box that is its parent region, or to which a relation
 ties it; else see `grouping.people_of`. Of several annotations of a task the one marked as ground truth counts, or the
@@ -102,7 +102,8 @@ def _file_name(data: Mapping[str, Any], folder: pathlib.Path) -> str:
 
 def _people(results: Sequence[Any], task: str) -> tuple[list, list[tuple[Fault, str]], tuple[Any, Any] | None]:
     """(people, what is wrong, (width, height))."""
-    boxes = {item.get("id") for item in results if isinstance(item, dict) and item.get("type") == BOXES}
+    boxes = {item.get("id") for item in results if isinstance(item, dict) and _kind(item) == BOXES}
+    labelled = {item.get("id") for item in results if isinstance(item, dict) and item.get("type") == "labels"}
     related = {}
     for item in results:
         if isinstance(item, dict) and item.get("type") == "relation":
@@ -117,12 +118,15 @@ def _people(results: Sequence[Any], task: str) -> tuple[list, list[tuple[Fault, 
         try:
             if not isinstance(item, dict):
                 raise Fault("not an object", f"{item!r:.80}")
-            if item.get("type") in (POINTS, BOXES):
+            kind = _kind(item)
+            if kind in (POINTS, BOXES):
                 group = item.get("parentID") or related.get(item.get("id"))
-                group = item.get("id") if item["type"] == BOXES else group if group in boxes else None
-                (marks if item["type"] == POINTS else rectangles).append(_region(item, entry, group))
+                group = item.get("id") if kind == BOXES else group if group in boxes else None
+                (marks if kind == POINTS else rectangles).append(_region(item, kind, entry, group))
                 sizes.append((item["original_width"], item["original_height"]))
-            elif item.get("type") not in ("relation", "choices", "textarea", "labels", "rating"):
+            elif kind in ("keypoint", "rectangle") and item.get("id") in labelled:
+                continue  # the same region once more, without its label
+            elif kind not in ("relation", "choices", "textarea", "rating"):
                 raise OfAnotherKind(f"neither {POINTS} nor {BOXES}", f"type {item.get('type')!r:.80}")
         except Fault as fault:
             faults.append((fault, entry))
@@ -133,7 +137,15 @@ def _people(results: Sequence[Any], task: str) -> tuple[list, list[tuple[Fault, 
     return people, [*faults, *unclear], sizes[0] if sizes else None
 
 
-def _region(item: Mapping[str, Any], entry: str, group: Any) -> Any:
+def _kind(item: Mapping[str, Any]) -> Any:
+    """The type of a result. A project that has `Labels` beside `KeyPoint` or `Rectangle` writes `labels` for either."""
+    value = item.get("value")
+    if item.get("type") != "labels" or not isinstance(value, dict) or not {"x", "y", "width"} <= set(value):
+        return item.get("type")
+    return BOXES if "height" in value else POINTS
+
+
+def _region(item: Mapping[str, Any], kind: str, entry: str, group: Any) -> Any:
     """A `Mark` or `Rectangle`. Raises Fault."""
     width, height = fields.integer(item, "original_width"), fields.integer(item, "original_height")
     value = item.get("value")
@@ -145,7 +157,7 @@ def _region(item: Mapping[str, Any], entry: str, group: Any) -> Any:
     if not isinstance(labels, list) or len(labels) != 1 or not isinstance(labels[0], str):
         raise Fault("not one label", f"{item['type']} is {labels!r:.80}")
     x, y = fields.number(value, "x") * width / 100, fields.number(value, "y") * height / 100
-    if item["type"] == POINTS:
+    if kind == POINTS:
         return Mark(labels[0], (x, y, VISIBLE), entry, group)
     size = fields.number(value, "width") * width / 100, fields.number(value, "height") * height / 100
     return Rectangle(labels[0], (x, y, *size), entry, group)

@@ -17,14 +17,14 @@ from data_pipelines.builders.report import RawDataError
 from data_pipelines.fields import Fault
 from data_pipelines.importers.grouping import Mark, Rectangle, people_of
 from data_pipelines.importers.labels import HIDDEN, VISIBLE, Broken, LabelledPicture, Labels, OfAnotherKind, assemble
-from data_pipelines.importers.text_files import files_in, starts_like
+from data_pipelines.importers.text_files import files_below, starts_like
 
 PATTERN = r'"shapes"\s*:\s*\['
 
 
 def fits(path: pathlib.Path) -> bool:
     """Whether this is a labelme file, or a folder whose first JSON file is one."""
-    file = path if path.is_file() else next(iter(files_in(path, "**/*.json")), None)
+    file = path if path.is_file() else next(iter(files_below(path, ".json")), None)
     return file is not None and file.suffix.lower() == ".json" and starts_like(file, PATTERN)
 
 
@@ -40,7 +40,7 @@ def read(path: pathlib.Path, images: pathlib.Path | None = None, names: Sequence
       RawDataError: no such files.
     """
     root = path if path.is_dir() else path.parent
-    files = files_in(path, "**/*.json") if path.is_dir() else [path]
+    files = files_below(path, ".json") if path.is_dir() else [path]
     if not files:
         raise RawDataError(f"{path} has no JSON files")
     pictures, broken = [], []

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import math
 import pathlib
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -77,12 +78,13 @@ class Labels:
     """A dataset as its label files have it.
 
     Attributes:
-      document: a COCO document. An image may have a 'split', and an annotation its 'origin', (file, entry).
+      document: a COCO document. An annotation may have its 'origin', (file, entry).
       images: the folder below which its pictures lie.
       mirror: pairs of names that a mirror exchanges, where the files say so.
       broken: what is left out.
       remarks: (what, file, detail) of what is unusual.
       absent: split that the files name, but that is not there -> why.
+      splits: id of an image -> its split, where the format has splits.
     """
 
     document: Any
@@ -91,6 +93,7 @@ class Labels:
     broken: Sequence[Broken] = ()
     remarks: Sequence[tuple[str, pathlib.Path, str]] = ()
     absent: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    splits: Mapping[int, str] = dataclasses.field(default_factory=dict)
 
 
 def in_order(own: Sequence[str], wanted: Sequence[str] | None) -> Sequence[str]:
@@ -122,6 +125,8 @@ def assemble(
       RawDataError: no keypoint has a name.
     """
     found = dict.fromkeys(name for picture in pictures for person in picture.people for name in person.points)
+    if names is None and (alike := _alike(list(found))):
+        remarks = [*remarks, ("keypoints whose names hardly differ (kept apart)", images, ", ".join(map(repr, alike)))]
     names = list(found if names is None else names)
     place = {name: number for number, name in enumerate(names)}
     lost = list(broken)
@@ -136,7 +141,7 @@ def assemble(
     for number, picture in enumerate(pictures, 1):
         width, height = picture.size or (None, None)
         image = {"id": number, "file_name": picture.file_name, "width": width, "height": height}
-        document["images"].append(image | {"split": picture.split})
+        document["images"].append(image)
         for person in picture.people:
             if unknown := [name for name in person.points if name not in place]:
                 fault = Fault("unknown keypoint", f"{unknown[0]!r:.80}; known are {', '.join(names)}")
@@ -151,7 +156,14 @@ def assemble(
                 "origin": (str(picture.source), Entry(person.entry)),
             }
             document["annotations"].append(annotation | ({} if person.box is None else {"bbox": list(person.box)}))
-    return Labels(document, images, mirror, lost, remarks)
+    splits = {number: picture.split for number, picture in enumerate(pictures, 1) if picture.split}
+    return Labels(document, images, mirror, lost, remarks, splits=splits)
+
+
+def _alike(names: Sequence[str]) -> list[str]:
+    """Those that another one is but for capitals, blanks and marks: of labels that people type, probably mistakes."""
+    plain = [re.sub(r"[\W_]", "", name).casefold() for name in names]
+    return sorted(name for name, letters in zip(names, plain, strict=True) if plain.count(letters) > 1)
 
 
 def _categories(
@@ -201,17 +213,17 @@ def select(labels: Labels, split: str, part: ValShare | None) -> Labels:
     images = labels.document.get("images") if isinstance(labels.document, dict) else None
     if not isinstance(images, list):
         return labels  # the builder says what is wrong
-    own = {image.get("split") for image in images if isinstance(image, dict) and image.get("split")}
     remarks = list(labels.remarks)
     if part is not None:
         chosen = _by_share(images, split, part)
         # Nobody asks for these by name.
         remarks += [(f"split {s} is not there (left out)", labels.images, why) for s, why in labels.absent.items()]
-    elif own and all(isinstance(image, dict) and image.get("split") for image in images):
-        chosen = [image for image in images if image["split"] == split]
+    elif labels.splits:
+        chosen = [image for image in images if labels.splits[image["id"]] == split]
         if not chosen:
             why = f"{labels.absent[split]}; " if split in labels.absent else ""
-            raise NoAnnotations(f"there is no split {split!r}: {why}the files have {', '.join(sorted(map(str, own)))}")
+            own = ", ".join(sorted(set(labels.splits.values())))
+            raise NoAnnotations(f"there is no split {split!r}: {why}the files have {own}")
     else:
         return labels
     kept = {fields.id_key(image.get("id")) for image in chosen if isinstance(image, dict)}

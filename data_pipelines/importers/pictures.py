@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import os
 import pathlib
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
@@ -20,6 +22,9 @@ QUALITY = 95
 def find(folder: pathlib.Path, file_name: str) -> pathlib.Path:
     """Where the picture of that name lies: as it is written, or with ever fewer of its folders, below `folder`.
 
+    Names that are not there are looked for once more without regard to capitals, which Windows and Macs do not tell
+    apart; of several that are so alike, none is taken.
+
     Returns:
       `folder / file_name` where nothing is there.
     """
@@ -27,8 +32,33 @@ def find(folder: pathlib.Path, file_name: str) -> pathlib.Path:
     if os.path.exists(written):
         return written
     parts = pathlib.PurePosixPath(file_name.replace("\\", "/")).parts
-    shorter = (raw_files.find_picture(folder, "/".join(parts[start:])) for start in range(1, len(parts)))
-    return next((path for path in shorter if os.path.exists(path)), written)
+    names = ["/".join(parts[start:]) for start in range(1, len(parts))]
+    shorter = (raw_files.find_picture(folder, name) for name in names)
+    found = next((path for path in shorter if os.path.exists(path)), None)
+    alike = (_of_any_case(folder, parts[start:]) for start in range(len(parts)))
+    return found or next((path for path in alike if path), written)
+
+
+def _of_any_case(folder: pathlib.Path, parts: Sequence[str]) -> pathlib.Path | None:
+    for part in parts:
+        try:
+            alike = _entries(folder, os.stat(folder).st_mtime_ns).get(part.casefold(), [])
+        except OSError:
+            return None
+        if len(alike) != 1:
+            return None
+        folder = folder / alike[0]
+    return folder
+
+
+@functools.lru_cache(maxsize=64)
+def _entries(folder: pathlib.Path, changed: int) -> dict[str, list[str]]:
+    """Names in a folder by what they are without capitals; `changed` makes a folder that was written another one."""
+    del changed
+    entries: dict[str, list[str]] = {}
+    for name in os.listdir(folder):
+        entries.setdefault(name.casefold(), []).append(name)
+    return entries
 
 
 def size_of(path: pathlib.Path) -> tuple[int, int]:
@@ -71,7 +101,7 @@ def read_as_jpeg(path: pathlib.Path, decode: bool = False) -> tuple[bytes, int, 
     try:
         with path.open("rb") as file:
             is_jpeg = file.read(3) == b"\xff\xd8\xff"
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a name that the system cannot have
         is_jpeg = True  # whose reader says what is wrong
     if is_jpeg:
         return *checks.read_jpeg(path, decode), False

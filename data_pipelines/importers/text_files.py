@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 import re
 from typing import Any
@@ -19,6 +20,22 @@ def files_in(folder: pathlib.Path, *patterns: str) -> list[pathlib.Path]:
     that a Mac puts beside `a.json` on other systems' disks, or Jupyter's `.ipynb_checkpoints`."""
     paths = (path for pattern in patterns for path in folder.glob(pattern))
     return sorted(path for path in paths if not any(part[0] == "." for part in path.relative_to(folder).parts))
+
+
+def files_below(folder: pathlib.Path, *suffixes: str) -> list[pathlib.Path]:
+    """Files of any of the suffixes, in small letters or capitals, in a folder and those in it, by name; nothing hidden.
+
+    Links to folders are followed, but no folder is looked into twice, so that a link to one around it does no harm.
+    """
+    found, seen = [], set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(place)) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if name[0] != ".")
+        found += [pathlib.Path(place, name) for name in names if name[0] != "."]
+    return sorted(path for path in found if path.suffix.lower() in suffixes)
 
 
 def read_text(path: pathlib.Path) -> str:

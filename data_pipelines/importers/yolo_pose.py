@@ -8,6 +8,7 @@ keypoint, one at (0, 0) or below is not labelled. Of a split that is not there t
 from __future__ import annotations
 
 import dataclasses
+import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,8 +17,17 @@ from data_pipelines import fields
 from data_pipelines.builders.report import NoAnnotations, RawDataError
 from data_pipelines.fields import Fault
 from data_pipelines.importers import pictures as picture_files
-from data_pipelines.importers.labels import VISIBLE, Broken, LabelledPicture, Labels, Person, Point, assemble
-from data_pipelines.importers.text_files import files_in, read_text, read_yaml
+from data_pipelines.importers.labels import (
+    VISIBLE,
+    Broken,
+    LabelledPicture,
+    Labels,
+    OfAnotherKind,
+    Person,
+    Point,
+    assemble,
+)
+from data_pipelines.importers.text_files import files_below, files_in, read_text, read_yaml
 from data_pipelines.picture_formats import SUFFIXES
 
 SPLITS = ("train", "val", "test")
@@ -137,7 +147,7 @@ def _classes(settings: Mapping[str, Any]) -> dict[int, str]:
 
 def _root(file: pathlib.Path, settings: Mapping[str, Any]) -> pathlib.Path:
     """`path`, if it is there from the file's folder; else that folder, as a dataset may have been moved."""
-    named = file.parent / str(settings.get("path") or ".")
+    named = file.parent / str(settings.get("path") or ".").replace("\\", "/")
     return named if named.is_dir() else file.parent
 
 
@@ -148,32 +158,48 @@ def _pictures(file: pathlib.Path, root: pathlib.Path, places: Any) -> list[pathl
       NoAnnotations: one of them is not there.
     """
     pictures: list[pathlib.Path] = []
-    for place in map(str, places if isinstance(places, list) else [places] if places else []):
+    for written in map(str, places if isinstance(places, list) else [places] if places else []):
+        place = written.replace("\\", "/")
         # Roboflow writes ../train/images for the folder beside the file; as Ultralytics, it is looked for there last.
         names = dict.fromkeys((place, place.removeprefix("../")))
         paths = [folder / name for name in names for folder in (root, file.parent)]
         path = next((path for path in paths if path.exists()), paths[0])
         if path.is_dir():
-            pictures += [file for file in files_in(path, "**/*") if file.suffix.lower() in SUFFIXES]
+            pictures += files_below(path, *SUFFIXES)
         elif path.is_file():
-            pictures += [path.parent / line.strip() for line in read_text(path).splitlines() if line.strip()]
+            pictures += [_listed(path, root, line.strip()) for line in read_text(path).splitlines() if line.strip()]
         else:
             raise NoAnnotations(f"there is no {path}")
     return pictures
+
+
+def _listed(file: pathlib.Path, root: pathlib.Path, name: str) -> pathlib.Path:
+    """A picture that a text file lists: beside the file, or else where the dataset has it by ever less of its path."""
+    beside = file.parent / name
+    return beside if os.path.exists(beside) else picture_files.find(root, name)
+
+
+def _label_file(picture: pathlib.Path) -> pathlib.Path:
+    """In `labels` for the last `images` of the path; or beside the picture, if it is there alone."""
+    parts = list(picture.parts)
+    if "images" in parts:
+        parts[len(parts) - 1 - parts[::-1].index("images")] = "labels"
+    usual, beside = (path.with_suffix(".txt") for path in (pathlib.Path(*parts), picture))
+    return beside if beside.is_file() and not usual.is_file() else usual
 
 
 def _labelled(
     picture: pathlib.Path, root: pathlib.Path, split: str, names: Sequence[str], numbers: int, classes: dict[int, str]
 ) -> LabelledPicture:
     """Raises Fault for a picture that cannot be read, RawDataError for a label file that cannot."""
-    parts = list(picture.parts)
-    if "images" in parts:
-        parts[len(parts) - 1 - parts[::-1].index("images")] = "labels"
-    label_file = pathlib.Path(*parts).with_suffix(".txt")
+    label_file = _label_file(picture)
     size = picture_files.seen_size_of(picture)  # shares are of what the label tool showed
-    people, broken = [], []
-    lines = read_text(label_file).splitlines() if label_file.is_file() else []  # none: a picture of nobody
-    for number, line in enumerate(lines, 1):
+    people: list[Person] = []
+    broken: list[tuple[Fault, str]] = []
+    is_there = label_file.is_file()
+    if not is_there:
+        broken.append((OfAnotherKind("label file that is not there", "its picture counts as one of nobody"), ""))
+    for number, line in enumerate(read_text(label_file).splitlines() if is_there else [], 1):
         if not line.split():
             continue
         try:

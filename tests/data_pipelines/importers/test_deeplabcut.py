@@ -101,7 +101,7 @@ def test_a_broken_row_is_named_and_the_others_are_read(tmp_path, row, reason, en
 @pytest.mark.parametrize(
     "table, config, said",
     [
-        ("a,b\n1,2\n", {}, "first rows should be"),
+        ("a,b\n1,2\n", {}, "first rows should be scorer, .* apart by commas; the first is 'a,b'"),
         (HEAD.replace("x,y,x,y", "x,y,y,x"), {}, "column 4 should be x"),
         (HEAD.replace("x,y,x,y", "x,y,likelihood,x"), {}, "column 4 should be x"),
         (HEAD, {"bodyparts": ["nose"]}, "'tail' is none of the body parts of config.yaml: nose"),

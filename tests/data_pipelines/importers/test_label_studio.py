@@ -37,6 +37,29 @@ def test_percent_become_pixels(tmp_path):
     assert (labels.document["images"][0]["width"], labels.document["images"][0]["height"]) == (200, 50)
 
 
+def test_labels_beside_keypoints_and_rectangles(tmp_path):
+    """A project with `Labels` and `KeyPoint` writes every region twice, once with its label, of a type of its own."""
+
+    def labelled(region):
+        value = {key: number for key, number in region["value"].items() if key != region["type"]}
+        plain = region | {"type": region["type"].removesuffix("labels"), "value": value}
+        return plain, region | {"type": "labels", "value": value | {"labels": region["value"][region["type"]]}}
+
+    regions = [box("one", 10, 10, 50, 80), point("nose", 50, 20), point("tail", 30, 40)]
+    tied = [region | {"parentID": "one"} for region in regions[1:]]
+    usual, other = (
+        read(tmp_path, [regions[0], *tied]),
+        read(tmp_path, [result for region in (regions[0], *tied) for result in labelled(region)]),
+    )
+    assert other.document == usual.document and len(usual.document["annotations"]) == 1 and not other.broken
+    alone = read(tmp_path, [*regions, labelled(point("tail", 1, 1))[0], {"type": "labels", "value": {"points": []}}])
+    told = [
+        "neither keypointlabels nor rectanglelabels: type 'keypoint'",
+        "neither keypointlabels nor rectanglelabels: type 'labels'",
+    ]
+    assert [str(item.fault) for item in alone.broken] == told
+
+
 @pytest.mark.parametrize("forwards", [True, False])
 def test_a_relation_ties_a_point_to_its_box(tmp_path, forwards):
     """Where boxes overlap, containing says nothing."""

@@ -81,3 +81,12 @@ def test_people_of_no_class_are_of_the_only_one():
 def test_no_keypoint_has_a_name():
     with pytest.raises(RawDataError, match="nobody has a keypoint"):
         assemble([LabelledPicture("x.png", FILE)], FILE, None)
+
+
+def test_names_that_hardly_differ_are_told():
+    """Labels are typed: 'Nose' and 'nose ' are two keypoints, of which each is labelled in a part of the pictures."""
+    people = [Person({name: (1, 2, 2)}, name) for name in ("nose", "Nose", "left_ear", "left ear", "tail", "左", "右")]
+    labels = assemble([LabelledPicture("x.png", FILE, people)], FILE, None)
+    told = ("keypoints whose names hardly differ (kept apart)", FILE, "'Nose', 'left ear', 'left_ear', 'nose'")
+    assert labels.remarks == [told]
+    assert not assemble([LabelledPicture("x.png", FILE, people[4:])], FILE, None).remarks

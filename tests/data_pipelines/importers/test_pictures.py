@@ -27,6 +27,19 @@ def test_ever_fewer_folders_of_a_name(tmp_path):
     assert pictures.find(tmp_path, "B.png") == tmp_path / "B.png"
 
 
+def test_capitals_of_another_system(tmp_path):
+    """Windows and Macs find IMG.JPG as img.jpg; of two that are so alike nobody knows which is meant."""
+    path = tmp_path / "Clip" / "A.png"
+    path.parent.mkdir()
+    path.write_bytes(b"")
+    for name in ("clip/a.PNG", "Clip/a.png", "/home/x/CLIP/A.PNG", "C:\\data\\clip\\a.png"):
+        assert pictures.find(tmp_path, name) == path, name
+    assert pictures.find(tmp_path, "clip/b.png") == tmp_path / "clip/b.png"
+    path.with_name("a.png").write_bytes(b"")
+    assert pictures.find(tmp_path, "clip/A.PNG") == tmp_path / "clip/A.PNG"
+    assert pictures.find(tmp_path, "Clip/a.png") == path.with_name("a.png"), "as it is written"
+
+
 @pytest.mark.parametrize("suffix", [".png", ".bmp", ".webp", ".tif", ".ppm"])
 def test_other_formats_are_encoded_nearly_as_they_are(tmp_path, suffix):
     rows, columns = np.mgrid[:40, :60]
@@ -124,7 +137,8 @@ def kite_document(names):
 
 
 @pytest.mark.parametrize(
-    ("first", "lost", "status"), [("/home/one/a.jpg", 2, prepare_data.HEAVY_LOSS), ("a.jpg", 1, 0)]
+    ("first", "lost", "status"),
+    [("/home/one/a.jpg", 2, prepare_data.HEAVY_LOSS), ("a.jpg", 1, 0), ("A.JPG", 2, prepare_data.HEAVY_LOSS)],
 )
 def test_names_that_end_alike_are_not_guessed(tmp_path, capsys, first, lost, status):
     """Of two people's a.jpg nobody knows whose it is; what is named as it lies there is that one."""

@@ -108,6 +108,45 @@ def test_folders_as_roboflow_names_them(tmp_path):
     assert yolo_pose.read(root).document["images"][0]["file_name"] == "../train/images/true.png"
 
 
+def test_a_picture_without_a_label_file_is_told(tmp_path, capsys):
+    """It counts as one of nobody, as for Ultralytics; where a file was lost, or has another name, people are."""
+    root = write(tmp_path, splits=("train", "val"))
+    for split in ("train", "val"):
+        write_pictures(root / split / "images", ["more.png"])
+    command = ["custom", "--name=x", f"--annotations={root}", f"--data_dir={tmp_path / 'data'}"]
+    assert prepare_data.main(command) == 0
+    said = capsys.readouterr().out
+    for split in ("train", "val"):
+        file = root / split / "labels" / "more.txt"
+        assert f"{split}: remark: label file that is not there (left out): 1\n    {file}: its picture counts as" in said
+        assert records.load_annotations("x", split, tmp_path / "data").num_images == 2
+
+
+def test_labels_beside_their_pictures(tmp_path):
+    root = write(tmp_path)
+    (root / "train/labels/train.txt").rename(root / "train/images/train.txt")
+    labels = yolo_pose.read(root)
+    assert len(labels.document["annotations"]) == 1 and not labels.broken
+
+
+@pytest.mark.parametrize("path", ["", "..\\set"])
+def test_paths_of_windows(tmp_path, path):
+    root = write(tmp_path / "set", train="train\\images", path=path)
+    assert len(yolo_pose.read(root).document["annotations"]) == 1
+
+
+@pytest.mark.parametrize(
+    "line", ["C:\\set\\train\\images\\train.png", "/content/train/images/train.png", "train/images/train.png"]
+)
+def test_a_list_of_another_computer(tmp_path, line):
+    """Or one of paths from the dataset's folder, in a folder of its own."""
+    root = write(tmp_path, train="lists/train.txt")
+    (root / "lists").mkdir()
+    (root / "lists/train.txt").write_text(f"{line}\n")
+    labels = yolo_pose.read(root)
+    assert len(labels.document["annotations"]) == 1 and labels.document["images"][0]["file_name"].endswith("/train.png")
+
+
 def test_a_list_of_pictures(tmp_path):
     root = write(tmp_path)
     (root / "train.txt").write_text("./train/images/train.png\n")
