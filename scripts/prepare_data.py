@@ -168,7 +168,7 @@ def prepare_splits(args: argparse.Namespace) -> tuple[dict[str, dict[str, Any]],
             summaries[split] = _prepare_split(args, split)
         except NoAnnotations as error:
             missing[split] = str(error)
-        except RawDataError as error:
+        except (RawDataError, OSError) as error:
             errors[split] = str(error)
     # Of the splits that a dataset may have, a user downloads some; asked for by name, a split must be there. Those of
     # one's own were named by its file, as label tools do also of splits that are empty.
@@ -328,8 +328,11 @@ def _options(args: argparse.Namespace) -> SkeletonOptions:
 def _prepare_split(args: argparse.Namespace, split: str) -> dict[str, Any]:
     if _is_finished(args, split):
         directory = records.split_dir(_name(args), split, args.data_dir)
-        print(f"{_name(args)} ({split}) is finished already: {directory} (--overwrite makes it again)")
-        return read_summary(directory)
+        summary = read_summary(directory)
+        source = summary["source"].get("annotations")
+        made = f", made of {source}" if source else ""
+        print(f"{_name(args)} ({split}) is finished already{made}: {directory} (--overwrite makes it again)")
+        return summary
     files = {"annotations": args.annotations, "images": args.images}
     if args.dataset == Custom.dataset:
         special = files | {"dataset": args.name, "options": _options(args), "format": args.format}
@@ -347,7 +350,7 @@ def _prepare_split(args: argparse.Namespace, split: str) -> dict[str, Any]:
     )
     try:
         return builder.prepare(overwrite=args.overwrite)
-    except RawDataError:
+    except (RawDataError, OSError):
         # The summary that would have them is not written.
         for line in _cases(split, builder.report.as_dict()):
             print(line, file=sys.stderr)

@@ -73,6 +73,8 @@ class PoseBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
     categories: tuple[tuple[int, str], ...] = ((1, "person"),)
     num_images: int | None = None  # for the progress bar
 
+    # Field of a record -> key of the annotation file, which messages name; those that are not there are called alike.
+    keys: ClassVar[Mapping[str, str]] = {}
     # How pictures are read where nothing else is asked for; None: as the annotated sizes tell. Published protocols say.
     default_orientation: ClassVar[str | None] = orientation.STORED
     annotated: bool = True  # False: a test set, of which nobody expects people to learn from
@@ -152,6 +154,7 @@ class PoseBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
         Raises:
           RawDataError: the raw data cannot be used at all, or strict mode found a fault. Nothing is left of what was
             written, and a finished split that it was to replace stays.
+          OSError: `data_dir` cannot be written; likewise.
         """
         directory = records.split_dir(self.name, self.split, self._data_dir_root)
         target = records.split_dir(self.name, self.split, self._target)
@@ -192,12 +195,8 @@ class PoseBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
             items = everything = list(items)
             choice, why = self._told(everything)
         upright = choice == orientation.UPRIGHT
-        check = Checker(
-            self.pose_dataset.num_keypoints,
-            self.report,
-            self.describe_source().get("annotations", ""),
-            upright,
-        )
+        source = self.describe_source().get("annotations", "")
+        check = Checker(self.pose_dataset.num_keypoints, self.report, source, upright, self.keys)
         images = _read_ahead(self._read, iter(items))
         number = itertools.count()
         with tqdm.tqdm(
@@ -311,19 +310,30 @@ class _ShardWriter:
             self._writer = array_record_module.ArrayRecordWriter(os.fspath(path), "group_size:1")
             self.lengths.append(0)
             self.bytes.append(0)
-        self._writer.write(data)
+        with _of_the_system():
+            self._writer.write(data)
         self.lengths[-1] += 1
         self.bytes[-1] += len(data)
 
     def close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+        writer, self._writer = self._writer, None  # one that fails is not closed again
+        if writer is not None:
+            with _of_the_system():
+                writer.close()
 
     def split_info(self, name: str) -> tfds.core.SplitInfo:
         return tfds.core.SplitInfo(
             name=name, shard_lengths=self.lengths, num_bytes=sum(self.bytes), filename_template=self._template
         )
+
+
+@contextlib.contextmanager
+def _of_the_system() -> Iterator[None]:
+    """ArrayRecord says as a RuntimeError what is the system's, such as a full disk."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise OSError(str(error)) from error
 
 
 def _read_ahead(function: Callable, items: Iterator, window: int = 64) -> Iterator:

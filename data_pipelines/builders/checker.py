@@ -26,8 +26,10 @@ class Checker:
       tagged: how many of the pictures that were kept have an orientation tag other than 1.
     """
 
-    def __init__(self, num_keypoints: int, report: Report, annotation_file: str, upright: bool):
-        self._num_keypoints, self._report, self._file = num_keypoints, report, annotation_file
+    def __init__(
+        self, num_keypoints: int, report: Report, annotation_file: str, upright: bool, keys: Mapping[str, str]
+    ):
+        self._num_keypoints, self._report, self._file, self._keys = num_keypoints, report, annotation_file, keys
         self._image_ids: set[int] = set()
         self._pictures: set[pathlib.Path] = set()
         self._instance_ids: set[int] = set()
@@ -46,7 +48,7 @@ class Checker:
                 raise read
             data, example, tag = self._image(record, read)
         except Fault as fault:
-            self._report.drop_image(fault, file, record.get("image_id"))
+            self._report.drop_image(_in_file(fault, self._keys), file, record.get("image_id"))
             for instance in record["instances"]:
                 self._report.remark(LOST, *(instance.get("origin") or (self._file or file, instance.get("id"))))
             return None
@@ -81,17 +83,28 @@ class Checker:
 
     def _instance(self, instance, file, width, height, categories) -> dict[str, Any] | None:
         file, entry = instance.get("origin") or (self._file or file, instance.get("id"))
+        keys = {} if instance.get("origin") else self._keys  # a label tool's importer has read the fields itself
         try:
             checked, remarks = checks.check_instance(instance, self._num_keypoints, width, height, categories)
             if checked["id"] in self._instance_ids:
                 raise Fault("duplicate annotation id")
         except Fault as fault:
-            self._report.drop_instance(fault, file, entry)
+            self._report.drop_instance(_in_file(fault, keys), file, entry)
             return None
         self._instance_ids.add(checked["id"])
         for what, detail in remarks:
-            self._report.remark(what, file, entry, detail)
+            self._report.remark(what, file, entry, _with_key(detail, keys))
         return checked
+
+
+def _in_file(fault: Fault, keys: Mapping[str, str]) -> Fault:
+    return Fault(fault.reason, _with_key(fault.detail, keys))
+
+
+def _with_key(detail: str, keys: Mapping[str, str]) -> str:
+    """A detail that begins with a field of the record, with the key of the annotation file in its place."""
+    field, *rest = detail.split(" ", 1)
+    return " ".join([keys.get(field, field), *rest])
 
 
 def told_by_sizes(votes: Iterable[str | None]) -> str | None:

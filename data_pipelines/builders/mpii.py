@@ -32,6 +32,7 @@ class Mpii(CocoFormatBuilder):
     """`mpii_gt_<split>.mat` beside the annotation file gives the head sizes; without it joints 8 and 9 do."""
 
     dataset = "mpii"
+    keys = {}  # what the file has is read here
     folders = ("mpii",)
     layouts = {
         split: Layout((f"annotations/mpii_{split}.json",), ("images",), annotated=split != "test")

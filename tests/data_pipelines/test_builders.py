@@ -247,14 +247,14 @@ def test_unusual_entries_are_kept_with_a_remark(tmp_path):
         (
             {"bbox": [10, 12, 1, 0.9], "area": 0.3},
             "box of at most a pixel (kept)",
-            "box [10.0, 12.0, 1.0, 0.9], image 48x32; pixels are needed, not shares of the picture",
+            "bbox [10.0, 12.0, 1.0, 0.9], image 48x32; pixels are needed, not shares of the picture",
         ),
         ({"area": 4.4}, "area unlike the box (kept)", "area 4.4 for a box of 450 square pixels"),
         ({"area": 500}, "area unlike the box (kept)", "area 500 for a box of 450 square pixels"),
         (
             {"bbox": [8, 9, 42, 28]},
             "box reaches over the border (kept)",
-            "box [8.0, 9.0, 42.0, 28.0], image 48x32; x, y, width, height are needed, and these may be two corners",
+            "bbox [8.0, 9.0, 42.0, 28.0], image 48x32; x, y, width, height are needed, and these may be two corners",
         ),
     ],
 )

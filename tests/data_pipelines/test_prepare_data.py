@@ -223,6 +223,32 @@ def test_missing_files_are_named(tmp_path, capsys):
     assert prepare_data.main([*arguments, "--split=val", f"--images={tmp_path / 'elsewhere'}"]) == 0
 
 
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, capsys):
+    tiny_sets.write_coco(tmp_path, tiny_sets.document(3))
+    (tmp_path / "file").write_text("")
+    assert prepare_data.main(["coco", f"--raw_dir={tmp_path}", f"--data_dir={tmp_path / 'file' / 'data'}"]) == 1
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("coco"))
+    assert line.startswith("coco (val) was not prepared: ") and "Not a directory" in line and str(tmp_path) in line
+
+
+def test_a_full_disk_is_one_line_and_leaves_no_split(tmp_path):
+    """A limit of the size of files stands for it: to a process both are an error of the system's when it writes."""
+    content = tiny_sets.document(8)
+    for image in content["images"]:
+        image |= {"width": 400, "height": 400}  # noise: over 100 kB each
+    tiny_sets.write_coco(tmp_path, content)
+    code = (
+        "import resource, sys; from scripts import prepare_data\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))\n"
+        "sys.exit(prepare_data.main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", code, "coco", f"--raw_dir={tmp_path}", f"--data_dir={tmp_path / 'data'}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "coco (val) was not prepared: write() failed: File too large" in done.stderr
+    assert not (tmp_path / "data" / "coco" / "val").exists()
+
+
 def test_downloads_below_ones_home(tmp_path, monkeypatch):
     """A shell leaves the ~ of --raw_dir=~/downloads as it is."""
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -258,7 +284,7 @@ def test_finished_splits_are_kept_and_can_be_made_again(tmp_path, capsys):
     tiny_sets.write_coco(tmp_path, tiny_sets.document(5))
     assert prepare_data.main(arguments) == 0
     assert {file.name: (file.stat().st_mtime_ns, file.read_bytes()) for file in directory.iterdir()} == before
-    assert "finished already" in capsys.readouterr().out
+    assert f"coco (val) is finished already, made of {path}: {directory} (" in capsys.readouterr().out
     assert prepare_data.main([*arguments, "--overwrite"]) == 0
     assert _summary("coco", "val", tmp_path / "data")["images"] == 5
     assert path.is_file() and not list((tmp_path / "data").rglob("incomplete.*"))

@@ -71,6 +71,10 @@ def test_nobody_usable_is_an_error(reason, tmp_path, capsys):
     "change, said",
     [
         ({"id": None}, "missing field: 4\n    {file}: id\n"),
+        ({"bbox": None, "keypoints": None}, "missing field: 4\n    {file}, id 1: bbox\n"),
+        ({"bbox": [1, 2, 3]}, "wrong length: 4\n    {file}, id 1: bbox has 3 numbers, 4 are needed\n"),
+        ({"iscrowd": 7}, "not a flag: 4\n    {file}, id 1: iscrowd is 7; 0 or 1 is needed\n"),
+        ({"category_id": "kite"}, "not a number: 4\n    {file}, id 1: category_id is 'kite'; a whole number of"),
         ({"id": "a"}, "bad id: 4\n    {file}, 'a': id is 'a'; a whole number of 64 bits is needed\n"),
         (
             {"keypoints": [1, 2]},
@@ -90,11 +94,19 @@ def test_what_fails_says_its_first_cases_and_leaves_no_folder(change, said, tmp_
     assert sorted(path.name for path in (tmp_path / "data" / "kites").iterdir()) == ["dataset.json", "train"]
 
 
+def test_a_count_of_zero_beside_labelled_keypoints_is_told(tmp_path, capsys):
+    """Tools write num_keypoints of 0 for all; by it people are left out, as COCO's protocol has it."""
+    changes = [{"num_keypoints": 0}, {}, {}, {"num_keypoints": 0, "keypoints": [0] * 12}]
+    assert custom(tmp_path, changes)[0] == 0
+    said = capsys.readouterr().out
+    assert f"remark: num_keypoints is 0, but some are labelled: 1\n    {tmp_path / 'kites.json'}, id 1: 4 are, " in said
+
+
 @pytest.mark.parametrize(
     "change, said",
     [
         ({"file_name": None}, "id 1: file_name is missing or no text: {'id': 1, 'file_name': None"),
-        ({"id": "b"}, "'b': image_id is 'b'; a whole number of 64 bits is needed"),
+        ({"id": "b"}, "'b': id is 'b'; a whole number of 64 bits is needed"),
     ],
 )
 def test_pictures_that_are_all_lost_say_why(change, said, tmp_path, capsys):
