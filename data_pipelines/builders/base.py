@@ -292,6 +292,15 @@ class PoseBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
         (pathlib.Path(self.data_path) / records.SUMMARY_FILE).write_text(json.dumps(summary, indent=1))
 
 
+@contextlib.contextmanager
+def _of_the_system() -> Iterator[None]:
+    """ArrayRecord says as a RuntimeError what is the system's, such as a full disk."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise OSError(str(error)) from error
+
+
 class _ShardWriter:
     """Writes examples one after the other into ArrayRecord files of about `SHARD_BYTES`."""
 
@@ -301,6 +310,7 @@ class _ShardWriter:
         self.lengths: list[int] = []
         self.bytes: list[int] = []
 
+    @_of_the_system()
     def write(self, example: dict[str, Any]) -> None:
         data = self._features.serialize_example(self._features.encode_example(example))
         if self._writer is None or self.bytes[-1] + len(data) > SHARD_BYTES:
@@ -310,30 +320,20 @@ class _ShardWriter:
             self._writer = array_record_module.ArrayRecordWriter(os.fspath(path), "group_size:1")
             self.lengths.append(0)
             self.bytes.append(0)
-        with _of_the_system():
-            self._writer.write(data)
+        self._writer.write(data)
         self.lengths[-1] += 1
         self.bytes[-1] += len(data)
 
+    @_of_the_system()
     def close(self) -> None:
         writer, self._writer = self._writer, None  # one that fails is not closed again
         if writer is not None:
-            with _of_the_system():
-                writer.close()
+            writer.close()
 
     def split_info(self, name: str) -> tfds.core.SplitInfo:
         return tfds.core.SplitInfo(
             name=name, shard_lengths=self.lengths, num_bytes=sum(self.bytes), filename_template=self._template
         )
-
-
-@contextlib.contextmanager
-def _of_the_system() -> Iterator[None]:
-    """ArrayRecord says as a RuntimeError what is the system's, such as a full disk."""
-    try:
-        yield
-    except RuntimeError as error:
-        raise OSError(str(error)) from error
 
 
 def _read_ahead(function: Callable, items: Iterator, window: int = 64) -> Iterator:
