@@ -114,7 +114,10 @@ def assemble(
     mirror: tuple[tuple[str, str], ...] | None = None,
     remarks: Sequence[tuple[str, pathlib.Path, str]] = (),
 ) -> Labels:
-    """The COCO document of labelled pictures; ids count from 1 in their order.
+    """The COCO document of labelled pictures.
+
+    Their ids are the numbers that they are called by, as COCO's are and detectors write them, if all have one of their
+    own; else ids count from 1, as those of people do.
 
     Args:
       names: of the keypoints in order; None takes them as they first appear.
@@ -130,7 +133,8 @@ def assemble(
     names = list(found if names is None else names)
     place = {name: number for number, name in enumerate(names)}
     lost = list(broken)
-    for number, picture in enumerate(pictures, 1):
+    numbers = _ids(pictures)
+    for number, picture in zip(numbers, pictures, strict=True):
         lost += [Broken(fault, picture.source, entry, True, number) for fault, entry in picture.broken]
     if not names:
         why = f"; left out {len(lost)}, first {lost[0].file}, {lost[0].entry}: {lost[0].fault}" if lost else ""
@@ -138,7 +142,7 @@ def assemble(
     skeleton = {"keypoints": names, "skeleton": [[place[a] + 1, place[b] + 1] for a, b in limbs]}
     categories, number_of = _categories(pictures, skeleton)
     document: dict[str, Any] = {"images": [], "annotations": [], "categories": categories}
-    for number, picture in enumerate(pictures, 1):
+    for number, picture in zip(numbers, pictures, strict=True):
         width, height = picture.size or (None, None)
         image = {"id": number, "file_name": picture.file_name, "width": width, "height": height}
         document["images"].append(image)
@@ -156,8 +160,14 @@ def assemble(
                 "origin": (str(picture.source), Entry(person.entry)),
             }
             document["annotations"].append(annotation | ({} if person.box is None else {"bbox": list(person.box)}))
-    splits = {number: picture.split for number, picture in enumerate(pictures, 1) if picture.split}
+    splits = {number: picture.split for number, picture in zip(numbers, pictures, strict=True) if picture.split}
     return Labels(document, images, mirror, lost, remarks, splits=splits)
+
+
+def _ids(pictures: Sequence[LabelledPicture]) -> Sequence[int]:
+    stems = [pathlib.PurePosixPath(picture.file_name.replace("\\", "/")).stem for picture in pictures]
+    numbers = [int(stem) for stem in stems if re.fullmatch(r"[0-9]{1,18}", stem)]
+    return numbers if len(set(numbers)) == len(pictures) else range(1, len(pictures) + 1)
 
 
 def _alike(names: Sequence[str]) -> list[str]:

@@ -195,6 +195,8 @@ def detections(
 ) -> Instances:
     """The boxes of a COCO detection file, [{image_id, category_id, bbox, score}, ...].
 
+    An entry may also name its picture, by `file_name`, `image` or a text as `image_id` (Ultralytics writes the name
+    without suffix). Where there is such a picture it counts, as detectors number pictures in ways of their own.
     Those of the annotation file's own categories (`categories_of`) with a score of at least `score_threshold`; boxes
     are taken as they are, not clipped to the image. What is not used is counted, by reason: `Instances.left_out`.
 
@@ -237,16 +239,16 @@ def _used_detections(
 ) -> tuple[list[tuple[int, int, np.ndarray, float]], collections.Counter]:
     """(row of the image, category, box, score) of each, and how many others there are by reason, of which it warns."""
     entries, categories = _read_detections(path), categories_of(annotations)
-    row_of_image = {int(image_id): row for row, image_id in enumerate(annotations.image_id)}
+    pictures = _Pictures(annotations)
     kept, left_out, first = [], collections.Counter(), {}
     for number, entry in enumerate(entries):
-        image_id, category, box, score = _detection(path, number, entry)
-        reason, detail = _why_not(image_id, category, box, score, categories, score_threshold, row_of_image)
+        picture, row, category, box, score = _detection(path, number, entry, pictures)
+        reason, detail = _why_not(picture, row, category, box, score, categories, score_threshold)
         if reason:
             left_out[reason] += 1
             first.setdefault(reason, f"{path}: entry {number} {detail} of dataset {dataset.name!r}")
-        else:
-            kept.append((row_of_image[image_id], category, box, score))
+        elif row is not None:
+            kept.append((row, category, box, score))
     for reason, count in left_out.items():
         logging.warning("%d of %d detections left out: %s; first: %s", count, len(entries), reason, first[reason])
     if not kept:
@@ -270,31 +272,62 @@ def categories_of(annotations: Annotations) -> dict[int, str]:
     return categories
 
 
-def _detection(path: str, number: int, entry: Any) -> tuple[int, int, np.ndarray, float]:
-    """(image id, category, box, score) of an entry, the box and the score as they are. Raises ValueError."""
+class _Pictures:
+    """Finds the picture of a detection by its id or its name: whole, without folders, and without suffix."""
+
+    def __init__(self, annotations: Annotations):
+        self._by_id = {int(image_id): row for row, image_id in enumerate(annotations.image_id)}
+        rows: dict[str, set[int]] = {}
+        for row, path in enumerate(map(str, annotations.file_name)):
+            for name in (path, pathlib.PurePosixPath(path).name, pathlib.PurePosixPath(path).stem):
+                rows.setdefault(name, set()).add(row)
+        self._by_name = {name: found.pop() for name, found in rows.items() if len(found) == 1}
+
+    def find(self, entry: Mapping[str, Any]) -> tuple[int | str, int | None]:
+        """(what an entry calls its picture, the picture's row; None if there is none). Raises Fault."""
+        number = entry.get("image_id")
+        is_number = fields.whole(number) is not None
+        given = entry.get("file_name"), entry.get("image"), None if is_number else number
+        names = [name for name in given if isinstance(name, str)]
+        for name in names:
+            last = pathlib.PurePosixPath(name.replace("\\", "/")).name
+            row = self._by_name.get(name, self._by_name.get(last))
+            if row is not None:
+                return name, row
+        if names and not is_number:
+            return names[0], None
+        image_id = fields.integer(entry, "image_id")
+        return image_id, self._by_id.get(image_id)
+
+
+def _detection(
+    path: str, number: int, entry: Any, pictures: _Pictures
+) -> tuple[int | str, int | None, int, np.ndarray, float]:
+    """(picture, its row, category, box, score) of an entry, the box and the score as they are. Raises ValueError."""
     try:
         if not isinstance(entry, dict):
             raise Fault("not an object", f"{entry!r:.80}")
-        image_id, category = (fields.integer(entry, key) for key in ("image_id", "category_id"))
+        picture, row = pictures.find(entry)
+        category = fields.integer(entry, "category_id")
         score = float(fields.unchecked(entry, "score", 1)[0])
     except Fault as fault:
         raise ValueError(f"{path}: entry {number} is no COCO detection: {fault}") from fault
     try:
-        return image_id, category, fields.unchecked(entry, "bbox", 4), score
+        return picture, row, category, fields.unchecked(entry, "bbox", 4), score
     except Fault as fault:
         raise ValueError(
-            f"{path}: entry {number} (image {image_id}): bbox {entry.get('bbox')!r:.80} is not x, y, width, height"
+            f"{path}: entry {number} (image {picture}): bbox {entry.get('bbox')!r:.80} is not x, y, width, height"
         ) from fault
 
 
 def _why_not(
-    image_id: int,
+    picture: int | str,
+    row: int | None,
     category: int,
     box: np.ndarray,
     score: float,
     categories: Mapping[int, str],
     threshold: float,
-    known_images: Mapping[int, int],
 ) -> tuple[str, str]:
     """(reason, detail) why a detection is not used; ("", "") if it is."""
     if category not in categories:
@@ -302,9 +335,9 @@ def _why_not(
     if not score >= threshold:
         return f"score under {threshold:g}", f"has the score {score:g}"
     if not np.isfinite(box).all() or (box[2:] <= 0).any():
-        return "bad box", f"(image {image_id}): bbox {box.tolist()} is not x, y, width, height with positive sides"
-    if image_id not in known_images:
-        return "unknown image", f"names image {image_id}, which is none of the prepared images"
+        return "bad box", f"(image {picture}): bbox {box.tolist()} is not x, y, width, height with positive sides"
+    if row is None:
+        return "unknown image", f"names image {picture}, which is none of the prepared images"
     return "", ""
 
 

@@ -6,7 +6,7 @@ import pathlib
 
 import pytest
 
-from data_pipelines.builders.report import RawDataError
+from data_pipelines.builders.report import Fault, RawDataError
 from data_pipelines.importers.labels import LabelledPicture, Labels, Person, ValShare, assemble, select
 
 FILE = pathlib.Path("labels.txt")
@@ -90,3 +90,23 @@ def test_names_that_hardly_differ_are_told():
     told = ("keypoints whose names hardly differ (kept apart)", FILE, "'Nose', 'left ear', 'left_ear', 'nose'")
     assert labels.remarks == [told]
     assert not assemble([LabelledPicture("x.png", FILE, people[4:])], FILE, None).remarks
+
+
+@pytest.mark.parametrize(
+    ("names", "ids"),
+    [
+        (["10.jpg", "a/000002.png"], [10, 2]),
+        (["a\\7.jpg", "8.jpg"], [7, 8]),
+        (["a/1.jpg", "b/01.jpg"], [1, 2]),
+        (["1.jpg", "img2.jpg"], [1, 2]),
+        (["9" * 30 + ".jpg", "5.jpg"], [1, 2]),
+    ],
+)
+def test_ids_are_the_numbers_of_names_where_they_tell_pictures_apart(names, ids):
+    """As a detector that never saw the labels numbers them, so that boxes by it are not another picture's."""
+    person = [Person({"a": (1, 2, 2)}, "line 1")]
+    pictures = [LabelledPicture(name, FILE, person, [(Fault("x"), "2")], split="s") for name in names]
+    labels = assemble(pictures, FILE, None)
+    assert [image["id"] for image in labels.document["images"]] == ids
+    assert [entry["image_id"] for entry in labels.document["annotations"]] == ids
+    assert [item.image_id for item in labels.broken] == ids and list(labels.splits) == ids

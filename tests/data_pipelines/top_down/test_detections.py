@@ -115,8 +115,28 @@ def test_byte_order_marks(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "change",
+    [
+        {"image_id": "frame_2"},  # as Ultralytics writes it of names that are no numbers
+        {"image_id": "frame_2.jpg"},
+        {"image_id": 1, "file_name": "frame_2.jpg"},
+        {"image_id": None, "image": "/elsewhere/b/frame_2.jpg"},
+        {"image_id": 2, "file_name": "frame.jpg"},  # in two folders; then the number counts
+        {"image_id": "2", "file_name": "other.jpg"},
+        {"image_id": 1, "file_name": "a\\frame_2.jpg"},
+    ],
+)
+def test_pictures_may_be_named(tmp_path, change):
+    columns = table()
+    columns.file_name[:] = ["a/frame.jpg", "a/frame_2.jpg", "b/frame.jpg"]
+    assert detect(tmp_path, [BOX | change], columns).image_index.tolist() == [1]
+    assert detect(tmp_path, [BOX | {"image_id": 1, "file_name": "b/frame.jpg"}], columns).image_index.tolist() == [2]
+
+
+@pytest.mark.parametrize(
     "change, said",
     [
+        ({"image_id": "x"}, "unknown image: 1.*entry 0 names image x, which is none"),
         ({"category_id": 1}, r"category ids 3 \(kite\).*category 1: 1, first: .*boxes.json: entry 0 is of category 1"),
         ({"score": -2}, "score under 0: 1, first: .*entry 0 has the score -2"),
         ({"bbox": [1, 2, float("nan"), 4]}, r"bad box: 1.*\(image 1\): bbox \[1.0, 2.0, nan, 4.0\]"),
