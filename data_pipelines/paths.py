@@ -14,7 +14,7 @@ import pathlib
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import cast
 
 from etils import epath
@@ -74,6 +74,16 @@ def writable(path: str | os.PathLike) -> epath.Path:
 def size_of(path: pathlib.Path) -> int:
     """Of a file, in bytes."""
     return cast(epath.Path, path).stat().length if is_remote(path) else path.stat().st_size
+
+
+def not_as_written(folder: pathlib.Path, sizes: Mapping[str, int]) -> list[str]:
+    """What is wrong with files of which the sizes, in bytes, are known."""
+    found = {name: size_of(folder / name) if (folder / name).exists() else None for name in sizes}
+    return [
+        f"{name} has {size} bytes instead of {sizes[name]}" if size is not None else f"{name} is not there"
+        for name, size in found.items()
+        if size != sizes[name]
+    ]
 
 
 def shown_size(size: int) -> str:

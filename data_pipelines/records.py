@@ -37,7 +37,7 @@ import tensorflow_datasets as tfds
 
 from data_pipelines import orientation
 from data_pipelines.datasets import DATASETS, PoseDataset, find_dataset
-from data_pipelines.paths import as_path, is_remote
+from data_pipelines.paths import as_path, is_remote, not_as_written
 
 VERSION = "1.0.0"
 ANNOTATIONS_FILE = "annotations.npz"
@@ -342,10 +342,11 @@ class AnnotationTableWriter:
 
 
 def finished_dir(dataset: str, split: str, data_dir: str | pathlib.Path) -> pathlib.Path:
-    """The folder of a split that must be there.
+    """The folder of a split that must be there, and whole.
 
     Raises:
       DatasetNotPrepared: with the command that prepares it.
+      ValueError: a file is not there or of another size than it was written with, as after an interrupted copy.
     """
     directory = split_dir(dataset, split, data_dir)
     if not _finished(directory):
@@ -357,6 +358,10 @@ def finished_dir(dataset: str, split: str, data_dir: str | pathlib.Path) -> path
             f"  {preparation_command(dataset, split, data_dir)}\n(docs/{_DOCUMENT[dataset in DATASETS]} says more). The"
             " configuration `:demo` makes its own data and needs none."
         )
+    summary = directory / SUMMARY_FILE  # the last that is copied
+    sizes = json.loads(summary.read_text()).get("files", {}) if summary.exists() else {SUMMARY_FILE: 1}
+    if damaged := not_as_written(directory, sizes):
+        raise ValueError(f"{directory}: {damaged[0]}: copy the folder once more, or prepare it again (--overwrite)")
     return directory
 
 

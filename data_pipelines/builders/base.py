@@ -200,11 +200,7 @@ class PoseBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
         images = _read_ahead(self._read, iter(items))
         number = itertools.count()
         with tqdm.tqdm(
-            images,
-            total=self.num_images,
-            desc=f"{self.name} {self.split}",
-            unit=" images",
-            disable=not self._progress,
+            images, total=self.num_images, desc=f"{self.name} {self.split}", unit=" images", disable=not self._progress
         ) as bar:
             for picture, record, read in bar:
                 bar.total = self.num_images  # known once the annotation file is read
@@ -285,6 +281,7 @@ class PoseBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
             "usable": usable,
             **self.findings(),
             "bytes": sum(shards.bytes),
+            "files": {path.name: path.stat().st_size for path in sorted(pathlib.Path(self.data_path).iterdir())},
             "seconds": round(time.monotonic() - start, 1),
             "dropped": {kind: tallies for kind, tallies in self.report.as_dict().items() if kind != "remarks"},
             "remarks": self.report.as_dict()["remarks"],

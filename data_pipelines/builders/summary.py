@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import json
 import os
 import pathlib
@@ -87,14 +88,14 @@ def orientation_of_others(data_dir: str | pathlib.Path, dataset: str, split: str
 
 def pictures_of_others(data_dir: str | pathlib.Path, dataset: str, split: str) -> dict[str, frozenset[str]]:
     """{split: absolute paths of its pictures, as far as they lie in their folder} of the other finished splits."""
-    return {
-        other: frozenset(
-            os.path.abspath(os.path.join(summary["source"]["images"], name))
-            for name in records.load_annotations(dataset, other, data_dir).file_name
-        )
-        for other, summary in finished_splits(dataset, data_dir).items()
-        if other != split and "images" in summary["source"]
-    }
+    found = {}
+    for other, summary in finished_splits(dataset, data_dir).items():
+        if other == split or "images" not in summary["source"]:
+            continue
+        with contextlib.suppress(ValueError):  # a damaged one must not keep others from being made again
+            names = records.load_annotations(dataset, other, data_dir).file_name
+            found[other] = frozenset(os.path.abspath(os.path.join(summary["source"]["images"], name)) for name in names)
+    return found
 
 
 def first_faults(report: Report) -> str:

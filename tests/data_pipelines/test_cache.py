@@ -22,7 +22,7 @@ def source(tmp_path):
     folder = records.split_dir("mine", "val", tmp_path / "data")
     folder.mkdir(parents=True)
     (folder / "mine-val.array_record-00000-of-00001").write_bytes(os.urandom(2**22 + 17))
-    (folder / records.SUMMARY_FILE).write_text("1")
+    (folder / records.SUMMARY_FILE).write_text("{}")
     definition_path("mine", tmp_path / "data").write_text("{}")
     return tmp_path / "data"
 
@@ -73,7 +73,7 @@ def test_what_was_prepared_again_is_copied_again(source, tmp_path):
     (file,) = records.split_dir("mine", "val", source).glob("*array_record*")
     file.write_bytes(b"other")
     assert contents(cached("mine", "val", source, str(tmp_path))) != contents(source), "it goes by the summary"
-    file.with_name(records.SUMMARY_FILE).write_text("2")
+    file.with_name(records.SUMMARY_FILE).write_text('{"prepared": "again"}')
     assert contents(cached("mine", "val", source, str(tmp_path))) == contents(source) == contents(root)
 
 

@@ -6,6 +6,7 @@ import concurrent.futures
 import dataclasses
 import io
 import json
+import os
 import pickle
 from contextlib import redirect_stdout
 
@@ -284,3 +285,23 @@ def test_strings_of_any_length_and_language(tmp_path):
     table = _prepared("coco", tmp_path, path, path.parents[1] / "val2017")
     assert table.file_name.tolist() == names
     assert [records.open_records("coco", "sample", tmp_path)[i]["file_name"] for i in range(3)] == names
+
+
+@pytest.mark.parametrize("file", ["annotations.npz", "*.array_record*", "summary.json"])
+@pytest.mark.parametrize("cut", [True, False])
+def test_a_copy_that_was_interrupted_is_named_before_it_is_read(tmp_path, file, cut):
+    """Half a file, or none: else a training would come upon it in the middle, in ArrayRecord's words."""
+    path = tiny_sets.write_coco(tmp_path, tiny_sets.document())
+    _prepared("coco", tmp_path, path, path.parents[1] / "val2017")
+    (damaged,) = records.split_dir("coco", "sample", tmp_path).glob(file)
+    if cut and file != "summary.json":
+        size = damaged.stat().st_size
+        os.truncate(damaged, size // 2)
+        said = f"{damaged.name} has {size // 2} bytes instead of {size}: copy the folder once more"
+    else:
+        damaged.unlink()
+        said = f"{damaged.name} is not there: copy"
+    for read in (records.open_records, records.load_annotations):
+        with pytest.raises(ValueError, match=said) as error:
+            read("coco", "sample", tmp_path)
+        assert str(damaged.parent) in str(error.value)

@@ -117,6 +117,18 @@ def test_pictures_that_are_all_lost_say_why(change, said, tmp_path, capsys):
     assert said in capsys.readouterr().err and not (tmp_path / "data" / "coco" / "val").exists()
 
 
+def test_damaged_splits_are_made_again_one_after_the_other(tmp_path):
+    """Each of them looks at the others, for pictures that both have."""
+    splits = ["--split=train", "--split=val"]
+    for split in splits:
+        assert custom(tmp_path, [{}], split)[0] == 0
+    for file in (tmp_path / "data").rglob("annotations.npz"):
+        os.truncate(file, file.stat().st_size // 2)
+    for split in splits:
+        assert custom(tmp_path, [{}], split)[0] == 0
+        records.load_annotations("kites", split.removeprefix("--split="), tmp_path / "data")
+
+
 @pytest.mark.parametrize("reason", UNUSABLE)
 def test_heavy_loss_changes_the_exit_status(reason, tmp_path, capsys):
     status, summary = custom(tmp_path, [UNUSABLE[reason]] * 3 + [{}, {}])
