@@ -134,7 +134,10 @@ def _words(text: str) -> list[str]:
 
 
 def _numbers(text: str) -> list[float]:
-    return [float(word) for word in _words(text)]
+    try:
+        return [float(word) for word in _words(text)]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not numbers, 0.03,0.05") from None
 
 
 def _pairs(text: str) -> list[tuple[str, str]]:

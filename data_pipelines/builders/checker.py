@@ -14,6 +14,7 @@ from data_pipelines.importers import pictures
 
 Picture = pathlib.Path | bytes
 LOST = "instance lost with its image"
+TWICE = "labels of another one in the picture once more (kept)"
 SEVERAL_IDS = "picture with several ids (kept with each)"
 _HEAD_BYTES = 256 << 10  # enough for the headers of most pictures
 
@@ -59,11 +60,18 @@ class Checker:
             self._pictures.add(picture)
         self.tagged += tag != 1
         width, height = example["width"], example["height"]
-        instances = [self._instance(instance, file, width, height, categories) for instance in record["instances"]]
-        return example | {
-            "image": data,
-            "instances": [instance for instance in instances if instance is not None],
-        }
+        kept: list[dict[str, Any]] = []
+        first: dict[bytes, int] = {}
+        for instance in record["instances"]:
+            checked = self._instance(instance, file, width, height, categories)
+            if checked is None:
+                continue
+            kept.append(checked)
+            one = first.setdefault(checked["box"].tobytes() + checked["keypoints"].tobytes(), checked["id"])
+            if one != checked["id"] and (checked["keypoints"][:, 2] > 0).any():
+                source, entry = instance.get("origin") or (self._file or file, checked["id"])
+                self._report.remark(TWICE, source, entry, f"box and keypoints are those of {one}, too")
+        return example | {"image": data, "instances": kept}
 
     def _image(self, record: Mapping[str, Any], read: tuple[bytes, int, int]) -> tuple[bytes, dict[str, Any], int]:
         """(picture, image fields, orientation tag). Raises Fault."""

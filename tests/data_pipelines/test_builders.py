@@ -288,6 +288,20 @@ def test_a_picture_with_several_ids_is_kept_with_each_and_told(tmp_path):
     assert summary["images"] == 5 and _table(tmp_path).id.tolist() == ALL_IDS
 
 
+def test_the_same_labels_twice_are_told(tmp_path):
+    """As tools export them that were asked twice: such a person counts twice, and is missed once in evaluations."""
+    content = tiny_sets.document()
+    box = {"bbox": [1, 1, 30, 30], "area": 400}
+    for number in (20, 21):
+        _edit(number, **box)(content)
+    _edit(30, **box, keypoints=[0] * 51)(content)
+    _edit(31, **box, keypoints=[0] * 51)(content)  # nobody can tell whose boxes these are
+    summary = _prepare(tmp_path, content)
+    (case,) = summary["remarks"]["labels of another one in the picture once more (kept)"]["examples"]
+    assert (case["id"], case["detail"]) == (21, "box and keypoints are those of 20, too")
+    assert _table(tmp_path).id.tolist() == ALL_IDS
+
+
 def test_unusable_category_costs_its_own_annotations_only(tmp_path):
     content = tiny_sets.document()
     content["categories"] = [tiny_sets.PERSON, {"id": None, "name": "dog"}, "cat", {"id": 3}]

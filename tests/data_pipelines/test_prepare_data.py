@@ -275,6 +275,12 @@ def test_arguments_that_do_not_fit_together(arguments):
     assert error.value.code == 2
 
 
+def test_numbers_that_are_none_are_said(capsys):
+    with pytest.raises(SystemExit):
+        prepare_data.parse_args(["custom", "--name=mine", "--annotations=a.json", "--sigmas=0.1,x"])
+    assert "argument --sigmas: '0.1,x' is not numbers" in capsys.readouterr().err
+
+
 def test_finished_splits_are_kept_and_can_be_made_again(tmp_path, capsys):
     path = tiny_sets.write_coco(tmp_path, tiny_sets.document(3))
     arguments = ["coco", f"--raw_dir={tmp_path}", f"--data_dir={tmp_path / 'data'}"]

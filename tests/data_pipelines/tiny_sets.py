@@ -53,7 +53,9 @@ def document(num_images: int = 4) -> dict[str, Any]:
     return {
         "images": [image_entry(number) for number in range(1, num_images + 1)],
         "annotations": [
-            annotation(10 * image + place, image) for image in range(1, num_images + 1) for place in range(2)
+            annotation(10 * image + place, image, **({"bbox": [5.25, 5, 20, 22.5]} if place else {}))
+            for image in range(1, num_images + 1)
+            for place in range(2)
         ],
         "categories": [PERSON],
     }
