@@ -4,7 +4,7 @@
     python -m scripts.browse synthetic_mpii --count=40 --seed=3 --out=sheets
 
 Three pictures are written: `raw` (annotations on the stored pictures: boxes, skeletons, ignored regions),
-`crops` (person crops as configs/mdt.py augments them) and `targets` (their heatmaps, by the dataset's own codec).
+`crops` (person crops as the configurations augment them) and `targets` (their heatmaps, by the dataset's own codec).
 The left of a body is green, its right orange, the middle blue, so that a swapped pair is seen at once. In `raw`, the
 yellow box is the annotated one and the white one what is cropped without augmentation; crowds and people
 without keypoints are grey.
@@ -93,7 +93,7 @@ class _Opened:
 
     def __init__(self, dataset: str, split: str, data_dir: str | pathlib.Path, input_size: tuple[int, int]):
         self.settings = configuration.read(
-            "mdt", [("data_dir", str(data_dir)), ("datasets", dataset), ("eval_also", "()")]
+            "multi_head", [("data_dir", str(data_dir)), ("datasets", dataset), ("eval_also", "()")]
         )
         self.protocol, self.input_size = configuration.dataset(self.settings, dataset), tuple(input_size)
         self.annotations = records.load_annotations(dataset, split, data_dir)

@@ -92,3 +92,15 @@ def test_arguments_that_cannot_be(data_dir, tmp_path, capsys):
 def test_what_is_not_there_is_said(tmp_path, capsys, dataset, said):
     assert browse.main([dataset, f"--data_dir={tmp_path}"]) == 1
     assert said in capsys.readouterr().err
+
+
+def test_a_single_keypoint_is_shown(tmp_path):
+    """Of which there are no clusters to learn, but that is for a training to say."""
+    kind = {"id": 1, "name": "tip", "keypoints": ["tip"]}
+    entry = {"id": 1, "image_id": 1, "bbox": [2, 2, 30, 20], "keypoints": [5, 8, 2]}
+    document = {"images": [{"id": 1, "file_name": "a.png"}], "annotations": [entry], "categories": [kind]}
+    (tmp_path / "labels.json").write_text(json.dumps(document))
+    cv2.imwrite(str(tmp_path / "a.png"), np.full((32, 48, 3), 128, np.uint8))
+    command = ["custom", "--name=tips", f"--annotations={tmp_path / 'labels.json'}", f"--data_dir={tmp_path}"]
+    assert prepare_data.main(command) == 0
+    assert browse.main(["tips", f"--data_dir={tmp_path}", f"--out={tmp_path}"]) == 0
