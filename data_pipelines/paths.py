@@ -42,8 +42,12 @@ def as_path(path: str | os.PathLike) -> pathlib.Path:
     text = os.fspath(path)
     if text.startswith("gs:/") and not is_remote(text):
         raise NoPathError(f"{text} is no path: write {BUCKET}bucket/folder")
+    if text.startswith("file:/"):
+        raise NoPathError(f"{text} is no path: leave out file://")
     if re.match(r"[A-Za-z][\w+.-]+://", text) and not is_remote(text):
-        raise NoPathError(f"{text} is no path: of addresses, those of buckets are known, {BUCKET}bucket/folder")
+        raise NoPathError(
+            f"{text} is no path: of addresses, those of buckets are known, {BUCKET}bucket/folder; download others"
+        )
     if not is_remote(text):
         return pathlib.Path(path).expanduser()
     try:

@@ -294,7 +294,7 @@ class PoseModel:
 def load(
     source: str | pathlib.Path | None = None,
     *,
-    datasets: Sequence[str] | None = None,
+    datasets: str | Sequence[str] | None = None,
     num_heads: int | None = None,
     device: str | jax.Device | None = None,
 ) -> PoseModel:
@@ -305,14 +305,15 @@ def load(
         `.safetensors` file of the original repositories, or a folder as the Hugging Face hub lays it out, also by name:
         `hf://usyd-community/vitpose-plus-base`. None loads the embedded demonstration model, which knows rendered
         figures only.
-      datasets, num_heads: what a file does not say itself: the datasets of its heads, in order, and the number of
-        attention heads. It is an error if the weights name other datasets.
+      datasets, num_heads: what a file does not say itself: the datasets of its heads, in order (also as a text,
+        separated by commas), and the number of attention heads. It is an error if the weights name other datasets.
       device: where to compute, such as "cpu", "gpu", "cuda:1"; JAX's first by default.
 
     Raises:
       ValueError: there are no weights, or none of this method.
     """
     path = local_path(EMBEDDED if source is None else source)
+    datasets = datasets.split(",") if isinstance(datasets, str) else datasets
     if source is None:
         conversion = read_embedded(EMBEDDED)
     else:

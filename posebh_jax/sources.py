@@ -147,7 +147,8 @@ def _require_same(conversion: Conversion, config: ConfigDict, asked: Sequence[tu
     if tuple(manifest["input_size"]) != tuple(config.input_size):
         crops = "x".join(map(str, manifest["input_size"]))
         raise ConfigError(
-            f"{title} takes crops of {crops} (width x height), not config.input_size={config.input_size}; {leave_out}"
+            f"{title} takes crops of {crops} (width x height), not config.input_size={config.input_size}: leave that "
+            "and --config out and let the weights say it"
         )
     heads: Mapping[str, int] = dict(manifest["datasets"])
     absent = [name for name, count in asked if heads.get(name) != count]

@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = Options(tuple(args.datasets.split(",")) if args.datasets else None, num_heads=args.num_heads)
         own = own_weights(path)
         conversion = foreign_weights(path, options) if own is None else own
-        print("\n".join([conversion.title, *_described(args.source, conversion, args.datasets)]))
+        print("\n".join([conversion.title, *_described(args, conversion, own is not None)]))
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -85,7 +85,7 @@ def _expected_checksum(file: pathlib.Path) -> str:
     return named[1] if named else ""
 
 
-def _described(source: str, conversion: Conversion, datasets: str | None) -> list[str]:
+def _described(args: argparse.Namespace, conversion: Conversion, own: bool) -> list[str]:
     manifest, converted = conversion.manifest, conversion.converted
     lines = _of_boir(manifest) if manifest["method"] == boir.METHOD else _of_posebh(manifest, conversion.weights)
     lines.append(f"used: {len(converted.used)} entries")
@@ -93,7 +93,13 @@ def _described(source: str, conversion: Conversion, datasets: str | None) -> lis
     for title, names in (("left out", left_out), ("to be initialised", list(converted.initialised))):
         if names:
             lines.append(f"{title}: {', '.join(names[:MOST])}{f' and {len(names) - MOST} more' * (len(names) > MOST)}")
-    return [*lines, *_commands(source, manifest, conversion.weights, datasets)]
+    if own or args.num_heads is None:
+        return [*lines, *_commands(args.source, manifest, conversion.weights, args.datasets)]
+    # The other commands have no such flag; a folder says it itself, and the names of its heads.
+    heads = args.datasets or ",".join(f"<{name}>" for name in custom_heads(manifest))
+    named = f" --datasets={shlex.quote(heads)}" if heads else ""
+    convert = f"python -m scripts.convert_weights {shlex.quote(args.source)} --to=FOLDER --num_heads={args.num_heads}"
+    return [*lines, f"first: {convert}{named}", *_commands("FOLDER", manifest, conversion.weights)]
 
 
 def _commands(

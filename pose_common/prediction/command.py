@@ -31,7 +31,7 @@ from pose_common.prediction.pictures import Picture
 from pose_common.prediction.result import FIELDS, Result
 from pose_common.prediction.sources import by_number, count_of, files_of, refuse_to_replace, require_one_clip
 from pose_common.prediction.video import video_writer
-from pose_common.training import distributed
+from pose_common.training import distributed, logs
 from pose_common.training.processes import one_line
 from pose_common.weights.embedded import NOTICE
 
@@ -103,6 +103,7 @@ def run(args: argparse.Namespace, predict: Callable[[argparse.Namespace], tuple[
         its stages cost, in seconds by name, goes to `costs`.
     """
     args.left_out, args.costs = [], {}
+    logs.hide_abandoned_tasks()
     with Interruption() as interruption, logging_redirect_tqdm():  # a message has a line of its own
         try:
             status = _run(args, predict, interruption)

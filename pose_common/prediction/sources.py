@@ -17,7 +17,10 @@ from data_pipelines.picture_formats import SUFFIXES
 from pose_common.prediction.pictures import Picture, PictureError, decode, from_array, from_pillow, read_picture
 from pose_common.prediction.video import frames_of
 
-VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".gif")
+VIDEO_SUFFIXES = (
+    *(".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".gif"),
+    *(".wmv", ".flv", ".ts", ".mts", ".m2ts", ".3gp", ".ogv"),
+)
 
 
 def is_single(source: Any) -> bool:
@@ -54,8 +57,7 @@ def pictures_of(source: Any, left_out: Callable[[PictureError], None] | None = N
     elif _is_pillow(source):
         yield Picture("picture_0", from_pillow(source, "a Pillow image"))
     elif _is_encoded(source):
-        data = source.read() if hasattr(source, "read") else bytes(source)
-        yield Picture("picture_0", decode(data, "a picture's bytes"))
+        yield Picture("picture_0", decode(_bytes_of(source), "a picture's bytes"))
     elif isinstance(source, Iterable):
         for number, item in enumerate(source):
             try:
@@ -151,6 +153,8 @@ def _files(source: Any) -> list[pathlib.Path]:
 
 def _files_of(source: str) -> list[pathlib.Path]:
     path = pathlib.Path(source)
+    if not source:  # pathlib's is the current folder
+        raise PictureError("the name of the pictures is empty; . is the current folder")
     if path.is_dir():
         if not (found := _taken_of(path)):
             raise PictureError(f"{source}: the folder has no pictures ({', '.join(SUFFIXES)}) and no videos")
@@ -159,6 +163,8 @@ def _files_of(source: str) -> list[pathlib.Path]:
     else:
         found = sorted(map(pathlib.Path, glob.glob(source, recursive=True)), key=by_number)
         if not found:
+            if source.startswith("file:/"):
+                raise PictureError(f"{source}: give the path alone, without file://")
             if re.match(r"\w{2,}:/", source):  # a path has one slash of the two
                 raise PictureError(f"{source}: addresses are not fetched; download it, and name the file")
             raise PictureError(f"{source}: there is no such file or folder, and no file fits it as a pattern")
@@ -215,6 +221,22 @@ def _is_pillow(source: Any) -> bool:
 
 def _is_encoded(source: Any) -> bool:
     return isinstance(source, (bytes, bytearray, memoryview)) or hasattr(source, "read")
+
+
+def _bytes_of(source: Any) -> bytes:
+    """Of a picture's file. Raises PictureError for what else can be read: `cv2.VideoCapture`, a file opened as text."""
+    if not hasattr(source, "read"):
+        return bytes(source)
+    try:
+        data = source.read()
+    except ValueError as error:  # closed, or opened as text
+        raise PictureError(f"{type(source).__name__}: cannot be read as a picture's bytes: {error}") from error
+    if not isinstance(data, bytes):
+        raise PictureError(
+            f"{type(source).__name__}: reading gives a {type(data).__name__}, not a picture's bytes: give the path of "
+            "a picture or a video, a file opened by 'rb', or frames as RGB arrays"
+        )
+    return data
 
 
 def _warn(error: PictureError) -> None:

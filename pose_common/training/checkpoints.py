@@ -372,12 +372,14 @@ class Found(NamedTuple):
 
 def find_checkpoints(path: str | pathlib.Path) -> Found | None:
     """The checkpoints that `path` means: all of a working directory or of its `checkpoints` folder, the one in its
-    `checkpoints/best`, or the one whose folder it is.
+    `checkpoints/best`, or the one whose folder, or item, it is.
 
     Returns:
       None where `path` is something else.
     """
     path = as_path(path)
+    if path.name in (WEIGHTS, TRAINING, INFO) and _is_step(path.parent):
+        path = path.parent
     if _is_step(path):
         return Found(path.parent, (int(path.name),))
     for folder in (path / "checkpoints", path):

@@ -11,10 +11,9 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
-from etils import epath
 from ml_collections import ConfigDict
 
-from data_pipelines.paths import is_remote
+from data_pipelines.paths import NoPathError, as_path, is_remote
 from pose_common.weights.hub_folders import HUB
 
 POSITIVE = ("batch_size", "eval_batch_size", "fsdp", "learning_rate", "keep_checkpoints")
@@ -116,7 +115,7 @@ def require_like(config: ConfigDict, complete: ConfigDict, entries: Collection[s
 
 def require_weights(field: str, config: ConfigDict) -> None:
     """Raises ConfigError where there is nothing at the path that `field` gives."""
-    expected = "a working directory with checkpoints, one of them, or a folder or file of weights"
+    expected = f"a working directory with checkpoints, one of them, a folder or file of weights, or {HUB}owner/name"
     require_path(field, config[field], expected)
 
 
@@ -124,7 +123,11 @@ def require_path(field: str, path: str, expected: str) -> None:
     """Raises ConfigError where there is nothing at `path`; what is on the Hugging Face hub is looked for later."""
     if path.startswith(HUB):
         return
-    if not path or not epath.Path(path).expanduser().exists():
+    try:
+        there = path and as_path(path).exists()
+    except NoPathError as error:
+        raise ConfigError(f"config.{field}: {error}") from error
+    if not there:
         raise ConfigError(f"config.{field}={path!r}: there is no such file or folder; expected {expected}")
 
 

@@ -301,7 +301,7 @@ def _define_flags(workdir: str) -> _Flags:
 
 def _print_usage(source: str, config: ConfigDict, default: str) -> None:
     """Settings are explained by the configuration's own file, then by that of its method."""
-    own = pathlib.PurePath(source.partition(":")[0]).stem
+    own = pathlib.PurePath(configuration.split_source(source)[0]).stem
     files = configuration.own_files(own, default, "common")
     print(usage(sys.modules["__main__"].__doc__ or "", __name__, config, files))
 

@@ -67,7 +67,7 @@ def read(source: str) -> ConfigDict:
     Raises:
       ConfigError: no such file, an argument that it does not know, or a file that makes no configuration.
     """
-    path, _, argument = source.partition(":")
+    path, argument = split_source(source)
     module = _module(path)
     known = getattr(module, "ARGUMENTS", ())
     if argument and known and argument not in known:
@@ -82,6 +82,12 @@ def read(source: str) -> ConfigDict:
     if not isinstance(found, ConfigDict):
         raise ConfigError(f"--config={source}: get_config() returns a {type(found).__name__}, not a ConfigDict")
     return found
+
+
+def split_source(source: str) -> tuple[str, str]:
+    """(path or name, argument or ""); a folder of the path may have a colon in its name, as `C:` of Windows has."""
+    found = re.fullmatch(r"(.*?\.py|[^:]*)(?::(.*))?", source, re.DOTALL)
+    return (found[1], found[2] or "") if found else (source, "")
 
 
 def _module(path: str) -> Any:
@@ -143,7 +149,7 @@ def split_arguments(arguments: Sequence[str]) -> tuple[str, list[Override], list
             others.append(argument)
             continue
         negated, leaf, text = found.groups()
-        if text is None and not negated and waiting and not waiting[0].startswith("-"):
+        if text is None and not negated and waiting and not re.match(r"-(?!\.?\d)", waiting[0]):  # -1 is a value
             text = waiting.pop(0)
         if leaf is None:
             source = text or ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import logging
 import pathlib
@@ -27,6 +28,12 @@ def start_logging() -> None:
     logging.basicConfig(level=logging.INFO, format=LINE, datefmt=TIME, force=True)
     for library in ("absl", "jax", "orbax", "grain", "tensorboardX", "gcsfs", "fsspec"):
         logging.getLogger(library).setLevel(logging.WARNING)
+    hide_abandoned_tasks()
+
+
+@functools.cache  # once a process: each call would put a hook around the one before
+def hide_abandoned_tasks() -> None:
+    """Of a damaged checkpoint a command says one line, and not what Orbax's threads print beside it."""
     # What Orbax tells of a failure in a thread is raised as well, where it is said in one line.
     logging.getLogger("absl").addFilter(lambda record: not record.exc_info)
     # Where one array of a damaged checkpoint cannot be read, Orbax lets go of the tasks that read the others.

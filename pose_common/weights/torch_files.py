@@ -15,7 +15,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from pose_common.weights.hub_folders import INDEX, find_weights, read_index, refuse_lone_shard
+from pose_common.weights.hub_folders import HUB, INDEX, find_weights, read_index, refuse_lone_shard
 from pose_common.weights.safetensors_files import read_safetensors, write_safetensors
 from pose_common.weights.zip_integrity import verify_zip
 
@@ -24,8 +24,9 @@ SUFFIXES = (".pth", ".pth.tar", ".safetensors")
 
 # Where the training codes put the weights inside what they save; running means of them are taken if they are alone.
 WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "ema_state_dict", "state_dict_ema", "model_ema", "ema")
-# What is before every name where the model was inside another object: of parallel training, Lightning, torch.compile.
-WRAPPED_NAMES = ("module.", "model.", "_orig_mod.")
+# What is before every name where the model was inside another object: of parallel training, Lightning, torch.compile;
+# and whatever field of such an object had a pose model, all of which have a backbone.
+WRAPPED_NAMES = r"(module|model|_orig_mod)\.|\w+\.(?=backbone\.)"
 # What training codes keep beside weights: figures as NumPy's numbers, MMEngine's logs, arguments, paths. PyTorch reads
 # nothing but tensors and plain values of itself; of these, too, nothing is imported, called or kept (`UnreadObject`).
 BESIDE_WEIGHTS = (
@@ -49,6 +50,7 @@ LOOKS = {
     b"\x1f\x8b": "a gzip archive; unpack it",
     b"7z\xbc\xaf": "a 7z archive; unpack it",
     b"\x93NUMPY": "a NumPy array",
+    b"\x08": "an ONNX program, made of weights but not read as such",
     b"{": "JSON; of those only an index of shards, whose name ends in .index.json, means weights",
 }
 
@@ -134,7 +136,7 @@ def _read_file(path: pathlib.Path) -> dict[str, np.ndarray]:
       StateFileError, TorchMissing: see `read_state`.
     """
     if not path.is_file():
-        raise StateFileError(f"{path}: no such file")
+        raise StateFileError(f"{path}: no such file or folder; names of the Hugging Face hub begin with {HUB}")
     try:
         with path.open("rb") as file:
             head = file.read(32)
@@ -177,7 +179,7 @@ def _read_torch(path: pathlib.Path, mmap: bool) -> dict[str, np.ndarray]:
         ) from error
     except Exception as error:  # whatever a damaged stream makes the unpickler do
         raise ValueError(f"PyTorch cannot read it ({type(error).__name__}: {error})") from error
-    return {name: _to_numpy(name, value, torch) for name, value in _unwrap(content).items()}
+    return {name: _to_numpy(name, value, torch) for name, value in _unwrap(content, torch).items()}
 
 
 class UnreadObject:
@@ -201,11 +203,15 @@ def _refused(error: pickle.UnpicklingError) -> str:
     return named[1] if named else text.split("\n")[0]
 
 
-def _unwrap(content: Any) -> Mapping[str, Any]:
-    """The state dict inside what a training code saved."""
+def _unwrap(content: Any, torch: Any) -> Mapping[str, Any]:
+    """The state dict inside what a training code saved: under a known name, or the only one that is there."""
     for wrapper in WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
+    if isinstance(content, Mapping) and not any(isinstance(value, torch.Tensor) for value in content.values()):
+        inside = [value for value in content.values() if isinstance(value, Mapping) and value]
+        states = [value for value in inside if all(isinstance(entry, torch.Tensor) for entry in value.values())]
+        content = states[0] if len(states) == 1 else content
     if not isinstance(content, Mapping) or not content:
         raise ValueError(f"holds no state dict but a {type(content).__name__}")
     if not all(isinstance(name, str) for name in content):
@@ -223,8 +229,8 @@ def _bare_names(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The entries without what is before every name."""
     while True:
         own = [name for name in state if not re.fullmatch(WRAPPER_NUMBERS, name)]
-        prefix = next((p for p in WRAPPED_NAMES if own and all(name.startswith(p) for name in own)), None)
-        if prefix is None:
+        prefix = next((found[0] for name in own if (found := re.match(WRAPPED_NAMES, name))), None)
+        if prefix is None or not all(name.startswith(prefix) for name in own):
             return state
         state = {name.removeprefix(prefix): value for name, value in state.items()}
 

@@ -7,6 +7,7 @@ import pathlib
 import struct
 import zipfile
 import zlib
+from collections.abc import Sequence
 
 PICKLE = "data.pkl"
 """The entry in which PyTorch says what the arrays are."""
@@ -35,12 +36,25 @@ def verify_zip(path: pathlib.Path) -> None:
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            _check_directory(archive.infolist(), path.stat().st_size)
-            damaged = archive.testzip()
+            foreign, damaged = _foreign(archive.namelist()), None
+            if not foreign:
+                _check_directory(archive.infolist(), path.stat().st_size)
+                damaged = archive.testzip()
     except _DAMAGE as error:
         raise ValueError(f"cut or damaged archive: {error}") from error
+    if foreign:
+        raise ValueError(foreign)
     if damaged is not None:
         raise ValueError(f"cut or damaged archive: entry {damaged!r} has not its checksum")
+
+
+def _foreign(names: Sequence[str]) -> str:
+    """What an archive of these entries is where it is none of PyTorch's weights; "" where it is."""
+    if any(pathlib.PurePosixPath(name).parts[1:2] == ("code",) for name in names):
+        return "a TorchScript program, made of weights but not read as such; give the file of weights"
+    if not any(pathlib.PurePosixPath(name).name == PICKLE for name in names):
+        return f"PyTorch did not write it: it has no {PICKLE} but {list(names[:3])}; unpack an archive of weights"
+    return ""
 
 
 def _check_directory(entries: list[zipfile.ZipInfo], file_size: int) -> None:
@@ -49,8 +63,6 @@ def _check_directory(entries: list[zipfile.ZipInfo], file_size: int) -> None:
     PyTorch never compresses, so that a compressed entry is either damage or unpacks to more than memory holds; and
     entries that share their bytes could do the same. Of two entries with one name, `testzip` reads the last only.
     """
-    if not any(pathlib.PurePosixPath(entry.filename).name == PICKLE for entry in entries):
-        raise ValueError(f"PyTorch did not write it: it has no {PICKLE} but {[e.filename for e in entries[:3]]}")
     for name, count in collections.Counter(entry.filename for entry in entries).most_common(1):
         if count > 1:
             raise ValueError(f"it has entry {name!r} twice")

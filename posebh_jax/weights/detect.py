@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import math
 import re
 from typing import NamedTuple
 
@@ -167,7 +168,7 @@ def _mmpose(shapes: Shapes) -> Contents:
         dim=dim,
         depth=_count(shapes, r"backbone\.layers\.(\d+)\..*"),
         # With or without a row for the class token, which these models do not have.
-        tokens=rows if grid_3_by_4(rows) else rows - 1,
+        tokens=rows if grid(rows) and not grid_3_by_4(rows - 1) else rows - 1,
         mlp_ratio=_ratio(_size(shapes, layer + r"ffn\.layers\.0\.0\.(weight|bias)", 0), dim),
         num_experts=0,
         part_features=0,
@@ -218,6 +219,12 @@ def grid_3_by_4(tokens: int) -> tuple[int, int] | None:
     """(width, height) in patches of a 3:4 grid with so many of them, or None."""
     unit = int(round((tokens / 12) ** 0.5))
     return (3 * unit, 4 * unit) if unit and 12 * unit**2 == tokens else None
+
+
+def grid(tokens: int) -> tuple[int, int] | None:
+    """(width, height) in patches of so many positions, 3:4 or square, which no number can be both; None of others."""
+    side = math.isqrt(tokens)
+    return grid_3_by_4(tokens) or ((side, side) if side and side * side == tokens else None)
 
 
 def _any(shapes: Shapes, pattern: str) -> bool:

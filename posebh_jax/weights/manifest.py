@@ -18,7 +18,7 @@ from pose_common.weights.keys import ConversionError, flatten
 from posebh_jax.heads import ACTIVATIONS
 from posebh_jax.model import PoseBH
 from posebh_jax.vit import SIZES, ViTSize
-from posebh_jax.weights.detect import BACKBONE, HUGGING_FACE, MMPOSE, Contents, Embedding, grid_3_by_4
+from posebh_jax.weights.detect import BACKBONE, HUGGING_FACE, MMPOSE, Contents, Embedding, grid
 
 METHOD = "posebh"
 PATCH = 16
@@ -158,7 +158,10 @@ def backbone_size(contents: Contents, num_heads: int | None, part_features: int)
     if num_heads is None and published is None:
         raise ConversionError(
             "more must be known",
-            [f"width {contents.dim}, depth {contents.depth} is no published size: say the attention heads"],
+            [
+                f"width {contents.dim}, depth {contents.depth} is no published size: say the attention heads, "
+                f"{_by('num_heads')}"
+            ],
         )
     heads = published.num_heads if num_heads is None and published is not None else num_heads or 0
     if heads < 1 or contents.dim % heads:
@@ -200,19 +203,22 @@ def _check_names(names: tuple[str, ...], keypoints: tuple[int, ...]) -> None:
 
 
 def _input_size(contents: Contents, options: Options) -> tuple[int, int]:
-    """(width, height) of the crops: as given, or expected, or 3 : 4 with as many patches as there are positions."""
+    """(width, height) of the crops: as given, or expected, or 3 : 4 or square with as many patches as positions."""
     if options.input_size is not None:
         return options.input_size
     expected = options.expected_size or (192, 256)
     tokens = {contents.tokens, contents.tokens + (contents.family == MMPOSE)}  # whose files may lack the extra one
     if contents.family == BACKBONE or math.prod(side // PATCH for side in expected) in tokens:
         return expected
-    grid = grid_3_by_4(contents.tokens)
-    if grid is None:
-        raise ConversionError(
-            "more must be known", [f"{contents.tokens} positions make no 3:4 grid: say the input size"]
-        )
-    return grid[0] * PATCH, grid[1] * PATCH
+    patches = grid(contents.tokens)
+    if patches is None:
+        problem = f"{contents.tokens} positions make no grid of 3:4 or square: say the crops' size, {_by('input_size')}"
+        raise ConversionError("more must be known", [problem])
+    return patches[0] * PATCH, patches[1] * PATCH
+
+
+def _by(flag: str) -> str:
+    return f"by `python -m scripts.convert_weights FILE --to=FOLDER --{flag}=...`, and use that folder"
 
 
 def _heads_beside(source: pathlib.Path) -> int | None:

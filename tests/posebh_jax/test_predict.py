@@ -159,7 +159,8 @@ def test_mistakes_are_named(weights, prepared):
         with pytest.raises(ValueError, match="weights: the name is empty"):
             load("")
     with pytest.raises(ValueError, match="says itself that its heads are coco, aic, ap10k, not coco, mpii"):
-        posebh_jax.load(weights / "posebh", datasets=["coco", "mpii"])
+        posebh_jax.load(weights / "posebh", datasets="coco,mpii")
+    assert list(posebh_jax.load(weights / "posebh", datasets="coco,aic,ap10k").datasets) == ["coco", "aic", "ap10k"]
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from pose_common.weights.embedded import read_embedded
 from pose_common.weights.folder import save_weights
 from pose_common.weights.keys import unflatten
 from posebh_jax.model import PoseBH
-from posebh_jax.vit import ViTSize
+from posebh_jax.vit import SIZES, ViTSize
 from posebh_jax.weights.manifest import manifest_of, model_targets
 from scripts import check_weights, convert_weights
 from tests.posebh_jax.conversion_cases import recorded_options, tiny_posebh
@@ -27,7 +27,8 @@ def test_a_file_is_described(tmp_path, capsys):
     out = capsys.readouterr().out
     assert checksum in out and "PoseBH" in out and "a PoseBH training would initialise: nothing" in out
     assert "left out: ema_decay" in out
-    assert f"--config.mode=evaluate --config.checkpoint={file}" in out
+    converted = f"{file} --to=FOLDER {'='.join(datasets)} --datasets='<dataset_0>,<dataset_1>,<dataset_2>'\n"
+    assert converted in out and "--config.mode=evaluate --config.checkpoint=FOLDER" in out
     # A name that carries the checksum is compared with the content.
     for digits, status in ((checksum[:8], 0), ("36af842e", 1)):
         named = file.rename(file.with_name(f"posebh-{digits}.safetensors"))
@@ -63,13 +64,14 @@ def test_a_skeleton_that_is_not_built_in_is_not_in_a_file(tmp_path, capsys):
     assert f"that of kites is not built in: {needed}" in capsys.readouterr().out
     assert check_weights.main([str(file), "--num_heads=2"]) == 0
     out = capsys.readouterr().out
-    assert f"""--config.checkpoint={file} --config.datasets="('<dataset_0>',)" --config.data_dir=""" in out
+    assert "--to=FOLDER --num_heads=2 --datasets='<dataset_0>'\n" in out
+    assert """--config.checkpoint=FOLDER --config.datasets="('<dataset_0>',)" --config.data_dir=""" in out
     assert f"predict: this does not say the skeleton of dataset_0: {needed}" in out
 
 
 def test_the_commands_name_the_datasets_that_were_named(tmp_path, capsys):
     """17 and 16 keypoints are of no published mixture, so that without names neither command would know its heads."""
-    model = PoseBH(ViTSize(24, 2, 2, 8), (("coco", 17), ("mpii", 16)), 0, filters=(8, 8))
+    model = PoseBH(SIZES["tiny"], (("coco", 17), ("mpii", 16)), 0, filters=(8, 8))
     shapes = unflatten(model_targets(model, (48, 64)))
     weights = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
     weights["prototypes"] = {"bank": np.zeros((33, 3, 64), np.float32)}
@@ -77,6 +79,10 @@ def test_the_commands_name_the_datasets_that_were_named(tmp_path, capsys):
     file = tmp_path / "heads.safetensors"
     assert convert_weights.main([str(tmp_path / "heads"), f"--to={file}"]) == 0
     assert check_weights.main([str(file), "--datasets=coco,mpii", "--num_heads=2"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-3].endswith(f"{file} --to=FOLDER --num_heads=2 --datasets=coco,mpii")
+    assert lines[-2].endswith(".checkpoint=FOLDER") and lines[-1].endswith("--checkpoint=FOLDER")
+    assert check_weights.main([str(file), "--datasets=coco,mpii"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[-2].endswith(f"--config.checkpoint={file} --config.datasets=coco,mpii")
     assert lines[-1].endswith(f"--checkpoint={file} --datasets=coco,mpii")

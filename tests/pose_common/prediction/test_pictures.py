@@ -234,7 +234,7 @@ def test_a_damaged_avif_is_no_picture(tmp_path):
             read_picture(tmp_path / "cut.avif")
 
 
-@pytest.mark.parametrize("name", ["clip.mp4", "CLIP.MOV"])
+@pytest.mark.parametrize("name", ["clip.mp4", "CLIP.MOV", "00012.MTS", "clip.wmv"])
 def test_a_video_is_several_pictures_of_unknown_number(tmp_path, name):
     clip = tmp_path / name
     clip.touch()
@@ -255,6 +255,7 @@ def test_films_and_folders_called_by_their_time(tmp_path, monkeypatch):
 
 def test_what_is_no_picture_is_named(tmp_path):
     (tmp_path / "broken.jpg").write_bytes(b"no picture")
+    encoded_as_text = io.TextIOWrapper(io.BytesIO(b"\xff\xd8"), encoding="utf8")
     for source, message in (
         (tmp_path / "absent.jpg", "absent.jpg: there is no such file"),
         (tmp_path / "*.bmp", "bmp: there is no such file"),
@@ -263,7 +264,11 @@ def test_what_is_no_picture_is_named(tmp_path):
         (np.zeros((4, 4, 3)), "float64"),
         (7, "int is no picture"),
         (b"no picture", r"a picture's bytes: cannot be decoded as a picture \(10 bytes\)"),
-        (io.StringIO("no picture"), "a picture's bytes: cannot be read as a picture"),
+        (io.StringIO("no picture"), "StringIO: reading gives a str, not a picture's bytes: give the path"),
+        (cv2.VideoCapture(), "VideoCapture: reading gives a tuple, .* or a video, .* or frames as RGB arrays"),
+        (encoded_as_text, "TextIOWrapper: cannot be read as a picture's bytes: .*decode"),
+        ("", "the name of the pictures is empty"),
+        (f"file://{tmp_path}/broken.jpg", "broken.jpg: give the path alone, without file://"),
     ):
         with pytest.raises(PictureError, match=message):
             list(pictures_of(source))

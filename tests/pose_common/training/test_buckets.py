@@ -192,6 +192,8 @@ def rows(bucket, name, folder):
 def test_a_mistaken_address_is_named():
     with pytest.raises(ValueError, match="gs:/bucket/run is no path: write gs://bucket/folder"):
         as_path("gs:/bucket/run")
-    for other in ("s3://bucket/run", "memory://run", "file:///run"):  # which would be folders here
+    for other in ("s3://bucket/run", "memory://run", "https://host/run"):  # which would be folders here
         with pytest.raises(ValueError, match=f"{other} is no path: of addresses, those of buckets"):
             as_path(other)
+    with pytest.raises(ValueError, match="file:///run is no path: leave out file://"):
+        as_path("file:///run")

@@ -270,8 +270,9 @@ def test_a_folder_that_was_being_written_is_no_checkpoint(copied):
 def test_what_a_path_means(copied):
     for path in (copied.parent, copied, str(copied)):
         assert find_checkpoints(path) == (copied, (2, 1))
-    assert find_checkpoints(copied / "1") == (copied, (1,))
-    for path in (copied / "1" / WEIGHTS, copied / "absent", copied / "1" / INFO / "metadata"):
+    for path in (copied / "1", copied / "1" / WEIGHTS, copied / "1" / INFO):
+        assert find_checkpoints(path) == (copied, (1,))
+    for path in (copied / "absent", copied.parent / WEIGHTS, copied / "1" / INFO / "metadata"):
         assert find_checkpoints(path) is None
     best = Checkpoints(copied / "best", keep=1)
     for step in (1, 2):

@@ -69,6 +69,20 @@ def other(value):
     return f"{value}_" if isinstance(value, str) else value + 1
 
 
+def test_a_negative_number_is_a_value():
+    given = ["--config.seed", "-1", "--config.learning_rate", "-.5", "--config.remat", "--config.mode", "train"]
+    overrides = [("seed", "-1"), ("learning_rate", "-.5"), ("remat", "True"), ("mode", "train")]
+    assert configuration.split_arguments(given) == ("", overrides, [])
+
+
+def test_a_file_below_a_folder_with_a_colon(tmp_path):
+    folder = tmp_path / "2024-01-05T12:30:00"
+    folder.mkdir()
+    (folder / "mine.py").write_text("from configs import mdt\n\nget_config = mdt.get_config\n")
+    for argument in ("", ":small"):
+        assert read(f"{folder}/mine.py{argument}").size == (argument[1:] or "base")
+
+
 @pytest.mark.parametrize("source", ALL)
 def test_every_leaf_can_be_set(source):
     name, _, argument = source.partition(":")

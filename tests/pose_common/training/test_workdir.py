@@ -129,3 +129,9 @@ def test_a_path_from_home(monkeypatch, tmp_path):
     assert as_path("~/run") == tmp_path / "run" and absolute("~/run") == epath.Path(tmp_path / "run")
     (tmp_path / "weights").mkdir()
     require_path("checkpoint", "~/weights", "a folder")
+
+
+@pytest.mark.parametrize("address", ["file:///weights.pth", "https://host/weights.pth", "s3://bucket/weights.pth"])
+def test_an_address_of_weights_is_named_with_its_field(address):
+    with pytest.raises(ConfigError, match=f"config.init_from: {address} is no path: "):
+        require_path("init_from", address, "a file")

@@ -74,6 +74,7 @@ def test_foreign_files_are_refused(tmp_path, content):
         (b"\x89HDF\r\n\x1a\n" + bytes(20), "an HDF5 file"),
         (b"\x1f\x8b\x08" + bytes(20), "a gzip archive"),
         (b'{"weight_map": {}}', "only an index of shards"),
+        (b"\x08\x08\x12\x07pytorch" + bytes(40), "an ONNX program"),
         (bytes(40), "it starts with"),
     ],
 )
@@ -100,14 +101,22 @@ def test_what_is_before_every_name_is_taken_off(tmp_path, prefix):
     assert set(read_state(path)) == {*STATE, "n_averaged"}
 
 
-def test_what_is_before_some_names_stays(tmp_path):
-    state = {"model.a": np.ones(2, np.float32), "b": np.ones(2, np.float32)}
-    write_state(tmp_path / "w.safetensors", state)
+@pytest.mark.parametrize("prefix", ["net.", "module.pose_model."])
+def test_a_pose_model_in_a_field_of_any_name(tmp_path, prefix):
+    state = {name: np.ones(2, np.float32) for name in ("head.a", "backbone.a")}
+    write_state(tmp_path / "w.safetensors", {prefix + name: value for name, value in state.items()})
     assert set(read_state(tmp_path / "w.safetensors")) == set(state)
 
 
+def test_what_is_before_some_names_stays(tmp_path):
+    for names in (("model.a", "b"), ("backbone.a", "backbone.b"), ("net.a", "net.b")):
+        state = {name: np.ones(2, np.float32) for name in names}
+        write_state(tmp_path / "w.safetensors", state)
+        assert set(read_state(tmp_path / "w.safetensors")) == set(state)
+
+
 def test_a_file_that_is_not_there(tmp_path):
-    with pytest.raises(StateFileError, match="no such file"):
+    with pytest.raises(StateFileError, match="no such file or folder; names of the Hugging Face hub begin with hf://"):
         read_state(tmp_path / "absent.pth")
 
 
@@ -145,7 +154,7 @@ def tensors(torch, state=STATE):
 
 @pytest.mark.torch
 @pytest.mark.parametrize("legacy", [False, True])
-@pytest.mark.parametrize("wrapper", [None, "state_dict", "model_state_dict", "model", "ema"])
+@pytest.mark.parametrize("wrapper", [None, "state_dict", "model_state_dict", "model", "ema", "net"])
 def test_files_of_torch_are_read(torch, tmp_path, wrapper, legacy):
     content = {"module." + name: value for name, value in tensors(torch).items()}
     content = {wrapper: content, "meta": {"epoch": 3, "classes": None}, "optimizer": {}} if wrapper else content
@@ -242,6 +251,13 @@ def test_the_safetensors_package_agrees(torch, tmp_path):
 def test_files_of_torch_without_weights_are_refused(torch, tmp_path, content, message):
     torch.save(content, tmp_path / "w.pth")
     with pytest.raises(StateFileError, match=message):
+        read_state(tmp_path / "w.pth")
+
+
+@pytest.mark.torch
+def test_of_two_models_none_is_taken_for_the_other(torch, tmp_path):
+    torch.save({"student": tensors(torch), "teacher": tensors(torch)}, tmp_path / "w.pth")
+    with pytest.raises(StateFileError, match="a dictionary of 'student', 'teacher'; .* looked for under state_dict"):
         read_state(tmp_path / "w.pth")
 
 

@@ -98,7 +98,10 @@ def test_entries_that_share_their_bytes_are_refused(tmp_path):
 
 
 def test_archives_of_others_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="PyTorch did not write it: it has no data.pkl but .*a.npy"):
+    with pytest.raises(ValueError, match="^PyTorch did not write it: it has no data.pkl but .*a.npy.*unpack"):
         verify_zip(write(tmp_path / "w.zip", [("a.npy", b"x")]))
+    program = [("w/data.pkl", b"x"), ("w/code/__torch__.py", b"x")]
+    with pytest.raises(ValueError, match="^a TorchScript program.*give the file of weights"):
+        verify_zip(write(tmp_path / "w.zip", program))
     with pytest.raises(ValueError, match="PyTorch did not write it"):
         verify_zip(write(tmp_path / "w.zip", []))

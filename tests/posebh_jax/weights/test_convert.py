@@ -15,6 +15,7 @@ from pose_common.weights.keys import COUNTER, ConversionError, expected_sources,
 from pose_common.weights.torch_files import StateFileError, write_state
 from posebh_jax.vit import SIZES, ViTSize
 from posebh_jax.weights.convert import PROTOTYPES, convert, read_weights, to_torch
+from posebh_jax.weights.detect import grid
 from posebh_jax.weights.keys import posebh_rules
 from posebh_jax.weights.manifest import MIXTURES, Options, model_of, model_targets
 from scripts import convert_weights
@@ -185,8 +186,29 @@ def test_a_size_that_is_none_is_explained(size, tmp_path, capsys):
 
 
 def test_attention_heads_of_an_unpublished_size_are_asked_for():
-    with pytest.raises(ConversionError, match=f"{SIZE} is no published size: say the attention heads"):
+    asked = (
+        f"{SIZE} is no published size: say the attention heads, by `python -m scripts.convert_weights .*--num_heads="
+    )
+    with pytest.raises(ConversionError, match=asked):
         convert(dict(tiny_posebh()))
+
+
+@pytest.mark.parametrize(
+    ("tokens", "patches"), [(192, (12, 16)), (48, (6, 8)), (256, (16, 16)), (49, (7, 7)), (0, None), (255, None)]
+)
+def test_crops_are_3_by_4_or_square(tokens, patches):
+    """Hands and faces are cropped square: 256x256 has 256 positions of 16x16 pixels."""
+    assert grid(tokens) == patches
+
+
+def test_positions_of_no_known_shape_ask_for_the_size():
+    state, position = dict(tiny_posebh()), "backbone.pos_embed"
+    options, width = dataclasses.replace(recorded_options(), input_size=None), state[position].shape[-1]
+    state[position] = np.zeros((1, 1 + 16, width), np.float32)
+    assert convert(dict(state), options).manifest["input_size"] == [64, 64]
+    state[position] = np.zeros((1, 1 + 15, width), np.float32)
+    with pytest.raises(ConversionError, match="15 positions make no grid of 3:4 or square.*--input_size="):
+        convert(dict(state), options)
 
 
 def test_heads_of_unknown_datasets_are_numbered_and_the_guess_is_told():
