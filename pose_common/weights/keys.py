@@ -47,6 +47,7 @@ LOOKS = {
     r"(\w+\.)?(embeddings\.cls_token|encoder\.layer\.\d+\..*)": "a Hugging Face transformer other than VitPose",
     r"(vision_model|text_model|visual)\..*": "CLIP",
     r"params/.*": "arrays of this project's own names outside their folder",
+    r"\w+\.backbone\..*": "a model inside another object, with entries of that: save the model's own state_dict",
 }
 
 COLLECTIONS: Mapping[str, Mapping[str, Any]] = {"params": {}, "batch_stats": {}, "prototypes": {}}

@@ -234,3 +234,11 @@ def test_what_other_weights_look_like_is_said(tmp_path, capsys, name, look):
         read_weights(tmp_path / "w.safetensors")
     assert convert_weights.main([str(tmp_path / "w.safetensors"), f"--to={tmp_path / 'out'}"]) == 1
     assert f"look like {look}" in capsys.readouterr().err
+
+
+def test_a_model_beside_entries_of_the_object_around_it(tmp_path):
+    """As Lightning saves a module whose loss has weights: which entries are the model's, nothing says."""
+    state = {name: np.ones(2, np.float32) for name in ("net.backbone.pos_embed", "criterion.weight")}
+    write_state(tmp_path / "w.safetensors", state)
+    with pytest.raises(ConversionError, match="look like a model inside another object.* own state_dict; accepted are"):
+        read_weights(tmp_path / "w.safetensors")
