@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from boir_jax.heads import clamped_sigmoid
-from pose_common.heatmaps import decode_quarter_shift
+from pose_common.heatmaps import about, decode_quarter_shift
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,13 +71,25 @@ def find_people(centre: jax.Array, config: ProposalConfig) -> Proposals:
     batch, height, width = centre.shape
     extent = (height + width) / 2
     side = next((side for limit, side in config.windows if extent <= limit), config.last_window)
-    highest = nn.max_pool(centre[..., None], (side, side), padding=((side // 2, side // 2),) * 2)[..., 0]
-    peaks = jnp.where(centre == highest, centre, 0.0).reshape(batch, height * width)
+    found = is_highest(centre, _window_maximum(centre, side), side)
+    peaks = jnp.where(found, centre, 0.0).reshape(batch, height * width)
     scores, index = jax.lax.top_k(peaks, min(config.maximum, height * width))
     if missing := config.maximum - scores.shape[1]:
         scores, index = (jnp.pad(found, ((0, 0), (0, missing))) for found in (scores, index))
     cells = jnp.stack([index % width, index // width], axis=-1).astype(jnp.int32)
     return Proposals(cells, scores, scores > config.threshold)
+
+
+def is_highest(centre: jax.Array, highest: jax.Array, side: int) -> jax.Array:
+    """Cells of maps [B, h, w] that equal the maximum of their window; in windows where none does, those `about` it."""
+    exact = centre == highest
+    settled = _window_maximum(exact.astype(jnp.float32), side) > 0
+    return exact | about(centre, highest) & ~settled
+
+
+def _window_maximum(maps: jax.Array, side: int) -> jax.Array:
+    """Of the side x side window around each cell of maps [B, h, w]."""
+    return nn.max_pool(maps[..., None], (side, side), padding=((side // 2, side // 2),) * 2)[..., 0]
 
 
 def read_poses(maps: jax.Array, proposals: Proposals) -> Poses:

@@ -22,6 +22,7 @@ import numpy as np
 
 # Bounds of the blurred map before the logarithm, as in the UDP release.
 _LOG_RANGE = (0.001, 50.0)
+_ROUNDING = 2.0**-20  # of a value, about ten units in its last place
 BLURS = {"released": (0.0, "reflect"), "transformers": (0.8, "symmetric")}
 """Of DARK: (standard deviation, where 0 is OpenCV's for the kernel: 11 -> 2.0; how borders are mirrored). The released
 code blurs by OpenCV, the processor of Hugging Face's VitPose by SciPy with 0.8."""
@@ -84,12 +85,30 @@ def encode(
 def first_maximum(x: jax.Array, axis: int) -> tuple[jax.Array, jax.Array]:
     """Maximum along an axis and its first place, int32: `x.max(axis)`, `jnp.argmax(x, axis)`.
 
-    Two plain reductions, which a CPU runs in vector registers; XLA's reduction over (value, index) pairs takes 4 to 15
+    Plain reductions, which a CPU runs in vector registers; XLA's reduction over (value, index) pairs takes 4 to 15
     times as long there. Where there are NaNs the place is the last one.
     """
     maximum = x.max(axis)
+    return maximum, first_place(x, jnp.expand_dims(maximum, axis), axis)
+
+
+def first_place(x: jax.Array, maximum: jax.Array, axis: int) -> jax.Array:
+    """Place, int32, of the first value along an axis that equals its maximum [..., 1, ...], or else is `about` it."""
+    count = x.shape[axis]
     place = jax.lax.broadcasted_iota(jnp.int32, x.shape, axis % x.ndim)
-    return maximum, jnp.where(x == jnp.expand_dims(maximum, axis), place, x.shape[axis] - 1).min(axis)
+    # One reduction for both: places of those that are about the maximum count from `count` on.
+    place = jnp.where(x == maximum, place, jnp.where(about(x, maximum), count + place, 2 * count)).min(axis)
+    return jnp.where(place < 2 * count, place % count, count - 1)
+
+
+def about(x: jax.Array, maximum: jax.Array) -> jax.Array:
+    """Where x is its maximum but for rounding.
+
+    Where x is the result of other operations, XLA may compile these once into the maximum and once more into the
+    comparison with it, where multiplications and additions may be joined otherwise: no value then equals the maximum,
+    and a peak is lost. No barrier keeps it from that on a CPU.
+    """
+    return x >= maximum - _ROUNDING * jnp.abs(maximum)
 
 
 def decode_argmax(heatmaps: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from boir_jax.proposals import find_people, predict, smooth
+from boir_jax.proposals import find_people, is_highest, predict, smooth
 from pose_common.images import normalise_pixels
 from tests.boir_jax.golden_weights import recorded_settings, tiny, weights
 from tests.golden_files import golden, golden_config
@@ -57,6 +57,18 @@ def test_plateaus_and_empty_maps():
     found = np.asarray(people.cells)[np.asarray(people.found)][:, ::-1]
     np.testing.assert_array_equal(sorted(found.tolist()), PROPOSALS["plateau:coord_yx_sorted"])
     assert not find_people(np.full((2, 8, 8), config.threshold / 2, np.float32), config).found.any()
+
+
+def test_a_window_whose_maximum_was_rounded_otherwise_has_its_peak():
+    """As where XLA compiles the map into the maximum and, once more, into the comparison with it; a neighbour of a peak
+    is none for being as high but for rounding."""
+    centre = np.full((1, 5, 9), 0.1, np.float32)
+    centre[0, 2, [2, 3, 7]] = 0.5, np.nextafter(np.float32(0.5), np.float32(0)), 0.3
+    highest = np.stack([centre[0, :, max(x - 1, 0) : x + 2].max() for x in range(9)])[None, None].repeat(5, 1)
+    places = (0, 2, (2, 3, 7))
+    assert is_highest(centre, highest, 3)[places].tolist() == [True, False, True]
+    # Of two that are as high but for rounding nobody can tell which.
+    assert is_highest(centre, np.nextafter(highest, np.float32(1)), 3)[places].tolist() == [True, True, True]
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.1])

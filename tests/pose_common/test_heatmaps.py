@@ -212,3 +212,25 @@ def test_flat_and_empty_maps_stay_finite():
         assert np.isfinite(coords).all()
         np.testing.assert_array_equal(coords[0, [0, 2]], -1)
         np.testing.assert_array_equal(score[0], [0, 1, -1])
+
+
+@pytest.mark.parametrize("axis", [0, 1, -1])
+def test_the_first_maximum(axis):
+    """Many ties, all of them, negative numbers; NaNs end at the last place."""
+    x = np.random.default_rng(0).integers(-3, 3, (5, 7, 6)).astype(np.float32)
+    x[1], x[:, 2] = -2, 0
+    maximum, place = heatmaps.first_maximum(x, axis)
+    np.testing.assert_array_equal(maximum, x.max(axis))
+    np.testing.assert_array_equal(place, x.argmax(axis))
+    assert heatmaps.first_maximum(np.array([1, np.nan, 2, 0], np.float32), 0)[1] == 3
+
+
+def test_a_maximum_that_was_rounded_otherwise_has_its_place():
+    """Where it and the values that it is looked for among were compiled apart; an exact one is preferred to those about
+    it."""
+    x = np.array([[0.1, 0.7, 0.3], [-2, -1, -3], [0, 0, 0]], np.float32)
+    maximum = x.max(1, keepdims=True)
+    for end in (np.inf, -np.inf):
+        np.testing.assert_array_equal(heatmaps.first_place(x, np.nextafter(maximum, np.float32(end)), 1), [1, 1, 0])
+    below = np.nextafter(np.float32(0.7), np.float32(0))
+    assert heatmaps.first_place(np.array([below, 0.7], np.float32), np.float32([0.7]), 0) == 1
