@@ -34,9 +34,9 @@ format: $(VENV)/.ready-lint
 	$(VENV)/bin/python -m ruff check --fix
 	$(VENV)/bin/python -m ruff format
 
-# Between edits: everything that compiles no whole network, compiled without LLVM's optimisation.
+# Between edits: everything that compiles no whole network.
 test-fast: $(VENV)/.ready
-	XLA_FLAGS="$(XLA_FLAGS) --xla_backend_optimization_level=0" $(VENV)/bin/python -m pytest $(SIDE_BY_SIDE) -m "not slow"
+	$(VENV)/bin/python -m pytest $(SIDE_BY_SIDE) -m "not slow"
 
 # Which tolerances are too narrow for what rounding alone does on other processors.
 test-rounding: $(VENV)/.ready

@@ -6,9 +6,13 @@ import collections
 import os
 import pathlib
 
-# Most of the tests' time is compilation. XLA's other generator of loops takes a third less of it; the two differ by
-# rounding, and the tests hold with both.
-XLA_FLAGS = {"xla_force_host_platform_device_count": "8", "xla_cpu_use_fusion_emitters": "false"}
+# Most of the tests' time is compilation. XLA's other generator of loops without LLVM's optimisation takes a fraction of
+# it; they differ from the defaults by rounding, and the tests hold with both.
+XLA_FLAGS = {
+    "xla_force_host_platform_device_count": "8",
+    "xla_cpu_use_fusion_emitters": "false",
+    "xla_backend_optimization_level": "0",
+}
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 for _name, _value in XLA_FLAGS.items():
@@ -16,7 +20,6 @@ for _name, _value in XLA_FLAGS.items():
         os.environ["XLA_FLAGS"] = f"{_flags} --{_name}={_value}".strip()
 
 import jax  # noqa: E402  (the environment must be set first)
-import pytest  # noqa: E402
 
 _cache = pathlib.Path(__file__).resolve().parents[1] / ".cache" / "jax"
 jax.config.update("jax_compilation_cache_dir", os.environ.get("JAX_COMPILATION_CACHE_DIR", str(_cache)))
@@ -31,14 +34,3 @@ def pytest_collection_modifyitems(items):
         if marker := item.get_closest_marker("slow"):
             minutes[item.path] += marker.kwargs.get("minutes", 0.05)
     items.sort(key=lambda item: -minutes[item.path])  # stable, so that a file stays together
-
-
-@pytest.fixture(scope="module")
-def quick_compilation():
-    """Programs of a module are compiled without most optimisations, which take half of the time.
-
-    For tests that compare programs with each other; those that compare with recorded numbers run what users run.
-    """
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)

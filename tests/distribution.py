@@ -82,13 +82,9 @@ def program(run: Callable[[str], Arrays]) -> None:
 
 
 def child_environment(devices: int) -> dict[str, str]:
-    """Of a process with so many virtual devices that compiles whole training steps.
-
-    LLVM's optimisation would take half of the time; what such processes are compared for, layouts and restarts, is
-    settled before it. The flags that the tests were started with stay.
-    """
+    """Of a process with so many virtual devices, compiled as the tests are (`tests/conftest.py`)."""
     given = re.sub(r"--xla_force_host_platform_device_count=\d+", "", os.environ.get("XLA_FLAGS", ""))
-    flags = f"{given} --xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
+    flags = f"{given} --xla_force_host_platform_device_count={devices}"
     return {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags.strip(), "JAX_COMPILATION_CACHE_DIR": ""}
 
 

@@ -8,7 +8,7 @@ the tolerance.
 
     python -m tests.rounding [pytest arguments]
 
-runs the tests that read recordings, unmoved and with several random moves, and prints each comparison whose largest
+runs the tests that read recordings, compiled as users' programs are, unmoved and with several random moves, and prints each comparison whose largest
 error is over a third of its tolerance. Such a tolerance is too narrow: widen it to a multiple of the printed error, or
 compare in float64.
 """
@@ -27,6 +27,8 @@ import numpy as np
 
 SEED, LOG = "GOLDEN_ULP_SEED", "GOLDEN_MARGINS"
 """Environment variables: seed of the moves ('' for none), and the file that gets a line for every comparison."""
+AS_USERS_COMPILE = "--xla_cpu_use_fusion_emitters=true --xla_backend_optimization_level=3"
+"""XLA's defaults, which `tests/conftest.py` leaves for what compiles in less time."""
 LARGEST_SHARE = 1 / 3
 SEEDS = (0, 1, 2)
 
@@ -91,7 +93,7 @@ def main(arguments: list[str]) -> int:
     log.unlink(missing_ok=True)
     tests = arguments or _tests_that_read_recordings()
     for seed in ("", *map(str, SEEDS)):
-        environment = os.environ | {SEED: seed, LOG: str(log)}
+        environment = os.environ | {SEED: seed, LOG: str(log), "XLA_FLAGS": AS_USERS_COMPILE}
         command = [sys.executable, "-m", "pytest", "-p", "tests.rounding", "--durations=0", "-q", "--no-header", *tests]
         subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, check=False)
     shares: dict[str, float] = collections.defaultdict(float)

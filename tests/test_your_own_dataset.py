@@ -258,8 +258,11 @@ def test_people_of_whom_a_box_alone_is_drawn_are_masked_by_it(tmp_path):
     content["annotations"][3] |= {"keypoints": [0] * 9, "num_keypoints": 0, "segmentation": [[1, 1, 9, 1, 9, 9]]}
     assert prepare(tmp_path, content, "--allow_loss") == 0
     masks = [json.loads(text) if text else None for text in load_annotations("kites", "train", tmp_path / "data").mask]
-    box = [4.25, 5, 24.25, 5, 24.25, 27.5, 4.25, 27.5]
-    assert masks == [None, [box], [box], [[1, 1, 9, 1, 9, 9]]]
+    boxes = [
+        [x, y, x + width, y, x + width, y + height, x, y + height]
+        for x, y, width, height in (content["annotations"][index]["bbox"] for index in (1, 2))
+    ]
+    assert masks == [None, [boxes[0]], [boxes[1]], [[1, 1, 9, 1, 9, 9]]]
 
 
 def test_splits_have_the_same_keypoints(tmp_path, capsys):

@@ -8,7 +8,7 @@ import pytest
 
 from boir_jax.hrnet import HRNet
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compilation")]  # compiles whole backbones
+pytestmark = pytest.mark.slow  # compiles whole backbones
 
 
 @pytest.mark.parametrize("modules, size", [((1, 1, 1), (64, 96)), ((1,), (96, 32))])

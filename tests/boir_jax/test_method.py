@@ -28,7 +28,7 @@ from posebh_jax import sources as posebh_sources
 from scripts import convert_weights
 from tests.boir_jax.step_program import TINY, global_batch, tiny_method
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compilation")]  # trains the whole network
+pytestmark = pytest.mark.slow  # trains the whole network
 
 
 def test_it_learns():

@@ -13,7 +13,7 @@ from data_pipelines.skeletons import KeypointSet
 from tests.boir_jax.step_program import tiny_method
 from tests.settings import PROPOSALS
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compilation")]  # compiles whole-image inference
+pytestmark = pytest.mark.slow  # compiles whole-image inference
 
 SKELETON = KeypointSet("five", tuple("abcde"), flip_pairs=((0, 1), (3, 4)), limbs=())
 SIZES = ((128, 64), (64, 64))  # height, width

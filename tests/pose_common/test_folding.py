@@ -15,8 +15,6 @@ from pose_common.folding import FLAT, Fold, enlarge_nearest, fold_of, refold
 from pose_common.layers import BatchNorm
 from pose_common.training.flops import step_flops
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 @pytest.mark.parametrize(
     "channels, size, fold",

@@ -14,8 +14,6 @@ from posebh_jax.prototypes import Labels, assign
 from tests.posebh_jax.method_cases import close
 from tests.settings import PROTOTYPES
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 INDEX = KeypointIndex((3, 1, 5))
 PER_KEYPOINT, DIM = 3, 8
 

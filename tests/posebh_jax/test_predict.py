@@ -42,7 +42,7 @@ from tests.boir_jax import step_program as boir_program
 from tests.posebh_jax.step_program import global_batch, spread_embeddings, tiny_method
 from tests.settings import DARK_KERNEL
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compilation")]  # compiles whole models
+pytestmark = pytest.mark.slow  # compiles whole models
 
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402

@@ -11,7 +11,7 @@ from posebh_jax.predictor import HEAD_MAPS, PROTOTYPE_MAPS, Predictor
 from tests.posebh_jax.step_program import global_batch, tiny_method
 from tests.settings import DARK_KERNEL
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compilation")]  # compiles whole models
+pytestmark = pytest.mark.slow  # compiles whole models
 
 
 @pytest.fixture(scope="module")

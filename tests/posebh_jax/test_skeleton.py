@@ -19,7 +19,7 @@ from posebh_jax.crops import crops_of
 from posebh_jax.figures import figures_of, protocol_of
 from tests.settings import PROTOTYPES
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compilation")]  # compiles the embedded model
+pytestmark = pytest.mark.slow  # compiles the embedded model
 
 NAMES = ("chest", "left_shin", "right_shin", "left_forearm", "right_forearm")
 ENDS = (("neck", "pelvis"), ("left_knee", "left_ankle"), ("right_knee", "right_ankle"), ("left_elbow", "left_wrist"),

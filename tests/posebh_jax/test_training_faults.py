@@ -18,7 +18,7 @@ from pose_common.training.nonfinite import NonFiniteError
 from posebh_jax import build, configuration, main
 from tests.training_faults import change_annotations, spoil
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compilation")]  # trains a small network
+pytestmark = pytest.mark.slow  # trains a small network
 
 DATASETS = ("synthetic_coco", "synthetic_ap10k")
 

@@ -27,7 +27,7 @@ from posebh_jax.weights.manifest import manifest_of
 from scripts import convert_weights
 from tests.golden_files import shared_path
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compilation")]  # trains through two configurations
+pytestmark = pytest.mark.slow  # trains through two configurations
 
 ALWAYS = {"heads"}
 THAWED = {"heads", "backbone"}

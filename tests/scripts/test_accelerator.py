@@ -14,7 +14,6 @@ def rows_of(path):
 
 
 @pytest.mark.slow  # compiles a training step and a prediction
-@pytest.mark.usefixtures("quick_compilation")
 def test_the_smallest_network_is_measured(tmp_path):
     options = "--sizes=tiny --boir= --batch=2 --inference_batches=1 --steps=1 --parts=kernels,predict,profile"
     found = accelerator.main([f"--out={tmp_path}", *options.split()])

@@ -23,7 +23,7 @@ from pose_common.prediction.pictures import Picture
 from posebh_jax.crops import crops_of
 from scripts import export
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compilation")]  # compiles whole models
+pytestmark = pytest.mark.slow  # compiles whole models
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 # Float32 sums in another order: of pixels of crops some 100 wide.
 TOLERANCE = 1e-4

@@ -31,10 +31,7 @@ from tests.distribution import in_processes
 from tests.pose_common.training import toy_program
 from tests.pose_common.training.toy import ToyData, ToyMethod
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.usefixtures("quick_compilation"),
-]  # compiles a training step for every layout
+pytestmark = pytest.mark.slow  # compiles a training step for every layout
 
 SETTINGS = LoopSettings(steps_per_epoch=3, log_every=1, checkpoint_every=2, evaluate_every=0, keep=20)
 PLANS = {

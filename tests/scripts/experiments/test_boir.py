@@ -5,7 +5,6 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from boir_jax.losses import LossConfig, Targets, embedding_loss
 from configs import boir as configs
@@ -32,7 +31,6 @@ def maps_and_targets():
     return dense, instance, targets
 
 
-@pytest.mark.usefixtures("quick_compilation")
 def test_every_arm_has_its_own_loss():
     inputs, losses = maps_and_targets(), configs.get_config("demo").losses
     of_arms = tuple(LossConfig(**{**losses, **arm}) for arm in boir.ARMS.values())

@@ -74,7 +74,6 @@ def test_an_experiment_that_is_done_makes_its_tables_and_trains_nothing(tmp_path
 
 
 @pytest.mark.slow  # compiles a training step
-@pytest.mark.usefixtures("quick_compilation")
 def test_the_smallest_form_runs_and_goes_on(tmp_path):
     config = posebh.configuration()
     config.input_size, config.head_filters, config.batch_size, config.size = (32, 48), (4, 4), 8, "tiny"
