@@ -8,9 +8,9 @@ the tolerance.
 
     python -m tests.rounding [pytest arguments]
 
-runs the tests that read recordings, compiled as users' programs are, unmoved and with several random moves, and prints each comparison whose largest
-error is over a third of its tolerance. Such a tolerance is too narrow: widen it to a multiple of the printed error, or
-compare in float64.
+runs the tests that read recordings, compiled as users' programs are, unmoved and with several random moves, and prints
+each comparison whose largest error is over a third of its tolerance. Such a tolerance is too narrow: widen it to a
+multiple of the printed error, or compare in float64.
 """
 
 from __future__ import annotations
