@@ -82,7 +82,10 @@ def size_of(path: pathlib.Path) -> int:
 
 def not_as_written(folder: pathlib.Path, sizes: Mapping[str, int]) -> list[str]:
     """What is wrong with files of which the sizes, in bytes, are known."""
-    found = {name: size_of(folder / name) if (folder / name).exists() else None for name in sizes}
+    found: dict[str, int | None] = dict.fromkeys(sizes)
+    for name in sizes:
+        with contextlib.suppress(FileNotFoundError):
+            found[name] = size_of(folder / name)
     return [
         f"{name} has {size} bytes instead of {sizes[name]}" if size is not None else f"{name} is not there"
         for name, size in found.items()

@@ -307,17 +307,18 @@ class _ShardWriter:
         self.lengths: list[int] = []
         self.bytes: list[int] = []
 
-    @_of_the_system()
     def write(self, example: dict[str, Any]) -> None:
         data = self._features.serialize_example(self._features.encode_example(example))
         if self._writer is None or self.bytes[-1] + len(data) > SHARD_BYTES:
             self.close()
             path = self._template.sharded_filepath(shard_index=len(self.lengths), num_shards=None)
-            # Groups of one record: an epoch reads records in random order.
-            self._writer = array_record_module.ArrayRecordWriter(os.fspath(path), "group_size:1")
+            with _of_the_system():
+                # Groups of one record: an epoch reads records in random order.
+                self._writer = array_record_module.ArrayRecordWriter(os.fspath(path), "group_size:1")
             self.lengths.append(0)
             self.bytes.append(0)
-        self._writer.write(data)
+        with _of_the_system():
+            self._writer.write(data)
         self.lengths[-1] += 1
         self.bytes[-1] += len(data)
 
