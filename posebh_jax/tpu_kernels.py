@@ -52,8 +52,7 @@ def experts_available(x: jax.Array, kernel: jax.Array) -> bool:
 
 
 def _available(x: jax.Array) -> bool:
-    devices = _devices(jax.typeof(x).sharding.mesh)
-    return x.dtype == jnp.bfloat16 and x.shape[1] % _SUBLANES == 0 and x.shape[0] % max(devices, 1) == 0
+    return x.dtype == jnp.bfloat16 and x.shape[1] % _SUBLANES == 0 and divides_batch(x)
 
 
 def attention(qkv: jax.Array, bias: jax.Array, num_heads: int, interpret: bool = False) -> jax.Array:
@@ -77,7 +76,7 @@ def attention(qkv: jax.Array, bias: jax.Array, num_heads: int, interpret: bool =
             interpret=interpret,
         )
 
-    (out,) = _over_batch(local, (True, False), (True,))(qkv, bias[None])
+    (out,) = over_batch(local, (0, None), (0,))(qkv, bias[None])
     return out
 
 
@@ -104,7 +103,7 @@ def attention_gradient(
         )
         return of_qkv, of_bias.sum((0, 1))
 
-    of_qkv, of_bias = _over_batch(local, (True, False, True), (True, False))(qkv, bias[None], slope)
+    of_qkv, of_bias = over_batch(local, (0, None, 0), (0, None))(qkv, bias[None], slope)
     return of_qkv, of_bias.astype(bias.dtype)
 
 
@@ -195,7 +194,7 @@ def experts(x: jax.Array, dataset: jax.Array, kernel: jax.Array, interpret: bool
         )
         return (_of_known(out, dataset, count),)
 
-    (out,) = _over_batch(local, (True, True, False), (True,))(x, dataset, _turned(kernel, x.dtype))
+    (out,) = over_batch(local, (0, 0, None), (0,))(x, dataset, _turned(kernel, x.dtype))
     return out
 
 
@@ -222,9 +221,7 @@ def experts_gradient(
         of_turned = jnp.where(present[:, None, None], of_turned, 0.0)  # nothing is written of an absent expert
         return of_x, of_turned.astype(x.dtype)  # devices exchange gradients of all products in this dtype
 
-    of_x, of_turned = _over_batch(local, (True, True, False, True), (True, False))(
-        x, dataset, _turned(kernel, x.dtype), slope
-    )
+    of_x, of_turned = over_batch(local, (0, 0, None, 0), (0, None))(x, dataset, _turned(kernel, x.dtype), slope)
     return of_x, of_turned.swapaxes(1, 2).astype(kernel.dtype)
 
 
@@ -317,8 +314,14 @@ def _call(
     )
 
 
-def _over_batch(local: Callable, split: tuple[bool, ...], outputs: tuple[bool, ...]) -> Callable:
-    """`local` on each device's images of arguments that are `split`; of its `outputs` those that are not are summed."""
+def over_batch(local: Callable, split: Sequence[int | None], outputs: Sequence[int | None]) -> Callable:
+    """`local` on each device's images, where the compiler may spread arrays over devices.
+
+    Args:
+      local: function of arrays to a tuple of arrays.
+      split: axis of each argument along which its images lie; None: every device gets all of it.
+      outputs: the same of what `local` returns; None: the sum over devices.
+    """
 
     def call(*arguments):
         mesh = jax.typeof(arguments[0]).sharding.mesh
@@ -327,15 +330,22 @@ def _over_batch(local: Callable, split: tuple[bool, ...], outputs: tuple[bool, .
 
         def summed(*arguments):
             found = zip(outputs, local(*arguments), strict=True)
-            return tuple(x if is_split else jax.lax.psum(x, mesh.axis_names) for is_split, x in found)
+            return tuple(jax.lax.psum(x, mesh.axis_names) if axis is None else x for axis, x in found)
 
-        def specs(splits):
-            return tuple(PartitionSpec(mesh.axis_names if is_split else None) for is_split in splits)
+        def specs(axes):
+            return tuple(
+                PartitionSpec() if axis is None else PartitionSpec(*[None] * axis, mesh.axis_names) for axis in axes
+            )
 
         spread = jax.shard_map(summed, mesh=mesh, in_specs=specs(split), out_specs=specs(outputs), check_vma=False)
         return spread(*arguments)
 
     return call
+
+
+def divides_batch(x: jax.Array) -> bool:
+    """Whether `over_batch` can spread x [B, ...]: every device has as many of its images."""
+    return x.shape[0] % max(_devices(jax.typeof(x).sharding.mesh), 1) == 0
 
 
 def _devices(mesh: Any) -> int:

@@ -6,8 +6,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
-from posebh_jax.heads import EmbeddingHead, HeatmapHead, interleaved, upsample2
+from posebh_jax.heads import (
+    EmbeddingHead,
+    HeatmapHead,
+    interleaved,
+    kernel_gradient,
+    kernel_gradient_by_taps,
+    upsample2,
+)
 from posebh_jax.weights.keys import embedding_rules, head_rules
 from tests.golden_files import golden, golden_config
 from tests.posebh_jax.golden_weights import golden_state, maps, module_variables
@@ -127,3 +135,24 @@ def test_initial_values_are_the_originals():
             assert abs(float(value.std()) - 1e-3) < 2e-4
         else:
             assert (value == (1.0 if kind == "scale" else 0.0)).all()
+
+
+@pytest.mark.parametrize("spread", ["one device", "eight devices", "pmap"])
+def test_gradient_of_a_kernel_by_taps_is_that_of_the_convolutions(spread):
+    """What a TPU runs instead, on every device's own images."""
+    keys = jax.random.split(jax.random.key(0), 2)
+    x = jax.random.normal(keys[0], (8, 5, 3, 6))
+    slope = jax.random.normal(keys[1], (4, 8, 5, 3, 7))
+    expected = jax.jit(kernel_gradient)(x, slope)
+    if spread == "pmap":
+        one = jax.pmap(lambda x, slope: jax.lax.psum(kernel_gradient_by_taps(x, slope), "rows"), "rows", in_axes=(0, 1))
+        found = one(x[:, None], slope[:, :, None])[0]
+    else:
+        if spread == "eight devices":
+            mesh = jax.make_mesh((4, 2), ("data", "fsdp"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+            rows = ("data", "fsdp")
+            x = jax.device_put(x, NamedSharding(mesh, PartitionSpec(rows)))
+            slope = jax.device_put(slope, NamedSharding(mesh, PartitionSpec(None, rows)))
+        found = jax.jit(kernel_gradient_by_taps)(x, slope)
+    # Sums of 120 products of about 1 in another order.
+    np.testing.assert_allclose(found, expected, atol=1e-4)
