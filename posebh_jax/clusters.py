@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from posebh_jax.keypoint_index import KeypointIndex
+
 RELEASED_KEYPOINTS = 214
 """Of the paper's six skeletons."""
 # Below this share of the prototypes' energy a reconstruction error is rounding of float32 prototypes.
@@ -41,6 +43,11 @@ class ClusterBank(NamedTuple):
 
     prototypes: jax.Array
     keypoint: jax.Array
+
+    @property
+    def keypoint_index(self) -> KeypointIndex:
+        """Of the clusters, which are compared as the keypoints of one dataset are."""
+        return KeypointIndex((self.keypoint.shape[0],))
 
 
 class ClusterChoice(NamedTuple):

@@ -9,8 +9,7 @@ import jax.numpy as jnp
 
 from pose_common.collectives import global_batch_size
 from posebh_jax.clusters import ClusterBank
-from posebh_jax.comparison import PRECISE, compare
-from posebh_jax.keypoint_index import KeypointIndex
+from posebh_jax.comparison import PRECISE, Comparison, compare
 from posebh_jax.losses.heatmap import heatmap_mse
 from posebh_jax.losses.prototype import contrast
 from posebh_jax.prototypes import PrototypeConfig, label_pixels, prototype_heatmaps
@@ -24,6 +23,7 @@ def cluster_terms(
     *,
     config: PrototypeConfig,
     axis_name: str | None = None,
+    compared: Comparison | None = None,
 ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
     """Prototype and heatmap loss of the cluster bank on targets moved to clusters.
 
@@ -35,18 +35,19 @@ def cluster_terms(
       embedding: [B, h, w, D].
       targets, keypoint_weights: [B, h, w, T], [B, T].
       bank: from `choose_clusters`.
+      compared: `compare(embedding, bank.prototypes, bank.keypoint_index)`; None: it is made here.
 
     Returns:
       The weighted per-device loss {"cluster"}, and global: unweighted `cross_entropy`, `distance`, and `pixels`.
     """
-    keypoint_index = KeypointIndex((bank.keypoint.shape[0],))
+    keypoint_index = bank.keypoint_index
     # A product with a 0/1 matrix copies exactly; gathers along the last axis are slow on matrix hardware.
     moves = jax.nn.one_hot(bank.keypoint, targets.shape[-1], axis=0)
     targets = jnp.matmul(targets, moves, precision=PRECISE)
     keypoint_weights = jnp.matmul(keypoint_weights, moves, precision=PRECISE)
 
     labels = label_pixels(targets, jnp.zeros(targets.shape[0], jnp.int32), config.label_threshold)
-    compared = compare(embedding, bank.prototypes, keypoint_index)
+    compared = compare(embedding, bank.prototypes, keypoint_index) if compared is None else compared
     shared: dict[str, Any] = {"keypoint_index": keypoint_index, "config": config, "axis_name": axis_name}
     terms = contrast(embedding, compared.partition, bank.prototypes, labels, **shared)
     maps = prototype_heatmaps(compared.best)
