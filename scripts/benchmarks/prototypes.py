@@ -19,7 +19,7 @@ from pose_common.evaluation import result_table as tables
 from pose_common.heatmaps import encode
 from pose_common.training import configuration
 from posebh_jax.clusters import ClusterBank
-from posebh_jax.comparison import compare
+from posebh_jax.comparison import compare_each
 from posebh_jax.keypoint_index import KeypointIndex
 from posebh_jax.losses.cluster import cluster_terms
 from posebh_jax.losses.cross_type import cross_type_terms
@@ -60,51 +60,56 @@ def example_inputs(keypoint_index: KeypointIndex, batch: int, heatmap_size: tupl
 def terms_by_name(keypoint_index: KeypointIndex, config: PrototypeConfig, clusters: int) -> dict[str, Callable]:
     """Name -> function of (embedding, heads, inputs) that returns losses and auxiliary values."""
 
-    def heads(embedding, maps, x):
+    def heads(embedding, maps, x, compared):
         return {"heads": head_terms(maps, x["targets"], x["weights"], keypoint_index=keypoint_index).sum()}, {}
 
-    def prototype(embedding, maps, x, noise=None):
-        compared = compare(embedding, x["prototypes"], keypoint_index)
+    def prototype(embedding, maps, x, compared, noise=None):
         own = x["targets"], x["weights"], x["dataset"]
         losses, aux, observed = prototype_terms(
-            embedding, compared, *own, x["prototypes"], keypoint_index=keypoint_index, config=config
+            embedding, compared["prototypes"], *own, x["prototypes"], keypoint_index=keypoint_index, config=config
         )
         if noise is not None:
             aux["prototypes"], _ = update_prototypes(x["prototypes"], observed, noise, momentum=config.momentum)
         return losses, aux
 
-    def cluster(embedding, maps, x):
-        bank = ClusterBank(x["prototypes"][:clusters], jnp.arange(clusters))
-        return cluster_terms(embedding, x["targets"], x["weights"], bank, config=config)
+    def moving(embedding, maps, x, compared):
+        return prototype(embedding, maps, x, compared, noise=x["noise"])
 
-    def cross_type(embedding, maps, x):
-        compared = compare(embedding, x["prototypes"], keypoint_index)
-        return cross_type_terms(
-            embedding, maps, compared, x["dataset"], x["prototypes"], keypoint_index=keypoint_index, config=config
-        )
+    def cluster(embedding, maps, x, compared):
+        labels = x["targets"], x["weights"]
+        return cluster_terms(embedding, *labels, bank_of(x), config=config, compared=compared["clusters"])
 
-    def together(*parts):
-        def terms(*args):
+    def cross_type(embedding, maps, x, compared):
+        compared, whose = compared["prototypes"], {"keypoint_index": keypoint_index, "config": config}
+        return cross_type_terms(embedding, maps, compared, x["dataset"], x["prototypes"], **whose)
+
+    def bank_of(x):
+        return ClusterBank(x["prototypes"][:clusters], jnp.arange(clusters))
+
+    def made_of(*parts):
+        def terms(embedding, maps, x):
+            banks = {}
+            if set(parts) - {heads, cluster}:
+                banks["prototypes"] = x["prototypes"], keypoint_index
+            if cluster in parts:
+                banks["clusters"] = bank_of(x).prototypes, bank_of(x).keypoint_index
+            compared = dict(zip(banks, compare_each(embedding, list(banks.values())), strict=True)) if banks else {}
             losses, aux = {}, []
             for part in parts:
-                found, extra = part(*args)
+                found, extra = part(embedding, maps, x, compared)
                 losses |= found
                 aux.append(extra)
             return losses, aux
 
         return terms
 
-    def moving(embedding, maps, x):
-        return prototype(embedding, maps, x, noise=x["noise"])
-
     return {
-        "heads alone": heads,
-        "prototype terms, prototypes moving": moving,
-        "prototype terms, prototypes frozen": prototype,
-        "cluster terms": cluster,
-        "cross-type terms": cross_type,
-        "stage 1: prototype": together(moving),
-        "stage 2: heads, prototype, cluster, cross-type": together(heads, prototype, cluster, cross_type),
+        "heads alone": made_of(heads),
+        "prototype terms, prototypes moving": made_of(moving),
+        "prototype terms, prototypes frozen": made_of(prototype),
+        "cluster terms": made_of(cluster),
+        "cross-type terms": made_of(cross_type),
+        "stage 2: heads, prototype, cluster, cross-type": made_of(heads, prototype, cluster, cross_type),
     }
 
 
