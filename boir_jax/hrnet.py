@@ -20,13 +20,13 @@ import jax.numpy as jnp
 
 from pose_common.convolution import Convolution
 from pose_common.folding import FLAT, Fold, enlarge_nearest, fold_of, refold
-from pose_common.layers import BatchNorm
+from pose_common.layers import BatchNorm, normal
 
 NormFactory = Callable[..., nn.Module]
 """Makes a batch norm from `relu`, `cells`, `dtype` and `name`; a partial sets the mapped axis or the statistics'
 extent."""
 
-small_normal = nn.initializers.normal(0.001)
+small_normal = normal(0.001)
 
 
 def repeat(block: nn.Module, length: int, x: Any, train: bool, *, remat: bool = False) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -12,6 +13,19 @@ import jax.numpy as jnp
 full_precision = functools.partial(jax.default_matmul_precision, "float32")
 """Context in which products of float32 are such on every device: left alone, TPUs round their operands to bfloat16 and
 recent GPUs to TF32, which moves the highest cell of flat maps."""
+
+
+def normal(deviation: float) -> nn.initializers.Initializer:
+    """Initial values of N(0, deviation^2), the same as flax's, of which each is drawn along a single axis.
+
+    Every draw is compiled by itself, and one along several axes takes twice as long: 18 s of a new BoIR run on a CPU.
+    """
+    draw = nn.initializers.normal(deviation)
+
+    def values(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
+        return draw(key, (math.prod(shape),), dtype).reshape(shape)
+
+    return values
 
 
 class BatchNorm(nn.Module):

@@ -12,10 +12,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from pose_common.layers import BatchNorm
+from pose_common.layers import BatchNorm, normal
 from posebh_jax import tpu_kernels
 
-_small_normal = nn.initializers.normal(0.001)
+_small_normal = normal(0.001)
 
 NECKS = ("res", "res2", "conv")
 """Between upsampling and the last convolutions of the embedding head: one residual block, two, or one convolution."""

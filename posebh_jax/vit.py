@@ -19,13 +19,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
+from pose_common.layers import normal
 from posebh_jax import tpu_kernels
 from posebh_jax.attention import KEPT, Attention
 
 LAYER_NORM_EPSILON = 1e-6
 
 # The reference cuts this normal at 100 standard deviations, which is never.
-_normal = nn.initializers.normal(0.02)
+_normal = normal(0.02)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,15 +1,16 @@
-"""Batch norm: its gradient, several devices, and groups of rows as devices that do not synchronise have them."""
+"""Initial values. Batch norm: its gradient, several devices, groups of rows as devices that do not synchronise have them."""
 
 from __future__ import annotations
 
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pose_common.layers import BatchNorm
+from pose_common.layers import BatchNorm, normal
 
 GROUP = 2
 
@@ -124,3 +125,14 @@ def test_groups_do_not_depend_on_devices():
     np.testing.assert_allclose(rows.reshape(x.shape), y, rtol=1e-5, atol=1e-6)
     for found, expected in zip(jax.tree.leaves(stats), jax.tree.leaves(updated), strict=True):
         np.testing.assert_allclose(found, np.broadcast_to(expected, found.shape), rtol=1e-5)
+
+
+def test_initial_values_are_those_of_flax():
+    """Also of the many layers that `nn.scan` stacks."""
+    keys, shape = jax.random.split(jax.random.key(0), 3), (3, 5, 7)
+
+    def drawn(initializer):
+        return jax.jit(jax.vmap(lambda key: initializer(key, shape, jnp.float32)))(keys)
+
+    # The bits are equal; the normal's inverse may be rounded otherwise in another loop.
+    np.testing.assert_allclose(drawn(normal(0.02)), drawn(nn.initializers.normal(0.02)), rtol=1e-6)
