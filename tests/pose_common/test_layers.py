@@ -1,4 +1,4 @@
-"""Initial values. Batch norm: its gradient, several devices, groups of rows as devices that do not synchronise have them."""
+"""Initial values. Batch norm: its gradient, several devices, and groups of rows as where devices do not synchronise."""
 
 from __future__ import annotations
 
