@@ -37,6 +37,7 @@ from pose_common.training.mesh import BATCH_AXES
 from pose_common.training.step import train_step
 from posebh_jax import build
 from posebh_jax import configuration as posebh_configuration
+from posebh_jax.heads import kernel_gradient, kernel_gradient_by_taps
 from posebh_jax.vit import SIZES, ViT
 from scripts.benchmarks import batches, boir_losses, inference, peer, prototypes
 from scripts.benchmarks import train_step as training
@@ -179,37 +180,53 @@ def parity(settings: Settings) -> Iterator[Callable[[], list[Row]]]:
 
 
 def kernels(settings: Settings) -> Iterator[Callable[[], list[Row]]]:
-    """Backbones in bfloat16, forward and backward, with the TPU's kernels and without; elsewhere both are the same."""
+    """What runs on a TPU alone beside the plain form: backbones in bfloat16 with kernels, forward and backward, which
+    elsewhere are the plain ones; and the gradient of a float32 head's second transposed convolution."""
 
-    def rows(size: str) -> list[Row]:
-        width, height = settings.posebh(size).input_size
-        images = jax.random.normal(jax.random.key(0), (settings.batch, height, width, 3))
-        dataset = jnp.arange(settings.batch, dtype=jnp.int32) % 6
-        gradients, milliseconds = {}, {}
-        for used in (True, False):
-            model = ViT(SIZES[size], num_experts=6, dtype=jnp.bfloat16, tpu_kernels=used)
-            variables = jax.jit(model.init)(jax.random.key(1), images[:1], dataset[:1])
-
-            def loss(variables, model=model):
-                return jnp.square(model.apply(variables, images, dataset)).mean()
-
-            step = functools.partial(jax.jit(jax.grad(loss)), variables)
-            gradients[used] = step()
-            milliseconds[used] = _ms(lambda step=step: jax.block_until_ready(step()), settings.steps)
-        difference = jax.tree.map(lambda a, b: jnp.linalg.norm(a - b) / jnp.linalg.norm(b), *gradients.values())
+    def row(model: str, on_tpu: Callable[[], Any], plain: Callable[[], Any]) -> list[Row]:
+        found, expected = on_tpu(), plain()
+        difference = jax.tree.map(lambda a, b: jnp.linalg.norm(a - b) / jnp.linalg.norm(b), found, expected)
+        kernels_ms, plain_ms = (
+            _ms(lambda step=step: jax.block_until_ready(step()), settings.steps) for step in (on_tpu, plain)
+        )
         return [
             {
-                "model": f"ViT {size}",
+                "model": model,
                 "batch": settings.batch,
-                "kernels ms": milliseconds[True],
-                "plain ms": milliseconds[False],
-                "ratio": round(milliseconds[False] / milliseconds[True], 2),
+                "kernels ms": kernels_ms,
+                "plain ms": plain_ms,
+                "ratio": round(plain_ms / kernels_ms, 2),
                 "largest relative difference of a gradient": f"{max(jax.tree.leaves(difference)):.1e}",
             }
         ]
 
+    def backbone(size: str) -> list[Row]:
+        width, height = settings.posebh(size).input_size
+        images = jax.random.normal(jax.random.key(0), (settings.batch, height, width, 3))
+        dataset = jnp.arange(settings.batch, dtype=jnp.int32) % 6
+
+        def gradient(used: bool) -> Callable[[], Any]:
+            model = ViT(SIZES[size], num_experts=6, dtype=jnp.bfloat16, tpu_kernels=used)
+            variables = jax.jit(model.init)(jax.random.key(1), images[:1], dataset[:1])
+
+            def loss(variables):
+                return jnp.square(model.apply(variables, images, dataset)).mean()
+
+            return functools.partial(jax.jit(jax.grad(loss)), variables)
+
+        return row(f"ViT {size}", gradient(True), gradient(False))
+
+    def deconvolution(size: str) -> list[Row]:
+        config = settings.posebh(size)
+        (width, height), filters = (side // 8 for side in config.input_size), config.head_filters
+        x = jax.random.normal(jax.random.key(0), (settings.batch, height, width, filters[0]))
+        slope = jax.random.normal(jax.random.key(1), (4, *x.shape[:3], filters[1]))
+        by_taps, by_convolutions = jax.jit(kernel_gradient_by_taps), jax.jit(kernel_gradient)
+        return row("transposed convolution", lambda: by_taps(x, slope), lambda: by_convolutions(x, slope))
+
     for size in settings.sizes:
-        yield functools.partial(rows, size)
+        yield functools.partial(backbone, size)
+    yield functools.partial(deconvolution, settings.sizes[0])
 
 
 def profile(settings: Settings) -> Iterator[Callable[[], list[Row]]]:
