@@ -9,13 +9,15 @@ import os
 import pathlib
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import numpy as np
-import tensorboardX
 from etils import epath
 from jax.experimental import multihost_utils
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.summary import scalar
 
 from data_pipelines.paths import as_path, is_remote
 from pose_common.training.step import ABSENT
@@ -44,7 +46,10 @@ class MetricWriter:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             _end_line(self.path)
             self._lines = _Object(self.path) if is_remote(self.path) else self.path.open("a", encoding="utf8")
-            self._board = tensorboardX.SummaryWriter(os.fspath(self.path.parent / BOARD))
+            board = self.path.parent / BOARD
+            board.mkdir(exist_ok=True)
+            # Not SummaryWriter: its thread ends where a file cannot be written for a moment, and all wait for it then.
+            self._board: EventsWriter | None = EventsWriter(os.fspath(board / "events"))
 
     def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
         """Writes `values` under `split` ('train' or 'eval/<dataset>'). Raises OSError where it cannot be written."""
@@ -66,9 +71,19 @@ class MetricWriter:
             self._lines.flush()
         except OSError as error:
             raise OSError(f"{self.path} cannot be written: {error.strerror or error}") from error
-        for split, values in known.items():
-            for name, value in values.items():
-                self._board.add_scalar(re.sub(r"[^\w./-]+", "_", f"{split}/{name}"), value, step)
+        self._on_board(lambda board: _add(board, step, known))
+        if not is_remote(self.path):
+            self._on_board(EventsWriter.flush)
+
+    def _on_board(self, act: Callable[[EventsWriter], None]) -> None:
+        """TensorBoard's is a copy, which ends no run: once it cannot be written, it gets no more."""
+        if self._board is None:
+            return
+        try:
+            act(self._board)
+        except Exception as error:  # of whatever writes into a bucket
+            logging.warning("%s gets no more figures: %s", self.path.parent / BOARD, error)
+            self._board = None
 
     def evaluation(self, step: int) -> Scores | None:
         """{row: {figure: value}} of the evaluation at `step` as it was written, or None where there was none.
@@ -90,16 +105,24 @@ class MetricWriter:
         """Makes sure that all that was written is there, as before a checkpoint after which it is not written again."""
         if self._enabled and isinstance(self._lines, _Object):
             self._lines.put()
+            self._on_board(EventsWriter.flush)
 
     def close(self) -> None:
         """Flushes and closes the files; what cannot be written any more is lost."""
         if not self._enabled:
             return
-        for file in (self._lines, self._board):
-            try:
-                file.close()
-            except OSError as error:
-                logging.warning("the last metrics cannot be written to %s: %s", self.path.parent, error)
+        try:
+            self._lines.close()
+        except OSError as error:
+            logging.warning("the last metrics cannot be written to %s: %s", self.path.parent, error)
+        self._on_board(EventsWriter.close)
+
+
+def _add(board: EventsWriter, step: int, rows: Scores) -> None:
+    for split, values in rows.items():
+        for name, value in values.items():
+            summary = scalar(re.sub(r"[^\w./-]+", "_", f"{split}/{name}"), value)
+            board.write_event(Event(wall_time=time.time(), step=step, summary=summary))
 
 
 class _Object:

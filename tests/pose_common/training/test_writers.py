@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+import struct
 
 import numpy as np
 import pytest
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event
 
 from pose_common.training.writers import MetricWriter, read_metrics
 
@@ -79,3 +82,37 @@ def test_other_processes_write_nothing(tmp_path):
     writer.write(1, "train", {"loss": 1.0})
     writer.close()
     assert not (tmp_path / "run").exists()
+
+
+def test_a_board_that_cannot_be_written_once_ends_no_run(tmp_path, monkeypatch, caplog):
+    """More rows than any queue holds: what waited for a thread that had ended would wait for ever."""
+    writer = MetricWriter(tmp_path)
+    writer.write(1, "train", {"loss": 1.0})
+
+    def refused(board):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(EventsWriter, "flush", refused)
+        writer.write(2, "train", {"loss": 1.0})
+    for step in range(3, 30):
+        writer.write(step, "train", {"loss": 1.0})
+    writer.close()
+    assert [step for _, step, _ in rows_of(tmp_path / "metrics.jsonl")] == list(range(1, 30))
+    assert caplog.text.count("gets no more figures") == 1 and "No space left" in caplog.text
+
+
+def test_tensorboard_reads_every_figure(tmp_path):
+    """Its records: length, checksum, an event, checksum."""
+    writer = MetricWriter(tmp_path)
+    writer.write(1, "train", {"loss": 0.5, "norm": 2.0})
+    writer.write(2, "eval/coco, val", {"AP": 0.25})
+    writer.close()
+    (path,) = (tmp_path / "tensorboard").iterdir()
+    content, found = path.read_bytes(), []
+    while content:
+        (length,) = struct.unpack("<Q", content[:8])
+        event = Event.FromString(content[12 : 12 + length])
+        found += [(event.step, value.tag, value.simple_value) for value in event.summary.value]
+        content = content[16 + length :]
+    assert found == [(1, "train/loss", 0.5), (1, "train/norm", 2.0), (2, "eval/coco_val/AP", 0.25)]
