@@ -82,13 +82,13 @@ def evaluate_tasks(
 
 def _tabulate(scores: Sequence[Score], skipped: Sequence[str], folder: pathlib.Path, title: str) -> None:
     rows = [score.row for score in scores]
-    tables.show(rows, title, skipped)
     tables.save(rows, folder / "table", skipped)
+    tables.show(rows, title, skipped)
     which = ("dataset", "split", "maps")
     errors = [{**{k: s.row[k] for k in which if k in s.row}, **s.errors} for s in scores if s.errors]
     if errors:
-        tables.show(errors, ERRORS_TITLE)
         tables.save(errors, folder / "errors")
+        tables.show(errors, ERRORS_TITLE)
 
 
 def require_distinct(names: Iterable[str]) -> None:

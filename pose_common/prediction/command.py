@@ -104,6 +104,7 @@ def run(args: argparse.Namespace, predict: Callable[[argparse.Namespace], tuple[
     """
     args.left_out, args.costs = [], {}
     logs.hide_abandoned_tasks()
+    logs.outlive_console()
     with Interruption() as interruption, logging_redirect_tqdm():  # a message has a line of its own
         try:
             status = _run(args, predict, interruption)

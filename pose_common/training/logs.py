@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import io
 import logging
+import os
 import pathlib
 import socket
 import sys
@@ -25,10 +27,37 @@ FILE_TIME = "%Y-%m-%d %H:%M:%S"
 
 def start_logging() -> None:
     """The project's own messages on the console; libraries only when something is wrong."""
+    outlive_console()
     logging.basicConfig(level=logging.INFO, format=LINE, datefmt=TIME, force=True)
     for library in ("absl", "jax", "orbax", "grain", "tensorboardX", "gcsfs", "fsspec"):
         logging.getLogger(library).setLevel(logging.WARNING)
     hide_abandoned_tasks()
+
+
+def outlive_console() -> None:
+    """What the console cannot take ends no work: a letter that its encoding has not is written as `\\xe4`, and what
+    comes after its reader has ended (`| head`, `| tee` of a closed terminal) is dropped."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is not getattr(sys, f"__{name}__") or not isinstance(stream, io.TextIOWrapper):
+            continue  # there is none, or a notebook's or a test's own
+        lasting = io.BufferedWriter(_Lasting(stream.fileno(), "w", closefd=False))
+        buffering = {"line_buffering": stream.line_buffering, "write_through": stream.write_through}
+        stream.flush()
+        setattr(sys, name, io.TextIOWrapper(lasting, stream.encoding, "backslashreplace", **buffering))
+
+
+class _Lasting(io.FileIO):
+    """A pipe that becomes the null device where nobody reads it any more."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, self.fileno())
+            os.close(null)
+            return super().write(data)
 
 
 @functools.cache  # once a process: each call would put a hook around the one before
@@ -72,12 +101,18 @@ def written_to(workdir: pathlib.Path) -> Iterator[None]:
     logging.getLogger().addHandler(handler)
     try:
         yield
-    except BaseException:
+    except BaseException as error:
         if processes.several():  # the handler stays: all end soon, and the reason is still to be said
             raise
+        handler.handle(_why(error))  # the console is told by who catches it
         _end(handler)
         raise
     _end(handler)
+
+
+def _why(error: BaseException) -> logging.LogRecord:
+    trace = None if isinstance(error, processes.KNOWN) else (type(error), error, error.__traceback__)
+    return logging.LogRecord("root", logging.ERROR, "", 0, "error: %s", (processes.one_line(error),), trace)
 
 
 def _end(handler: logging.Handler) -> None:

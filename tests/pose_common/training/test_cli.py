@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import pathlib
+import subprocess
 import sys
 import types
 
@@ -60,3 +62,47 @@ def test_tasks_that_orbax_abandons_are_not_told(monkeypatch):
     for error in ("Event loop is closed", "another"):
         Other(error)
     assert told == ["another"]
+
+
+@pytest.mark.parametrize("error", [ValueError("there is\nno room"), TypeError("wrong")])
+def test_why_a_run_ended_is_in_its_log(tmp_path, error):
+    """The console may be gone by then. Of what says all in one line there is no traceback, as on the console."""
+    with pytest.raises(type(error)), logs.written_to(tmp_path):
+        raise error
+    log = (tmp_path / "logs" / "host_0.log").read_text()
+    assert f"error: {' '.join(str(error).split())}\n" in log
+    assert ("Traceback" in log) == isinstance(error, TypeError)
+
+
+def test_a_run_outlives_its_console(tmp_path):
+    """Progress, messages and a table: letters that the encoding has not, and pipes whose readers have ended."""
+    program = """
+import logging, pathlib, sys, tqdm
+from pose_common.evaluation import result_table
+from pose_common.training import logs
+
+logs.start_logging()
+bar = tqdm.tqdm(total=2, mininterval=0)
+for attempt in range(2):
+    logging.info("m\u00e4use")
+    result_table.show([{"dataset": "m\u00e4use"}], "\u732b")
+    bar.update()
+    bar.refresh()
+    while not attempt and sys.stdin.readline():
+        pass  # until the readers are gone
+pathlib.Path(sys.argv[1]).write_text("done")
+"""
+    run = subprocess.Popen(
+        [sys.executable, "-c", program, tmp_path / "end"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+    )
+    assert run.stdin and run.stdout and run.stderr
+    shown = b"".join(run.stdout.readline() for _ in range(5))
+    run.stdout.close()
+    run.stderr.close()
+    run.stdin.close()
+    assert run.wait(timeout=60) == 0 and (tmp_path / "end").read_text() == "done"
+    assert b"m\\xe4use" in shown and b"\\u732b" in shown
