@@ -13,7 +13,7 @@ import rich.console
 import rich.markup
 import rich.table
 
-from data_pipelines.paths import as_path
+from data_pipelines.paths import as_path, write_whole
 
 DETAILS = "metrics"
 """A row's field with every figure; it goes to the JSON file only."""
@@ -42,7 +42,7 @@ def save(rows: Sequence[Mapping[str, Any]], path: str | pathlib.Path, remarks: S
     path = as_path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     document = {"rows": list(rows), "remarks": list(remarks)}
-    path.with_suffix(".json").write_text(json.dumps(document, indent=1), encoding="utf8")
+    write_whole(path.with_suffix(".json"), json.dumps(document, indent=1))
     names = _columns(rows)
     with io.StringIO(newline="") as file:
         writer = csv.DictWriter(file, names, extrasaction="ignore")

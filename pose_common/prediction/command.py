@@ -20,7 +20,7 @@ import numpy as np
 import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from data_pipelines.paths import as_path
+from data_pipelines.paths import as_path, write_whole
 from data_pipelines.picture_formats import SUFFIXES
 from data_pipelines.synthetic_world.scene import render_scene
 from pose_common.evaluation import draw
@@ -29,7 +29,14 @@ from pose_common.prediction.batches import require_batch_size
 from pose_common.prediction.interruption import Interruption
 from pose_common.prediction.pictures import Picture
 from pose_common.prediction.result import FIELDS, Result
-from pose_common.prediction.sources import by_number, count_of, files_of, refuse_to_replace, require_one_clip
+from pose_common.prediction.sources import (
+    by_number,
+    count_of,
+    files_of,
+    image_ids,
+    refuse_to_replace,
+    require_one_clip,
+)
 from pose_common.prediction.video import video_writer
 from pose_common.training import distributed, logs
 from pose_common.training.processes import one_line
@@ -168,13 +175,15 @@ def _write(
     args.out.mkdir(parents=True, exist_ok=True)
     entries: dict[str, list[dict[str, Any]]] = {}
     rows: list[dict[str, Any]] = []
+    ids = image_ids(args.source)
     pictures, poses, began = 0, 0, time.perf_counter()
     try:
         with contextlib.ExitStack() as open_files:
             drawings = _Drawings(args, kinds, open_files)
             for of_picture in tqdm.tqdm(results, total=total, unit="picture", dynamic_ncols=True):
                 for result in of_picture:
-                    entries.setdefault(result.dataset, []).extend(result.to_coco(image_id=pictures))
+                    image_id = pictures if result.picture.path is None else ids.get(result.picture.path, pictures)
+                    entries.setdefault(result.dataset, []).extend(result.to_coco(image_id))
                     rows += result.to_rows() if "csv" in kinds else []
                     poses += len(result)
                 drawings.add(of_picture)
@@ -225,7 +234,7 @@ def _write_numbers(
 ) -> None:
     if "json" in kinds:
         for dataset, of_dataset in entries.items():
-            (folder / f"poses_{dataset}.json").write_text(json.dumps(of_dataset, indent=1), encoding="utf8")
+            write_whole(folder / f"poses_{dataset}.json", json.dumps(of_dataset, indent=1))
     if "csv" in kinds and entries:  # also where nobody was found, or that of another run would stay
         # A file's name may be no UTF-8; it is written as in the JSON file.
         with (folder / "poses.csv").open("w", newline="", encoding="utf8", errors="backslashreplace") as file:

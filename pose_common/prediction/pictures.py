@@ -102,7 +102,8 @@ def from_pillow(image: Any, name: str) -> np.ndarray:
 
 
 def from_array(source: Any) -> np.ndarray:
-    """As `read_picture`, of uint8 [H, W, 3], RGB, or [H, W], grey, of any library that NumPy knows."""
+    """As `read_picture`, of uint8 [H, W, 3], RGB, or [H, W], grey, of any library that NumPy knows; a copy, because a
+    camera may fill the same array with its next picture."""
     source = np.asarray(source)
     if source.ndim == 2:
         source = np.repeat(source[..., None], 3, axis=2)
@@ -110,4 +111,4 @@ def from_array(source: Any) -> np.ndarray:
         raise PictureError(
             f"an array {source.dtype} {list(source.shape)} is no picture: give uint8 [height, width, 3], RGB"
         )
-    return np.ascontiguousarray(source)
+    return np.array(source, order="C")

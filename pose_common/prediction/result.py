@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from data_pipelines.paths import as_path, write_whole
 from data_pipelines.skeletons import KeypointSet
 from pose_common.evaluation import draw
 from pose_common.prediction.pictures import Picture
@@ -66,7 +67,7 @@ class Result:
 
     def draw(self, threshold: float | None = None, boxes: bool = False) -> np.ndarray:
         """The picture, uint8 [H, W, 3] RGB, with everybody on it; keypoints below `threshold` are left out."""
-        image = self.picture.image
+        image = self.picture.image.copy()
         threshold = self.draw_threshold if threshold is None else threshold
         for number in range(len(self)):
             # Of a track always the same; one figure alone is drawn in the colours of its sides.
@@ -124,15 +125,15 @@ class Result:
         return pandas.DataFrame(self.to_rows(), columns=FIELDS)
 
     def save(self, path: str | pathlib.Path, threshold: float | None = None) -> pathlib.Path:
-        """Writes the drawn picture (.png, .jpg), or the numbers (.json: COCO entries).
+        """Writes the drawn picture (.png, .jpg), or the numbers (.json: COCO entries); in `path`, ~ is one's home.
 
         Raises:
-          ValueError: another suffix.
+          ValueError: another suffix, or an address that is no path.
         """
-        path = pathlib.Path(path)
+        path = as_path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix.lower() == ".json":
-            path.write_text(json.dumps(self.to_coco(), indent=1), encoding="utf8")
+            write_whole(path, json.dumps(self.to_coco(), indent=1))
         elif path.suffix.lower() in (".png", ".jpg", ".jpeg"):
             draw.save_image(path, self.draw(threshold))
         else:

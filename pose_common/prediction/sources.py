@@ -95,6 +95,16 @@ def files_of(paths: Sequence[str]) -> list[pathlib.Path]:
     return list(files.values())
 
 
+def image_ids(source: Any) -> dict[pathlib.Path, int]:
+    """{file: the `image_id` of its results} where all files are stills, else {}: the number that is its name where all
+    are called by numbers of their own, as COCO's are by their ids; its place among them, counted from 0, where not."""
+    files = _files(source)
+    if any(map(_is_video, files)):
+        return {}
+    numbers = [int(path.stem) for path in files if path.stem.isdecimal()]
+    return dict(zip(files, numbers if len(set(numbers)) == len(files) else range(len(files)), strict=True))
+
+
 def require_one_clip(source: Any, what: str) -> None:
     """Raises PictureError for a video among other pictures, or several, which `what` would join to one."""
     files = _files(source)

@@ -95,10 +95,10 @@ def _require_alone(asked: bool) -> None:
 def use_compilation_cache(directory: str | None) -> None:
     """Keeps compiled programs on disk, so that a second start skips the compiler. None or '' turns it off."""
     if directory:
-        path = as_path(directory) if is_remote(directory) else pathlib.Path(directory).expanduser().absolute()
         try:
+            path = as_path(directory) if is_remote(directory) else pathlib.Path(directory).expanduser().absolute()
             path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
+        except (OSError, RuntimeError) as error:  # the second of a user without a home, as in containers
             logging.warning("config.compilation_cache=%r is not used: %s", directory, error)
             return
         jax.config.update("jax_compilation_cache_dir", str(path))

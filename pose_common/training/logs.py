@@ -42,9 +42,9 @@ def outlive_console() -> None:
         if stream is not getattr(sys, f"__{name}__") or not isinstance(stream, io.TextIOWrapper):
             continue  # there is none, or a notebook's or a test's own
         lasting = io.BufferedWriter(_Lasting(stream.fileno(), "w", closefd=False))
-        buffering = {"line_buffering": stream.line_buffering, "write_through": stream.write_through}
         stream.flush()
-        setattr(sys, name, io.TextIOWrapper(lasting, stream.encoding, "backslashreplace", **buffering))
+        buffering = stream.line_buffering, stream.write_through
+        setattr(sys, name, io.TextIOWrapper(lasting, stream.encoding, "backslashreplace", None, *buffering))
 
 
 class _Lasting(io.FileIO):

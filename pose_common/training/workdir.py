@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 
-from data_pipelines.paths import is_remote, shown_size
+from data_pipelines.paths import is_remote, shown_size, write_whole
 from pose_common.training import processes
 from pose_common.training.checks import ConfigError
 from pose_common.training.state import TrainState
@@ -39,7 +39,7 @@ def make_workdir(workdir: pathlib.Path) -> None:
 def record_configuration(config: Mapping[str, Any], workdir: pathlib.Path) -> None:
     """Writes `config.json`, of what is or was done in the working directory; process 0 does."""
     if jax.process_index() == 0:
-        (workdir / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
+        write_whole(workdir / "config.json", json.dumps(config, indent=1, sort_keys=True) + "\n")
 
 
 def require_shared(workdir: pathlib.Path) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from data_pipelines.skeletons import KEYPOINT_SETS
+from pose_common.evaluation.draw import save_image
 from pose_common.prediction import command
 from pose_common.prediction.pictures import Picture
 from pose_common.prediction.result import Result, extent_boxes
@@ -180,3 +181,33 @@ def test_where_nobody_is_found_no_table_of_another_run_stays(predicted):
     fields, rows = table()
     assert len(rows) == FRAMES * len(SCORES) * 17 and float(rows[-1]["time"]) == pytest.approx(2 / 30)
     assert table(scores=()) == (fields, [])
+
+
+@pytest.mark.parametrize(
+    ("names", "ids"),
+    [
+        (["139.png", "000285.png", "7.png"], [7, 139, 285]),
+        (["a.png", "b.png", "c.png"], [0, 1, 2]),
+        (["7.png", "007.jpg", "8.png"], [0, 1, 2]),  # two of one number
+        (["a.png", "1.png", "0.png"], [0, 1, 2]),
+        (["a.png", "broken.png", "c.png"], [0, 2]),  # those behind it keep their places
+    ],
+)
+def test_image_ids_are_the_numbers_that_are_names_or_places(tmp_path, monkeypatch, names, ids):
+    """COCO's pictures are called by their ids, by which its tools compare results with annotations."""
+    monkeypatch.setattr(command.distributed, "use_compilation_cache", lambda _: None)
+    for name in names:
+        save_image(tmp_path / name, np.zeros((8, 8, 3), np.uint8))
+        if name == "broken.png":
+            (tmp_path / name).write_bytes(b"")
+
+    def predict(args):
+        pictures = pictures_of(args.source, args.left_out.append)
+        one = BODY[None].astype(np.float32), np.ones((1, 4), np.float32), np.ones(1, np.float32)
+        return "a model", ([Result(picture, "coco", COCO, *one)] for picture in pictures)
+
+    args = command.parser(None).parse_args(
+        [str(tmp_path), "--checkpoint=x", "--save=json", f"--out={tmp_path / 'out'}"]
+    )
+    command.run(args, predict)
+    assert [entry["image_id"] for entry in entries(tmp_path / "out")] == ids

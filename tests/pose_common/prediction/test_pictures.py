@@ -49,6 +49,19 @@ def test_every_form_gives_the_same_picture(folder):
     np.testing.assert_array_equal(picture.image, np.stack([grey] * 3, axis=-1))
 
 
+def test_a_camera_may_fill_one_array_again_and_again():
+    """Pictures are read ahead: those not drawn yet would all be the newest."""
+    frames, buffer = [image(seed=number) for number in range(3)], image()
+
+    def camera():
+        for frame in frames:
+            buffer[:] = frame
+            yield buffer
+
+    for picture, frame in zip(list(pictures_of(camera())), frames, strict=True):
+        np.testing.assert_array_equal(picture.image, frame)
+
+
 def test_arrays_of_other_libraries_and_deep_pillow_images(tmp_path):
     expected = image()
     (picture,) = pictures_of(jnp.asarray(expected))

@@ -55,6 +55,23 @@ def test_a_table_has_the_same_columns_whoever_is_found(monkeypatch):
         assert found.to_table() == FIELDS
 
 
+def test_a_drawing_of_nobody_is_not_the_picture_itself():
+    """Somebody who writes onto it would change the picture."""
+    found = result(0)
+    found.draw()[:] = 255
+    assert not found.picture.image.any()
+
+
+def test_results_are_saved_where_their_path_says(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    for name in ("poses.png", "poses.json"):
+        assert result(1).save(f"~/results/{name}") == tmp_path / "results" / name
+        with pytest.raises(ValueError, match="no path"):
+            result(1).save(f"s3://bucket/{name}")
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["poses.json", "poses.png", "results"]
+
+
 def test_a_track_keeps_its_colour_and_shows_its_box():
     rng = np.random.default_rng(0)
     xy = rng.uniform(20, 80, (17, 2)) + np.array([[[0, 0]], [[100, 0]]])
