@@ -6,6 +6,7 @@ import contextlib
 import fractions
 import os
 import pathlib
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -84,9 +85,12 @@ def frames_of(path: pathlib.Path, name: str, left_out: Callable[[PictureError], 
     except ImportError as error:
         raise PictureError(f"{path}: reading videos needs PyAV: pip install av") from error
     given = packets = 0
+    last = longest = 0.0  # seconds: of the last frame, and between two
     damage: Exception | None = None
     try:
         with av.open(os.path.abspath(path)) as container:  # FFmpeg takes what precedes a colon for a protocol
+            if not container.streams.video:
+                raise PictureError(f"{path}: cannot be read as a video: it has no pictures, only sound or data")
             stream = container.streams.video[0]
             stream.thread_type = "AUTO"
             for packet in container.demux(stream):
@@ -101,11 +105,14 @@ def frames_of(path: pathlib.Path, name: str, left_out: Callable[[PictureError], 
                     image = frame.to_ndarray(format="rgb24")
                     turned = np.ascontiguousarray(np.rot90(image, (getattr(frame, "rotation", 0) // 90) % 4))
                     # Raw streams, as cameras and encoders write them, have no times.
-                    seconds = given / (stream.average_rate or RATE) if frame.time is None else frame.time
-                    yield Picture(f"{name}_{given:06d}", turned, float(seconds), path)
+                    seconds = float(given / (stream.average_rate or RATE) if frame.time is None else frame.time)
+                    yield Picture(f"{name}_{given:06d}", turned, seconds, path)
+                    last, longest = seconds, max(longest, seconds - last) if given else 0.0
                     given += 1
             announced = _announced(container, stream)
-    except (av.error.FFmpegError, IndexError) as error:
+            if (cut := _end(stream) - last) > 1.5 * longest > 0:  # else it is the last frame's own duration
+                announced = packets + round(cut * (stream.average_rate or RATE)) - 1
+    except av.error.FFmpegError as error:
         if given:
             raise FramesLost(f"{path}: ends after {given} frames: {error}") from error
         raise PictureError(f"{path}: cannot be read as a video: {error}") from error
@@ -114,6 +121,12 @@ def frames_of(path: pathlib.Path, name: str, left_out: Callable[[PictureError], 
     expected = max(packets, announced)  # a file may be cut off
     if damage or packets < expected:
         left_out(FramesLost(f"{path}: {max(expected - given, 1)} of {expected} frames are damaged or missing"))
+
+
+def _end(stream: Any) -> float:
+    """When the last frame ends, in seconds, as a Matroska file (MKV, WebM) has it at its front; 0 where it does not."""
+    found = re.fullmatch(r"(\d+):(\d+):([\d.]+)", stream.metadata.get("DURATION", ""))
+    return sum(float(part) * unit for part, unit in zip(found.groups(), (3600, 60, 1), strict=True)) if found else 0.0
 
 
 def _announced(container: Any, stream: Any) -> int:

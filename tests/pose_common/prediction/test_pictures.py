@@ -333,6 +333,34 @@ def test_damaged_frames_of_a_video_cost_themselves(tmp_path, caplog):
     assert len(list(pictures_of(path))) == len(times) and "frames are damaged" in caplog.text
 
 
+def test_a_matroska_film_that_is_cut_says_so(tmp_path):
+    """It has no number of frames. One whose last frame stays long, or that begins late, is whole."""
+    pytest.importorskip("av", reason="PyAV is not installed")
+    times = {"even": [n / 30 for n in range(40)], "late": [5.0, 5.1, 5.2], "uneven": [0.0, 0.1, 0.15, 0.9, 1.5]}
+    left_out = []
+    for name, of_frames in times.items():
+        with video_writer(tmp_path / f"{name}.mkv") as write:
+            for number, time in enumerate(of_frames):
+                write(image(48, 64, seed=number), time)
+        assert len(list(pictures_of(tmp_path / f"{name}.mkv", left_out.append))) == len(of_frames) and not left_out
+    content = (tmp_path / "even.mkv").read_bytes()
+    (cut := tmp_path / "cut.mkv").write_bytes(content[: len(content) // 2])
+    found = len(list(pictures_of(cut, left_out.append)))
+    assert 10 < found < 30
+    assert [str(error) for error in left_out] == [f"{cut}: {40 - found} of 40 frames are damaged or missing"]
+
+
+def test_a_film_of_sound_alone_is_named(tmp_path):
+    av = pytest.importorskip("av", reason="PyAV is not installed")
+    with av.open(str(tmp_path / "song.mov"), "w") as container:
+        stream = container.add_stream("pcm_s16le", rate=8000, layout="mono")
+        sound = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), format="s16", layout="mono")
+        sound.rate, sound.pts = 8000, 0
+        container.mux(stream.encode(sound))
+    with pytest.raises(PictureError, match=r"song\.mov: .* no pictures, only sound"):
+        list(pictures_of(tmp_path / "song.mov"))
+
+
 def test_what_was_trimmed_off_a_video_is_not_missed(tmp_path):
     """By an edit list, as phones do: it shows the frames from the eleventh to the thirtieth alone."""
     av = pytest.importorskip("av", reason="PyAV is not installed")

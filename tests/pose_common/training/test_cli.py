@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import pathlib
 import subprocess
@@ -12,7 +13,7 @@ import types
 import pytest
 from ml_collections import ConfigDict
 
-from pose_common.training import cli, logs
+from pose_common.training import cli, distributed, logs, workdir
 
 
 def test_evaluations_of_different_weights_have_folders_of_their_own():
@@ -72,6 +73,31 @@ def test_why_a_run_ended_is_in_its_log(tmp_path, error):
     log = (tmp_path / "logs" / "host_0.log").read_text()
     assert f"error: {' '.join(str(error).split())}\n" in log
     assert ("Traceback" in log) == isinstance(error, TypeError)
+
+
+def test_who_has_no_home_has_no_cache_of_compiled_programs(monkeypatch, caplog):
+    """As the users that containers are run by."""
+
+    def unknown(user):
+        raise KeyError(user)
+
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    distributed.use_compilation_cache("~/.cache/posebh_jax/jax")
+    assert "is not used" in caplog.text
+
+
+def test_a_configuration_is_replaced_as_a_whole(tmp_path, monkeypatch):
+    """The kill comes when the new file is written, and not yet in the old one's place."""
+
+    def killed(*_):
+        raise InterruptedError
+
+    workdir.record_configuration({"seed": 1}, tmp_path)
+    monkeypatch.setattr(pathlib.Path, "replace", killed)
+    with pytest.raises(InterruptedError):
+        workdir.record_configuration({"seed": 2}, tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text()) == {"seed": 1}
 
 
 def test_a_run_outlives_its_console(tmp_path):
