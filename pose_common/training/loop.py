@@ -29,7 +29,7 @@ from pose_common.training.profiling import Profiler
 from pose_common.training.stages import Stage, evaluation_steps, require_same_place, stage_index
 from pose_common.training.state import STATE_TRAINED, TrainState, to_evaluate
 from pose_common.training.step import Differentiable, train_step
-from pose_common.training.workdir import record_configuration, require_space
+from pose_common.training.workdir import alone, record_configuration, require_space
 from pose_common.training.writers import TRAIN, MetricWriter, Scores, set_aside_metrics, steps_done
 
 
@@ -120,14 +120,17 @@ def train(
     Raises:
       NonFiniteError: NaN or infinity in a loss, a gradient or the state; says where and from which pictures. The last
         checkpoint is from before.
+      ConfigError: another run is going on in `workdir`.
       OSError: a checkpoint cannot be written.
     """
     workdir, clock = as_path(workdir), goodput.Clock()
-    checkpoints = Checkpoints(workdir / "checkpoints", keep=settings.keep, keep_every=settings.keep_every)
-    if fresh := checkpoints.latest_step is None:
-        set_aside_metrics(workdir)
-    writer = MetricWriter(workdir, enabled=jax.process_index() == 0)
+    workdir.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(alone(workdir))
+        checkpoints = Checkpoints(workdir / "checkpoints", keep=settings.keep, keep_every=settings.keep_every)
+        if fresh := checkpoints.latest_step is None:
+            set_aside_metrics(workdir)
+        writer = MetricWriter(workdir, enabled=jax.process_index() == 0)
         stack.callback(writer.close)
         stack.push(_closing(checkpoints))
         keeper = BestCheckpoint(checkpoints.directory, best) if best else None

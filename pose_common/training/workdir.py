@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import logging
 import math
+import os
 import pathlib
 import shutil
+import socket
 import time
 import uuid
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, TextIO
 
 import jax
 
@@ -19,6 +22,9 @@ from data_pipelines.paths import is_remote, shown_size, write_whole
 from pose_common.training import processes
 from pose_common.training.checks import ConfigError
 from pose_common.training.state import TrainState
+
+LOCK = ".lock"
+"""Of a run that is going on; the file stays, its lock does not."""
 
 
 def make_workdir(workdir: pathlib.Path) -> None:
@@ -34,6 +40,48 @@ def make_workdir(workdir: pathlib.Path) -> None:
         probe.unlink()
     except OSError as error:
         raise ConfigError(f"--workdir={workdir} cannot be written: {error.strerror or error}") from error
+
+
+@contextlib.contextmanager
+def alone(workdir: pathlib.Path, patience: float = 10.0) -> Iterator[None]:
+    """Holds the folder's lock, so that a second start of a run cannot write between the first one's files.
+
+    Process 0 holds it, and the system lets go of it, also where the process is killed. A bucket has no locks.
+
+    Args:
+      patience: seconds to wait for another process, which may be at its end.
+
+    Raises:
+      ConfigError: a run is going on there; names its process.
+    """
+    if is_remote(workdir) or jax.process_index() != 0:
+        yield
+        return
+    with (workdir / LOCK).open("a+", encoding="utf8") as file:
+        until = time.monotonic() + patience
+        while not _locked(file):
+            if time.monotonic() > until:
+                file.seek(0)
+                raise ConfigError(
+                    f"--workdir={workdir}: a run is going on here ({file.read()}); wait for its end or end it, or give "
+                    "another --workdir"
+                )
+            time.sleep(0.1)
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield
+
+
+def _locked(file: TextIO) -> bool:
+    """False where another process has the lock; a file system without locks is warned of."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        logging.warning("%s cannot be locked (%s): start no second run there", file.name, error.strerror)
+    return True
 
 
 def record_configuration(config: Mapping[str, Any], workdir: pathlib.Path) -> None:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import functools
+import os
 import shutil
 import subprocess
+import sys
 import time
 
 import jax
@@ -43,6 +46,30 @@ def mounted(folder, *options):
 def train(folder, data=None, settings=SETTINGS):
     strategy = parallel.make_strategy("sharded")
     return loop.train(ToyMethod(), data or ToyData(), strategy, settings, folder, key=jax.random.PRNGKey(0))
+
+
+def test_a_second_start_leaves_the_first_ones_files_alone(tmp_path, monkeypatch):
+    """Both would end at a checkpoint that the other one writes."""
+    monkeypatch.setattr(loop, "alone", functools.partial(workdir.alone, patience=0.2))
+    with workdir.alone(tmp_path):
+        (tmp_path / "metrics.jsonl").write_text("")
+        before = sorted(tmp_path.iterdir())
+        with pytest.raises(ConfigError, match=rf"a run is going on here \(process {os.getpid()} on "):
+            train(tmp_path)
+        assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_run_that_was_killed_holds_no_folder(tmp_path):
+    program = "import sys, time; from pose_common.training.workdir import *\n"
+    program += "with alone(pathlib.Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+    first = subprocess.Popen([sys.executable, "-c", program, tmp_path], stdout=subprocess.PIPE, text=True)
+    assert first.stdout and first.stdout.readline() == "held\n"
+    with pytest.raises(ConfigError, match=f"process {first.pid} on "), workdir.alone(tmp_path, patience=0):
+        pass
+    first.kill()
+    first.wait()
+    with workdir.alone(tmp_path, patience=0):
+        assert (tmp_path / workdir.LOCK).read_text().startswith(f"process {os.getpid()} on ")
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
