@@ -98,14 +98,20 @@ def shown_size(size: int) -> str:
     return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
 
 
-def write_whole(path: pathlib.Path, text: str) -> None:
-    """Writes a file that is there either whole or not at all, as an object of a bucket always is."""
+def write_whole(path: pathlib.Path, content: str | bytes) -> None:
+    """Writes a file that is there either whole or not at all, as an object of a bucket always is; text as UTF-8. One
+    that was there before stays until then."""
+    data = content.encode() if isinstance(content, str) else content
     if is_remote(path):
-        path.write_text(text, encoding="utf8")
+        path.write_bytes(data)
         return
     partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(text, encoding="utf8")
-    partial.replace(path)
+    try:
+        partial.write_bytes(data)
+        partial.replace(path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def copy_files(source: pathlib.Path, target: pathlib.Path, last: str) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from data_pipelines.paths import as_path
+from data_pipelines.paths import as_path, write_whole
 from data_pipelines.sides import sides_of
 from data_pipelines.skeletons import KeypointSet
 
@@ -162,7 +162,7 @@ def save_image(path: str | pathlib.Path, image: np.ndarray) -> None:
       cv2.error: a suffix that OpenCV does not know.
     """
     path = as_path(path)
-    path.write_bytes(encode(image, path.suffix))
+    write_whole(path, encode(image, path.suffix))
 
 
 def encode(image: np.ndarray, suffix: str) -> bytes:

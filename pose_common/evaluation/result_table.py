@@ -48,8 +48,8 @@ def save(rows: Sequence[Mapping[str, Any]], path: str | pathlib.Path, remarks: S
         writer = csv.DictWriter(file, names, extrasaction="ignore")
         writer.writeheader()
         writer.writerows({**row, NOTES: "; ".join(row[NOTES])} if NOTES in row else row for row in rows)
-        path.with_suffix(".csv").write_bytes(file.getvalue().encode())
-    path.with_suffix(".md").write_text(markdown(rows, remarks), encoding="utf8")
+        write_whole(path.with_suffix(".csv"), file.getvalue())
+    write_whole(path.with_suffix(".md"), markdown(rows, remarks))
 
 
 def markdown(rows: Sequence[Mapping[str, Any]], remarks: Sequence[str] = ()) -> str:

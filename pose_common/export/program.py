@@ -13,6 +13,8 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 
+from data_pipelines.paths import write_whole
+
 INPUT = "image"
 Outputs = tuple[jax.Array, ...]
 LARGEST = 2**31 - 2**20
@@ -57,7 +59,7 @@ def describe(program: Program, path: pathlib.Path, batch: int | None) -> pathlib
         **program.about,
     }
     target = path.with_name(path.name + ".json")
-    target.write_text(json.dumps(document, indent=1) + "\n", encoding="utf8")
+    write_whole(target, json.dumps(document, indent=1) + "\n")
     return target
 
 

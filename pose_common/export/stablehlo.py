@@ -9,6 +9,7 @@ import jax
 import jax.export
 import numpy as np
 
+from data_pipelines.paths import write_whole
 from pose_common.export.program import LARGEST, Outputs, Program
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -28,7 +29,7 @@ def write_stablehlo(program: Program, path: pathlib.Path, batch: int | None) -> 
         data = exported.serialize()
     except ImportError as error:
         raise ValueError("JAX writes StableHLO files with flatbuffers: pip install flatbuffers") from error
-    path.write_bytes(data)
+    write_whole(path, data)
 
 
 def read_stablehlo(path: pathlib.Path) -> Callable[[np.ndarray], Outputs]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import csv
+import io
 import itertools
 import json
 import math
@@ -237,10 +238,11 @@ def _write_numbers(
             write_whole(folder / f"poses_{dataset}.json", json.dumps(of_dataset, indent=1))
     if "csv" in kinds and entries:  # also where nobody was found, or that of another run would stay
         # A file's name may be no UTF-8; it is written as in the JSON file.
-        with (folder / "poses.csv").open("w", newline="", encoding="utf8", errors="backslashreplace") as file:
+        with io.StringIO(newline="") as file:
             table = csv.DictWriter(file, FIELDS, restval="")
             table.writeheader()
             table.writerows(rows)
+            write_whole(folder / "poses.csv", file.getvalue().encode(errors="backslashreplace"))
 
 
 def _tracked(

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import errno
 import json
 import logging
 import os
+import pathlib
 import signal
 import sys
 import types
@@ -211,3 +213,21 @@ def test_image_ids_are_the_numbers_that_are_names_or_places(tmp_path, monkeypatc
     )
     command.run(args, predict)
     assert [entry["image_id"] for entry in entries(tmp_path / "out")] == ids
+
+
+def test_results_of_before_stay_until_new_ones_are_whole(predicted, monkeypatch, capsys):
+    """A disk that is full leaves neither half a file nor none."""
+    flags = "--save=images,json,csv"
+    before = {path.name: path.read_bytes() for path in predicted(flags).iterdir()}
+
+    def full(path, data):
+        with path.open("wb") as file:
+            file.write(data[: len(data) // 2])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    for kind in flags.removeprefix("--save=").split(","):
+        with monkeypatch.context() as disk:
+            disk.setattr(pathlib.Path, "write_bytes", full)
+            folder = predicted(f"--save={kind}", scores=(0.5,), status=1)
+        assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+        assert "No space left" in capsys.readouterr().err
