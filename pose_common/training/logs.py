@@ -36,11 +36,14 @@ def start_logging() -> None:
 
 def outlive_console() -> None:
     """What the console cannot take ends no work: a letter that its encoding has not is written as `\\xe4`, and what
-    comes after its reader has ended (`| head`, `| tee` of a closed terminal) is dropped."""
+    comes after its reader has ended (`| head`, `| tee` of a closed terminal) or where there is none (`2>&-`) is
+    dropped."""
     for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
         stream = getattr(sys, name)
         if stream is not getattr(sys, f"__{name}__") or not isinstance(stream, io.TextIOWrapper):
-            continue  # there is none, or a notebook's or a test's own
+            continue  # a notebook's or a test's own
         lasting = io.BufferedWriter(_Lasting(stream.fileno(), "w", closefd=False))
         stream.flush()
         buffering = stream.line_buffering, stream.write_through

@@ -132,3 +132,19 @@ pathlib.Path(sys.argv[1]).write_text("done")
     run.stdin.close()
     assert run.wait(timeout=60) == 0 and (tmp_path / "end").read_text() == "done"
     assert b"m\\xe4use" in shown and b"\\u732b" in shown
+
+
+def test_a_run_needs_no_console(tmp_path):
+    """Closed, its numbers are free, and a file that is opened next would get all that is written to it."""
+    program = """
+import pathlib, sys, tqdm
+from pose_common.training import logs
+
+logs.start_logging()
+with pathlib.Path(sys.argv[1]).open("w") as file:
+    for _ in tqdm.tqdm(range(2)):
+        print("step")
+    file.write("done")
+"""
+    command = ["sh", "-c", '"$0" "$@" >&- 2>&-', sys.executable, "-c", program, str(tmp_path / "end")]
+    assert subprocess.run(command, check=False).returncode == 0 and (tmp_path / "end").read_text() == "done"
