@@ -44,7 +44,7 @@ def in_batches(
     patience: int = 64,
     most_bytes: int = 2**28,
 ) -> Iterator[tuple[Any, list[Rows]]]:
-    """(tag, outputs of each row) of every job, in order.
+    """(tag, outputs of each row) of every job, in order; an error of `jobs` comes after those before it.
 
     A batch always has `batch_size` rows, so that each kind is compiled once; what is missing at the end is filled with
     copies of the last row.
@@ -69,7 +69,8 @@ def in_batches(
             job, results = waiting.popleft()
             yield job.tag, [result for result in results if result is not None]
 
-    for job in jobs:
+    failed: list[Exception] = []
+    for job in _before_error(jobs, failed):
         results: list[Rows | None] = [None] * len(job.rows)
         waiting.append((job, results))
         for place, row in enumerate(job.rows):
@@ -83,6 +84,16 @@ def in_batches(
     for kind in list(pending):
         flush(kind)
     yield from finished()
+    for error in failed:
+        raise error
+
+
+def _before_error(items: Iterable[T], failed: list[Exception]) -> Iterator[T]:
+    """The items; an error that ends them goes to `failed`."""
+    try:
+        yield from items
+    except Exception as error:
+        failed.append(error)
 
 
 def ahead(items: Iterable[T], size: int = 8, most_bytes: int = 2**28) -> Iterator[T]:

@@ -34,6 +34,20 @@ def test_batches_have_one_size_and_results_come_back_in_order():
     assert {size for _, size in sizes} == {4}
 
 
+def test_what_was_read_before_an_error_is_not_lost():
+    """As where a camera is unplugged, or a picture of a long list is none."""
+
+    def jobs():
+        for tag in range(6):
+            yield Job(tag, tag % 2, [{"x": np.float32(tag)}])
+        raise PictureError("the camera is gone")
+
+    found = in_batches(jobs(), lambda kind, rows: {"y": rows["x"]}, batch_size=4)
+    assert [float(next(found)[1][0]["y"]) for _ in range(6)] == list(range(6))
+    with pytest.raises(PictureError, match="the camera is gone"):
+        next(found)
+
+
 def test_reading_ahead_keeps_order_and_hands_errors_on():
     assert list(ahead(range(100), size=3)) == list(range(100))
 
