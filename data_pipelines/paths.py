@@ -100,7 +100,7 @@ def shown_size(size: int) -> str:
 
 def write_whole(path: pathlib.Path, content: str | bytes) -> None:
     """Writes a file that is there either whole or not at all, as an object of a bucket always is; text as UTF-8. One
-    that was there before stays until then."""
+    that was there before stays until then. Raises OSError, with its name, where it cannot be written."""
     data = content.encode() if isinstance(content, str) else content
     if is_remote(path):
         path.write_bytes(data)
@@ -109,9 +109,9 @@ def write_whole(path: pathlib.Path, content: str | bytes) -> None:
     try:
         partial.write_bytes(data)
         partial.replace(path)
-    except OSError:
+    except OSError as error:
         partial.unlink(missing_ok=True)
-        raise
+        raise OSError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
 def copy_files(source: pathlib.Path, target: pathlib.Path, last: str) -> None:

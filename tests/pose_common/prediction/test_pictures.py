@@ -350,6 +350,17 @@ def test_a_matroska_film_that_is_cut_says_so(tmp_path):
     assert [str(error) for error in left_out] == [f"{cut}: {40 - found} of 40 frames are damaged or missing"]
 
 
+def test_a_film_that_fills_the_disk_is_named_and_takes_no_room(tmp_path):
+    """What was found can then still be written. /dev/full is a disk that has none left."""
+    pytest.importorskip("av", reason="PyAV is not installed")
+    (tmp_path / "poses.partial.mp4").symlink_to("/dev/full")
+    with pytest.raises(OSError, match=r"/poses\.mp4 cannot be written: No space left"):
+        with video_writer(tmp_path / "poses.mp4") as write:
+            for number in range(10):
+                write(image(480, 640, seed=number), None)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_film_of_sound_alone_is_named(tmp_path):
     av = pytest.importorskip("av", reason="PyAV is not installed")
     with av.open(str(tmp_path / "song.mov"), "w") as container:

@@ -95,7 +95,7 @@ def test_a_configuration_is_replaced_as_a_whole(tmp_path, monkeypatch):
 
     workdir.record_configuration({"seed": 1}, tmp_path)
     monkeypatch.setattr(pathlib.Path, "replace", killed)
-    with pytest.raises(InterruptedError):
+    with pytest.raises(OSError, match=r"config\.json cannot be written"):
         workdir.record_configuration({"seed": 2}, tmp_path)
     assert json.loads((tmp_path / "config.json").read_text()) == {"seed": 1}
 
