@@ -14,6 +14,7 @@ import pathlib
 import re
 import shutil
 import tempfile
+import uuid
 from collections.abc import Iterator, Mapping
 from typing import cast
 
@@ -105,13 +106,14 @@ def write_whole(path: pathlib.Path, content: str | bytes) -> None:
     if is_remote(path):
         path.write_bytes(data)
         return
-    partial = path.with_name(f"{path.name}.partial")
+    partial = path.with_name(f".{uuid.uuid4().hex}.partial")  # a name of its own: others may be writing the file, too
     try:
         partial.write_bytes(data)
         partial.replace(path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise OSError(f"{path} cannot be written: {error.strerror or error}") from error
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def copy_files(source: pathlib.Path, target: pathlib.Path, last: str) -> None:

@@ -65,11 +65,11 @@ def test_a_drawing_of_nobody_is_not_the_picture_itself():
 def test_results_are_saved_where_their_path_says(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    for name in ("poses.png", "poses.json"):
+    for name in ("poses.png", "p" * 250 + ".json"):  # 255 bytes are the longest name
         assert result(1).save(f"~/results/{name}") == tmp_path / "results" / name
         with pytest.raises(ValueError, match="no path"):
             result(1).save(f"s3://bucket/{name}")
-    assert sorted(path.name for path in tmp_path.rglob("*")) == ["poses.json", "poses.png", "results"]
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["poses.png", "p" * 250 + ".json", "results"]
 
 
 def test_a_track_keeps_its_colour_and_shows_its_box():
