@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.export
@@ -21,7 +22,8 @@ def write_stablehlo(program: Program, path: pathlib.Path, batch: int | None) -> 
     Raises:
       ValueError: flatbuffers, with which JAX writes, is not installed, or the weights are more than a file can hold.
     """
-    exported = jax.export.export(jax.jit(program.function), platforms=PLATFORMS)(program.pictures(batch))
+    with _without_folders():
+        exported = jax.export.export(jax.jit(program.function), platforms=PLATFORMS)(program.pictures(batch))
     if len(exported.mlir_module_serialized) > LARGEST:
         size = len(exported.mlir_module_serialized) / 2**30
         raise ValueError(f"{size:.1f} GiB of weights are more than a StableHLO file can hold (2): use --format=onnx")
@@ -30,6 +32,18 @@ def write_stablehlo(program: Program, path: pathlib.Path, batch: int | None) -> 
     except ImportError as error:
         raise ValueError("JAX writes StableHLO files with flatbuffers: pip install flatbuffers") from error
     write_whole(path, data)
+
+
+@contextlib.contextmanager
+def _without_folders() -> Iterator[None]:
+    """JAX notes which line of which file made an operation: the file's name is enough, where it lay is nobody's."""
+    field = "jax_hlo_source_file_canonicalization_regex"
+    before = getattr(jax.config, field)
+    jax.config.update(field, r".*[/\\]")  # what fits is cut out
+    try:
+        yield
+    finally:
+        jax.config.update(field, before)
 
 
 def read_stablehlo(path: pathlib.Path) -> Callable[[np.ndarray], Outputs]:

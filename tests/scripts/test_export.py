@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 import re
 import subprocess
@@ -74,6 +75,8 @@ def documented(number):
 def test_stablehlo_runs_by_jax_alone_as_documented(crops, tmp_path, capsys):
     out, differences = exported(tmp_path, capsys, "stablehlo", f"--dataset={DATASET}", "--flip")
     assert max(differences) < TOLERANCE
+    for folder in (ROOT, sys.prefix):  # of the machine that exported, with its owner's name
+        assert os.fsencode(folder) not in out.read_bytes()
     out.rename(tmp_path / "pose.stablehlo")
     np.save(tmp_path / "crops.npy", crops)
     more = """
