@@ -29,8 +29,12 @@ def evaluate(config: ConfigDict, workdir: pathlib.Path) -> cli.Metrics:
 
 def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     """What `config.mode` asks for."""
+    if config.mode == "evaluate":
+        cli.evaluate(config, workdir, build, cli.rendering(sources.load, [config.dataset]))
+        return
+    configuration.check_batch(config)
     cli.render(config, [config.dataset])
-    {"train": train, "evaluate": evaluate}[config.mode](config, workdir)
+    train(config, workdir)
 
 
 def main() -> None:

@@ -22,7 +22,7 @@ from data_pipelines.skeletons import KeypointSet
 from data_pipelines.whole_image.loader import resize
 from pose_common.metrics import nms
 from pose_common.prediction import command
-from pose_common.prediction.batches import Job, ahead, in_batches, require_batch_size
+from pose_common.prediction.batches import Job, ahead, in_batches, require_batch_size, require_number
 from pose_common.prediction.pictures import Picture, PictureError
 from pose_common.prediction.result import Result, extent_boxes
 from pose_common.prediction.sources import is_single, pictures_of
@@ -81,10 +81,11 @@ class PoseModel:
           A `Result` for one picture; for several an iterator of results, which reads pictures as it goes.
 
         Raises:
-          ValueError: there is no picture, `batch_size` is not a number of pictures, or a picture's longer side is more
-            than `LONGEST` times the shorter one.
+          ValueError: there is no picture, `batch_size` or `threshold` is no such number, or a picture's longer side is
+            more than `LONGEST` times the shorter one.
         """
         require_batch_size(batch_size)
+        require_number("threshold", threshold)
         told = None if left_out is None or is_single(source) else left_out.append
         results = self.results(fitting(pictures_of(source, told), told), batch_size, threshold)
         return next(iter(results)) if is_single(source) else results

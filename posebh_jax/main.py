@@ -13,7 +13,7 @@ import pathlib
 
 from ml_collections import ConfigDict
 
-from pose_common.training import cli
+from pose_common.training import checks, cli
 from posebh_jax import build, configuration, sources
 
 
@@ -29,8 +29,12 @@ def evaluate(config: ConfigDict, workdir: pathlib.Path) -> cli.Metrics:
 
 def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     """What `config.mode` asks for."""
+    if config.mode == "evaluate":
+        cli.evaluate(config, workdir, build, cli.rendering(sources.load, config.datasets))
+        return
+    checks.check_batch(config)
     cli.render(config, config.datasets)
-    {"train": train, "evaluate": evaluate}[config.mode](config, workdir)
+    train(config, workdir)
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from data_pipelines.datasets import DATASETS, PoseDataset, defined, find_dataset
 from pose_common.metrics.nms import rescore
 from pose_common.prediction import command
-from pose_common.prediction.batches import Job, ahead, in_batches, require_batch_size
+from pose_common.prediction.batches import Job, ahead, in_batches, require_batch_size, require_number
 from pose_common.prediction.pictures import Picture, PictureError
 from pose_common.prediction.result import Result
 from pose_common.prediction.sources import count_of, is_single
@@ -101,10 +101,14 @@ class PoseModel:
           iterator of these, which reads pictures as it goes.
 
         Raises:
-          ValueError: the model does not know the dataset, `boxes` or `batch_size` is none of the above, or there is no
-            picture.
+          ValueError: the model does not know the dataset, `boxes`, `batch_size` or a threshold is none of the above, or
+            there is no picture.
         """
         require_batch_size(batch_size)
+        require_number("box_threshold", box_threshold)
+        require_number("threshold", threshold)
+        if flip not in (True, False):
+            raise ValueError(f"flip={flip!r}: expected True or False")
         names = self.names(dataset)
         several = len(names) > 1 or not (dataset is None or isinstance(dataset, str))
         told = None if left_out is None or is_single(source) else left_out.append

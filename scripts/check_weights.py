@@ -21,6 +21,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from boir_jax.weights import convert as boir
+from pose_common.training.logs import hide_abandoned_tasks
 from pose_common.weights.hub_folders import find_weights, local_path
 from pose_common.weights.keys import COUNTER, Conversion
 from posebh_jax.vit import ViTSize, size_name
@@ -41,6 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--datasets", help="names of the heads, in order, separated by commas")
     parser.add_argument("--num_heads", type=int, help="attention heads, where the size is none of the published")
     args = parser.parse_args(arguments)
+    hide_abandoned_tasks()
     try:
         path = pathlib.Path(local_path(args.source))
         for line in _bytes(path):

@@ -30,6 +30,7 @@ from data_pipelines.datasets import DATASETS
 from data_pipelines.paths import as_path, is_remote, local
 from data_pipelines.skeletons import KEYPOINT_SETS
 from pose_common.training import restore
+from pose_common.training.logs import hide_abandoned_tasks
 from pose_common.weights import keys
 from pose_common.weights.embedded import is_embedded, read_embedded
 from pose_common.weights.folder import is_weights, load_weights, require_new, save_weights
@@ -52,6 +53,7 @@ METHODS = {module.METHOD: module for module in (posebh, boir)}
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit status."""
     args = _parse(arguments)
+    hide_abandoned_tasks()
     try:
         if not args.to.name.endswith(SUFFIXES):
             require_new(args.to)  # before what may take minutes

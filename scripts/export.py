@@ -29,6 +29,7 @@ from pose_common.export.onnx import read_onnx, write_onnx
 from pose_common.export.program import Program, describe, largest_differences
 from pose_common.export.stablehlo import read_stablehlo, write_stablehlo
 from pose_common.prediction.command import rendered_pictures
+from pose_common.training.logs import hide_abandoned_tasks
 from pose_common.training.processes import one_line
 from posebh_jax.predictor import HEAD_MAPS, PROTOTYPE_MAPS
 
@@ -41,6 +42,7 @@ FLAGS = {"posebh": ("dataset", "datasets", "maps", "flip"), "boir": ("size",)}
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit status."""
     args = _parse(argv)
+    hide_abandoned_tasks()
     try:
         if args.batch_size is not None and args.batch_size < 1:
             raise ValueError(f"--batch_size={args.batch_size}: expected 1 or more")

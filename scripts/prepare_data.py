@@ -36,7 +36,7 @@ from data_pipelines.builders import BUILDERS
 from data_pipelines.builders.coco_format import CocoFormatBuilder
 from data_pipelines.builders.custom import METRICS, Custom, SkeletonOptions, require_defined
 from data_pipelines.builders.report import NoAnnotations, RawDataError
-from data_pipelines.builders.summary import finished_splits, read_summary
+from data_pipelines.builders.summary import advice, finished_splits, read_summary
 from data_pipelines.paths import as_path
 
 _SHOWN_CASES = 3
@@ -247,7 +247,9 @@ def _findings(summary: dict[str, Any]) -> list[str]:
         why = ", ".join(f"{reason} {count}" for reason, count in usable["left_out"].items())
         lines.append(
             f"of {usable['annotated']} people, {usable['training']} can be learned from and "
-            f"{usable['evaluation']} judged" + (f"; kept but left out: {why}" if why else "")
+            f"{usable['evaluation']} judged"
+            + (f"; kept but left out: {why}" if why else "")
+            + advice(usable["left_out"])
         )
     if pairs := summary.get("mirror_pairs"):
         lines.append(f"mirror pairs: {', '.join(pairs)}")

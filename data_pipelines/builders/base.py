@@ -160,8 +160,10 @@ class PoseBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
         target = records.split_dir(self.name, self.split, self._target)
         if self._staging and not overwrite and records.is_prepared(self.name, self.split, self._target):
             return read_summary(target)
-        with _only_one(directory.parent), _replacing(directory, overwrite):
-            self.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
+        config = tfds.download.DownloadConfig(try_download_gcs=False)
+        # TFDS makes folders for downloads, of which there are none: they would stay, empty, among the datasets.
+        with _only_one(directory.parent), _replacing(directory, overwrite), tempfile.TemporaryDirectory() as unused:
+            self.download_and_prepare(download_dir=unused, download_config=config)
         summary = read_summary(directory)
         if self._staging:
             if target.exists():

@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 from data_pipelines import orientation, records
@@ -56,8 +57,16 @@ def usable(columns: records.Annotations, report: Report, unlabelled_belong: bool
         raise RawDataError(
             f"{columns.dataset} ({columns.split}): no usable person: {found['training']} can be learned from and"
             f" {found['evaluation']} judged ({why or 'there is nobody'}); --allow_loss prepares it all the same"
+            f"{advice(found['left_out'])}"
         )
     return found
+
+
+def advice(left_out: Mapping[str, int]) -> str:
+    """What to do about people who are left out for what many tools write, or ''."""
+    if instances.NO_AREA not in left_out:
+        return ""
+    return "; OKS divides by `area`: leave the key out, and it is 0.53 of the box, or give the object's square pixels"
 
 
 def orientation_note(choice: str, why: str, tagged: int, total: int) -> str:

@@ -25,6 +25,7 @@ from data_pipelines.records import Annotations
 
 GROUND_TRUTH = "ground_truth"
 PERSON = "person"
+NO_AREA = "area of zero"
 DOUBTFUL_SHARE = 0.1
 """Of the boxes of a file: where more look as if they were meant otherwise, it is said."""
 
@@ -122,7 +123,7 @@ def reasons(annotations: Annotations, dataset: PoseDataset) -> dict[str, np.ndar
         "without keypoints": _unlabelled(columns, dataset),
         "box without extent": ~own & (columns.box[:, 2:] <= 0).any(axis=1),
         "box outside the image": ~own & (_boxes(columns, dataset)[:, 2:] <= 0).any(axis=1),
-        "area of zero": (columns.area <= 0) & (columns.area != -1),
+        NO_AREA: (columns.area <= 0) & (columns.area != -1),
     }
 
 
@@ -197,8 +198,9 @@ def detections(
 
     An entry may also name its picture, by `file_name`, `image` or a text as `image_id` (Ultralytics writes the name
     without suffix). Where there is such a picture it counts, as detectors number pictures in ways of their own.
-    Those of the annotation file's own categories (`categories_of`) with a score of at least `score_threshold`; boxes
-    are taken as they are, not clipped to the image. What is not used is counted, by reason: `Instances.left_out`.
+    Those of the annotation file's own categories (`categories_of`) with a score of at least `score_threshold`; where
+    there is one category, an entry need not name it. Boxes are taken as they are, not clipped to the image. What is not
+    used is counted, by reason: `Instances.left_out`.
 
     Raises:
       ValueError: an entry that is no detection, or no box left; with file and entry. Or a metric that judges annotated
@@ -241,8 +243,9 @@ def _used_detections(
     entries, categories = _read_detections(path), categories_of(annotations)
     pictures = _Pictures(annotations)
     kept, left_out, first = [], collections.Counter(), {}
+    only = next(iter(categories)) if len(categories) == 1 else None
     for number, entry in enumerate(entries):
-        picture, row, category, box, score = _detection(path, number, entry, pictures)
+        picture, row, category, box, score = _detection(path, number, entry, pictures, only)
         reason, detail = _why_not(picture, row, category, box, score, categories, score_threshold)
         if reason:
             left_out[reason] += 1
@@ -301,14 +304,17 @@ class _Pictures:
 
 
 def _detection(
-    path: str, number: int, entry: Any, pictures: _Pictures
+    path: str, number: int, entry: Any, pictures: _Pictures, only: int | None
 ) -> tuple[int | str, int | None, int, np.ndarray, float]:
-    """(picture, its row, category, box, score) of an entry, the box and the score as they are. Raises ValueError."""
+    """(picture, its row, category, box, score) of an entry, the box and the score as they are. Raises ValueError.
+
+    The category is the `only` one where the entry has none.
+    """
     try:
         if not isinstance(entry, dict):
             raise Fault("not an object", f"{entry!r:.80}")
         picture, row = pictures.find(entry)
-        category = fields.integer(entry, "category_id")
+        category = fields.integer(entry, "category_id", default=only)
         score = float(fields.unchecked(entry, "score", 1)[0])
     except Fault as fault:
         raise ValueError(f"{path}: entry {number} is no COCO detection: {fault}") from fault

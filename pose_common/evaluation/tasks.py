@@ -33,13 +33,24 @@ class Score(NamedTuple):
     errors: Mapping[str, Any] = {}
 
 
+class Figures(dict[str, Mapping[str, float]]):
+    """{row name: {metric: value}} of an evaluation; `failed` says which rows could not be had, and why.
+
+    Those of datasets that are not prepared are none of them: a table has the rows that there is data for.
+    """
+
+    def __init__(self, scores: Sequence[Score], failed: Sequence[str]):
+        super().__init__({score.name: score.values for score in scores})
+        self.failed = tuple(failed)
+
+
 def evaluate_tasks(
     tasks: Sequence[Any],
     open_task: Callable[[Any], Any],
     evaluate_task: Callable[[Any, Any], Iterable[Score]],
     folder: pathlib.Path,
     title: str,
-) -> dict[str, Mapping[str, float]]:
+) -> Figures:
     """Evaluates what can be opened; shows the table and that of errors, saves them as `folder`/table.* and errors.*.
 
     Args:
@@ -50,13 +61,14 @@ def evaluate_tasks(
         failure after opening ends the evaluation.
 
     Returns:
-      {row name: {metric: value}}.
+      {row name: {metric: value}}, and what failed.
 
     Raises:
       Disagreement: a split that not all processes can open.
     """
     scores: list[Score] = []
     skipped: list[str] = []
+    failed: list[str] = []
     for task in tasks:
         try:
             loader = open_task(task)
@@ -64,7 +76,7 @@ def evaluate_tasks(
             skipped.append(str(error))
             loader = None
         except (ValueError, OSError) as error:
-            skipped.append(_failed(task, error))
+            failed.append(_failed(task, error))
             loader = None
         require_everywhere(task, loader is not None)
         if loader is None:
@@ -74,10 +86,10 @@ def evaluate_tasks(
         except (ValueError, OSError) as error:
             if jax.process_count() > 1:
                 raise
-            skipped.append(_failed(task, error))
+            failed.append(_failed(task, error))
     if jax.process_index() == 0:
-        _tabulate(scores, skipped, folder, title)
-    return {score.name: score.values for score in scores}
+        _tabulate(scores, skipped + failed, folder, title)
+    return Figures(scores, failed)
 
 
 def _tabulate(scores: Sequence[Score], skipped: Sequence[str], folder: pathlib.Path, title: str) -> None:

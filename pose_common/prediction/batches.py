@@ -37,6 +37,13 @@ def require_batch_size(batch_size: Any) -> None:
         raise ValueError(f"batch_size={batch_size!r}: expected a whole number, 1 or more")
 
 
+def require_number(name: str, value: Any) -> None:
+    """Raises ValueError for what is no number; so for NaN, than which no score is higher."""
+    array = np.asarray(value)
+    if array.ndim or array.dtype.kind not in "iuf" or np.isnan(array):
+        raise ValueError(f"{name}={value!r}: expected a number")
+
+
 def in_batches(
     jobs: Iterable[Job],
     run: Callable[[Hashable, Rows], Rows],

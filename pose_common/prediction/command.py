@@ -26,7 +26,7 @@ from data_pipelines.picture_formats import SUFFIXES
 from data_pipelines.synthetic_world.scene import render_scene
 from pose_common.evaluation import draw
 from pose_common.prediction import tracking
-from pose_common.prediction.batches import require_batch_size
+from pose_common.prediction.batches import require_batch_size, require_number
 from pose_common.prediction.interruption import Interruption
 from pose_common.prediction.pictures import Picture
 from pose_common.prediction.result import FIELDS, Result
@@ -131,6 +131,9 @@ def _run(
         if unknown := set(kinds) - set(KINDS):
             raise ValueError(f"--save={args.save}: {', '.join(sorted(unknown))} is none of {', '.join(KINDS)}")
         require_batch_size(args.batch_size)
+        for name in ("threshold", "box_threshold", "draw_threshold"):
+            if getattr(args, name, None) is not None:  # NaN is a number to the parser
+                require_number(f"--{name}", getattr(args, name))
         if bool(args.source) == args.demo:
             raise ValueError("give either pictures, folders, patterns or videos, or --demo")
         distributed.use_compilation_cache(COMPILATION_CACHE)

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from data_pipelines.paths import NoPathError, as_path, is_remote
@@ -193,7 +195,14 @@ def check(config: ConfigDict) -> None:
 
 
 def check_batch(config: ConfigDict) -> None:
-    """Raises ConfigError for a batch that the devices (of all processes) cannot share equally."""
+    """Raises ConfigError for a batch that the devices (of all processes) cannot share equally, or no memory holds."""
+    width, height = np.broadcast_to(config.input_size, 2).tolist()
+    needed = 3 * width * height * -(-config.batch_size // jax.process_count())
+    if needed > (there := os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")):
+        raise ConfigError(
+            f"config.batch_size={config.batch_size}: a batch of pictures of {width}x{height} takes "
+            f"{needed / 2**30:,.0f} GiB in each process, more than the {there / 2**30:,.0f} GiB of this machine"
+        )
     rows, rest = divmod(config.batch_size, jax.device_count())
     if rest:
         possible = [count * jax.device_count() for count in (rows, rows + 1) if count]

@@ -53,7 +53,7 @@ class Build(Protocol):
         """A `loop.Method` with its network, `model`."""
 
     def make_evaluator(self, config: ConfigDict, model: Any, mesh: Mesh, workdir: pathlib.Path) -> Any:
-        """A `loop.Evaluate` that can check its tasks and choose the figure of the best weights."""
+        """A `loop.Evaluate` that gives `tasks.Figures`, checks its tasks and chooses the figure of the best weights."""
 
 
 class Program(NamedTuple):
@@ -101,6 +101,19 @@ def render(config: ConfigDict, datasets: Sequence[str]) -> None:
         rendered = [name for name in datasets if name in SYNTHETIC]
         prepare_synthetic(config.data_dir, rendered, progress=True, **config.synthetic)
     multihost_utils.sync_global_devices("synthetic data")
+
+
+def rendering(
+    load: Callable[[ConfigDict, Mesh], restore.Loaded], datasets: Sequence[str]
+) -> Callable[[ConfigDict, Mesh], restore.Loaded]:
+    """`load`, and then `render`: weights that cannot be evaluated are refused before anything is rendered for them."""
+
+    def load_and_render(config: ConfigDict, mesh: Mesh) -> restore.Loaded:
+        loaded = load(config, mesh)
+        render(config, datasets)
+        return loaded
+
+    return load_and_render
 
 
 def train(config: ConfigDict, workdir: pathlib.Path, build: Build, make_start: MakeStart) -> bool:
@@ -158,12 +171,15 @@ def evaluate(
       load: reads the model.
 
     Raises:
-      ValueError: there is no such model, or not a single row.
+      ValueError: there is no such model, not a single row, or a row that failed: the others are printed and saved.
     """
     mesh = make_mesh()
     model, weights, step = load(config, mesh)
     figures = build.make_evaluator(config, model, mesh, workdir)(weights, step)
-    return conclude_evaluation(config, workdir, figures, step)
+    conclude_evaluation(config, workdir, figures, step)
+    if figures.failed:  # a script that asked for them must not take the rest for everything
+        raise ValueError(f"not everything was evaluated: {'; '.join(figures.failed)}")
+    return figures
 
 
 def conclude_evaluation(config: ConfigDict, workdir: pathlib.Path, figures: Metrics, step: int) -> Metrics:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -56,6 +57,19 @@ def test_a_batch_size_is_a_number_of_rows(size):
     for call in (pose, find, lambda source, **options: pose.learn_skeleton(source, [[[1, 2, 2]]], **options)):
         with pytest.raises(ValueError, match=f"^batch_size={size!r}: expected a whole number, 1 or more"):
             call([picture], batch_size=size)
+
+
+@pytest.mark.parametrize("value", ["0.3", None, float("nan"), [0.3], True])
+def test_a_threshold_is_a_number(value):
+    for call, name in (
+        (posebh_jax.load(), "threshold"),
+        (posebh_jax.load(), "box_threshold"),
+        (boir_jax.load(), "threshold"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(f"{name}={value!r}: expected a number")):
+            call(PICTURE.image, **{name: value})
+    with pytest.raises(ValueError, match="flip='no': expected True or False"):
+        posebh_jax.load()(PICTURE.image, flip="no")
 
 
 def test_a_model_between_two_sizes_is_exported_for_the_larger():

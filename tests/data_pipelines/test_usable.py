@@ -62,9 +62,13 @@ def test_nobody_usable_is_an_error(reason, tmp_path, capsys):
     assert (
         status == 1 and summary is None and f"no usable person: 0 can be learned from and 0 judged ({reason} 3)" in said
     )
+    assert ("leave the key out, and it is 0.53 of the box" in said) == (reason == "area of zero")
     assert not list((tmp_path / "data").rglob("*.json"))  # nor is the dataset defined
     status, summary = custom(tmp_path, [UNUSABLE[reason]] * 3, "--allow_loss")
     assert status == 0 and summary["usable"]["training"] == 0 and summary["usable"]["left_out"] == {reason: 3}
+    said = capsys.readouterr().out
+    assert f"{reason} 3" in said and ("leave the key out" in said) == (reason == "area of zero")
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["kites"], "and nothing of TFDS's"
 
 
 @pytest.mark.parametrize(

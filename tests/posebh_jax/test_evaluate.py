@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import json
+import types
 
 import jax
 import jax.numpy as jnp
@@ -20,10 +22,12 @@ from data_pipelines.sharing import Share
 from data_pipelines.top_down.loader import eval_loader
 from pose_common import heatmaps
 from pose_common.report.runs import read_runs
+from pose_common.training import cli, restore
 from pose_common.training.checks import ConfigError
 from pose_common.training.mesh import make_mesh
-from posebh_jax import build, configuration
+from posebh_jax import build, configuration, main
 from posebh_jax.evaluate import Evaluator, Task
+from posebh_jax.pose_model import EMBEDDED
 from posebh_jax.published import model_name, published
 from tests.data_pipelines import tiny_sets
 from tests.settings import POSES
@@ -246,6 +250,33 @@ def test_a_bad_row_costs_no_other(synthetic, tmp_path):
     files = [tmp_path / "broken.json", tmp_path / "absent.json"]
     tasks = [task("synthetic_mpii"), *(task("synthetic_coco", boxes=file) for file in files)]
     metrics = evaluator(Oracle(synthetic, ["synthetic_mpii"]), tasks, synthetic, tmp_path)({}, step=1)
-    assert set(metrics) == {"synthetic_mpii_val/heads"}
+    assert set(metrics) == {"synthetic_mpii_val/heads"} and len(metrics.failed) == 2
     remarks = json.loads((tmp_path / "results/step_1/table.json").read_text())["remarks"]
     assert len(remarks) == 2 and "broken.json" in remarks[0] and "absent.json" in remarks[1]
+
+
+def test_an_evaluation_with_a_failed_row_ends_in_an_error_when_all_is_saved(coco, tmp_path, monkeypatch, capsys):
+    """The exit status of the command; what is not prepared is no failure, as a table has what there is data for."""
+    (tmp_path / "broken.json").write_text("[{")
+    files = {"broken": [task("coco", boxes=tmp_path / "broken.json")], "absent": [task("ochuman")], "none": []}
+    config = mdt.get_config("demo")
+    for name, more in files.items():
+        run = evaluator(Constant(), [task("coco", "test-dev", coco / "people.json"), *more], coco, tmp_path / name)
+        made = types.SimpleNamespace(make_evaluator=lambda *_, run=run: run)
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / name).mkdir()
+        failing = pytest.raises(ValueError, match="not everything was evaluated: coco .val. .*broken.json")
+        with failing if name == "broken" else contextlib.nullcontext():
+            cli.evaluate(config, tmp_path / name, made, lambda *_: restore.Loaded(None, {}, 3))
+        (row,) = json.loads((tmp_path / name / "results/step_3/table.json").read_text())["rows"]
+        assert row["split"] == "test-dev" and f"results: {tmp_path / name}" in capsys.readouterr().out
+
+
+def test_weights_that_cannot_be_evaluated_cost_no_rendering(tmp_path):
+    config = mdt.get_config("demo")
+    config.mode, config.checkpoint, config.data_dir = "evaluate", str(EMBEDDED), str(tmp_path / "data")
+    config.size = "base"
+    configuration.fill_tables(config)
+    with pytest.raises(ConfigError, match="is tiny; the configuration is base"):
+        main.run(config, tmp_path / "run")
+    assert not (tmp_path / "data").exists()

@@ -1,20 +1,25 @@
 from __future__ import annotations
 
 import hashlib
+import sys
+import types
 
 import jax
 import numpy as np
+import pytest
 
 import boir_jax
+import posebh_jax
 from data_pipelines.datasets import PoseDataset, custom_definitions
 from data_pipelines.skeletons import KeypointSet
+from pose_common.training import logs
 from pose_common.weights.embedded import read_embedded
 from pose_common.weights.folder import save_weights
 from pose_common.weights.keys import unflatten
 from posebh_jax.model import PoseBH
 from posebh_jax.vit import SIZES, ViTSize
 from posebh_jax.weights.manifest import manifest_of, model_targets
-from scripts import check_weights, convert_weights
+from scripts import check_weights, convert_weights, export
 from tests.posebh_jax.conversion_cases import recorded_options, tiny_posebh
 from tests.weight_files import as_file
 
@@ -128,3 +133,25 @@ def test_what_is_no_weights_is_one_line(tmp_path, capsys):
     assert "a web page" in capsys.readouterr().err
     assert check_weights.main([str(tmp_path / "absent.pth")]) == 1
     assert "absent.pth" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "main, more",
+    [
+        (check_weights.main, ()),
+        (convert_weights.main, ("--to={}/made",)),
+        (export.main, ("--format=stablehlo", "--out={}/made")),
+    ],
+)
+def test_of_damaged_weights_commands_say_one_line(main, more, tmp_path, monkeypatch, capsys):
+    """And not what Orbax's abandoned threads print beside it, of which it depends on the moment whether they do."""
+    posebh_jax.load().save(tmp_path / "weights")
+    for file in (tmp_path / "weights/arrays/d").iterdir():
+        file.unlink()
+    told = []
+    monkeypatch.setattr(sys, "unraisablehook", told.append)
+    logs.hide_abandoned_tasks.cache_clear()
+    assert main([str(tmp_path / "weights"), *(word.format(tmp_path) for word in more)]) == 1
+    assert "arrays cannot be restored" in capsys.readouterr().err
+    sys.unraisablehook(types.SimpleNamespace(object=None, exc_value=RuntimeError("Event loop is closed")))
+    assert not told

@@ -141,7 +141,6 @@ def test_pictures_may_be_named(tmp_path, change):
         ({"score": -2}, "score under 0: 1, first: .*entry 0 has the score -2"),
         ({"bbox": [1, 2, float("nan"), 4]}, r"bad box: 1.*\(image 1\): bbox \[1.0, 2.0, nan, 4.0\]"),
         ({"image_id": 8}, "unknown image: 1.*names image 8"),
-        ({"category_id": None}, "entry 0 is no COCO detection: missing field: category_id"),
         ({"category_id": "kite"}, "entry 0 is no COCO detection: bad id: category_id is 'kite'"),
         ({"image_id": 1.5}, "bad id: image_id is 1.5"),
         ({"score": "high"}, "not a number: score is 'high'"),
@@ -153,6 +152,14 @@ def test_what_cannot_be_names_file_and_entry(tmp_path, change, said):
     with pytest.raises(ValueError, match=said) as error:
         detect(tmp_path, [BOX | change])
     assert "boxes.json" in str(error.value)
+
+
+def test_the_only_category_need_not_be_named(tmp_path):
+    unnamed = {key: value for key, value in BOX.items() if key != "category_id"}
+    for entry in (unnamed, BOX | {"category_id": None}):
+        assert detect(tmp_path, [entry]).category.tolist() == [3]
+        with pytest.raises(ValueError, match="boxes.json: entry 0 is no COCO detection: missing field: category_id"):
+            detect(tmp_path, [entry], table([(3, "kite"), (4, "boat")]))
 
 
 def test_metrics_of_annotated_people_take_no_detections(tmp_path):

@@ -63,6 +63,12 @@ def test_a_video_beside_the_numbers_changes_none(predicted):
     assert entries(predicted("--save=json,video", "--threshold=0.01")) == alone
 
 
+def test_a_threshold_is_a_number(predicted, capsys):
+    for flag in ("--threshold", "--draw_threshold"):
+        predicted(f"{flag}=nan", status=1)
+        assert capsys.readouterr().err == f"error: {flag}=nan: expected a number\n"
+
+
 def test_what_orbax_lets_go_of_is_not_told(predicted, monkeypatch):
     """Of a damaged checkpoint the command says one line; what its other arrays' reading ends with is none."""
     told = []

@@ -275,6 +275,10 @@ def test_batches_and_devices():
         with pytest.raises(ConfigError, match=message):
             checks.check_batch(config)
     assert checks.check_batch(read("mdt:demo", "--config.batch_size=24")) is None
+    for source, size in (("mdt:demo", "96x128"), ("boir:demo", "128x128")):
+        config = read(source, "--config.batch_size=1000000000000")
+        with pytest.raises(ConfigError, match=f"config.batch_size=1000000000000: a batch of pictures of {size} takes"):
+            checks.check_batch(config)
     sizes = [checks.whole_eval_batch(read("mdt:demo", f"--config.eval_batch_size={n}")) for n in (1, 8, 9, 64)]
     assert sizes == [8, 8, 16, 64]
 
