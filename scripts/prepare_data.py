@@ -19,6 +19,7 @@ under half of its people can; `--allow_loss` takes both as they are.
 from __future__ import annotations
 
 import argparse
+import datetime
 import io
 import os
 import pathlib
@@ -337,6 +338,8 @@ def _prepare_split(args: argparse.Namespace, split: str) -> dict[str, Any]:
         source = summary["source"].get("annotations")
         made = f", made of {source}" if source else ""
         print(f"{_name(args)} ({split}) is finished already{made}: {directory} (--overwrite makes it again)")
+        if source and (outdated := _outdated(source, summary["prepared"], args.annotations)):
+            print(f"{_name(args)} ({split}) is kept as it was: {outdated}; --overwrite takes it in", file=sys.stderr)
         return summary
     files = {"annotations": args.annotations, "images": args.images}
     if args.dataset == Custom.dataset:
@@ -360,6 +363,16 @@ def _prepare_split(args: argparse.Namespace, split: str) -> dict[str, Any]:
         for line in _cases(split, builder.report.as_dict()):
             print(line, file=sys.stderr)
         raise
+
+
+def _outdated(source: str, prepared: str, asked: str | None) -> str:
+    """What a finished split, made of `source` at that time, does not have, or ''."""
+    if asked and os.path.realpath(asked) != os.path.realpath(source):
+        return f"{asked} is other labels"
+    path = pathlib.Path(source)
+    files = path.rglob("*") if path.is_dir() else [path]
+    newest = max((file.stat().st_mtime for file in files if file.is_file()), default=0)
+    return f"{source} is newer" if newest > datetime.datetime.fromisoformat(prepared).timestamp() else ""
 
 
 def _val_share(args: argparse.Namespace) -> importers.ValShare | None:

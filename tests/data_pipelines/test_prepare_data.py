@@ -287,10 +287,16 @@ def test_finished_splits_are_kept_and_can_be_made_again(tmp_path, capsys):
     assert prepare_data.main(arguments) == 0
     directory = records.split_dir("coco", "val", tmp_path / "data")
     before = {file.name: (file.stat().st_mtime_ns, file.read_bytes()) for file in directory.iterdir()}
+    assert prepare_data.main(arguments) == 0 and "kept as it was" not in capsys.readouterr().err
     tiny_sets.write_coco(tmp_path, tiny_sets.document(5))
     assert prepare_data.main(arguments) == 0
     assert {file.name: (file.stat().st_mtime_ns, file.read_bytes()) for file in directory.iterdir()} == before
-    assert f"coco (val) is finished already, made of {path}: {directory} (" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert f"coco (val) is finished already, made of {path}: {directory} (" in said.out
+    assert said.err == f"coco (val) is kept as it was: {path} is newer; --overwrite takes it in\n"
+    other = shutil.copy(path, tmp_path / "other.json")
+    assert prepare_data.main([*arguments, f"--annotations={other}", "--split=val"]) == 0
+    assert f"{other} is other labels; --overwrite" in capsys.readouterr().err
     assert prepare_data.main([*arguments, "--overwrite"]) == 0
     assert _summary("coco", "val", tmp_path / "data")["images"] == 5
     assert path.is_file() and not list((tmp_path / "data").rglob("incomplete.*"))
