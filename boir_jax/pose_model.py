@@ -19,7 +19,7 @@ from boir_jax.proposals import ProposalConfig
 from boir_jax.weights.convert import model_of
 from data_pipelines import geometry
 from data_pipelines.skeletons import KeypointSet
-from data_pipelines.whole_image.loader import resize
+from data_pipelines.whole_image.loader import LONGEST, resize
 from pose_common.metrics import nms
 from pose_common.prediction import command
 from pose_common.prediction.batches import Job, ahead, in_batches, require_batch_size, require_number
@@ -36,8 +36,6 @@ THRESHOLD = 0.05
 """Smallest score of a pose that is shown; below lie proposals that a picture is better without."""
 DRAW_THRESHOLD = 0.1
 """Smallest confidence (keypoint peak x centre score) of a keypoint that is drawn."""
-LONGEST = 16
-"""Times the short side a picture's long side may be: longer ones, resized, would not fit into memory."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)

@@ -35,6 +35,9 @@ from data_pipelines.whole_image.pictures import (
     training_images,
 )
 
+LONGEST = 16
+"""Times the short side a picture's long side may be: longer ones, resized, would not fit into memory."""
+
 
 def train_loader(
     dataset: str,
@@ -102,12 +105,26 @@ def eval_loader(
 
     Raises:
       DatasetNotPrepared: with the command that prepares it.
-      ValueError: a batch that the processes cannot share equally.
+      ValueError: a batch that the processes cannot share equally, or a picture longer than `LONGEST` allows.
     """
     data_dir = cached(dataset, split, data_dir, reading.cache)
     annotations = load_annotations(dataset, split, data_dir)
+    _check_sizes(annotations)
     source = WholeImageSource(open_records(dataset, split, data_dir), annotations, find_dataset(dataset, data_dir))
     return EvalLoader(source, batch_size, input_size, share, reading)
+
+
+def _check_sizes(annotations: Annotations) -> None:
+    """Raises ValueError for a picture, such as a panorama, that is too long to be resized as a whole."""
+    sides = np.stack([annotations.width, annotations.height])
+    long = np.flatnonzero(sides.max(axis=0) > LONGEST * sides.min(axis=0))
+    if len(long):
+        first = long[0]
+        raise ValueError(
+            f"{annotations.dataset} ({annotations.split}): {annotations.file_name[first]} is "
+            f"{annotations.width[first]}x{annotations.height[first]}; the longer side may be {LONGEST} times the "
+            f"shorter one, and {len(long)} of {annotations.num_images} pictures are longer: prepare the split without"
+        )
 
 
 @dataclasses.dataclass(frozen=True)

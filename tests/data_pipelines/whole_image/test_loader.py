@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -10,12 +11,14 @@ import re
 import numpy as np
 import pytest
 
+from data_pipelines.builders.coco import Coco
 from data_pipelines.builders.synthetic import prepare_synthetic
 from data_pipelines.reading import Reading
 from data_pipelines.records import DatasetNotPrepared, load_annotations
 from data_pipelines.sharing import Share
 from data_pipelines.whole_image.loader import eval_loader, train_loader
 from data_pipelines.whole_image.pictures import check_masks, rules_of, training_images
+from tests.data_pipelines import tiny_sets
 from tests.data_pipelines.whole_image_cases import RELEASED
 
 DATASET = "synthetic_crowd"
@@ -52,6 +55,20 @@ def test_a_split_of_nobody_is_not_trained_on(data_dir):
         rules = dataclasses.replace(rules_of(annotations.protocol), labelled_images=labelled_images)
         with pytest.raises(ValueError, match="split 'train': nobody in its 6 images has a keypoint to learn from"):
             training_images(unlabelled, rules, cap=8)
+
+
+def test_a_picture_too_long_to_be_resized_is_refused_before_it_is_met(tmp_path):
+    """Its short side would become the input's: 33000x64 gives 264000x512, and tens of gigabytes of features."""
+    for height, refused in ((3, False), (2, True)):
+        content = tiny_sets.document(2)
+        content["images"][1] |= {"width": 48, "height": height}
+        content["annotations"] = [entry for entry in content["annotations"] if entry["image_id"] == 1]
+        path = tiny_sets.write_coco(tmp_path, content)
+        files = {"annotations": path, "images": tmp_path / "coco/val2017"}
+        Coco("val", **files, data_dir=tmp_path, progress=False).prepare(overwrite=True)
+        said = r"coco \(val\): 000000000002.jpg is 48x2; the longer side may be 16 times .* and 1 of 2 pictures"
+        with pytest.raises(ValueError, match=said) if refused else contextlib.nullcontext():
+            eval_loader("coco", "val", data_dir=tmp_path, batch_size=1, input_size=64)
 
 
 def test_masks_of_another_size_are_refused_before_they_are_met(data_dir):
