@@ -157,6 +157,8 @@ class Evaluator:
         """Metrics, and the row of errors; writes results, pictures and analysis."""
         errors: dict[str, Any] = {}
         truth = columns.ground_truth(loader.annotations)
+        if _box_by_box(task, loader):  # whoever gives no crop has no pose to be judged
+            truth = truth.take(loader.source.instances.annotation)
         poses = evaluate.final_poses(task.protocol, truth, predictions, **self.selection)
         if jax.process_index() == 0:
             folder = self.workdir / "results" / f"step_{step}"
@@ -189,7 +191,7 @@ class Evaluator:
         boxes = _boxes(loader)
         known = published(self.published_as, task.dataset, task.split) if kind == HEAD_MAPS else None
         notes = [f"{name}: {note}" for name, note in loader.annotations.metadata.items()]
-        if not loader.annotated:
+        if not loader.annotated or _box_by_box(task, loader) and loader.source.instances.left_out:
             notes.append(loader.source.instances.account)
         if not values:
             notes.append(f"no annotations: {task.name}_{kind}.json is for submission")
@@ -213,6 +215,11 @@ class Evaluator:
             "notes": notes,
             "metrics": dict(values),
         }
+
+
+def _box_by_box(task: Task, loader: EvalLoader) -> bool:
+    """Whether each annotated person is judged by the pose in the own box, and nobody is missed or found twice."""
+    return loader.annotated and not evaluate.protocol_of(task.protocol).suppress
 
 
 def _boxes(loader: EvalLoader) -> str:

@@ -66,7 +66,7 @@ def advice(left_out: Mapping[str, int]) -> str:
     """What to do about people who are left out for what many tools write, or ''."""
     if instances.NO_AREA not in left_out:
         return ""
-    return "; OKS divides by `area`: leave the key out, and it is 0.53 of the box, or give the object's square pixels"
+    return "; `area` of 0 is nobody's size: leave the key out, and it is 0.53 of the box, or give square pixels"
 
 
 def orientation_note(choice: str, why: str, tagged: int, total: int) -> str:

@@ -92,6 +92,11 @@ class GroundTruth:
     num_keypoints: np.ndarray
     head_size: np.ndarray
 
+    def take(self, rows: np.ndarray) -> GroundTruth:
+        """The given instances, in their order, of the same images."""
+        of_instances = ("image", "id", "category", "keypoints", "box", "area", "crowd", "num_keypoints", "head_size")
+        return dataclasses.replace(self, **{name: getattr(self, name)[rows] for name in of_instances})
+
 
 def ground_truth(annotations: Annotations) -> GroundTruth:
     """Columns of a prepared split."""

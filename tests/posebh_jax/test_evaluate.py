@@ -190,6 +190,22 @@ def test_detections_of_any_category_and_their_account(tmp_path):
     assert row["notes"] == ["3 detected boxes used, 0 images have none; left out: category 1: 1, unknown image: 1"]
 
 
+def test_of_people_judged_box_by_box_those_without_a_crop_are_left_out_and_counted(tmp_path):
+    """As preparation counts them; one of them was an error at the end of the evaluation, and of the training."""
+    content = tiny_sets.document(4)
+    changes = ({}, {"area": 0}, {"bbox": [4.25, 5, 0, 22.5]}, {"num_keypoints": 0})
+    content["annotations"] = [tiny_sets.annotation(n, n, **change) for n, change in enumerate(changes, start=1)]
+    path = tiny_sets.write_coco(tmp_path, content)
+    Coco("val", annotations=path, images=tmp_path / "coco/val2017", data_dir=tmp_path, progress=False).prepare()
+    judged = dataclasses.replace(find_dataset("coco"), metric="hand", drop_unlabelled_by="num_keypoints")
+    whole = dataclasses.replace(task("coco"), protocol=judged)
+    values = evaluator(Constant(), [whole], tmp_path, tmp_path / "run", pictures=1)({}, 0)["coco_val/heads"]
+    assert values["PCK"] == 1 and values["EPE"] == 0
+    (row,) = json.loads((tmp_path / "run/results/step_0/table.json").read_text())["rows"]
+    said = "left out: without keypoints: 1, box without extent: 1, area of zero: 1"
+    assert row["notes"] == [f"1 annotations used, 3 images have none; {said}"]
+
+
 def test_splits_without_annotations_give_a_file_for_submission(coco, tmp_path, capsys):
     tasks = [task("coco", "test-dev", coco / "people.json"), task("coco", "val", coco / "absent.json")]
     assert evaluator(Constant(), tasks, coco, tmp_path)({}, 0) == {"coco_test-dev/heads": {}}
