@@ -202,9 +202,13 @@ def _from_file(path: pathlib.Path, count: int | None, category: int | None) -> C
     if not isinstance(entries, list) or not isinstance(images, list):
         raise ValueError(f"boxes: {path}: expected a list of detections, or an object with a list 'annotations'")
     names: dict[Any, str] = {}
+    sizes: dict[str, tuple[int, int]] = {}
     for number, image in enumerate(images):
         try:
             names[id_key(image["id"])] = image["file_name"]
         except (KeyError, TypeError) as error:
             raise ValueError(f"boxes: {path}: image {number} has no id or file_name: {error!r}") from error
-    return NamedBoxes(entries, path, count, category, names)
+        width, height = whole(image.get("width")), whole(image.get("height"))
+        if width and height:  # as preparation reads them: 0 and null say nothing
+            sizes[image["file_name"]] = width, height
+    return NamedBoxes(entries, path, count, category, names, sizes=sizes)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.fields import Fault, flag, id_key, whole
-from pose_common.prediction.pictures import Picture
+from pose_common.prediction.pictures import Picture, PictureError
 
 Found = tuple[np.ndarray, np.ndarray]
 """Boxes [N, 4] (x, y, width, height) in pixels of the picture, and their scores [N]."""
@@ -32,10 +32,12 @@ class NamedBoxes:
       category: the id of those that are taken; None: all.
       names: of pictures, by `fields.id_key` of their id.
       known: names or ids of pictures that may have none.
+      sizes: (width, height) of pictures by their names, where these are told.
 
     Raises:
       ValueError: an entry that is no detection, or a category without boxes; when called, where it cannot be said which
         picture a name or a number means.
+      PictureError: when called with a picture of another size than its boxes are of.
     """
 
     def __init__(
@@ -46,8 +48,10 @@ class NamedBoxes:
         category: int | None = None,
         names: Mapping[Any, str] | None = None,
         known: Iterable[Any] = (),
+        sizes: Mapping[str, tuple[int, int]] | None = None,
     ):
         self._path = path
+        self._sizes = {_in_slashes(name): size for name, size in (sizes or {}).items()}
         self._by_picture: dict[str | int, dict[str | int, list]] = {}  # last part of a name -> as written -> boxes
         _check_category(entries, category, path)
         self._enter(entries, category, names or {})
@@ -71,12 +75,26 @@ class NamedBoxes:
                 raise ValueError(f"boxes: {self._path}: {written} may be both {other} and {picture.name}")
         if len(found) > 1:
             raise ValueError(f"boxes: {self._path}: {' and '.join(map(str, found))} may both be {picture.name}")
+        for written in found:
+            self._check_size(written, picture)
         self._matched |= bool(found)
         if self._by_picture and not self._matched and not self._told:
             self._told = True
             first = next(iter(self._by_picture))
             logging.warning("%s has no boxes of %s; it has those of %s", self._path, picture.name, first)
         return checked(sum(found.values(), []), f"{self._path}, picture {picture.name}")
+
+    def _check_size(self, written: str | int, picture: Picture) -> None:
+        """Raises PictureError where boxes are of the picture as it is stored, not as EXIF turns it, or of a copy."""
+        seen = picture.image.shape[1::-1]
+        size = self._sizes.get(written, seen) if isinstance(written, str) else seen
+        if size != seen:
+            width, height = seen
+            turned = " when its EXIF orientation is applied" if size == (height, width) else ""
+            raise PictureError(
+                f"{picture.name}: boxes of {self._path} are of {size[0]}x{size[1]} pixels, but the picture has "
+                f"{width}x{height}{turned}"
+            )
 
     def _of(self, named: Any) -> list:
         """The boxes of a name, to which more may be added."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import pathlib
 import unicodedata
+from contextlib import nullcontext
 
 import cv2
 import numpy as np
 import pytest
 
 from data_pipelines.skeletons import KEYPOINT_SETS
-from pose_common.prediction.pictures import Picture
+from pose_common.prediction.pictures import Picture, PictureError
 from pose_common.prediction.result import Result
 from posebh_jax.boxes import boxes_of, with_boxes
 from tests.pose_common.prediction.test_pictures import damaged_video
@@ -262,6 +263,29 @@ def test_an_annotation_file_as_preparation_reads_it(write, encoding, of_image, o
     path = write({"images": [{"id": of_image, "file_name": "ä.jpg"}], "annotations": entries})
     path.write_bytes(path.read_bytes().decode().encode(encoding))
     assert found(path, "ä.jpg") == [[[1, 2, 3, 4]]]
+
+
+@pytest.mark.parametrize(
+    "size, said",
+    [
+        ((30, 20), None),
+        (("30", 20.0), None),
+        ((0, 0), None),
+        ((None, 20), None),
+        ((20, 30), "are of 20x30 pixels, but the picture has 30x20 when its EXIF orientation is applied"),
+        ((60, 40), "are of 60x40 pixels, but the picture has 30x20$"),
+    ],
+)
+def test_boxes_of_the_picture_in_another_size_are_not_taken(write, size, said):
+    """Of a picture as stored, which is read turned upright, or of a larger copy. It costs that picture alone."""
+    images = [{"id": 7, "file_name": "f/a.jpg", "width": size[0], "height": size[1]}, {"id": 8, "file_name": "b.jpg"}]
+    file = write({"images": images, "annotations": [{"image_id": i, "bbox": [1, 2, 3, 4]} for i in (7, 8)]})
+    with nullcontext() if said is None else pytest.raises(PictureError, match=f"a.jpg: boxes of .*boxes.json {said}"):
+        assert found(file, "a.jpg") == [[[1, 2, 3, 4]]]
+    told = []
+    pictures = [Picture(name, IMAGE) for name in ("a.jpg", "b.jpg")]
+    taken = [picture.name for picture, _ in with_boxes(pictures, boxes_of(file, 2), told.append)]
+    assert (taken, len(told)) == ((["a.jpg", "b.jpg"], 0) if said is None else (["b.jpg"], 1))
 
 
 def test_a_category_however_it_is_written(write):
