@@ -265,6 +265,19 @@ def test_people_of_whom_a_box_alone_is_drawn_are_masked_by_it(tmp_path):
     assert masks == [None, [boxes[0]], [boxes[1]], [[1, 1, 9, 1, 9, 9]]]
 
 
+def test_categories_of_the_same_keypoints_may_have_other_limbs(tmp_path, capsys):
+    """Which are drawn alone; label tools write them of one category, or of each as far as they were drawn."""
+    content = kites()
+    (kite,) = content["categories"]
+    content["categories"] = [kite | {"skeleton": [[1, 2]]}, kite | {"id": 40, "skeleton": [[1, 3], [1, 2]]}]
+    content["categories"].append(kite | {"id": 41, "skeleton": None})
+    assert prepare(tmp_path, content) == 0
+    assert definitions.find_dataset("kites", tmp_path / "data").keypoints.limbs == ((0, 1), (0, 2))
+    content["categories"][1] |= {"keypoints": NAMES[::-1]}
+    assert prepare(tmp_path, content, "--overwrite") == 1
+    assert "categories with different keypoints are datasets apart" in capsys.readouterr().err
+
+
 def test_splits_have_the_same_keypoints(tmp_path, capsys):
     assert prepare(tmp_path, kites()) == 0
     assert prepare(tmp_path, kites(keypoints=["tip", "R_wing", "L_wing"]), split="val") == 1

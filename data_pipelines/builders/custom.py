@@ -365,20 +365,21 @@ def _index(skeleton: KeypointSet, name: str) -> int:
 
 
 def _category_skeleton(path: pathlib.Path, document: Any) -> tuple[tuple[str, ...], tuple[tuple[int, int], ...]]:
-    """(names, limbs from 0) of the categories, which must agree."""
+    """(names, limbs from 0) of the categories, whose names must agree; limbs, which are drawn alone, may be of one."""
     (categories,) = raw_files.document_lists(path, document, "categories")
     found = [entry for entry in categories if raw_files.has_skeleton(entry)]
     if not found:
         raise RawDataError(f"{path}: no category lists 'keypoints', their names in order (or give --keypoints=a,b,c)")
-    skeletons = set()
+    skeletons: dict[tuple[str, ...], dict[tuple[int, int], None]] = {}
     for category in found:
         try:
-            skeletons.add((_names(category["keypoints"]), _limbs(category.get("skeleton") or ())))
+            limbs = skeletons.setdefault(_names(category["keypoints"]), {})
+            limbs |= dict.fromkeys(_limbs(category.get("skeleton") or ()))
         except Fault as fault:
             raise RawDataError(f"{path}: category {category.get('id')!r}: bad keypoints or skeleton: {fault}") from None
     if len(skeletons) > 1:
-        raise RawDataError(f"{path}: categories with different skeletons are datasets apart: give a file to each")
-    ((names, limbs),) = skeletons
+        raise RawDataError(f"{path}: categories with different keypoints are datasets apart: give a file to each")
+    ((names, limbs),) = skeletons.items()
     # COCO counts limbs from 1; a 0 shows a file that counts from 0.
     first = 0 if any(0 in limb for limb in limbs) else 1
     return names, tuple((a - first, b - first) for a, b in limbs)
