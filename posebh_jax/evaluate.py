@@ -193,6 +193,8 @@ class Evaluator:
         notes = [f"{name}: {note}" for name, note in loader.annotations.metadata.items()]
         if not loader.annotated or _box_by_box(task, loader) and loader.source.instances.left_out:
             notes.append(loader.source.instances.account)
+        if values and (missed := _without_crop(task, loader)):
+            notes.append(f"{missed} labelled people give no crop (see the preparation's summary), and count as missed")
         if not values:
             notes.append(f"no annotations: {task.name}_{kind}.json is for submission")
         if parts := [f"{part} {shown([f'AP ({part})'], values)}" for part in PARTS if f"AP ({part})" in values]:
@@ -220,6 +222,17 @@ class Evaluator:
 def _box_by_box(task: Task, loader: EvalLoader) -> bool:
     """Whether each annotated person is judged by the pose in the own box, and nobody is missed or found twice."""
     return loader.annotated and not evaluate.protocol_of(task.protocol).suppress
+
+
+def _without_crop(task: Task, loader: EvalLoader) -> int:
+    """How many annotated people OKS judges who have no crop by the dataset's rules, as in the released code."""
+    if not loader.annotated or _box_by_box(task, loader):
+        return 0
+    people = loader.annotations
+    judged = people.labelled & ~people.crowd
+    if evaluate.protocol_of(task.protocol).ignore_by_count:
+        judged &= people.num_keypoints != 0
+    return int(judged.sum() - judged[loader.source.instances.annotation].sum())
 
 
 def _boxes(loader: EvalLoader) -> str:

@@ -204,6 +204,11 @@ def test_of_people_judged_box_by_box_those_without_a_crop_are_left_out_and_count
     (row,) = json.loads((tmp_path / "run/results/step_0/table.json").read_text())["rows"]
     said = "left out: without keypoints: 1, box without extent: 1, area of zero: 1"
     assert row["notes"] == [f"1 annotations used, 3 images have none; {said}"]
+    # OKS asks for everybody who is labelled.
+    whole = dataclasses.replace(whole, protocol=dataclasses.replace(judged, metric="coco"))
+    assert evaluator(Constant(), [whole], tmp_path, tmp_path / "run")({}, 1)["coco_val/heads"]["AR"] == 0.25
+    (row,) = json.loads((tmp_path / "run/results/step_1/table.json").read_text())["rows"]
+    assert row["notes"] == ["3 labelled people give no crop (see the preparation's summary), and count as missed"]
 
 
 def test_splits_without_annotations_give_a_file_for_submission(coco, tmp_path, capsys):
