@@ -21,11 +21,20 @@ class CocoWholeBody(CocoFormatBuilder):
     }
 
     def instance(self, annotation: dict[str, Any]) -> dict[str, Any]:
-        """Joins the five keypoint lists; where one has another length, the sum shows it to the check."""
+        """Joins the five keypoint lists; where one has another length, the sum shows it to the check.
+
+        Without the others `keypoints` may hold them all. A remark names those that are missing.
+        """
         instance = super().instance(annotation)
         parts: list[Any] = [annotation.get(part) for part in _PARTS]
-        if any(part is None for part in parts):
+        missing = [name for name, part in zip(_PARTS, parts, strict=True) if part is None]
+        if missing == list(_PARTS)[1:] and len(np.ravel(np.asarray(parts[0], object))) == 3 * sum(_PARTS.values()):
+            return instance
+        if missing:
             instance.pop("keypoints", None)
+            if not annotation.get("iscrowd"):
+                what = "keypoint lists of parts missing"
+                self.report.remark(what, self.files.annotations, annotation.get("id"), ", ".join(missing))
         elif all(isinstance(part, np.ndarray) for part in parts):
             instance["keypoints"] = np.concatenate([part.reshape(-1) for part in parts])
         else:  # numbers as text, or damage: as it is, for the check

@@ -41,6 +41,25 @@ def test_wholebody_parts_are_joined_and_checked(tmp_path):
     assert (table.keypoints[:, 17:] == np.float32([7.5, 8, 0.25])).all()
 
 
+def test_wholebody_lists_that_are_missing_are_named(tmp_path):
+    """As of COCO's own file; all in `keypoints`, as some tools write them, are as good as five lists."""
+    content = tiny_sets.document(3)
+    content["annotations"] = [tiny_sets.annotation(n, n) for n in (1, 2, 3)]
+    content["annotations"][1] |= {"foot_kpts": [0] * 18, "face_kpts": [0] * 204, "lefthand_kpts": [0] * 63}
+    content["annotations"][2]["keypoints"] += [0] * (399 - 51)
+    path = tiny_sets.write_coco(tmp_path, content)
+    path.rename(path.with_name("coco_wholebody_val_v1.0.json"))
+    summary = BUILDERS["coco_wholebody"]("val", raw_dir=tmp_path, data_dir=tmp_path / "data", progress=False).prepare()
+    assert summary["instances"] == 1 and summary["dropped"]["instances"]["missing field"]["count"] == 2
+    told = summary["remarks"]["keypoint lists of parts missing"]["examples"]
+    assert [example["id"] for example in told] == [1, 2]
+    assert (
+        told[0]["detail"].endswith("face_kpts, lefthand_kpts, righthand_kpts") and told[1]["detail"] == "righthand_kpts"
+    )
+    table = records.load_annotations("coco_wholebody", "val", tmp_path / "data")
+    np.testing.assert_array_equal(table.keypoints[0, :17].ravel(), content["annotations"][0]["keypoints"])
+
+
 def test_apt36k_split_is_the_authors():
     raw, expected = golden("data/prepro/apt36k_raw.json"), golden("data/prepro/apt36k_expected.json")
     for variant, whole_videos in (("released", False), ("fixed_unique_videos", True)):
