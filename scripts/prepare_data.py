@@ -87,6 +87,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--overwrite", action="store_true", help="make finished splits again")
     args = parser.parse_args(argv)
+    for split in args.split or ():
+        if "/" in split or not any(map(str.isalnum, split)):
+            parser.error(f"--split={split}: the name of a folder is needed, such as val")
     if args.dataset == Custom.dataset:
         _check_custom(parser, args)
     elif unfit := [name for name in _CUSTOM_OPTIONS if getattr(args, name) is not None]:

@@ -281,6 +281,13 @@ def test_numbers_that_are_none_are_said(capsys):
     assert "argument --sigmas: '0.1,x' is not numbers" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("split", ["", "..", "a/b", "../val"])
+def test_a_split_is_the_name_of_a_folder(split, capsys):
+    with pytest.raises(SystemExit):
+        prepare_data.parse_args(["custom", "--name=mine", "--annotations=a.json", f"--split={split}"])
+    assert f"--split={split}: the name of a folder is needed" in capsys.readouterr().err
+
+
 def test_finished_splits_are_kept_and_can_be_made_again(tmp_path, capsys):
     path = tiny_sets.write_coco(tmp_path, tiny_sets.document(3))
     arguments = ["coco", f"--raw_dir={tmp_path}", f"--data_dir={tmp_path / 'data'}"]
