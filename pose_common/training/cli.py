@@ -178,7 +178,9 @@ def evaluate(
     figures = build.make_evaluator(config, model, mesh, workdir)(weights, step)
     conclude_evaluation(config, workdir, figures, step)
     if figures.failed:  # a script that asked for them must not take the rest for everything
-        raise ValueError(f"not everything was evaluated: {'; '.join(figures.failed)}")
+        first, *others = figures.failed
+        more = f" (and {len(others)} more, see above)" if others else ""
+        raise ValueError(f"not everything was evaluated: {first}{more}")
     return figures
 
 
