@@ -341,7 +341,7 @@ def _prepare_split(args: argparse.Namespace, split: str) -> dict[str, Any]:
         source = summary["source"].get("annotations")
         made = f", made of {source}" if source else ""
         print(f"{_name(args)} ({split}) is finished already{made}: {directory} (--overwrite makes it again)")
-        if source and (outdated := _outdated(source, summary["prepared"], args.annotations)):
+        if source and (outdated := _outdated(source, summary.get("prepared"), args.annotations)):
             print(f"{_name(args)} ({split}) is kept as it was: {outdated}; --overwrite takes it in", file=sys.stderr)
         return summary
     files = {"annotations": args.annotations, "images": args.images}
@@ -368,10 +368,12 @@ def _prepare_split(args: argparse.Namespace, split: str) -> dict[str, Any]:
         raise
 
 
-def _outdated(source: str, prepared: str, asked: str | None) -> str:
-    """What a finished split, made of `source` at that time, does not have, or ''."""
+def _outdated(source: str, prepared: str | None, asked: str | None) -> str:
+    """What a finished split, made of `source` at that time (older ones do not say it), does not have, or ''."""
     if asked and os.path.realpath(asked) != os.path.realpath(source):
         return f"{asked} is other labels"
+    if prepared is None:
+        return ""
     path = pathlib.Path(source)
     files = path.rglob("*") if path.is_dir() else [path]
     newest = max((file.stat().st_mtime for file in files if file.is_file()), default=0)

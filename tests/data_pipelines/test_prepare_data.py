@@ -304,6 +304,11 @@ def test_finished_splits_are_kept_and_can_be_made_again(tmp_path, capsys):
     other = shutil.copy(path, tmp_path / "other.json")
     assert prepare_data.main([*arguments, f"--annotations={other}", "--split=val"]) == 0
     assert f"{other} is other labels; --overwrite" in capsys.readouterr().err
+    summary = directory / records.SUMMARY_FILE
+    text = summary.read_text()
+    summary.write_text(json.dumps({key: value for key, value in json.loads(text).items() if key != "prepared"}))
+    assert prepare_data.main(arguments) == 0 and not capsys.readouterr().err, "one of an older version"
+    summary.write_text(text)
     assert prepare_data.main([*arguments, "--overwrite"]) == 0
     assert _summary("coco", "val", tmp_path / "data")["images"] == 5
     assert path.is_file() and not list((tmp_path / "data").rglob("incomplete.*"))
