@@ -209,6 +209,6 @@ def _from_file(path: pathlib.Path, count: int | None, category: int | None) -> C
         except (KeyError, TypeError) as error:
             raise ValueError(f"boxes: {path}: image {number} has no id or file_name: {error!r}") from error
         width, height = whole(image.get("width")), whole(image.get("height"))
-        if width and height:  # as preparation reads them: 0 and null say nothing
+        if isinstance(image["file_name"], str) and width and height:  # of which 0 and null say nothing
             sizes[image["file_name"]] = width, height
     return NamedBoxes(entries, path, count, category, names, sizes=sizes)

@@ -329,6 +329,13 @@ def test_frames_that_are_lost_have_no_place(tmp_path):
         ({"annotations": [], "images": [{"id": 1}]}, "image 0 has no id or file_name"),
         ([{"image_id": 1, "bbox": [1, 1, 5, 5]}, {"image_id": 1, "bbox": [1, 1, 5]}], "entry 1 is no detection"),
         ([{"bbox": [1, 1, 5, 5]}], "entry 0 is no detection"),
+        (
+            {
+                "annotations": [{"image_id": 1, "bbox": [1, 1, 5, 5]}],
+                "images": [{"id": 1, "file_name": None, "width": 30, "height": 20}],
+            },
+            "entry 0 is no detection: .*it names no picture",
+        ),
     ],
 )
 def test_files_that_are_none(write, document, message):
