@@ -80,7 +80,7 @@ def boxes_of(
         nonlocal told
         found, scores = of_picture(number, picture)
         kept = scores >= threshold
-        told = told or _tell_of_unlikely(found[kept], picture)
+        told = told or _tell_of_unlikely(found[kept], picture) or _tell_of_negative(scores, picture)
         return found[kept], scores[kept]
 
     return good_enough
@@ -132,6 +132,16 @@ def _tell_of_unlikely(boxes: np.ndarray, picture: Picture) -> bool:
             *(unlikely.sum(), len(boxes), picture.name, width, height, boxes[unlikely][0].round(2).tolist()),
         )
     return bool(unlikely.any())
+
+
+def _tell_of_negative(scores: np.ndarray, picture: Picture) -> bool:
+    """Warns of scores below 0, as a detector's logits are, of which no pose is kept; whether there are any."""
+    if negative := int((scores < 0).sum()):
+        logging.warning(
+            "%d of %d boxes of %s have a score below 0, and give no pose: scores of 0 to 1 are needed",
+            *(negative, len(scores), picture.name),
+        )
+    return negative > 0
 
 
 def _every_box_of(boxes: Any, count: int | None, category: int | None) -> Callable[[int, Picture], Found]:

@@ -239,6 +239,14 @@ def test_a_bad_box_of_a_file_costs_itself(write, caplog):
     assert "3 of 4 boxes" in caplog.text and "first: entry 1 (1.jpg): bbox None of score 1" in caplog.text
 
 
+def test_scores_below_zero_are_told_once(caplog):
+    """A detector's logits: nobody was found, without a word."""
+    rows = [[1, 1, 10, 10, -0.5], [2, 2, 10, 10, 0.5]]
+    assert found([rows, rows], "a.jpg", "b.jpg") == [[rows[1][:4]]] * 2
+    (record,) = caplog.records
+    assert record.getMessage().startswith("1 of 2 boxes of a.jpg have a score below 0, and give no pose")
+
+
 def test_boxes_by_score_and_category(write, caplog):
     rows = [[1, 1, 10, 10, 0.2], [2, 2, 10, 10, 0.3], [3, 3, 10, 10, 0.9]]
     file = write([{"image": "a.jpg", "category_id": 1 + row[0] % 2, "bbox": row[:4], "score": row[4]} for row in rows])
