@@ -168,7 +168,7 @@ def test_detections_are_counted_over_kept_people(tmp_path):
         ("[{", "boxes.json: not valid JSON"),
         ({"annotations": []}, "boxes.json: a detection file is a list"),
         ([], "boxes.json: no person detection"),
-        ([GOOD, {"image_id": 1}], "boxes.json: entry 1 .*category_id"),
+        ([GOOD, {"image_id": 1}], "boxes.json: entry 1 .*missing field: score"),
         ([GOOD | {"bbox": [1, 2, 3]}], r"boxes.json: entry 0 \(image 1\): bbox \[1, 2, 3\]"),
         ([GOOD | {"bbox": [1, 2, 0, 3]}], "positive sides"),
         ([GOOD | {"image_id": 9}], "boxes.json: entry 0 names image 9.*'coco'"),
