@@ -18,6 +18,8 @@ import jax.numpy as jnp
 from pose_common.folding import FLAT, Fold, fold_kernel, refold
 
 DIMENSIONS = ("NHWC", "HWIO", "NHWC")
+LARGE = 2**19
+"""Values of an output's gradient beyond which it fits into no processor's cache beside the input."""
 FILLED = "filled_{}_of_{}"
 """Name of the scope of a convolution in whose kernel so many values of so many are no zeros."""
 Pair = tuple[int, int]
@@ -140,10 +142,14 @@ def _to_input(shape, kernel, gradient, strides, padding, dilation, precision):
 def _to_kernel(x, shape, gradient, strides, padding, dilation, precision):
     """Gradient of the kernel: the output's gradient as the kernel over the input, channels and batch exchanged.
 
-    That of a kernel of one cell is a product of matrices, which takes a third of the time.
+    That of a kernel of one cell is a product of matrices, which takes a third of the time. That of large maps is one
+    for each cell of the kernel: as a convolution, whose kernel the cache does not hold, it takes up to four times as
+    long.
     """
     if _is_product(shape, strides, padding):
         return jnp.einsum("bhwc,bhwd->cd", x, gradient, precision=precision)[None, None]
+    if strides == (1, 1) and gradient.size > LARGE:
+        return kernel_gradient_by_taps(x, shape[:2], gradient, padding, dilation, precision).astype(x.dtype)
     pads = []
     for axis in (0, 1):
         low = padding[axis][0]
@@ -160,3 +166,31 @@ def _to_kernel(x, shape, gradient, strides, padding, dilation, precision):
         precision=precision,
     )
     return found.transpose(1, 2, 0, 3)
+
+
+def kernel_gradient_by_taps(
+    x: jax.Array, cells: Pair, gradient: jax.Array, padding: tuple[Pair, Pair], dilation: Pair = (1, 1), precision=None
+) -> jax.Array:
+    """Gradient of the kernel of a convolution of stride 1: a product of matrices for each of its cells, in a loop.
+
+    Args:
+      x: [B, H, W, C].
+      cells: (kh, kw) of the kernel.
+      gradient: of the result, [B, h, w, D].
+      padding, dilation: of the convolution.
+
+    Returns:
+      float32 [kh, kw, C, D].
+    """
+    reach = [step * (count - 1) for step, count in zip(dilation, cells, strict=True)]
+    around = [(own - low, own - high, 0) for own, (low, high) in zip(reach, padding, strict=True)]
+    spread = jax.lax.pad(gradient, jnp.zeros((), gradient.dtype), [(0, 0, 0), *around, (0, 0, 0)])
+    inputs = x.transpose(3, 0, 1, 2)
+
+    def tap(index):
+        row, column = index // cells[1], index % cells[1]
+        place = 0, reach[0] - dilation[0] * row, reach[1] - dilation[1] * column, 0
+        met = jax.lax.dynamic_slice(spread, place, (*x.shape[:3], gradient.shape[-1]))
+        return jnp.einsum("cbhw,bhwd->cd", inputs, met, precision=precision, preferred_element_type=jnp.float32)
+
+    return jax.lax.map(tap, jnp.arange(math.prod(cells))).reshape(*cells, x.shape[-1], gradient.shape[-1])

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pose_common import convolution
 from pose_common.convolution import DIMENSIONS, convolve
 
 pytestmark = pytest.mark.slow  # compiles many gradients
@@ -52,3 +53,32 @@ def test_gradients(size, kernel, stride, dilation, padding):
     for actual, wanted in zip(found, expected, strict=True):
         # The same sums, of up to some hundred float32 terms, in another order.
         np.testing.assert_allclose(actual, wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "kernel, padding, dilation",
+    [
+        ((3, 3), ((1, 1), (1, 1)), (1, 1)),
+        ((3, 3), ((6, 6), (6, 6)), (6, 6)),  # kernel cells that only ever see padding
+        ((2, 2), ((1, 0), (0, 1)), (1, 1)),  # a phase of a transposed convolution
+        ((1, 3), ((0, 0), (4, 1)), (1, 2)),
+        ((2, 3), ((3, 2), (4, 5)), (1, 2)),  # more padding than the kernel reaches
+        ((3, 2), ((0, 0), (0, 0)), (1, 1)),
+    ],
+)
+def test_kernel_gradient_of_large_maps(kernel, padding, dilation, monkeypatch):
+    """By a product for each cell of the kernel; that there is a way of its own shows in the loop."""
+    keys = jax.random.split(jax.random.key(0))
+    x = jax.random.normal(keys[0], (2, 6, 5, 3))
+    weights = jax.random.normal(keys[1], (*kernel, 3, 4))
+
+    def gradient(weights):
+        return jax.grad(lambda w: jnp.sin(convolve(x, w, (1, 1), padding, dilation)).sum())(weights)
+
+    expected = jax.jit(gradient)(weights)
+    assert " while(" not in jax.jit(gradient).lower(weights).compile().as_text()
+    monkeypatch.setattr(convolution, "LARGE", 0)
+    by_taps = jax.jit(lambda weights: gradient(weights))
+    assert " while(" in by_taps.lower(weights).compile().as_text()
+    # The same sums, of up to some hundred float32 terms, in another order.
+    np.testing.assert_allclose(by_taps(weights), expected, rtol=1e-5, atol=1e-5)

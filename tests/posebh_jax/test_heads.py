@@ -139,7 +139,7 @@ def test_initial_values_are_the_originals():
 
 @pytest.mark.parametrize("spread", ["one device", "eight devices", "pmap"])
 def test_gradient_of_a_kernel_by_taps_is_that_of_the_convolutions(spread):
-    """What a TPU runs instead, on every device's own images."""
+    """What CPUs and TPUs run instead, on every device's own images."""
     keys = jax.random.split(jax.random.key(0), 2)
     x = jax.random.normal(keys[0], (8, 5, 3, 6))
     slope = jax.random.normal(keys[1], (4, 8, 5, 3, 7))
