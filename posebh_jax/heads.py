@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from pose_common import convolution
+from pose_common.convolution import Convolution
 from pose_common.layers import BatchNorm, normal
 from posebh_jax import tpu_kernels
 
@@ -261,13 +262,12 @@ class ResidualBlock(nn.Module):
         return activation(y + shortcut)
 
 
-def _conv(features: int, side: int, dtype: Any, name: str, use_bias: bool = True) -> nn.Conv:
-    return nn.Conv(
+def _conv(features: int, side: int, dtype: Any, name: str, use_bias: bool = True) -> Convolution:
+    return Convolution(
         features,
-        (side, side),
-        padding="SAME",
-        use_bias=use_bias,
+        side,
         dtype=dtype,
         kernel_init=_small_normal,
+        bias_init=nn.initializers.zeros if use_bias else None,
         name=name,
     )
