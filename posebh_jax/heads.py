@@ -262,12 +262,10 @@ class ResidualBlock(nn.Module):
         return activation(y + shortcut)
 
 
-def _conv(features: int, side: int, dtype: Any, name: str, use_bias: bool = True) -> Convolution:
-    return Convolution(
-        features,
-        side,
-        dtype=dtype,
-        kernel_init=_small_normal,
-        bias_init=nn.initializers.zeros if use_bias else None,
-        name=name,
-    )
+def _conv(features: int, side: int, dtype: Any, name: str, use_bias: bool = True) -> nn.Module:
+    if side == 1:
+        # Not `Convolution`, which would make a product of matrices of it: among convolutions it lies otherwise, and
+        # the TPU compiler takes 15 s longer for 7 % more time.
+        return nn.Conv(features, (1, 1), use_bias=use_bias, dtype=dtype, kernel_init=_small_normal, name=name)
+    bias = nn.initializers.zeros if use_bias else None
+    return Convolution(features, side, dtype=dtype, kernel_init=_small_normal, bias_init=bias, name=name)
