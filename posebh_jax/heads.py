@@ -81,9 +81,9 @@ def kernel_gradient(x: jax.Array, slope: jax.Array) -> jax.Array:
 def kernel_gradient_by_taps(x: jax.Array, slope: jax.Array) -> jax.Array:
     """`kernel_gradient` by a product of matrices for each of the sixteen taps.
 
-    On a CPU it takes a third of the time. The TPU compiler needs 80 s on two cores for four of the convolutions in
-    float32, where these take 5; on a chip they take 6 % more of a head's time. In bfloat16 the convolutions compile
-    in 20 s, and the products would take 45 % more.
+    On a CPU it takes a fifth to all of the time. The TPU compiler needs 80 s on two cores for four of the convolutions
+    in float32, where these take 5; on a chip they take 4 % more of a head's time. In bfloat16 the convolutions compile
+    in 20 s, and the products would take half as long again.
     """
 
     def local(x, slope):
