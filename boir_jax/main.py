@@ -24,17 +24,17 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> bool:
 
 def evaluate(config: ConfigDict, workdir: pathlib.Path) -> cli.Metrics:
     """Evaluates `config.checkpoint` on everything that is prepared; prints and saves the table, and says where."""
-    return cli.evaluate(config, workdir, build, sources.load)
+    return cli.evaluate(config, workdir, build, sources.load, [config.dataset])
 
 
 def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     """What `config.mode` asks for."""
     if config.mode == "evaluate":
-        cli.evaluate(config, workdir, build, cli.rendering(sources.load, [config.dataset]))
-        return
-    configuration.check_batch(config)
-    cli.render(config, [config.dataset])
-    train(config, workdir)
+        evaluate(config, workdir)
+    else:
+        configuration.check_batch(config)  # before anything is rendered for it
+        cli.render(config, [config.dataset])
+        train(config, workdir)
 
 
 def main() -> None:

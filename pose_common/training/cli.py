@@ -103,19 +103,6 @@ def render(config: ConfigDict, datasets: Sequence[str]) -> None:
     multihost_utils.sync_global_devices("synthetic data")
 
 
-def rendering(
-    load: Callable[[ConfigDict, Mesh], restore.Loaded], datasets: Sequence[str]
-) -> Callable[[ConfigDict, Mesh], restore.Loaded]:
-    """`load`, and then `render`: weights that cannot be evaluated are refused before anything is rendered for them."""
-
-    def load_and_render(config: ConfigDict, mesh: Mesh) -> restore.Loaded:
-        loaded = load(config, mesh)
-        render(config, datasets)
-        return loaded
-
-    return load_and_render
-
-
 def train(config: ConfigDict, workdir: pathlib.Path, build: Build, make_start: MakeStart) -> bool:
     """Trains from the newest checkpoint in `workdir`, or from the start; False when a signal stopped it before the end.
 
@@ -162,19 +149,25 @@ def _loop_settings(config: ConfigDict, steps: int) -> loop.LoopSettings:
 
 
 def evaluate(
-    config: ConfigDict, workdir: pathlib.Path, build: Build, load: Callable[[ConfigDict, Mesh], restore.Loaded]
+    config: ConfigDict,
+    workdir: pathlib.Path,
+    build: Build,
+    load: Callable[[ConfigDict, Mesh], restore.Loaded],
+    datasets: Sequence[str] = (),
 ) -> Metrics:
     """Evaluates `config.checkpoint` on everything that is prepared; prints and saves the table, and says where.
 
     Args:
       build: makes the evaluator.
       load: reads the model.
+      datasets: those that `render` makes, once the weights are found to be such as can be evaluated.
 
     Raises:
       ValueError: there is no such model, not a single row, or a row that failed: the others are printed and saved.
     """
     mesh = make_mesh()
     model, weights, step = load(config, mesh)
+    render(config, datasets)
     figures = build.make_evaluator(config, model, mesh, workdir)(weights, step)
     conclude_evaluation(config, workdir, figures, step)
     if figures.failed:  # a script that asked for them must not take the rest for everything
