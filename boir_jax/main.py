@@ -24,13 +24,13 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> bool:
 
 def evaluate(config: ConfigDict, workdir: pathlib.Path) -> cli.Metrics:
     """Evaluates `config.checkpoint` on everything that is prepared; prints and saves the table, and says where."""
-    return cli.evaluate(config, workdir, build, sources.load, [config.dataset])
+    return cli.evaluate(config, workdir, build, sources.load)
 
 
 def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     """What `config.mode` asks for."""
     if config.mode == "evaluate":
-        evaluate(config, workdir)
+        cli.evaluate(config, workdir, build, sources.load, [config.dataset])
     else:
         configuration.check_batch(config)  # before anything is rendered for it
         cli.render(config, [config.dataset])
