@@ -7,9 +7,10 @@ in a scan are then computed by a generic nest of loops, some twenty times slower
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -20,6 +21,8 @@ from pose_common.folding import FLAT, Fold, fold_kernel, refold
 DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 LARGE = 2**19
 """Values of an output's gradient beyond which it fits into no processor's cache beside the input."""
+SEEN = 0.7
+"""Share of a dilated kernel's products that meet no padding, up to which a CPU is faster at these alone."""
 FILLED = "filled_{}_of_{}"
 """Name of the scope of a convolution in whose kernel so many values of so many are no zeros."""
 Pair = tuple[int, int]
@@ -77,7 +80,14 @@ def convolve(
     x: jax.Array, kernel: jax.Array, strides: Pair, padding: tuple[Pair, Pair], dilation: Pair, precision=None
 ) -> jax.Array:
     """x [B, H, W, C], kernel [kh, kw, C, D] -> [B, h, w, D]; padding is (low, high) for each axis."""
-    return _plain(x, kernel, strides, padding, dilation, precision)
+    plain = functools.partial(_plain, strides=strides, padding=padding, dilation=dilation, precision=precision)
+    if strides != (1, 1) or dilation == (1, 1):
+        return plain(x, kernel)
+    axes = [_spans(*axis) for axis in zip(x.shape[1:3], kernel.shape, padding, dilation, strict=False)]
+    if math.prod(_share(spans) for spans in axes) > SEEN:
+        return plain(x, kernel)
+    by_cells = functools.partial(_without_padding, axes=axes, precision=precision)
+    return jax.lax.platform_dependent(x, kernel, cpu=by_cells, default=plain)
 
 
 def _plain(x, kernel, strides, padding, dilation, precision):
@@ -95,8 +105,53 @@ def _is_product(shape: tuple[int, ...], strides: Pair, padding: tuple[Pair, Pair
     return shape[:2] == strides == (1, 1) and padding == ((0, 0), (0, 0))
 
 
+class _Span(NamedTuple):
+    """Along an axis, the map's `start` to `stop` that a cell of the kernel sees, and for how many results before and
+    after those it sees padding."""
+
+    start: int
+    stop: int
+    before: int
+    after: int
+
+
+def _spans(size: int, cells: int, padding: Pair, dilation: int) -> list[_Span]:
+    """Of all cells along an axis, in a convolution of stride 1."""
+    found = size + sum(padding) - dilation * (cells - 1)
+    spans = []
+    for shift in range(-padding[0], dilation * cells - padding[0], dilation):
+        start, stop = max(0, shift), min(size, found + shift)
+        seen = start < stop
+        spans.append(_Span(start, stop, start - shift, found + shift - stop) if seen else _Span(0, 0, found, 0))
+    return spans
+
+
+def _share(spans: list[_Span]) -> float:
+    """Of an axis' products, those that meet no padding."""
+    seen = sum(span.stop - span.start for span in spans)
+    return seen / (seen + sum(span.before + span.after for span in spans))
+
+
+def _without_padding(x, kernel, axes, precision):
+    """The convolution as a sum of products of matrices, one for each cell of the kernel, of what the cell sees."""
+    rows, columns = axes
+    parts = []
+    for (row, high), (column, wide) in itertools.product(enumerate(rows), enumerate(columns)):
+        if high.start < high.stop and wide.start < wide.stop:
+            part = jnp.einsum(
+                "bhwc,cd->bhwd",
+                x[:, high.start : high.stop, wide.start : wide.stop],
+                kernel[row, column],
+                precision=precision,
+                preferred_element_type=jnp.float32,
+            )
+            around = [(0, 0, 0), (high.before, high.after, 0), (wide.before, wide.after, 0), (0, 0, 0)]
+            parts.append(jax.lax.pad(part, jnp.zeros((), part.dtype), around))
+    return sum(parts).astype(x.dtype)
+
+
 def _forward(x, kernel, strides, padding, dilation, precision):
-    return _plain(x, kernel, strides, padding, dilation, precision), (x, kernel)
+    return convolve(x, kernel, strides, padding, dilation, precision), (x, kernel)
 
 
 def _backward(strides, padding, dilation, precision, saved, gradient):
@@ -127,9 +182,12 @@ def _to_input(shape, kernel, gradient, strides, padding, dilation, precision):
         low = reach - padding[axis][0]
         spread = (gradient.shape[1 + axis] - 1) * strides[axis] + 1
         pads.append((low, shape[1 + axis] + reach - spread - low))
+    turned = jnp.swapaxes(kernel[::-1, ::-1], 2, 3)
+    if strides == (1, 1):
+        return convolve(gradient, turned, strides, tuple(pads), dilation, precision)
     return jax.lax.conv_general_dilated(
         gradient,
-        jnp.swapaxes(kernel[::-1, ::-1], 2, 3),
+        turned,
         (1, 1),
         pads,
         lhs_dilation=strides,

@@ -56,6 +56,30 @@ def test_gradients(size, kernel, stride, dilation, padding):
 
 
 @pytest.mark.parametrize(
+    "size, kernel, padding, dilation",
+    [
+        ((8, 9), (3, 3), ((4, 4), (4, 4)), (4, 4)),
+        ((8, 4), (3, 3), ((4, 4), (4, 4)), (4, 4)),  # cells that only ever see padding on one axis
+        ((8, 9), (2, 3), ((5, 0), (1, 12)), (3, 5)),
+        ((8, 9), (3, 1), ((9, 9), (-1, -2)), (7, 1)),  # a map that is cut
+    ],
+)
+def test_dilated_kernels_without_padding(size, kernel, padding, dilation):
+    """Where most cells see padding, a CPU sums products of what they see: no convolution is left in the program."""
+    keys = jax.random.split(jax.random.key(0))
+    x = jax.random.normal(keys[0], (2, *size, 3))
+    weights = jax.random.normal(keys[1], (*kernel, 3, 4))
+    geometry = (1, 1), padding, dilation
+    ours = jax.jit(lambda x, weights: convolve(x, weights, *geometry))
+    assert "convolution(" not in ours.lower(x, weights).compile().as_text()
+    expected = jax.lax.conv_general_dilated(
+        x, weights, (1, 1), padding, rhs_dilation=dilation, dimension_numbers=DIMENSIONS
+    )
+    # The same sums, of up to 27 float32 terms, in another order.
+    np.testing.assert_allclose(ours(x, weights), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
     "kernel, padding, dilation",
     [
         ((3, 3), ((1, 1), (1, 1)), (1, 1)),

@@ -17,11 +17,12 @@ WEIGHTS = np.random.default_rng(0).normal(size=(3, 4, 4)).astype(np.float32)
 
 @jax.jit
 def everything(x):
-    """[B, 6, 5, 4]: a loop, nested calls, and each primitive that is rewritten."""
+    """[B, 6, 5, 4]: a loop, nested calls, a way of one platform, and each primitive that is rewritten."""
     y, _ = lax.scan(lambda carry, kernel: (nn.relu(carry @ kernel), None), x, jnp.asarray(WEIGHTS))
     y = nn.max_pool(y, (3, 5), padding=((1, 1), (2, 2)))
     y = jnp.pad(y, ((0, 0), (1, 2), (0, 3), (0, 0)), constant_values=-1.0)
     first, second = jnp.split(y, 2, axis=1) if y.shape[1] % 2 == 0 else (y[:, 1:], y[:, :-1])
+    second = lax.platform_dependent(second, cpu=lambda maps: maps[::-1][::-1], default=lambda maps: maps)
     index = jnp.argmax(first.reshape(x.shape[0], -1), axis=1)
     return first, second, lax.rem(index, 7), lax.rem(-index, 7)
 
@@ -37,7 +38,7 @@ def test_a_straight_line_computes_the_same(rows, height):
     rows = jax.export.symbolic_shape("batch")[0] if rows == "batch" else rows
     spec = jax.ShapeDtypeStruct((rows, *x.shape[1:]), jnp.float32)
     line = straight_line(everything, spec)
-    assert not primitives(line, spec) & {*REWRITES, "scan", "while", "jit", "pjit", "custom_jvp_call"}
+    assert not primitives(line, spec) & {*REWRITES, "scan", "while", "jit", "pjit", "custom_jvp_call", "cond", "rev"}
     found = jax.export.export(jax.jit(lambda x: tuple(line(x))))(spec).call(x)
     for one, other in zip(found, everything(x), strict=True):
         # The same operations, which XLA may fuse in another way.
