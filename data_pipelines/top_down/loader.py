@@ -10,9 +10,11 @@ read. Batches follow the top-down batch contract: `image` uint8 [B, H, W, 3] RGB
 from __future__ import annotations
 
 import dataclasses
+import logging
 import pathlib
+import types
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import grain
 import numpy as np
@@ -22,7 +24,7 @@ from data_pipelines import mixture as mixing
 from data_pipelines.cache import cached
 from data_pipelines.datasets import PoseDataset, find_dataset
 from data_pipelines.reading import Batch, Reading, Workers
-from data_pipelines.records import Annotations, load_annotations, open_records
+from data_pipelines.records import Annotations, contents, load_annotations, open_records
 from data_pipelines.sharing import Share, fitting_batch
 from data_pipelines.top_down import instances as boxes_of
 from data_pipelines.top_down.augmentation import Augmentation
@@ -48,9 +50,9 @@ class Row(NamedTuple):
 class TrainIterator(grain.DatasetIterator):
     """Endless batches of one process, and the place in them.
 
-    The state is the number of examples taken of the global stream. It depends neither on the process nor on how
-    many there are, nor on threads, workers and batch size, and so restores under any of them (with the same datasets
-    and seed).
+    The state is the number of examples taken of the global stream, and what data they were of. It depends neither on
+    the process nor on how many there are, nor on threads, workers and batch size, and so restores under any of them
+    (with the same datasets and seed). Data that are others than those of a state are warned of.
 
     Args:
       elements: the endless stream of all processes' examples.
@@ -59,6 +61,7 @@ class TrainIterator(grain.DatasetIterator):
       reading: how to read ahead.
       num_examples: the length of a (nominal) epoch: the examples of all datasets together.
       samples: the stream before its examples were made, whose samples know their pictures' names.
+      contents: {dataset and split: `records.contents`} of the stream.
 
     Raises:
       ValueError: a batch that the processes cannot share equally.
@@ -72,10 +75,11 @@ class TrainIterator(grain.DatasetIterator):
         reading: Reading,
         num_examples: int,
         samples: grain.MapDataset | None = None,
+        contents: Mapping[str, str] = types.MappingProxyType({}),
     ):
         super().__init__()
         self._reader: grain.DatasetIterator | Workers | None = None  # first: closing asks for it, whatever fails below
-        self.num_examples, self._samples = num_examples, samples
+        self.num_examples, self._samples, self._contents = num_examples, samples, dict(contents)
         self._elements, self._batch_size, self._reading = elements, batch_size, reading
         self._rows = share.rows_of(batch_size)
         self._every = slice(share.process_index, None, share.process_count)
@@ -87,16 +91,23 @@ class TrainIterator(grain.DatasetIterator):
         self._next_example += self._batch_size
         return batch
 
-    def get_state(self) -> dict[str, int]:
-        return {"next_example": self._next_example}
+    def get_state(self) -> dict[str, Any]:
+        return {"next_example": self._next_example, "contents": self._contents}
 
-    def set_state(self, state: dict[str, int]) -> None:
+    def set_state(self, state: dict[str, Any]) -> None:
         self._stop_reading()
+        before = state.get("contents", {})  # older checkpoints have none
+        if changed := [name for name, now in self._contents.items() if before.get(name, now) != now]:
+            logging.warning(
+                "%s: not the data that the run was trained on so far (prepared again, or of another config.data_dir); "
+                "it goes on with those that are here now",
+                ", ".join(changed),
+            )
         if "next_index" in state:  # as older checkpoints have it, in batches
             state = {"next_example": state["next_index"] * self._batch_size}
         self._next_example = int(state["next_example"])
 
-    def rows_at(self, state: dict[str, int]) -> Iterator[Row]:
+    def rows_at(self, state: dict[str, Any]) -> Iterator[Row]:
         """The rows of the global batch that begins at a state, read again one by one; they are always the same."""
         first = int(state["next_example"])
         for number in range(first, first + self._batch_size):
@@ -168,6 +179,7 @@ def train_loader(
         )
         for index, entry in enumerate(entries)
     ]
+    names = [(source.dataset.name, entry.split) for source, entry in zip(sources, entries, strict=True)]
     return train_iterator(
         sources,
         batch_size=batch_size,
@@ -178,6 +190,7 @@ def train_loader(
         augmentation=augmentation,
         share=share,
         reading=reading,
+        contents={f"{name} ({split})": contents(name, split, data_dir) for name, split in names},
     )
 
 
@@ -192,6 +205,7 @@ def train_iterator(
     augmentation: Augmentation | None = None,
     share: Share = Share(),
     reading: Reading = Reading(),
+    contents: Mapping[str, str] = types.MappingProxyType({}),
 ) -> TrainIterator:
     """`train_loader` for sources that are open; the `dataset_index` of each must be its place among them.
 
@@ -208,7 +222,7 @@ def train_iterator(
     samples = mixing.mix(sources, mixture, order_seed, together)
     elements = samples.random_map(transform, seed=draw_seed)
     total = sum(len(source) for source in sources)
-    return TrainIterator(elements, batch_size, share, reading, total, samples)
+    return TrainIterator(elements, batch_size, share, reading, total, samples, contents)
 
 
 def open_source(

@@ -19,7 +19,7 @@ from data_pipelines import geometry, mixture
 from data_pipelines.cache import cached
 from data_pipelines.datasets import find_dataset
 from data_pipelines.reading import Batch, Reading
-from data_pipelines.records import Annotations, load_annotations, open_records
+from data_pipelines.records import Annotations, contents, load_annotations, open_records
 from data_pipelines.sharing import Share, fitting_batch
 from data_pipelines.top_down.crops import decode
 from data_pipelines.top_down.loader import TrainIterator
@@ -83,7 +83,8 @@ def train_loader(
     transform = Train(protocol, input_size, rules, instances, augmentation)
     samples = mixture.mix([source], mixture.CONCAT, order_seed)
     elements = samples.random_map(transform, seed=draw_seed)
-    return TrainIterator(elements, batch_size, share, reading, len(source), samples)
+    held = {f"{dataset} ({split})": contents(dataset, split, data_dir)}
+    return TrainIterator(elements, batch_size, share, reading, len(source), samples, held)
 
 
 def eval_loader(

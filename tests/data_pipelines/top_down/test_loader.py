@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import multiprocessing
 import os
 import signal
@@ -196,7 +197,7 @@ def test_workers_keep_off_accelerators_and_do_not_change_batches(monkeypatch):
     reader = loader.TrainIterator(elements, 4, Share(), Reading(num_threads=1, num_workers=2), 8)
     taken = take(reader, 3)
     np.testing.assert_array_equal(np.concatenate([batch["row"] for batch in taken]), [*range(8), *range(4)])
-    assert reader.get_state() == {"next_example": 12}
+    assert reader.get_state()["next_example"] == 12
     reader.close()
     assert all(batch[name].all() for batch in taken for name in ("elsewhere", "jax", "cuda"))
 
@@ -289,6 +290,24 @@ def prepared(tmp_path_factory):
     folder = tmp_path_factory.mktemp("records")
     synthetic.prepare_synthetic(folder, ["synthetic_coco", "synthetic_aic"], num_train=3, num_val=3)
     return folder
+
+
+def test_data_that_were_prepared_anew_are_told_where_a_run_goes_on(prepared, tmp_path, caplog):
+    """By dataset and split; not where the same was prepared again, elsewhere, nor of checkpoints of before."""
+    entries = [loader.Entry("synthetic_coco"), loader.Entry("synthetic_aic")]
+
+    def start(data_dir):
+        return loader.train_loader(entries, data_dir=data_dir, batch_size=2, input_size=SIZE, seed=0)
+
+    state = json.loads(json.dumps(start(prepared).get_state()))  # as a checkpoint keeps it
+    synthetic.prepare_synthetic(tmp_path, ["synthetic_coco", "synthetic_aic"], num_train=3, num_val=0)
+    for known in (state, {"next_example": 2}):
+        start(tmp_path).set_state(known)
+    assert not caplog.messages
+    synthetic.prepare_synthetic(tmp_path, ["synthetic_coco"], num_train=3, num_val=0, seed=8)
+    start(tmp_path).set_state(state)
+    (said,) = caplog.messages
+    assert said.startswith("synthetic_coco (train): not the data that the run was trained on")
 
 
 def started_since(before):

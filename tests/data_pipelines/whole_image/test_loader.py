@@ -118,6 +118,15 @@ def test_every_process_count_reads_the_same(data_dir):
         assert_equal(batch, {name: np.concatenate([part[step][name] for part in parts]) for name in batch})
 
 
+def test_pictures_that_were_prepared_anew_are_told_where_a_run_goes_on(data_dir, tmp_path, caplog):
+    """As many as before, so that the steps of an epoch tell nothing."""
+    prepare_synthetic(tmp_path, [DATASET], num_train=6, num_val=0, seed=9)
+    before, now = loader(data_dir), loader(tmp_path)
+    assert before.num_examples == now.num_examples
+    now.set_state(before.get_state())
+    assert f"{DATASET} (train): not the data that the run was trained on" in caplog.text
+
+
 def test_resume_and_epochs(data_dir):
     """The state restores exactly; an image is augmented afresh in each epoch."""
     first = loader(data_dir)
