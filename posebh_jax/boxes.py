@@ -59,7 +59,12 @@ def _state_of(path: str) -> tuple:
 
 
 def boxes_of(
-    boxes: Any, count: int | None = None, *, threshold: float = 0.0, category: int | None = None
+    boxes: Any,
+    count: int | None = None,
+    *,
+    threshold: float = 0.0,
+    category: int | None = None,
+    image_ids: dict[str, Any] | None = None,
 ) -> Callable[[int, Picture], Found]:
     """(number, picture) -> its boxes.
 
@@ -68,12 +73,15 @@ def boxes_of(
       count: of the pictures, where it is known.
       threshold: smallest score of a box.
       category: the id of those of a file that are taken; None: all.
+      image_ids: is filled with the ids that a file's `images` give the pictures that it has boxes of, by their names.
 
     Raises:
       ValueError: a file that is none, something else than boxes, those of more pictures than there are, or a category
         of which there are none.
     """
     of_picture = _every_box_of(boxes, count, category)
+    if image_ids is not None and isinstance(of_picture, NamedBoxes):
+        of_picture.image_ids = image_ids
     told = False
 
     def good_enough(number: int, picture: Picture) -> Found:
@@ -212,6 +220,7 @@ def _from_file(path: pathlib.Path, count: int | None, category: int | None) -> C
     if not isinstance(entries, list) or not isinstance(images, list):
         raise ValueError(f"boxes: {path}: expected a list of detections, or an object with a list 'annotations'")
     names: dict[Any, str] = {}
+    ids: dict[str, Any] = {}
     sizes: dict[str, tuple[int, int]] = {}
     for number, image in enumerate(images):
         try:
@@ -219,6 +228,8 @@ def _from_file(path: pathlib.Path, count: int | None, category: int | None) -> C
         except (KeyError, TypeError) as error:
             raise ValueError(f"boxes: {path}: image {number} has no id or file_name: {error!r}") from error
         width, height = whole(image.get("width")), whole(image.get("height"))
-        if isinstance(image["file_name"], str) and width and height:  # of which 0 and null say nothing
-            sizes[image["file_name"]] = width, height
-    return NamedBoxes(entries, path, count, category, names, sizes=sizes)
+        if isinstance(image["file_name"], str):
+            ids[image["file_name"]] = image["id"]
+            if width and height:  # of which 0 and null say nothing
+                sizes[image["file_name"]] = width, height
+    return NamedBoxes(entries, path, count, category, names, sizes=sizes, ids=ids)

@@ -42,10 +42,12 @@ def protocol_of(
       limbs: pairs of names.
 
     Raises:
-      ValueError: names that are not unique, or pairs of others; a name that no file can have.
+      ValueError: names that are not unique or no texts, or pairs of others; a name that no file can have.
     """
-    if not name or "/" in name:
+    if not isinstance(name, str) or not name or "/" in name:
         raise ValueError(f"name={name!r}: files of results are called by it; give one without a slash")
+    if isinstance(names, str) or not all(isinstance(of_point, str) for of_point in names):
+        raise ValueError(f"names={names!r:.80}: expected a list of texts, one a keypoint")
     names = tuple(names)
     for a, b in [*(mirror or ()), *limbs]:
         if a not in names or b not in names:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.fields import Fault, flag, id_key, whole
+from data_pipelines.fields import Fault, flag, id_key, unchecked, whole
 from pose_common.prediction.pictures import Picture, PictureError
 
 Found = tuple[np.ndarray, np.ndarray]
@@ -33,6 +33,10 @@ class NamedBoxes:
       names: of pictures, by `fields.id_key` of their id.
       known: names or ids of pictures that may have none.
       sizes: (width, height) of pictures by their names, where these are told.
+      ids: of pictures by their names, where these are told.
+
+    Attributes:
+      image_ids: {picture's name: its id in `ids`} of those that it was called with.
 
     Raises:
       ValueError: an entry that is no detection, or a category without boxes; when called, where it cannot be said which
@@ -49,8 +53,11 @@ class NamedBoxes:
         names: Mapping[Any, str] | None = None,
         known: Iterable[Any] = (),
         sizes: Mapping[str, tuple[int, int]] | None = None,
+        ids: Mapping[str, Any] | None = None,
     ):
         self._path = path
+        self._told_ids = {_in_slashes(name): number for name, number in (ids or {}).items()}
+        self.image_ids: dict[str, Any] = {}
         self._sizes = {_in_slashes(name): size for name, size in (sizes or {}).items()}
         self._by_picture: dict[str | int, dict[str | int, list]] = {}  # last part of a name -> as written -> boxes
         _check_category(entries, category, path)
@@ -77,6 +84,8 @@ class NamedBoxes:
             raise ValueError(f"boxes: {self._path}: {' and '.join(map(str, found))} may both be {picture.name}")
         for written in found:
             self._check_size(written, picture)
+            if written in self._told_ids:
+                self.image_ids[picture.name] = self._told_ids[written]
         self._matched |= bool(found)
         if self._by_picture and not self._matched and not self._told:
             self._told = True
@@ -111,8 +120,8 @@ class NamedBoxes:
                 if named is None:
                     raise ValueError("it names no picture: give `image`, `file_name` or `image_id`")
                 of_name = self._of(named)  # also where none of its boxes is taken
-                x, y, width, height = (None,) * 4 if entry["bbox"] is None else entry["bbox"]
-                row = np.array([x, y, width, height, entry.get("score", 1.0)], np.float64)  # NaN where it is null
+                box = (None,) * 4 if entry["bbox"] is None else unchecked(entry, "bbox", 4)
+                row = np.array([*box, entry.get("score", 1.0)], np.float64)  # NaN where it is null
                 crowd = flag(entry, "iscrowd")
             except (AttributeError, KeyError, TypeError, ValueError, Fault) as error:
                 raise ValueError(f"boxes: {self._path}: entry {number} is no detection: {error!r}") from error

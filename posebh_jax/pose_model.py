@@ -214,8 +214,8 @@ class PoseModel:
           A new model, which draws only this skeleton; `title` says what was chosen.
 
         Raises:
-          ValueError: a model without prototypes, no picture, a keypoint that nobody shows, names that are not unique,
-            or numbers that do not fit each other.
+          ValueError: a model without prototypes, no picture, a keypoint that nobody shows, names that are not unique
+            or no texts, or numbers that do not fit each other.
         """
         if is_single(images) and np.ndim(keypoints) in (2, 3):
             images, keypoints, boxes = [images], [keypoints], None if boxes is None else [boxes]

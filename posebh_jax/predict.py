@@ -77,7 +77,8 @@ def _predict(args: Any) -> tuple[str, Iterator[list[Result]]]:
     if boxes is None:
         boxes = AUTO if args.demo and not args.checkpoint else WHOLE
     boxes = with_finder(boxes, model.device)
-    boxes_by_number = boxes_of(boxes, count_of(args.source), threshold=args.box_threshold, category=args.category)
+    options = {"threshold": args.box_threshold, "category": args.category, "image_ids": args.image_ids}
+    boxes_by_number = boxes_of(boxes, count_of(args.source), **options)
 
     def find_boxes(number: int, picture: Picture) -> Found:
         began = time.perf_counter()
@@ -86,8 +87,8 @@ def _predict(args: Any) -> tuple[str, Iterator[list[Result]]]:
             args.costs[FINDING] = args.costs.get(FINDING, 0.0) + time.perf_counter() - began
         return found
 
-    options = not args.no_flip, args.batch_size, args.maps, args.threshold or 0.0, args.left_out.append
-    results = model.results(args.source, find_boxes, names, *options)
+    settings = not args.no_flip, args.batch_size, args.maps, args.threshold or 0.0, args.left_out.append
+    results = model.results(args.source, find_boxes, names, *settings)
     return model.title, (list(found.values()) for found in results)
 
 

@@ -116,6 +116,18 @@ def test_places_are_counted_from_0(write):
     assert found(file, "a.jpg") == [[[1, 1, 10, 10]]]
 
 
+def test_pictures_have_the_ids_of_the_boxes_file(write):
+    """As they are written there, by which COCO's tools compare results with it; none where it lists no pictures."""
+    images = [{"id": 42, "file_name": "cam/a.jpg"}, {"id": "7", "file_name": "b.jpg"}, {"id": 8, "file_name": "c.jpg"}]
+    boxes = [{"image_id": number, "bbox": [1, 1, 10, 10]} for number in (42, 7)]
+    for file, expected in (({"images": images, "annotations": boxes}, {"a.jpg": 42, "b.jpg": "7"}), (boxes, {})):
+        ids = {}
+        of_picture = boxes_of(write(file), 50, image_ids=ids)
+        for number in (42, 7):
+            of_picture(number, Picture({42: "a.jpg", 7: "b.jpg"}[number] if expected else f"{number}.jpg", IMAGE))
+        assert ids == expected
+
+
 def test_names_as_tools_write_them(write):
     bbox = [1, 1, 10, 10]
     accented = unicodedata.normalize("NFD", "cafés.jpg")
@@ -336,6 +348,7 @@ def test_frames_that_are_lost_have_no_place(tmp_path):
         (3, "expected a list of detections"),
         ({"annotations": [], "images": [{"id": 1}]}, "image 0 has no id or file_name"),
         ([{"image_id": 1, "bbox": [1, 1, 5, 5]}, {"image_id": 1, "bbox": [1, 1, 5]}], "entry 1 is no detection"),
+        ([{"image_id": 1, "bbox": "1234"}], "entry 0 is no detection: .*bbox has 1 numbers, 4 are needed"),
         ([{"bbox": [1, 1, 5, 5]}], "entry 0 is no detection"),
         (
             {

@@ -305,6 +305,14 @@ def test_the_commands(weights, prepared, tmp_path, capsys, monkeypatch):
     with (out / "poses.csv").open() as file:
         assert len(list(csv.DictReader(file))) == 3 * (17 + 14)
     assert set(posebh_jax.load(weights / "posebh")(files[0], dataset="coco,aic,coco", flip=False)) == {"coco", "aic"}
+    document = {
+        "images": [{"id": 90 + row, "file_name": f"scene_{row}.jpg"} for row in range(3)],
+        "annotations": [{"image_id": 90 + row, "category_id": 1, "bbox": [1, 1, 30, 30]} for row in (0, 2)],
+    }
+    (tmp_path / "boxes.json").write_text(json.dumps(document))
+    boxes = [f"--boxes={tmp_path / 'boxes.json'}", "--no_flip"]
+    assert predict.main([str(root / "scene_*.jpg"), *arguments, *boxes]) == 0
+    assert [entry["image_id"] for entry in json.loads((out / "poses_coco.json").read_text())] == [90, 92]
     assert predict.main([str(files[0]), *arguments, "--dataset=horse"]) == 1
     assert predict.main([str(files[0]), f"--checkpoint={weights / 'posebh'}", f"--out={files[0]}"]) == 1
     assert predict.main([str(root / "absent.jpg"), *arguments]) == 1

@@ -227,6 +227,9 @@ def test_mistakes_are_named(pose, people):
         (lambda: learn(without, people, (0,)), "has no prototypes"),
         (lambda: learn(pose, people, (0,), per_keypoint=0), "per_keypoint=0"),
         (lambda: learn(pose, people, (0,), name="a/b"), "name='a/b': files of results are called by it"),
+        (lambda: learn(pose, people, (0,), name=5), "name=5: files of results are called by it"),
+        (lambda: learn(pose, people, (0,), names=[1, 2, 3, 4, 5]), r"names=\[1, 2, .* expected a list of texts"),
+        (lambda: learn(pose, people, (0,), names="abcde"), "names='abcde': expected a list of texts"),
         (lambda: learn(pose, people, (0, 1), boxes=boxes[:1]), "boxes: there are 1 for 2 pictures"),
         (lambda: learn(pose, people, (0,), boxes=[[0, 0, -1, 5]]), "height > 0"),
         (
