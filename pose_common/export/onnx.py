@@ -8,11 +8,14 @@ from collections.abc import Callable
 
 import numpy as np
 
+from data_pipelines.paths import write_whole
 from pose_common.export.primitives import straight_line
 from pose_common.export.program import INPUT, LARGEST, Outputs, Program
 
 OPSET = 21
 """Of the operators; ONNX 1.16 and its runtimes have it."""
+SMALL = 256
+"""Bytes of an array up to which it is not worth a place in another file."""
 ERRORS = 3
 """Level of onnxruntime's messages that are shown."""
 
@@ -25,6 +28,7 @@ def write_onnx(program: Program, path: pathlib.Path, batch: int | None) -> None:
 
     Raises:
       ValueError: jax2onnx is not installed.
+      OSError: it cannot be written; a file that was there before stays.
     """
     try:
         import jax2onnx
@@ -42,7 +46,12 @@ def write_onnx(program: Program, path: pathlib.Path, batch: int | None) -> None:
         output_names=list(program.outputs),
     )
     weights = sum(value.const_value.nbytes for value in model.graph.initializers.values())
-    onnx_ir.save(model, path, external_data=path.name + ".data" if weights > LARGEST else None)
+    if weights > LARGEST:
+        # Small ones stay: runtimes infer shapes from them.
+        model = onnx_ir.external_data.unload_from_model(
+            model, path.parent, path.name + ".data", size_threshold_bytes=SMALL
+        )
+    write_whole(path, onnx_ir.to_proto(model).SerializeToString())
 
 
 def read_onnx(path: pathlib.Path) -> Callable[[np.ndarray], Outputs]:
