@@ -49,7 +49,9 @@ class MetricWriter:
             board = self.path.parent / BOARD
             board.mkdir(exist_ok=True)
             # Not SummaryWriter: its thread ends where a file cannot be written for a moment, and all wait for it then.
-            self._board: EventsWriter | None = EventsWriter(os.fspath(board / "events"))
+            # A name has whole seconds: a second start within one would write over the first one's file.
+            within = f".{time.time_ns() % 10**9:09d}"
+            self._board: EventsWriter | None = EventsWriter(os.fspath(board / "events"), within)
 
     def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
         """Writes `values` under `split` ('train' or 'eval/<dataset>'). Raises OSError where it cannot be written."""

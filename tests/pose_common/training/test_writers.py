@@ -8,6 +8,7 @@ import struct
 
 import numpy as np
 import pytest
+import tensorboardX
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event
 
@@ -102,17 +103,32 @@ def test_a_board_that_cannot_be_written_once_ends_no_run(tmp_path, monkeypatch, 
     assert caplog.text.count("gets no more figures") == 1 and "No space left" in caplog.text
 
 
+def test_tensorboard_keeps_what_a_start_of_the_same_second_wrote(tmp_path, monkeypatch):
+    monkeypatch.setattr(tensorboardX.event_file_writer.time, "time", lambda: 1.8e9)
+    for step in (1, 2):
+        writer = MetricWriter(tmp_path)
+        writer.write(step, "train", {"loss": 1.0})
+        writer.close()
+    assert sorted(row for path in (tmp_path / "tensorboard").iterdir() for row in on_board(path)) == [
+        (step, "train/loss", 1.0) for step in (1, 2)
+    ]
+
+
 def test_tensorboard_reads_every_figure(tmp_path):
-    """Its records: length, checksum, an event, checksum."""
     writer = MetricWriter(tmp_path)
     writer.write(1, "train", {"loss": 0.5, "norm": 2.0})
     writer.write(2, "eval/coco, val", {"AP": 0.25})
     writer.close()
     (path,) = (tmp_path / "tensorboard").iterdir()
+    assert on_board(path) == [(1, "train/loss", 0.5), (1, "train/norm", 2.0), (2, "eval/coco_val/AP", 0.25)]
+
+
+def on_board(path):
+    """[(step, figure, value)] of TensorBoard's records: length, checksum, an event, checksum."""
     content, found = path.read_bytes(), []
     while content:
         (length,) = struct.unpack("<Q", content[:8])
         event = Event.FromString(content[12 : 12 + length])
         found += [(event.step, value.tag, value.simple_value) for value in event.summary.value]
         content = content[16 + length :]
-    assert found == [(1, "train/loss", 0.5), (1, "train/norm", 2.0), (2, "eval/coco_val/AP", 0.25)]
+    return found
