@@ -28,6 +28,7 @@ from data_pipelines.top_down import instances
 from data_pipelines.top_down.crops import TopDownSource, Train, decode
 from data_pipelines.whole_image.pictures import WholeImageSource
 from pose_common import heatmaps
+from pose_common.console import outlive_console
 from pose_common.evaluation import draw
 from pose_common.training.processes import one_line
 from posebh_jax import configuration
@@ -39,6 +40,7 @@ RAW_SIDE = 320
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit status."""
+    outlive_console()
     args = _parse(argv)
     try:
         split = args.split or _first_split(args.dataset, args.data_dir)

@@ -21,6 +21,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from boir_jax.weights import convert as boir
+from pose_common.console import outlive_console
 from pose_common.training.logs import hide_abandoned_tasks
 from pose_common.weights.hub_folders import find_weights, local_path
 from pose_common.weights.keys import COUNTER, Conversion
@@ -35,6 +36,7 @@ MOST = 12
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit status."""
+    outlive_console()
     parser = argparse.ArgumentParser(
         "python -m scripts.check_weights", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -29,6 +29,7 @@ from boir_jax.weights import convert as boir
 from data_pipelines.datasets import DATASETS
 from data_pipelines.paths import as_path, is_remote, local
 from data_pipelines.skeletons import KEYPOINT_SETS
+from pose_common.console import outlive_console
 from pose_common.training import restore
 from pose_common.training.logs import hide_abandoned_tasks
 from pose_common.weights import keys
@@ -52,6 +53,7 @@ METHODS = {module.METHOD: module for module in (posebh, boir)}
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit status."""
+    outlive_console()
     args = _parse(arguments)
     hide_abandoned_tasks()
     try:

@@ -25,6 +25,7 @@ import posebh_jax.export
 import posebh_jax.pose_model
 import posebh_jax.predict
 from data_pipelines.paths import as_path
+from pose_common.console import outlive_console
 from pose_common.export.onnx import read_onnx, write_onnx
 from pose_common.export.program import Program, describe, largest_differences
 from pose_common.export.stablehlo import read_stablehlo, write_stablehlo
@@ -41,6 +42,7 @@ FLAGS = {"posebh": ("dataset", "datasets", "maps", "flip"), "boir": ("size",)}
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit status."""
+    outlive_console()
     args = _parse(argv)
     hide_abandoned_tasks()
     try:

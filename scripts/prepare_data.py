@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import io
 import os
 import pathlib
 import sys
@@ -39,6 +38,7 @@ from data_pipelines.builders.custom import METRICS, Custom, SkeletonOptions, req
 from data_pipelines.builders.report import NoAnnotations, RawDataError
 from data_pipelines.builders.summary import advice, finished_splits, read_summary
 from data_pipelines.paths import as_path
+from pose_common.console import outlive_console
 
 _SHOWN_CASES = 3
 HEAVY_LOSS = 3
@@ -225,9 +225,8 @@ def print_summaries(dataset: str, summaries: dict[str, dict[str, Any]]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
+    outlive_console()
     args = parse_args(argv)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # names of files in any script, on any terminal
     summaries, errors = prepare_splits(args)
     if summaries:
         print_summaries(_name(args), summaries)

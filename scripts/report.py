@@ -15,12 +15,14 @@ import sys
 from collections.abc import Sequence
 
 from data_pipelines.paths import as_path
+from pose_common.console import outlive_console
 from pose_common.report.page import MAX_PICTURES, make_page
 from pose_common.report.runs import read_runs
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit status."""
+    outlive_console()
     parser = argparse.ArgumentParser(
         "python -m scripts.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -18,6 +18,7 @@ from typing import Any
 
 from boir_jax import configuration as boir_configuration
 from data_pipelines.paths import as_path
+from pose_common.console import outlive_console
 from pose_common.training import configuration, restore
 from posebh_jax import configuration as posebh_configuration
 
@@ -26,6 +27,7 @@ METHODS = posebh_configuration.METHODS + boir_configuration.METHODS
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit status: 1 for an error, or where two configurations differ."""
+    outlive_console()
     parser = argparse.ArgumentParser(
         "python -m scripts.show_config", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -24,6 +24,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from data_pipelines.paths import as_path, write_whole
 from data_pipelines.picture_formats import SUFFIXES
 from data_pipelines.synthetic_world.scene import render_scene
+from pose_common.console import outlive_console
 from pose_common.evaluation import draw
 from pose_common.prediction import tracking
 from pose_common.prediction.batches import require_batch_size, require_number
@@ -113,7 +114,7 @@ def run(args: argparse.Namespace, predict: Callable[[argparse.Namespace], tuple[
     """
     args.left_out, args.costs, args.image_ids = [], {}, {}
     logs.hide_abandoned_tasks()
-    logs.outlive_console()
+    outlive_console()
     with Interruption() as interruption, logging_redirect_tqdm():  # a message has a line of its own
         try:
             status = _run(args, predict, interruption)

@@ -24,6 +24,7 @@ from data_pipelines.builders.synthetic import SYNTHETIC, prepare_synthetic
 from data_pipelines.paths import as_path
 from data_pipelines.reading import Reading
 from data_pipelines.top_down.loader import TrainIterator
+from pose_common.console import outlive_console
 from pose_common.report.ending import conclude
 from pose_common.training import checks, configuration, distributed, logs, loop, parallel, processes, restore
 from pose_common.training.checkpoints import find_checkpoints
@@ -231,6 +232,7 @@ def follow_run(
 
 def main(program: Program) -> None:
     """Runs a method's program on the command line."""
+    outlive_console()
     given = _define_flags(program.workdir)
     source, overrides, others = configuration.split_arguments(sys.argv[1:])
     if HELP & set(others):

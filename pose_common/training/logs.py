@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-import io
 import logging
-import os
 import pathlib
 import socket
 import sys
@@ -18,6 +16,7 @@ from typing import Any
 import jax
 
 from data_pipelines.paths import is_remote
+from pose_common.console import outlive_console
 from pose_common.training import processes
 
 FOLDER = "logs"
@@ -32,35 +31,6 @@ def start_logging() -> None:
     for library in ("absl", "jax", "orbax", "grain", "tensorboardX", "gcsfs", "fsspec"):
         logging.getLogger(library).setLevel(logging.WARNING)
     hide_abandoned_tasks()
-
-
-def outlive_console() -> None:
-    """What the console cannot take ends no work: a letter that its encoding has not is written as `\\xe4`, and what
-    comes after its reader has ended (`| head`, `| tee` of a closed terminal) or where there is none (`2>&-`) is
-    dropped."""
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
-        stream = getattr(sys, name)
-        if stream is not getattr(sys, f"__{name}__") or not isinstance(stream, io.TextIOWrapper):
-            continue  # a notebook's or a test's own
-        lasting = io.BufferedWriter(_Lasting(stream.fileno(), "w", closefd=False))
-        stream.flush()
-        buffering = stream.line_buffering, stream.write_through
-        setattr(sys, name, io.TextIOWrapper(lasting, stream.encoding, "backslashreplace", None, *buffering))
-
-
-class _Lasting(io.FileIO):
-    """A pipe that becomes the null device where nobody reads it any more."""
-
-    def write(self, data: Any) -> int:
-        try:
-            return super().write(data)
-        except BrokenPipeError:
-            null = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(null, self.fileno())
-            os.close(null)
-            return super().write(data)
 
 
 @functools.cache  # once a process: each call would put a hook around the one before

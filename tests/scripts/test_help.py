@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
+import pathlib
+import subprocess
+import sys
 
 import pytest
 
 import posebh_jax.predict
+from data_pipelines.builders.synthetic import prepare_synthetic
 from scripts import convert_weights, prepare_data, tpu_compile_check
 
 COMMANDS = (
@@ -47,6 +52,28 @@ def test_an_address_that_is_no_path_is_said_of_its_flag(flag, capsys):
     with pytest.raises(SystemExit):
         module.main([*arguments, f"{flag}=s3://bucket/folder"])
     assert f"error: argument {flag}: s3://bucket/folder is no path: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["posebh_jax.main", "--help"],
+        ["scripts.check_weights", "posebh_jax/embedded.safetensors"],
+        ["scripts.prepare_data", "synthetic_coco", "--split=val", "--data_dir={data}"],
+        ["scripts.show_config", "mdt:demo"],
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_a_command_whose_output_nobody_reads_ends_as_always(arguments, tmp_path):
+    """As of `| head`, which leaves when it has its lines: no traceback, and the exit status is of what was done."""
+    prepare_synthetic(tmp_path, ["synthetic_coco"], num_train=0, num_val=1)
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", *(argument.format(data=tmp_path) for argument in arguments)]
+    root = pathlib.Path(__file__).resolve().parents[2]
+    run = subprocess.run(command, cwd=root, stdout=writer, stderr=subprocess.PIPE, check=False)
+    os.close(writer)
+    assert (run.returncode, run.stderr) == (0, b"")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
