@@ -6,6 +6,7 @@ refused. Before anything is believed, the archive's checksums are verified, whic
 
 from __future__ import annotations
 
+import logging
 import pathlib
 import pickle
 import re
@@ -179,7 +180,7 @@ def _read_torch(path: pathlib.Path, mmap: bool) -> dict[str, np.ndarray]:
         ) from error
     except Exception as error:  # whatever a damaged stream makes the unpickler do
         raise ValueError(f"PyTorch cannot read it ({type(error).__name__}: {error})") from error
-    return {name: _to_numpy(name, value, torch) for name, value in _unwrap(content, torch).items()}
+    return {name: _to_numpy(name, value, torch) for name, value in _unwrap(content, torch, path).items()}
 
 
 class UnreadObject:
@@ -203,10 +204,15 @@ def _refused(error: pickle.UnpicklingError) -> str:
     return named[1] if named else text.split("\n")[0]
 
 
-def _unwrap(content: Any, torch: Any) -> Mapping[str, Any]:
+def _unwrap(content: Any, torch: Any, path: pathlib.Path) -> Mapping[str, Any]:
     """The state dict inside what a training code saved: under a known name, or the only one that is there."""
-    for wrapper in WRAPPERS:
+    for number, wrapper in enumerate(WRAPPERS):
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
+            if others := [name for name in WRAPPERS[number + 1 :] if isinstance(content.get(name), Mapping)]:
+                logging.warning(
+                    "%s: the weights under %r are taken, not those under %s; for these, save them alone",
+                    *(path, wrapper, " or ".join(map(repr, others))),
+                )
             content = content[wrapper]
     if isinstance(content, Mapping) and not any(isinstance(value, torch.Tensor) for value in content.values()):
         inside = [value for value in content.values() if isinstance(value, Mapping) and value]

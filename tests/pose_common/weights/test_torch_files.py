@@ -210,11 +210,17 @@ def test_what_is_refused_is_named(torch, tmp_path):
 
 
 @pytest.mark.torch
-def test_weights_go_before_their_running_means(torch, tmp_path):
+def test_weights_go_before_their_running_means(torch, tmp_path, caplog):
+    """Which is said: they may be the worse ones."""
     means = {name: tensor * 0 for name, tensor in tensors(torch).items()}
     saved = {"ema": means, "ema_state_dict": means, "optimizer": {"state": {}}, "state_dict": tensors(torch)}
     torch.save(saved, tmp_path / "w.pth")
     assert_same(read_state(tmp_path / "w.pth"))
+    assert "the weights under 'state_dict' are taken, not those under 'ema_state_dict' or 'ema'" in caplog.text
+    caplog.clear()
+    torch.save({"state_dict_ema": tensors(torch), "epoch": 3}, tmp_path / "w.pth")
+    assert_same(read_state(tmp_path / "w.pth"))
+    assert not caplog.messages
 
 
 @pytest.mark.torch
