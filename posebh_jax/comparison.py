@@ -5,9 +5,11 @@ size a dozen times a term. Here they exist for one band of rows at a time, one p
 other, and the gradient makes them again instead of keeping them (as attention does that never stores its scores).
 What leaves a band is small: a value a keypoint, a dataset, or a label.
 
-Products are of full precision, because arg-maxes are taken of the results. A TPU makes them in six passes of bfloat16;
-with an operand that bfloat16 has exactly, zeros and ones that choose, three are as exact. Rows are cut, not images,
-because images may be spread over devices. Axes: B images, h, w map, T keypoints, M prototypes of a keypoint,
+Products are of full precision where arg-maxes are taken of the results. A TPU makes them in six passes of bfloat16;
+with an operand that bfloat16 has exactly, zeros and ones that choose, three are as exact. Those of a gradient are of
+the platform's default precision (one pass), as those of the embedding head are, where it goes next; what decides which
+prototype a gradient goes to is of full precision there as well. Rows are cut, not images, because images may be spread
+over devices. Axes: B images, h, w map, T keypoints, M prototypes of a keypoint,
 D embedding, n datasets, G slots (see `prototypes.py`).
 """
 
@@ -102,14 +104,14 @@ def _compare_gradient(keypoint_index, kept, cotangent):
     def band(embedding, to_best, to_mass):
         cosines = _cosines(unit_length(embedding), bank)
         best = functools.reduce(jnp.maximum, map(jnp.abs, cosines))
-        to_mass = _chosen("bhwn,tn->bhwt", to_mass, whose)
+        to_mass = jnp.einsum("bhwn,tn->bhwt", to_mass, whose)
         # Prototypes that tie share a gradient, as everywhere in JAX.
         to_best = to_best / sum((jnp.abs(cosine) == best).astype(jnp.float32) for cosine in cosines)
         to_unit = 0.0
         for cosine, own in zip(cosines, bank, strict=True):
             similarity = jnp.abs(cosine)
             back = jnp.where(similarity == best, to_best, 0.0) + to_mass * jnp.exp(similarity)
-            to_unit += _product("bhwt,td->bhwd", jnp.sign(cosine) * back, own)
+            to_unit += jnp.einsum("bhwt,td->bhwd", jnp.sign(cosine) * back, own)
         return _through_unit_length(embedding, to_unit)
 
     to_mass = cotangent.partition * jnp.exp(-partition)
@@ -158,8 +160,8 @@ def _label_gradient(kept, cotangent):
         labelled = pixel_matrix(keypoint, members)
         to_unit = 0.0
         for index, own in enumerate(bank):
-            at_keypoint = labelled * _chosen("bhwg,btg->bhwt", back[..., index, :], members)
-            to_unit += _product("bhwt,td->bhwd", at_keypoint, own)
+            at_keypoint = labelled * jnp.einsum("bhwg,btg->bhwt", back[..., index, :], members)
+            to_unit += jnp.einsum("bhwt,td->bhwd", at_keypoint, own)
         return _through_unit_length(embedding, to_unit)
 
     gradient = _in_bands(band, embedding.astype(jnp.float32), keypoint, sign * cotangent)

@@ -129,8 +129,15 @@ def test_only_what_chooses_has_less_than_full_precision():
 
     choices = {members.shape, INDEX.one_hot.shape, (4, 16, 5, INDEX.total)}
     rounded = 0
-    for traced in (jax.make_jaxpr(jax.grad(total))(embedding), jax.make_jaxpr(programs)(embedding)):
-        for shapes, precisions in products(traced):
+    per_keypoint = prototypes.shape[1]
+    # Products of gradients are of the platform's default: a pixel's from each prototype, of both functions; before that
+    # a label's from its slot, and a keypoint's from its dataset.
+    for program, of_gradients in ((jax.grad(total), 3 * per_keypoint + 1), (programs, 0)):
+        with jax.default_matmul_precision("tensorfloat32"):
+            found = list(products(jax.make_jaxpr(program)(embedding)))
+        ours = [product for product in found if product[1] != (jax.lax.Precision.HIGH,) * 2]
+        assert len(found) - len(ours) == of_gradients
+        for shapes, precisions in ours:
             for shape, precision in zip(shapes, precisions, strict=True):
                 if precision != comparison.PRECISE:
                     rounded += 1
