@@ -10,7 +10,8 @@ with `_v5e` behind fit chips of 16 GB (docs/pods.md). Any field can be set on th
 
 Any other argument is the name of a prepared dataset that is judged by OKS, such as one of your own: `mine` or
 `mine,w48`, with COCO's settings; `mine,small`, the demo's model on a CPU; with `finetune` behind, the shorter schedule
-from a model that is trained, `mine,w32,finetune` with `--config.init_from=boir_w32.pth`.
+from a model that is trained, `mine,w32,finetune` with `--config.init_from=boir_w32.pth`. `crowdpose,w48` and the like
+are the published runs.
 
 The released runs from scratch start from HRNet's ImageNet weights.
 """
@@ -62,6 +63,9 @@ def _own(arg: str) -> ConfigDict:
             f"configs/boir.py:{arg}: expected {', '.join(PUBLISHED)}, demo, or <dataset>[,{'|'.join(SIZES)}][,finetune]"
         )
     size = sizes[0] if sizes else "w32"
+    published = f"{name}_{size}" + "_finetune" * ("finetune" in words)
+    if published in PUBLISHED:  # CrowdPose's splits and rules are not COCO's
+        return get_config(published)
     config = _full("w32" if size == "small" else size)
     if "finetune" in words:
         config = _finetune(config)

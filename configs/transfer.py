@@ -3,8 +3,8 @@
     python -m posebh_jax.main --config=configs/transfer.py:interhand2d --workdir=workdir/interhand2d \
         --config.init_from=posebh_base.pth
 
-Arguments after the colon: `interhand2d`, `3dpw`, `demo` (a rendered skeleton that the demo's mixture has not
-seen; it starts from the demo, `--config.init_from=workdir/demo`), the name of a custom dataset, or that name and
+Arguments after the colon: `interhand2d`, `3dpw` or `pw3d`, `demo` (a rendered skeleton that the demo's mixture has
+not seen; it starts from the demo, `--config.init_from=workdir/demo`), the name of a custom dataset, or that name and
 `tiny`: `mine,tiny` is the demo's small model, for a few hundred people or animals in minutes on two CPU cores. It
 starts from the demo or from the model that the package carries, `--config.init_from=posebh_jax/embedded.safetensors`.
 
@@ -46,15 +46,19 @@ def get_config(arg: str = "interhand2d") -> ConfigDict:
     config.eval_also = ()
     if dataset not in ROWS:
         config.evaluate_every = 0  # epochs may be few or short: about ten times a run
+    elif name != "demo":
+        config.evaluate_every = 5  # as released
     config.losses = mdt.losses()
     config.losses.label_threshold, config.losses.weigh_by_correctness = 0.2, True
     config.losses.heatmap_weight = 1.25e-5
     config.warmup_steps = 500
     config.weight_decay, config.clip_norm, config.layer_decay = 0.0, 0.0, 1.0  # Adam
-    if name == "3dpw":
+    if dataset == "pw3d":
         _pw3d(config)
     else:
         _interhand2d(config)
+    if dataset == "interhand2d":
+        config.best_metric = "interhand2d/heads/AUC"  # by which the release keeps its best
     return _demo(config) if name == "demo" else _tiny(config) if size else config
 
 

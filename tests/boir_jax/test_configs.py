@@ -58,6 +58,15 @@ def test_released_settings(arg, size, data, input_size, epochs, warmup, box_weig
     assert 1e-6 < rates[-1] < 1.01e-6
 
 
+@pytest.mark.parametrize(
+    "words, published",
+    [("crowdpose", "crowdpose_w32"), ("crowdpose,w48,finetune", "crowdpose_w48_finetune"), ("coco,w48", "coco_w48")],
+)
+def test_a_published_run_by_its_dataset_and_size_is_the_same_run(words, published):
+    """CrowdPose trains on trainval and on people of any size (experiments/boir/crowdpose_w32.yaml), unlike COCO."""
+    assert boir.get_config(words).to_json() == boir.get_config(published).to_json()
+
+
 def test_a_published_run_on_small_chips_is_the_same_run():
     for arg in boir.PUBLISHED:
         released, small = boir.get_config(arg), boir.get_config(f"{arg}_v5e")

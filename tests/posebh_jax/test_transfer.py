@@ -31,13 +31,15 @@ pytestmark = pytest.mark.slow  # trains through two configurations
 
 ALWAYS = {"heads"}
 THAWED = {"heads", "backbone"}
+PW3D_RATES = {0: 1e-4, 9: 1e-4, 10: 1e-5, 15: 1e-6, 29: 1e-6}
 
 
 @pytest.mark.parametrize(
     "arg, dataset, batch, epochs, thawed, prototypes_until, rates",
     [
         ("interhand2d", "interhand2d", 384, 60, range(30, 60), 30, {0: 5e-4, 34: 5e-4, 35: 5e-5, 55: 5e-6}),
-        ("3dpw", "pw3d", 256, 30, range(15, 16), 15, {0: 1e-4, 9: 1e-4, 10: 1e-5, 15: 1e-6, 29: 1e-6}),
+        ("3dpw", "pw3d", 256, 30, range(15, 16), 15, PW3D_RATES),
+        ("pw3d", "pw3d", 256, 30, range(15, 16), 15, PW3D_RATES),
         ("my_hands", "my_hands", 384, 60, range(30, 60), 30, {0: 5e-4}),
     ],
 )
@@ -59,6 +61,18 @@ def test_released_schedules(arg, dataset, batch, epochs, thawed, prototypes_unti
     for epoch, rate in rates.items():
         assert optimizer.schedule(epoch * 1000 + 500, np) == pytest.approx(rate)
     assert optimizer.schedule(0, np) == pytest.approx(rates[0] / 1000)
+
+
+def test_evaluations_and_the_best_of_the_release():
+    """Every 5 epochs; the best by AUC (vitb_posebh_interhand2d_256x192.py) and AP (vitb_posebh_pw3d_2d_256x192.py)."""
+    figures = {}
+    for arg in ("interhand2d", "pw3d"):
+        config = transfer.get_config(arg)
+        evaluator = build.make_evaluator(config, build.make_model(config), make_mesh(), "")
+        figures[arg] = evaluator.best_metric(config.best_metric).figures
+        assert config.evaluate_every == 5
+    assert figures == {"interhand2d": (("interhand2d/heads", "AUC"),), "pw3d": (("pw3d/heads", "AP"),)}
+    assert transfer.get_config("demo").evaluate_every == transfer.get_config("mine").evaluate_every == 0
 
 
 @pytest.mark.parametrize("wrong", ["mine,base", "interhand2d,tiny", ",tiny", "mine,"])
