@@ -3,7 +3,8 @@
     python -m posebh_jax.main --config=configs/multi_head.py:base --workdir=workdir/vitpose++ \
         --config.init_from=mae_pretrain_vit_base.pth
 
-The same code, data and arguments as `configs/mdt.py`; 210 epochs, rate x 0.1 after 170 and 200.
+The same code, data and arguments as `configs/mdt.py`; 210 epochs, rate x 0.1 after 170 and 200. Its release has 128
+crops a device and does not say on how many devices; the batch is PoseBH's.
 """
 
 from __future__ import annotations
