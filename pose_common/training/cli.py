@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import importlib.metadata
 import json
 import logging
@@ -321,9 +320,9 @@ def _print_usage(source: str, config: ConfigDict, default: str) -> None:
 
 def _identity(config: ConfigDict) -> dict[str, Any]:
     """What must be the same in all processes, before they share a step."""
-    digest = hashlib.sha256(config.to_json(sort_keys=True).encode()).hexdigest()[:12]
+    settings = {f"config.{name}": value for name, value in checks.leaves(config)}
     versions = {
         name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint")
     }
     devices = {"devices": jax.local_device_count(), "kind of device": jax.local_devices()[0].device_kind}
-    return {"configuration": digest, **versions, **devices}
+    return {**settings, **versions, **devices}

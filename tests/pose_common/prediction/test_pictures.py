@@ -291,6 +291,17 @@ def test_what_is_no_picture_is_named(tmp_path):
         list(pictures_of(tmp_path / "empty"))
 
 
+def test_what_is_no_picture_among_several_is_told_by_its_place(tmp_path):
+    several = [image(4, 4), image(4, 4) / 255.0, tmp_path / "absent.jpg", None, image(4, 4)]
+    with pytest.raises(PictureError, match=r"^picture_1: an array float64 \[4, 4, 3\] is no picture"):
+        list(pictures_of(several))
+    left_out = []
+    assert [picture.name for picture in pictures_of(several, left_out.append)] == ["picture_0", "picture_4"]
+    starts = ("picture_1: an array float64", f"{tmp_path}/absent.jpg: there is no", "picture_3: NoneType is no picture")
+    assert len(left_out) == len(starts)
+    assert all(str(error).startswith(start) for error, start in zip(left_out, starts, strict=True))
+
+
 def test_a_video_is_read_frame_by_frame(tmp_path):
     av = pytest.importorskip("av", reason="PyAV is not installed")
     path = tmp_path / "clip.mp4"

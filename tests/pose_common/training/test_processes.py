@@ -91,7 +91,7 @@ def test_what_differs_is_said_before_the_first_step(tmp_path):
         texts = outputs(programs)
     for text in texts:
         line = text.splitlines()[-1]
-        assert f"process 1 ({HOST}) has configuration " in line and f"; process 0 ({HOST}) has configuration " in line
+        assert f"process 1 ({HOST}) has config.seed 1; process 0 ({HOST}) has config.seed 0; all processes end" in line
     assert not list(tmp_path.glob("*"))
 
 
