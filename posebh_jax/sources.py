@@ -23,7 +23,7 @@ from posebh_jax.method import weight_shapes
 from posebh_jax.model import PoseBH
 from posebh_jax.vit import SIZES, size_name
 from posebh_jax.weights.convert import describe_weights, read_weights
-from posebh_jax.weights.manifest import Options, manifest_of, model_of
+from posebh_jax.weights.manifest import Options, manifest_of, model_of, unnamed
 from posebh_jax.weights.transfer import at_input_size, start_from
 
 DEFAULT = "mdt"
@@ -47,7 +47,9 @@ def read_configuration(source: str, overrides: Sequence[Override] = (), workdir:
     if not checkpoint:
         return configuration.read(DEFAULT, overrides)
     options = Options(expected=configuration.asked_datasets(DEFAULT, overrides))
-    return configuration.with_overrides(configuration.of_weights(describe_weights(path, options)), overrides)
+    manifest = describe_weights(path, options)
+    _require_named(checkpoint, manifest)
+    return configuration.with_overrides(configuration.of_weights(manifest), overrides)
 
 
 def read(source: str | pathlib.Path, options: Options = Options()) -> Conversion:
@@ -123,6 +125,18 @@ def make_start(config: ConfigDict, model: PoseBH) -> Callable[[TrainState], Trai
         return start_from(conversion, initial, model, fold=config.fold)
 
     return restore.filler(config.init_from, start)
+
+
+def _require_named(checkpoint: str, manifest: Mapping[str, Any]) -> None:
+    """Raises ConfigError for heads of which neither the file nor the command line says the datasets."""
+    names, counts = zip(*manifest["datasets"], strict=True) if manifest["datasets"] else ((), ())
+    if names and names == unnamed(len(names)):
+        keypoints = " and ".join(map(str, counts))
+        raise ConfigError(
+            f"config.checkpoint={checkpoint!r} does not say of which datasets its heads of {keypoints} keypoints are: "
+            "name them all, in this order, by --config.datasets=..., with --config.data_dir=<where custom ones are "
+            "prepared>"
+        )
 
 
 def _options(config: ConfigDict, datasets: tuple[tuple[str, int], ...], num_heads: int | None) -> Options:

@@ -170,7 +170,7 @@ def check(config: ConfigDict) -> None:
     if config.mode == "train":
         for name in ("b1", "b2"):
             within(f"adam.{name}", config.adam[name], 0, 1)
-        within("adam.eps", config.adam.eps, 0, math.inf)
+        positive("adam.eps", config.adam.eps)  # what no image of a batch reaches has moments of 0
     for name in ("num_train", "num_val"):
         if (count := config.synthetic.get(name, 0)) < 0:
             raise ConfigError(f"config.synthetic.{name}={count}: expected a number of pictures, or 0 to render none")

@@ -64,7 +64,7 @@ def describe(contents: Contents, options: Options, source: pathlib.Path | None) 
     if not contents.keypoints:
         names = ()
     elif names is None:
-        names = tuple(f"dataset_{i}" for i in range(len(contents.keypoints)))
+        names = unnamed(len(contents.keypoints))
         notes.append(f"heads of {contents.keypoints} keypoints: which datasets was not said, named {names}")
     elif options.datasets is None and len(names) == 1:
         notes.append(f"{contents.keypoints[0]} keypoints, taken for {names[0]}")
@@ -80,6 +80,11 @@ def describe(contents: Contents, options: Options, source: pathlib.Path | None) 
         "embedding": _described(contents.embedding, options.activation or "silu") if contents.embedding else None,
         **({"dark_blur": "transformers"} if contents.family == HUGGING_FACE else {}),
     }, notes
+
+
+def unnamed(count: int) -> tuple[str, ...]:
+    """What heads are called whose datasets nobody said."""
+    return tuple(f"dataset_{number}" for number in range(count))
 
 
 def model_of(manifest: Mapping[str, Any], **settings: Any) -> PoseBH:

@@ -184,7 +184,7 @@ def test_tables_hold_the_datasets_of_the_run_and_no_others():
         ("mdt", "head_filters=25.5,256", r"config.head_filters=\(25.5, 256\): expected the widths"),
         ("mdt", "rescoring_threshold=nan", r"config.rescoring_threshold=nan: expected a number$"),
         ("mdt", "adam.b1=1.5", r"config.adam.b1=1.5: expected a number from 0 to below 1"),
-        ("mdt", "adam.eps=-1", r"config.adam.eps=-1.0: expected a number from 0"),
+        ("mdt", "adam.eps=0", r"config.adam.eps=0.0: expected a number above 0"),
         ("mdt", "layer_decay=-1", r"config.layer_decay=-1.0: expected a number from 0"),
         ("mdt", "clusters.rounds=-1", r"config.clusters.rounds=-1: expected a number from 0"),
         ("mdt", "losses.cluster_weight=-1", r"config.losses.cluster_weight=-1.0: expected a number from 0"),

@@ -285,6 +285,17 @@ def test_one_head_of_a_published_file_is_evaluated_without_a_configuration(publi
         evaluated(path, "absent")
 
 
+def test_a_file_that_says_no_datasets_asks_for_them(tmp_path):
+    """Of no published mixture's keypoints; the names that its heads are given in the meantime are nobody's datasets."""
+    model = PoseBH(SIZES["tiny"], (("one", 5), ("two", 7)), num_experts=0, embedding_dim=0, filters=(4, 4))
+    weights = {name: np.zeros(shape.shape, np.float32) for name, shape in model_targets(model, (96, 128)).items()}
+    write_state(tmp_path / "mine.safetensors", to_torch(unflatten(weights), manifest_of(model, (96, 128), "toy")))
+    asks = "mine.safetensors' does not say of which datasets its heads of 5 and 7 keypoints are: name them all"
+    for datasets in ("", "coco"):
+        with pytest.raises(ConfigError, match=asks):
+            evaluated(tmp_path / "mine.safetensors", datasets)
+
+
 @pytest.mark.parametrize("heads", [1, 0], ids=["VitPose-plus of Hugging Face", "backbone alone"])
 def test_published_experts_go_by_name_where_they_have_no_heads(published_mixture, heads):
     conversion = published_mixture[1]
