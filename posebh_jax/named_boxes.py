@@ -17,6 +17,8 @@ from pose_common.prediction.pictures import Picture, PictureError
 
 Found = tuple[np.ndarray, np.ndarray]
 """Boxes [N, 4] (x, y, width, height) in pixels of the picture, and their scores [N]."""
+Called = tuple[str, pathlib.Path | None]
+"""A picture's name and path."""
 
 
 class NamedBoxes:
@@ -67,7 +69,7 @@ class NamedBoxes:
         self._ids = [key for key in self._by_picture if isinstance(key, int)]
         # Else they may count from 1, or be of other pictures.
         self._by_place = 0 in self._ids and (count is None or max(self._ids) < count)
-        self._taken: dict[str | int, str] = {}  # as written -> the picture
+        self._taken: dict[str | int, Called] = {}  # as written -> the picture
         self._matched = self._told = False
 
     def __call__(self, number: int, picture: Picture) -> Found:
@@ -77,9 +79,9 @@ class NamedBoxes:
             (some for key in keys if (some := _of_picture(named, picture.path, self._by_picture.get(key, {})))), {}
         )
         for written in found:
-            other = self._taken.setdefault(written, picture.name)
-            if other != picture.name and "/" in other + picture.name:
-                raise ValueError(f"boxes: {self._path}: {written} may be both {other} and {picture.name}")
+            own = (picture.name, picture.path)
+            if both := _of_two_folders(self._taken.setdefault(written, own), own):
+                raise ValueError(f"boxes: {self._path}: {written} may be both {both[0]} and {both[1]}")
         if len(found) > 1:
             raise ValueError(f"boxes: {self._path}: {' and '.join(map(str, found))} may both be {picture.name}")
         for written in found:
@@ -189,6 +191,15 @@ def _check_category(entries: Sequence[Any], category: int | None, path: pathlib.
         logging.warning(
             "%s: boxes of %d categories are taken: %s; category=, or --category, takes one", path, len(counts), listed
         )
+
+
+def _of_two_folders(one: Called, other: Called) -> tuple[str, str] | None:
+    """What two pictures are called that fit the same boxes, where their folders tell them apart; else None."""
+    if one[0] != other[0]:
+        return (one[0], other[0]) if "/" in one[0] + other[0] else None
+    # Names of an iterator's files, which is not read ahead, say no folders.
+    paths = [os.path.abspath(path) for _, path in (one, other) if path is not None]
+    return (paths[0], paths[1]) if len(set(paths)) == 2 else None
 
 
 def _of_picture(

@@ -180,6 +180,10 @@ def test_boxes_by_path_find_the_files_that_are_named_so(tmp_path, monkeypatch):
     assert numbers("1.png") == [("1.png", 1)] and numbers(iter(above), above) == [("1.png", 0), ("1.png", 1)]
     with pytest.raises(ValueError, match="C/1.png and D/1.png may both be 1.png"):
         numbers("1.png", ["C/1.png", "D/1.png"])
+    for boxes in ("1.png", "A/1.png"):  # an iterator's files are called 1.png, both of them
+        with pytest.raises(ValueError, match=rf"{boxes} may be both {tmp_path}/A/1.png and {tmp_path}/B/1.png"):
+            numbers(iter(above), [boxes])
+    assert numbers(iter(["1.png", "../B/1.png"]), ["1.png"]) == [("1.png", 0)] * 2
 
 
 def test_a_file_of_other_pictures_is_told_once(write, caplog):
