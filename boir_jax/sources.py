@@ -7,7 +7,6 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -21,7 +20,6 @@ from data_pipelines.datasets import PoseDataset
 from pose_common.training import restore
 from pose_common.training.checks import ConfigError
 from pose_common.training.configuration import Override, evaluated
-from pose_common.training.mesh import replicated
 from pose_common.training.state import TrainState
 from pose_common.weights.hub_folders import local_path
 from pose_common.weights.keys import Conversion, own_weights
@@ -86,7 +84,7 @@ def load(config: ConfigDict, mesh: Mesh) -> restore.Loaded:
         raise ConfigError(f"{_title(conversion, config)} has nothing for {', '.join(sorted(missing))}")
     logging.info("evaluating %s", _title(conversion, config))
     needed = {name: without_training_heads(start.tree[name]) for name in ("params", "batch_stats")}
-    weights = jax.tree.map(lambda x: jax.device_put(x, replicated(mesh)), needed)
+    weights = restore.replicate(config.checkpoint, needed, mesh)
     return restore.Loaded(model, weights, conversion.manifest.get("step", 0))
 
 

@@ -7,14 +7,12 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from pose_common.training import restore
 from pose_common.training.checks import ConfigError
 from pose_common.training.configuration import Override, evaluated
-from pose_common.training.mesh import replicated
 from pose_common.training.state import TrainState
 from pose_common.weights.hub_folders import local_path
 from pose_common.weights.keys import Conversion, own_weights
@@ -100,7 +98,7 @@ def load(config: ConfigDict, mesh: Mesh) -> restore.Loaded:
     if start.initialised:
         raise ConfigError(f"{_title(conversion, config)} has nothing for {', '.join(start.initialised)}")
     logging.info("evaluating %s", _title(conversion, config))
-    weights = jax.tree.map(lambda x: jax.device_put(x, replicated(mesh)), start.tree)
+    weights = restore.replicate(config.checkpoint, start.tree, mesh)
     return restore.Loaded(model, weights, manifest.get("step", 0))
 
 

@@ -12,11 +12,14 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 
 from data_pipelines.paths import as_path
 from pose_common.training import processes
 from pose_common.training.checkpoints import Checkpoints, Found, find_checkpoints
 from pose_common.training.checks import require_method
+from pose_common.training.mesh import replicated
 from pose_common.training.state import TrainState, to_evaluate
 from pose_common.weights.keys import ConversionError, flatten, is_float, naming, not_finite, require_fit, unflatten
 
@@ -156,8 +159,7 @@ def filler(source: str, start_from: Callable[[Mapping[str, Any]], Start]) -> Cal
         with naming(source):
             start = start_from(old)
         require_finite(source, start.tree)
-        if processes.several():
-            processes.require_alike("weights", {f"the checksum of {source}": _checksum(start.tree)})
+        require_same_everywhere(source, start.tree)
         logging.info("starting from %s: %s", source, start.title)
         for title, parts in (("newly initialised", start.initialised), ("left out of the weights", start.left_out)):
             if parts:
@@ -165,6 +167,31 @@ def filler(source: str, start_from: Callable[[Mapping[str, Any]], Start]) -> Cal
         return state.with_weights(jax.tree.map(_laid_out_like, dict(start.tree), old))
 
     return fill
+
+
+def replicate(source: str, tree: Mapping[str, Any], mesh: Mesh) -> Weights:
+    """Weights of the host on every device.
+
+    Args:
+      source: name of the weights.
+
+    Raises:
+      Disagreement: a process has read others.
+    """
+    require_same_everywhere(source, tree)
+    return jax.tree.map(lambda value: jax.device_put(value, replicated(mesh)), dict(tree))
+
+
+def require_same_everywhere(source: str, tree: Mapping[str, Any]) -> None:
+    """Raises Disagreement where a process has read other weights than process 0, from a disk of its own, say, or of a
+    run that goes on; all of them call this."""
+    if jax.process_count() == 1:
+        return
+    sums = multihost_utils.process_allgather(np.array(_checksum(tree), np.uint32)).tolist()
+    if others := [process for process, other in enumerate(sums) if other != sums[0]]:
+        raise processes.Disagreement(
+            f"{processes.title(others[0])} has read other weights from {source} than {processes.title(0)}"
+        )
 
 
 def _checksum(tree: Mapping[str, Any]) -> int:

@@ -8,6 +8,8 @@ import pytest
 
 from pose_common.training import parallel, restore
 from pose_common.training.checkpoints import Checkpoints, DamagedCheckpointError, Found
+from pose_common.training.mesh import make_mesh
+from pose_common.training.processes import Disagreement
 from pose_common.weights.keys import ConversionError
 from tests.pose_common.training.toy import ToyMethod
 
@@ -82,3 +84,19 @@ def test_weights_that_are_not_finite_are_refused_with_their_names(tmp_path):
         restore.filler("given.pth", lambda initial: start)(state)
     with pytest.raises(ConversionError, match=name):
         restore.require_finite(tmp_path, spoilt)
+
+
+def test_processes_that_read_different_weights_are_named(monkeypatch):
+    """As of a run that goes on between two readings; JAX tells it, if at all, by printing the numbers."""
+    state = state_at(1)
+    tree = jax.device_get(state.weights)
+    monkeypatch.setattr(restore.jax, "process_count", lambda: 2)
+    monkeypatch.setattr(restore.multihost_utils, "process_allgather", lambda own: np.stack([own, own + 1]))
+    start = restore.Start(tree, "weights of a toy", (), ())
+    message = r"^process 1 has read other weights from workdir/base than process 0"
+    with pytest.raises(Disagreement, match=message):
+        restore.replicate("workdir/base", tree, make_mesh())
+    with pytest.raises(Disagreement, match=message):
+        restore.filler("workdir/base", lambda initial: start)(state)
+    monkeypatch.setattr(restore.multihost_utils, "process_allgather", lambda own: np.stack([own, own]))
+    jax.tree.map(np.testing.assert_array_equal, restore.replicate("workdir/base", tree, make_mesh()), tree)
