@@ -79,7 +79,7 @@ class TrainIterator(grain.DatasetIterator):
     ):
         super().__init__()
         self._reader: grain.DatasetIterator | Workers | None = None  # first: closing asks for it, whatever fails below
-        self.num_examples, self._samples, self._contents = num_examples, samples, dict(contents)
+        self.num_examples, self._samples, self.contents = num_examples, samples, dict(contents)
         self._elements, self._batch_size, self._reading = elements, batch_size, reading
         self._rows = share.rows_of(batch_size)
         self._every = slice(share.process_index, None, share.process_count)
@@ -92,12 +92,12 @@ class TrainIterator(grain.DatasetIterator):
         return batch
 
     def get_state(self) -> dict[str, Any]:
-        return {"next_example": self._next_example, "contents": self._contents}
+        return {"next_example": self._next_example, "contents": self.contents}
 
     def set_state(self, state: dict[str, Any]) -> None:
         self._stop_reading()
         before = state.get("contents", {})  # older checkpoints have none
-        if changed := [name for name, now in self._contents.items() if before.get(name, now) != now]:
+        if changed := [name for name, now in self.contents.items() if before.get(name, now) != now]:
             logging.warning(
                 "%s: not the data that the run was trained on so far (prepared again, or of another config.data_dir); "
                 "it goes on with those that are here now",

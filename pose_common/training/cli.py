@@ -113,12 +113,13 @@ def train(config: ConfigDict, workdir: pathlib.Path, build: Build, make_start: M
     strategy = make_strategy(config)
     data = build.make_loader(config)
     steps = steps_per_epoch(config, data)
+    facts = {"examples": data.num_examples, "steps an epoch": steps, "digests of its data": data.contents}
+    processes.require_alike("data", facts)
     method = build.make_method(config, steps)
     evaluate = build.make_evaluator(config, method.model, strategy.mesh, workdir)
     evaluate.check()
     best, prepare = evaluate.best_metric(config.best_metric), make_start(method.model)
     logging.info("%d examples, %d steps an epoch", data.num_examples, steps)
-    processes.require_alike("data", {"examples": data.num_examples, "steps an epoch": steps})
     settings, key = _loop_settings(config, steps), jax.random.PRNGKey(config.seed)
     with contextlib.closing(data):  # workers that are not ended leave shared memory to be cleaned up, with a warning
         _, complete = loop.train(

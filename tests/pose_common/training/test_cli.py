@@ -13,7 +13,7 @@ import types
 import pytest
 from ml_collections import ConfigDict
 
-from pose_common.training import cli, distributed, logs, workdir
+from pose_common.training import cli, configuration, distributed, logs, processes, workdir
 
 
 def test_evaluations_of_different_weights_have_folders_of_their_own():
@@ -36,6 +36,21 @@ def test_evaluations_of_different_weights_have_folders_of_their_own():
 def test_an_epoch_counts_its_last_batch(examples, configured, steps):
     config = ConfigDict({"batch_size": 32, "steps_per_epoch": configured})
     assert cli.steps_per_epoch(config, types.SimpleNamespace(num_examples=examples)) == steps
+
+
+def test_processes_train_on_the_same_data(monkeypatch, tmp_path):
+    """Copies of hosts' own may be of two preparations: as many people, other pictures."""
+
+    def gather(name, text):
+        return [text, text.replace("1a2b", "3c4d")]
+
+    data = types.SimpleNamespace(num_examples=5, contents={"mine (train)": "1a2b"})
+    build = types.SimpleNamespace(make_loader=lambda config: data)
+    config = configuration.read("mdt:demo")
+    monkeypatch.setattr(processes, "gather", gather)
+    message = r"process 1.* has digests of its data .*'3c4d'.*; process 0.* has .*'1a2b'"
+    with pytest.raises(processes.Disagreement, match=message):
+        cli.train(config, tmp_path, build, make_start=None)
 
 
 def test_tasks_that_orbax_abandons_are_not_told(monkeypatch):
