@@ -67,9 +67,12 @@ def pictures_of(source: Any, left_out: Callable[[PictureError], None] | None = N
             except PictureError as error:
                 # What is not of a file has no other name than its place.
                 placed = error if _paths(item) is not None else PictureError(f"picture_{number}: {error}")
-                if left_out is None:
+                if left_out is not None:
+                    left_out(placed)
+                elif placed is error:
+                    raise
+                else:
                     raise placed from error
-                left_out(placed)
     else:
         raise PictureError(f"{type(source).__name__} is no picture: give a path, an array, a Pillow image or several")
 
