@@ -137,16 +137,15 @@ def _without_padding(x, kernel, axes, precision):
     rows, columns = axes
     parts = []
     for (row, high), (column, wide) in itertools.product(enumerate(rows), enumerate(columns)):
-        if high.start < high.stop and wide.start < wide.stop:
-            part = jnp.einsum(
-                "bhwc,cd->bhwd",
-                x[:, high.start : high.stop, wide.start : wide.stop],
-                kernel[row, column],
-                precision=precision,
-                preferred_element_type=jnp.float32,
-            )
-            around = [(0, 0, 0), (high.before, high.after, 0), (wide.before, wide.after, 0), (0, 0, 0)]
-            parts.append(jax.lax.pad(part, jnp.zeros((), part.dtype), around))
+        part = jnp.einsum(
+            "bhwc,cd->bhwd",
+            x[:, high.start : high.stop, wide.start : wide.stop],
+            kernel[row, column],
+            precision=precision,
+            preferred_element_type=jnp.float32,
+        )
+        around = [(0, 0, 0), (high.before, high.after, 0), (wide.before, wide.after, 0), (0, 0, 0)]
+        parts.append(jax.lax.pad(part, jnp.zeros((), part.dtype), around))
     return sum(parts).astype(x.dtype)
 
 

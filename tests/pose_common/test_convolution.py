@@ -62,6 +62,7 @@ def test_gradients(size, kernel, stride, dilation, padding):
         ((8, 4), (3, 3), ((4, 4), (4, 4)), (4, 4)),  # cells that only ever see padding on one axis
         ((8, 9), (2, 3), ((5, 0), (1, 12)), (3, 5)),
         ((8, 9), (3, 1), ((9, 9), (-1, -2)), (7, 1)),  # a map that is cut
+        ((2, 2), (2, 2), ((9, 9), (9, 9)), (15, 15)),  # nothing but padding
     ],
 )
 def test_dilated_kernels_without_padding(size, kernel, padding, dilation):
