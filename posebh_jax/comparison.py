@@ -28,6 +28,8 @@ from posebh_jax.keypoint_index import KeypointIndex
 PRECISE = jax.lax.Precision.HIGHEST
 CHOICE = jax.lax.Precision.DEFAULT
 """Of an operand that bfloat16 has exactly: zeros and ones, integers up to 256."""
+MATRIX_UNIT = 128
+"""Rows of a TPU's matrix unit, v6e's 256 apart."""
 BANDS = 8
 """At most; as many as divide the rows of a map."""
 
@@ -188,7 +190,44 @@ def _bank(prototypes: jax.Array) -> list[jax.Array]:
 
 
 def _cosines(unit: jax.Array, bank: list[jax.Array]) -> list[jax.Array]:
+    """[B, h, w, T] of each of M."""
+    if 2 * unit.shape[-1] > MATRIX_UNIT:
+        return _plain_cosines(unit, bank)
+    return jax.lax.platform_dependent(unit, bank, tpu=_side_by_side, default=_plain_cosines)
+
+
+def _plain_cosines(unit: jax.Array, bank: list[jax.Array]) -> list[jax.Array]:
     return [_product("bhwd,td->bhwt", unit, own) for own in bank]
+
+
+def _side_by_side(unit: jax.Array, bank: list[jax.Array]) -> list[jax.Array]:
+    """The six products that full precision is made of, two at a time: D = 64 fills half of a matrix unit's rows.
+
+    With x and y as sums of three bfloat16 each, from large to small, x1 y1 + x2 y1 + x1 y2 + x2 y2 + x1 y3 + x3 y1 is
+    one product of [x1 x2 x1 x2 x1 x3] and [y1 y1 y2 y2 y3 y1].
+    """
+    large, middle, small = _three_parts(jnp.concatenate([unit, unit], axis=-1))
+    first = jnp.arange(2 * unit.shape[-1]) < unit.shape[-1]
+    pair = jnp.where(first, large, middle)
+    pixels = jnp.concatenate([pair, pair, jnp.where(first, large, small)], axis=-1).astype(jnp.bfloat16)
+
+    def cosine(own):
+        large, middle, small = _three_parts(own)
+        columns = jnp.concatenate([large, large, middle, middle, small, large], axis=-1).astype(jnp.bfloat16)
+        return jnp.einsum("bhwd,td->bhwt", pixels, columns, precision=CHOICE, preferred_element_type=jnp.float32)
+
+    return list(map(cosine, bank))
+
+
+def _three_parts(x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """float32 as the sum of three numbers that bfloat16 has exactly, the largest first."""
+
+    def rounded(x):  # two conversions would be left out by XLA
+        return jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7)
+
+    large = rounded(x)
+    middle = rounded(x - large)
+    return large, middle, x - large - middle
 
 
 def _through_unit_length(x: jax.Array, to_unit: jax.Array) -> jax.Array:

@@ -58,13 +58,6 @@ class KeypointIndex:
         """float32 [T, n]: 1 where the keypoint belongs to the dataset."""
         return np.eye(self.num_datasets, dtype=np.float32)[self.dataset_of]
 
-    @functools.cached_property
-    def padded_ids(self) -> np.ndarray:
-        """int32 [n, K]: global ids of each dataset's keypoints, padded with T, one past the last."""
-        local = np.arange(self.longest)
-        ids = self.starts[:, None] + local
-        return np.where(local < np.asarray(self.counts)[:, None], ids, self.total).astype(np.int32)
-
     def own(self, dataset: jax.Array) -> jax.Array:
         """bool [..., T]: whether a keypoint belongs to the dataset(s) [...]."""
         return dataset[..., None] == self.dataset_of

@@ -217,7 +217,7 @@ def update_prototypes(
     features = unit_length(embedding.astype(jnp.float32)) * weight[..., None]
     pulls = drawn[..., None] * features[..., None, :]
     pixels = (labels.keypoint == jnp.arange(prototypes.shape[0])).astype(jnp.float32)  # one slot
-    mass = global_sum(jnp.einsum("bhwt,bhwm->tm", pixels, drawn, precision=PRECISE), axis_name)
-    pull = global_sum(jnp.einsum("bhwt,bhwmd->tmd", pixels, pulls, precision=PRECISE), axis_name)
+    mass = global_sum(jnp.einsum("bhwt,bhwm->tm", pixels, drawn, precision=(CHOICE, PRECISE)), axis_name)
+    pull = global_sum(jnp.einsum("bhwt,bhwmd->tmd", pixels, pulls, precision=(CHOICE, PRECISE)), axis_name)
     moved = unit_length(momentum * prototypes + (1 - momentum) * unit_length(pull))
     return jnp.where(mass[..., None] > 0, moved, prototypes), mass

@@ -42,8 +42,8 @@ def step_flops(step: Callable, *arguments: Any) -> float | None:
     """Floating-point operations of `step(*arguments)` on all devices together; None of a step by `pmap`.
 
     Products and convolutions count, two operations a multiplication, and nothing else. A scan counts as often as it
-    runs, which the compiler's own cost analysis does not see; of a branch the larger side counts, a loop of unknown
-    length once. What is computed again in the backward pass (`config.remat`) counts again; zeros that a kernel is
+    runs, which the compiler's own cost analysis does not see; of a branch the larger side counts, of a platform's own way
+    what it stands for, a loop of unknown length once. What is computed again in the backward pass (`config.remat`) counts again; zeros that a kernel is
     filled up with (`config.fold_channels`) do not count. A traced `jit` is not traced a second time when it is called.
     """
     trace = getattr(step, "trace", None)
@@ -76,6 +76,8 @@ def _equation(equation: Any, filled: float) -> float:
         zeros = math.prod(parameters["lhs_dilation"])
         return 2.0 * filled * equation.outvars[0].aval.size * kernel.size / outputs / zeros
     inner = [jaxpr_flops(program, filled) for program in inner_programs(parameters)]
+    if platforms := parameters.get("branches_platforms"):
+        return inner[platforms.index(None)]
     if name == "cond":
         return max(inner)
     return sum(inner) * (parameters["length"] if name == "scan" else 1)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from pose_common.collectives import global_batch_size
 from posebh_jax.clusters import ClusterBank
-from posebh_jax.comparison import PRECISE, Comparison, compare
+from posebh_jax.comparison import CHOICE, PRECISE, Comparison, compare
 from posebh_jax.losses.heatmap import heatmap_mse
 from posebh_jax.losses.prototype import contrast
 from posebh_jax.prototypes import PrototypeConfig, label_pixels, prototype_heatmaps
@@ -43,8 +43,8 @@ def cluster_terms(
     keypoint_index = bank.keypoint_index
     # A product with a 0/1 matrix copies exactly; gathers along the last axis are slow on matrix hardware.
     moves = jax.nn.one_hot(bank.keypoint, targets.shape[-1], axis=0)
-    targets = jnp.matmul(targets, moves, precision=PRECISE)
-    keypoint_weights = jnp.matmul(keypoint_weights, moves, precision=PRECISE)
+    targets = jnp.matmul(targets, moves, precision=(PRECISE, CHOICE))
+    keypoint_weights = jnp.matmul(keypoint_weights, moves, precision=(PRECISE, CHOICE))
 
     labels = label_pixels(targets, jnp.zeros(targets.shape[0], jnp.int32), config.label_threshold)
     compared = compare(embedding, bank.prototypes, keypoint_index) if compared is None else compared

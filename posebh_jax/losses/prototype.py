@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from pose_common.collectives import global_sum
 from posebh_jax import prototypes as protos
-from posebh_jax.comparison import PRECISE, Comparison, label_similarities
+from posebh_jax.comparison import CHOICE, PRECISE, Comparison, label_similarities
 from posebh_jax.keypoint_index import KeypointIndex
 from posebh_jax.losses.heatmap import count_images, heatmap_mse
 from posebh_jax.prototypes import Labels, Observed, PrototypeConfig
@@ -83,7 +83,7 @@ def contrast(
       labels: the labelled pixels.
     """
     slots = jax.nn.one_hot(labels.dataset, keypoint_index.num_datasets)
-    partition = jnp.einsum("bhwn,bgn->bhwg", partition, slots, precision=PRECISE)
+    partition = jnp.einsum("bhwn,bgn->bhwg", partition, slots, precision=(PRECISE, CHOICE))
     members = protos.slot_members(labels, keypoint_index)
     similarity = label_similarities(embedding, bank, labels.keypoint, members)
     assignment = protos.assign(

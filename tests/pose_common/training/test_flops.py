@@ -38,6 +38,11 @@ def test_products_loops_branches_and_what_is_computed_again():
     branch = counted(lambda a, w: jax.lax.cond(a[0, 0] > 0, lambda: a @ w @ w, lambda: a @ w), (3, 4), (4, 4))
     assert branch == 2 * product
 
+    def in_its_own_way(a, w):
+        return jax.lax.platform_dependent(a, w, tpu=lambda a, w: a @ w @ w, default=jnp.matmul)
+
+    assert counted(in_its_own_way, (3, 4), (4, 4)) == product
+
 
 def test_convolutions_and_their_gradients():
     """Of stride 2 and a kernel of 2, where every pixel is used once: the three have the same products."""
