@@ -16,12 +16,11 @@ D embedding, n datasets, G slots (see `prototypes.py`).
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from posebh_jax.keypoint_index import KeypointIndex
 
@@ -62,16 +61,6 @@ def best_similarities(embedding: jax.Array, prototypes: jax.Array) -> jax.Array:
     """`Comparison.best` of prediction, where one skeleton's keypoints are asked for: [B, h, w, D], [T, M, D]."""
     cosines = _cosines(unit_length(embedding.astype(jnp.float32)), _bank(prototypes))
     return functools.reduce(jnp.maximum, map(jnp.abs, cosines))
-
-
-def compare_each(embedding: jax.Array, banks: Sequence[tuple[jax.Array, KeypointIndex]]) -> list[Comparison]:
-    """`compare` with each bank, in one pass over the pixels; keypoints have as many prototypes in all of them."""
-    prototypes, indices = zip(*banks, strict=True)
-    joint = KeypointIndex(tuple(count for index in indices for count in index.counts))
-    best, partition = compare(embedding, jnp.concatenate(prototypes), joint)
-    keypoints = np.cumsum([index.total for index in indices])[:-1]
-    datasets = np.cumsum([index.num_datasets for index in indices])[:-1]
-    return list(map(Comparison, jnp.split(best, keypoints, axis=-1), jnp.split(partition, datasets, axis=-1)))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
