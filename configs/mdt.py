@@ -193,6 +193,9 @@ def set_datasets(config: ConfigDict, rows: dict[str, tuple]) -> None:
     columns = map(table, zip(*rows.values(), strict=True))
     config.train_splits = next(columns)
     config.eval_splits = next(columns)
+    for name, splits in common.SPLITS.items():  # of datasets that --config.datasets adds
+        if name not in rows:
+            config.train_splits[name], config.eval_splits[name] = splits
     config.codec = next(columns)  # of crops and heatmaps: "udp" or "msra"
     config.padding = next(columns)  # factor on the box before cropping
     config.augmentation.centre_jitter = next(columns)  # whether boxes are moved

@@ -16,7 +16,8 @@ from ml_collections import ConfigDict
 from boir_jax import configuration as boir_configuration
 from boir_jax import sources as boir_sources
 from configs import boir, embedded, mdt, multi_head, transfer
-from data_pipelines.datasets import PoseDataset, save_definition
+from data_pipelines.builders import BUILDERS
+from data_pipelines.datasets import OKS_METRICS, PoseDataset, find_dataset, save_definition
 from data_pipelines.skeletons import KeypointSet
 from pose_common.training import checks, cli, configuration, parallel
 from pose_common.training.checkpoints import Checkpoints
@@ -129,6 +130,18 @@ def test_default_splits_are_of_all_datasets_that_have_none_of_their_own():
     config = read("mdt", "--config.datasets=coco,crowdpose", *given, "--config.eval_splits.coco=val")
     assert config.train_splits.to_dict() == {"coco": "train", "crowdpose": "trainval"}, "coco's is in the file"
     assert config.eval_splits.to_dict() == {"coco": "val", "crowdpose": "test"}
+
+
+@pytest.mark.parametrize("name", sorted(set(BUILDERS) - {"custom", "ochuman"}))  # OCHuman is none to train on
+def test_a_dataset_is_trained_and_evaluated_on_splits_that_it_has(name):
+    there = set(BUILDERS[name].splits)
+    mixture = read("mdt", f"--config.datasets=coco,{name}" if name != "coco" else "--config.datasets=coco")
+    assert {mixture.train_splits[name], mixture.eval_splits[name]} <= there
+    transfer = read("transfer:interhand2d", f"--config.datasets={name}", "--config.init_from=README.md")
+    assert {transfer.train_splits[name], transfer.eval_splits[name]} <= there
+    if find_dataset(name).metric in OKS_METRICS:  # BoIR refuses the others
+        single = read(f"boir:{name}")
+        assert {single.train_split, single.eval_split} <= there
 
 
 def test_weights_of_a_mixture_come_in_its_order():
