@@ -34,7 +34,9 @@ def is_single(source: Any) -> bool:
     return not isinstance(source, Iterable)  # nothing at all, of which one is asked to get the error
 
 
-def pictures_of(source: Any, left_out: Callable[[PictureError], None] | None = None) -> Iterator[Picture]:
+def pictures_of(
+    source: Any, left_out: Callable[[PictureError], None] | None = None, place: tuple[int, ...] = ()
+) -> Iterator[Picture]:
     """The pictures that `source` stands for, one after the other.
 
     Args:
@@ -42,31 +44,32 @@ def pictures_of(source: Any, left_out: Callable[[PictureError], None] | None = N
         those of subfolders; what is not taken is logged), a glob, a video, an RGB or grey array, a Pillow image, the
         bytes of a picture's file or one opened to read them, or any iterable of these.
       left_out: given the error of each of several pictures that cannot be read; without, it is raised.
+      place: of `source` among others, in each of the iterables that it is in; names what has no other name.
 
     Raises:
       PictureError: nothing there, or not a picture.
     """
+    name = _name_of(place)
     if isinstance(source, Picture):
-        yield source
+        yield source._replace(name=name) if source.name == _name_of() else source
     elif (paths := _paths(source)) is not None:
         files = _files(source)
         _log_what_is_not_taken(paths)
         yield from _from_files(files, None if is_single(source) else left_out)
     elif _is_array(source):
-        yield Picture("picture_0", from_array(source))
+        yield Picture(name, from_array(source))
     elif _is_pillow(source):
-        yield Picture("picture_0", from_pillow(source, "a Pillow image"))
+        yield Picture(name, from_pillow(source, "a Pillow image"))
     elif _is_encoded(source):
-        yield Picture("picture_0", decode(_bytes_of(source), "a picture's bytes"))
+        yield Picture(name, decode(_bytes_of(source), "a picture's bytes"))
     elif isinstance(source, Iterable):
         for number, item in enumerate(source):
             try:
-                for picture in pictures_of(item, left_out):
-                    named = picture.name != "picture_0"
-                    yield picture if named else picture._replace(name=f"picture_{number}")
+                yield from pictures_of(item, left_out, (*place, number))
             except PictureError as error:
-                # What is not of a file has no other name than its place.
-                placed = error if _paths(item) is not None else PictureError(f"picture_{number}: {error}")
+                # What is not of a file has no other name than its place, which those inside an iterable have by now.
+                has_name = _paths(item) is not None or not is_single(item)
+                placed = error if has_name else PictureError(f"{_name_of((*place, number))}: {error}")
                 if left_out is not None:
                     left_out(placed)
                 elif placed is error:
@@ -75,6 +78,11 @@ def pictures_of(source: Any, left_out: Callable[[PictureError], None] | None = N
                     raise placed from error
     else:
         raise PictureError(f"{type(source).__name__} is no picture: give a path, an array, a Pillow image or several")
+
+
+def _name_of(place: tuple[int, ...] = ()) -> str:
+    """Of a picture that has no name of its own."""
+    return "_".join(map(str, ("picture", *(place or (0,)))))
 
 
 def count_of(source: Any) -> int | None:

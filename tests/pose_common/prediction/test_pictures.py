@@ -302,6 +302,16 @@ def test_what_is_no_picture_among_several_is_told_by_its_place(tmp_path):
     assert all(str(error).startswith(start) for error, start in zip(left_out, starts, strict=True))
 
 
+def test_pictures_in_lists_of_lists_have_names_of_their_own():
+    two = [image(4, 4), image(4, 4)]
+    names = [picture.name for picture in pictures_of([image(4, 4), two, [iter(two)]])]
+    assert names == ["picture_0", "picture_1_0", "picture_1_1", "picture_2_0_0", "picture_2_0_1"]
+    left_out = []
+    found = pictures_of([[None, image(4, 4)], [image(4, 4), 7]], left_out.append)
+    assert [picture.name for picture in found] == ["picture_0_1", "picture_1_0"]
+    assert [str(error).partition(":")[0] for error in left_out] == ["picture_0_0", "picture_1_1"]
+
+
 def test_a_video_is_read_frame_by_frame(tmp_path):
     av = pytest.importorskip("av", reason="PyAV is not installed")
     path = tmp_path / "clip.mp4"
