@@ -58,6 +58,18 @@ def as_path(path: str | os.PathLike) -> pathlib.Path:
     return cast(pathlib.Path, epath.Path(text))
 
 
+def as_file(path: str | os.PathLike) -> pathlib.Path:
+    """As `as_path`, of a file to be written.
+
+    Raises:
+      NoPathError: see there; or a folder.
+    """
+    file = as_path(path)
+    if file.is_dir():
+        raise NoPathError(f"{file} is a folder; name a file, which may be in it")
+    return file
+
+
 def absolute(path: str | os.PathLike) -> epath.Path:
     """As Orbax wants it; a bucket's path is absolute."""
     return epath.Path(path) if is_remote(path) else epath.Path(as_path(path)).absolute()

@@ -24,7 +24,7 @@ import boir_jax.predict
 import posebh_jax.export
 import posebh_jax.pose_model
 import posebh_jax.predict
-from data_pipelines.paths import as_path
+from data_pipelines.paths import as_file
 from pose_common.console import outlive_console
 from pose_common.export.onnx import read_onnx, write_onnx
 from pose_common.export.program import Program, describe, largest_differences
@@ -109,7 +109,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add_model_arguments(parser)
     parser.add_argument("--format", choices=sorted(FORMATS), required=True)
-    parser.add_argument("--out", type=as_path, required=True, help="the file to write")
+    parser.add_argument("--out", type=as_file, required=True, help="the file to write")
     parser.add_argument("--batch_size", type=int, help="pictures at once; any number by default")
     parser.add_argument("--debug", action="store_true", help="show errors with their traceback")
     return parser.parse_args(argv)

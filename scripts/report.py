@@ -14,8 +14,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from data_pipelines.paths import as_path
+from data_pipelines.paths import as_file, write_whole
 from pose_common.console import outlive_console
+from pose_common.report.ending import FILE
 from pose_common.report.page import MAX_PICTURES, make_page
 from pose_common.report.runs import read_runs
 
@@ -27,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "python -m scripts.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("workdir", nargs="+", help="a working directory, or an evaluation, <workdir>/results/step_<n>")
-    parser.add_argument("--out", type=as_path, default="report.html", help="the file to write")
+    parser.add_argument("--out", type=as_file, default=FILE, help="the file to write")
     parser.add_argument(
         "--max_mb", type=float, default=MAX_PICTURES / 1e6, help="megabytes that the pictures may take (%(default)g)"
     )
@@ -35,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         page = make_page(read_runs(args.workdir), 1e6 * args.max_mb)
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(page, encoding="utf8")
+        write_whole(args.out, page)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

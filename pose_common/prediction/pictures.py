@@ -25,8 +25,8 @@ class Picture(NamedTuple):
 
     Attributes:
       name: its file's name, or its path below the folder of all files where names of several would be one; of a
-        video's frame that without a suffix, and `_<number>`; of others `picture_<number>`, or `picture_<number>_<number>`
-        in a list of lists.
+        video's frame that without a suffix, and `_<number>`; of others `picture_<number>`, in a list of lists with the
+        numbers of both.
       image: uint8 [H, W, 3] RGB.
       time: of a video's frame, in seconds; None for a still.
       path: of its file as it was named, to tell apart boxes that fit the name; None where it has none.

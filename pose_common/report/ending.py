@@ -8,6 +8,7 @@ import shlex
 
 from ml_collections import ConfigDict
 
+from data_pipelines.paths import write_whole
 from pose_common.report.page import make_page
 from pose_common.report.runs import read_runs
 
@@ -26,7 +27,7 @@ def conclude(config: ConfigDict, workdir: pathlib.Path, package: str) -> None:
     """
     try:
         page = make_page(read_runs([workdir]))
-        (workdir / FILE).write_text(page, encoding="utf8")
+        write_whole(workdir / FILE, page)
         print(f"report: {workdir / FILE}")
     except (ValueError, OSError) as error:
         logging.warning("no report: %s", error)

@@ -13,7 +13,7 @@ import pytest
 
 import posebh_jax.predict
 from data_pipelines.builders.synthetic import prepare_synthetic
-from scripts import convert_weights, prepare_data, tpu_compile_check
+from scripts import convert_weights, export, prepare_data, report, tpu_compile_check
 
 COMMANDS = (
     "boir_jax.predict",
@@ -52,6 +52,14 @@ def test_an_address_that_is_no_path_is_said_of_its_flag(flag, capsys):
     with pytest.raises(SystemExit):
         module.main([*arguments, f"{flag}=s3://bucket/folder"])
     assert f"error: argument {flag}: s3://bucket/folder is no path: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("module, arguments", [(report, ["no_run"]), (export, ["no_weights", "--format=onnx"])])
+def test_a_folder_in_place_of_a_file_is_told_before_anything_is_read(module, arguments, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        module.main([*arguments, f"--out={tmp_path}"])
+    advice = f"error: argument --out: {tmp_path} is a folder; name a file, which may be in it\n"
+    assert capsys.readouterr().err.endswith(advice)
 
 
 @pytest.mark.parametrize(
