@@ -264,10 +264,11 @@ def _start(program: Program, source: str, overrides: Sequence[Override], given: 
         there = find_checkpoints(holder)
         processes.require_alike("run", {"checkpoints in --workdir": list(there.steps) if there else []})
     settings = program.read(source, overrides, holder)
-    processes.require_alike("start", _identity(settings))
     evaluates = settings.mode == "evaluate"
     if evaluates and not given.workdir.value:
         holder = evaluation_workdir(settings.checkpoint)
+    # The folder itself may be each host's own: process 0 writes the results, and the others nothing but their log.
+    processes.require_alike("start", _identity(settings) | ({"--workdir": holder} if evaluates else {}))
     workdir = as_path(holder)
     make_workdir(workdir)
     if not evaluates:

@@ -53,6 +53,18 @@ def test_processes_train_on_the_same_data(monkeypatch, tmp_path):
         cli.train(config, tmp_path, build, make_start=None)
 
 
+def test_processes_evaluate_into_the_same_folder(monkeypatch, tmp_path):
+    """Only process 0 would write into its own; that a run's is shared is found out by writing there."""
+    monkeypatch.setattr(processes, "gather", lambda name, text: [text, text.replace("/one", "/two")])
+    config = ConfigDict({"mode": "evaluate", "checkpoint": "base.pth"})
+    program = cli.Program(lambda *_: config, run=lambda *_: None, default="", workdir="", methods=(), free=())
+    given = types.SimpleNamespace(workdir=types.SimpleNamespace(value=f"{tmp_path}/one"))
+    message = rf"process 1.* has --workdir {tmp_path}/two; process 0.* has --workdir {tmp_path}/one$"
+    with pytest.raises(processes.Disagreement, match=message):
+        cli._start(program, "mdt", [("mode", "evaluate"), ("checkpoint", "base.pth")], given)
+    assert not list(tmp_path.iterdir())
+
+
 def test_tasks_that_orbax_abandons_are_not_told(monkeypatch):
     """Pages of specifications, behind the line that names the damaged checkpoint; other errors are told."""
     told = []
