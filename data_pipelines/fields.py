@@ -25,6 +25,8 @@ _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
 _NOT_FINITE = {"nan": math.nan, "inf": math.inf, "infinity": math.inf}
 _FLAGS = {"true": True, "yes": True, "false": False, "no": False, "": False, "none": False, "null": False}
 _LARGEST = float(np.finfo(np.float32).max)  # what a record can hold
+MAX_COORDINATE = 1e6
+"""In pixels. A JPEG has at most 65,535 a side, so a coordinate far beyond that is damage, not an occluded limb."""
 
 
 class Fault(Exception):
@@ -118,6 +120,13 @@ def flags(entry: Mapping[str, Any], key: str, count: int) -> np.ndarray:
 def unchecked(entry: Mapping[str, Any], key: str, *shape: int) -> np.ndarray:
     """float64 of that shape, as `numbers`, but with NaN (also for null) and infinity. Raises Fault."""
     return _array(entry, key, shape, flags=False).reshape(shape)
+
+
+def are_boxes(rows: np.ndarray) -> np.ndarray:
+    """bool [...]: which rows [..., 4] are x, y, width, height that a crop can be made of, or with their score [..., 5]:
+    sides above 0, and no number that is damage (`MAX_COORDINATE`); NaN is.
+    """
+    return (np.abs(rows) <= MAX_COORDINATE).all(axis=-1) & (rows[..., 2:4] >= 1 / MAX_COORDINATE).all(axis=-1)
 
 
 def points(entry: Mapping[str, Any], key: str, valid: np.ndarray, size: int = 2) -> np.ndarray:

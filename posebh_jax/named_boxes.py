@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.fields import Fault, flag, id_key, unchecked, whole
+from data_pipelines.fields import Fault, are_boxes, flag, id_key, unchecked, whole
 from pose_common.prediction.pictures import Picture, PictureError
 
 Found = tuple[np.ndarray, np.ndarray]
@@ -129,13 +129,13 @@ class NamedBoxes:
                 raise ValueError(f"boxes: {self._path}: entry {number} is no detection: {error!r}") from error
             if crowd or category not in (None, whole(entry.get("category_id"))):
                 continue
-            if not np.isfinite(row).all() or (row[2:4] <= 0).any():
+            if not are_boxes(row):
                 bad.append(f"entry {number} ({named}): bbox {entry['bbox']} of score {row[4]:g}")
             else:
                 of_name.append(row)
         if bad:
             logging.warning(
-                "%d of %d boxes of %s left out, without positive sides or not finite; first: %s",
+                "%d of %d boxes of %s left out, without positive sides, not finite or beyond 1e6; first: %s",
                 *(len(bad), len(entries), self._path, bad[0]),
             )
 
@@ -163,7 +163,7 @@ def checked(boxes: Any, where: str) -> Found:
       where: the picture, as messages name it.
 
     Raises:
-      ValueError: anything else, among it None, numbers that are not finite and sides that are not positive.
+      ValueError: anything else, among it None, numbers not finite or beyond 1e6, and sides that are not positive.
     """
     if boxes is None:
         raise ValueError(f"boxes of {where}: None; give [] for nobody, or the box of the whole picture")
@@ -172,7 +172,7 @@ def checked(boxes: Any, where: str) -> Found:
     except (TypeError, ValueError):
         array = np.full(1, np.nan)
     array = array.reshape(-1, *array.shape[-1:]) if array.size else np.zeros((0, 4))
-    if array.shape[-1] not in (4, 5) or not np.isfinite(array).all() or (array[:, 2:4] <= 0).any():
+    if array.shape[-1] not in (4, 5) or not are_boxes(array).all():
         raise ValueError(
             f"boxes of {where}: expected [N, 4] of x, y, width, height with positive sides, or [N, 5] with scores; "
             f"given: {' '.join(repr(boxes).split()):.80}"

@@ -14,11 +14,9 @@ import cv2
 import numpy as np
 
 from data_pipelines.builders import masks
-from data_pipelines.fields import Fault, flag, integer, keypoints, number, numbers, printable, whole
+from data_pipelines.fields import MAX_COORDINATE, Fault, flag, integer, keypoints, number, numbers, printable, whole
 from data_pipelines.picture_formats import MAX_PIXELS
 
-# A JPEG has at most 65,535 pixels a side, so a coordinate far beyond that is damage, not an occluded limb.
-MAX_COORDINATE = 1e6
 MAX_VISIBILITY = 2
 _STANDALONE_MARKERS = frozenset([0x01, *range(0xD0, 0xD8)])
 _START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}

@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from data_pipelines.fields import Fault, numbers, whole
+from data_pipelines.fields import MAX_COORDINATE, Fault, numbers, whole
 
-MAX_COORDINATE = 1e6
 UNUSABLE = "unusable segmentation (instance kept without)"
 UNUSABLE_PART = "unusable polygon of a segmentation (left out)"
 

@@ -16,7 +16,7 @@ import numpy as np
 import scipy.io
 
 from data_pipelines import fields
-from data_pipelines.builders import checks, raw_files
+from data_pipelines.builders import raw_files
 from data_pipelines.builders.coco_format import CocoFormatBuilder
 from data_pipelines.builders.raw_files import Layout
 from data_pipelines.builders.report import Fault, RawDataError
@@ -90,7 +90,7 @@ class Mpii(CocoFormatBuilder):
 def _person(entry: dict[str, Any], head_box: np.ndarray | None) -> dict[str, Any]:
     """An instance, without its id, of one MPII entry. Test entries have no joints."""
     centre, scale = fields.numbers(entry, "center", 2), fields.number(entry, "scale")
-    if not 0 < scale < checks.MAX_COORDINATE:
+    if not 0 < scale < fields.MAX_COORDINATE:
         raise Fault("number out of range", f"scale is {scale:g}")
     if centre[0] != -1:  # every protocol moves the centre down and widens the square so that limbs are not cut off
         centre, scale = centre + [0, 15 * scale], 1.25 * scale

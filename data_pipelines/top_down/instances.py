@@ -340,8 +340,9 @@ def _why_not(
         return f"category {category}", f"is of category {category}"
     if not score >= threshold:
         return f"score under {threshold:g}", f"has the score {score:g}"
-    if not np.isfinite(box).all() or (box[2:] <= 0).any():
-        return "bad box", f"(image {picture}): bbox {box.tolist()} is not x, y, width, height with positive sides"
+    if not fields.are_boxes(np.append(box, score)):
+        detail = f"bbox {box.tolist()} of score {score:g} is not x, y, width, height with positive sides, up to 1e6"
+        return "bad box", f"(image {picture}): {detail}"
     if row is None:
         return "unknown image", f"names image {picture}, which is none of the prepared images"
     return "", ""

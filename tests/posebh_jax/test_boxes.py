@@ -226,6 +226,7 @@ def test_what_is_no_box_is_a_sentence():
         ({"a": [[1, 2, 3]]}, "a", r"boxes of a: expected \[N, 4\]"),
         ({"a": [[1, 2, 0, 4]]}, "a", r"boxes of a: expected \[N, 4\] .* positive sides"),
         ({"a": [[1, 2, 3, 0]]}, "a", r"boxes of a: expected \[N, 4\] .* positive sides"),
+        ({"a": [[1, 2, 1e39, 4]]}, "a", r"boxes of a: expected \[N, 4\] .* 1e\+39"),
         ({"a": "left"}, "a", r"boxes of a: expected \[N, 4\]"),
         ([box, [1, 2]], "a", r"boxes of a: expected \[N, 4\]"),
         ([[box, [1, 2]]], "a", "boxes=.*: give 'whole', "),
@@ -240,14 +241,14 @@ def test_what_is_no_box_is_a_sentence():
 
 def test_a_bad_box_of_a_file_costs_itself(write, caplog):
     """As in evaluation; all are looked at before the first picture."""
-    good, flat, nowhere = [1, 1, 10, 10], [1, 1, 0, 10], [float("nan"), 1, 10, 10]
-    file = write([{"image": f"{n}.jpg", "bbox": bbox} for n, bbox in enumerate([good, flat, nowhere, good])])
+    good, flat, nowhere, far = [1, 1, 10, 10], [1, 1, 0, 10], [float("nan"), 1, 10, 10], [1e39, 1, 10, 10]
+    file = write([{"image": f"{n}.jpg", "bbox": bbox} for n, bbox in enumerate([good, flat, nowhere, good, far])])
     boxes_of(file)
     (told,) = [record.message for record in caplog.records]
     assert (
-        told.startswith(f"2 of 4 boxes of {file} left out, ") and "first: entry 1 (1.jpg): bbox [1, 1, 0, 10]" in told
+        told.startswith(f"3 of 5 boxes of {file} left out, ") and "first: entry 1 (1.jpg): bbox [1, 1, 0, 10]" in told
     )
-    assert found(file, "0.jpg", "1.jpg", "2.jpg", "3.jpg") == [[good], [], [], [good]]
+    assert found(file, "0.jpg", "1.jpg", "2.jpg", "3.jpg", "4.jpg") == [[good], [], [], [good], []]
     caplog.clear()
     fields = [{"bbox": good}, {"bbox": None}, {"bbox": [None, 1, 10, 10]}, {"bbox": good, "score": None}]
     file = write([{"image": f"{n}.jpg", **field} for n, field in enumerate(fields)])

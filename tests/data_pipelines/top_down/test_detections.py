@@ -140,6 +140,10 @@ def test_pictures_may_be_named(tmp_path, change):
         ({"category_id": 1}, r"category ids 3 \(kite\).*category 1: 1, first: .*boxes.json: entry 0 is of category 1"),
         ({"score": -2}, "score under 0: 1, first: .*entry 0 has the score -2"),
         ({"bbox": [1, 2, float("nan"), 4]}, r"bad box: 1.*\(image 1\): bbox \[1.0, 2.0, nan, 4.0\]"),
+        ({"bbox": [1, 2, 1e39, 4]}, r"bad box: 1.*bbox \[1.0, 2.0, 1e\+39, 4.0\] of score 0.5 is not .*, up to 1e6"),
+        ({"bbox": [1e39, 2, 3, 4]}, "bad box: 1"),  # beyond float32: poses would be at infinity
+        ({"bbox": [1, 2, 1e-310, 4]}, "bad box: 1"),  # of which the inverse is
+        ({"score": 1e39}, "bad box: 1.*of score 1e"),
         ({"image_id": 8}, "unknown image: 1.*names image 8"),
         ({"category_id": "kite"}, "entry 0 is no COCO detection: bad id: category_id is 'kite'"),
         ({"image_id": 1.5}, "bad id: image_id is 1.5"),
