@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import multiprocessing
 import os
 import signal
@@ -102,6 +103,9 @@ class Workers(Iterator[Batch]):
         if self._first is not None:
             self._first.exception()  # of workers that are still to start, closing would know nothing
         self._reader.close()
+        # The traceback of a reader's end is a cycle that has the last batch: shared memory, which Python would call
+        # leaked when the program ends.
+        gc.collect()
 
 
 def prepare_worker(worker_index: int = 0, worker_count: int = 1) -> None:

@@ -378,6 +378,22 @@ def test_workers_end_with_a_process_that_is_killed():
     assert done.returncode == -signal.SIGKILL and done.stdout == "(600, 600)\n"
 
 
+@pytest.mark.slow  # starts worker processes
+def test_what_workers_have_read_to_the_end_leaves_no_shared_memory():
+    """Python would warn of it when the program ends."""
+    code = """
+        import gc
+        import numpy
+        from data_pipelines.reading import Reading
+        gc.disable()  # else chance would have it
+        read = Reading(num_threads=1, num_workers=1).each([{"image": numpy.zeros((600, 600))}] * 2)
+        print(sum(batch["image"].shape[0] for batch in read))
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
+    assert (done.returncode, done.stdout) == (0, "1200\n") and "leaked" not in done.stderr, done.stderr
+
+
 def test_prepared_datasets_are_evaluated_whole(prepared):
     batches = loader.eval_loader(
         "synthetic_coco",
