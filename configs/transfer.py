@@ -7,10 +7,11 @@ Arguments after the colon: `interhand2d`, `3dpw` or `pw3d`, `demo` (a rendered s
 not seen; it starts from the demo, `--config.init_from=workdir/demo`), the name of a custom dataset, or that name and
 `tiny`: `mine,tiny` is the demo's small model, for a few hundred people or animals in minutes on two CPU cores. It
 starts from the demo or from the model that the package carries, `--config.init_from=posebh_jax/embedded.safetensors`.
+With `,multi_head` behind the dataset it is the baseline's transfer, of ViTPose++ weights: `interhand2d,multi_head`.
 
 A plain transformer is made from the weights, the expert of `config.fold` folded in; that dataset's head gets
 a new last convolution, the prototypes are new, the embedding head stays as it is. Everything else is as in
-`configs/mdt.py`.
+`configs/mdt.py`. The baseline has the heatmap head alone, and its backbone learns from the start.
 """
 
 from __future__ import annotations
@@ -33,11 +34,15 @@ ROWS = {
 
 def get_config(arg: str = "interhand2d") -> ConfigDict:
     """The transfer to one dataset."""
-    name, comma, size = arg.partition(",")
-    if not name or comma and (size != "tiny" or name in ROWS):
-        raise ValueError(f"configs/transfer.py:{arg}: expected a dataset, or one of your own and tiny: mine,tiny")
-    config = mdt.get_config("demo" if name == "demo" or size else "base")
-    config.fold = "synthetic_coco" if name == "demo" else "synthetic_ap10k" if size else "coco"
+    name, comma, kind = arg.partition(",")
+    tiny, multi_head = kind == "tiny", kind == "multi_head"
+    if not name or comma and not (multi_head or tiny and name not in ROWS):
+        raise ValueError(
+            f"configs/transfer.py:{arg}: expected a dataset, with multi_head, or one of your own with tiny: "
+            "interhand2d, interhand2d,multi_head or mine,tiny"
+        )
+    config = mdt.get_config("demo" if name == "demo" or tiny else "base")
+    config.fold = "synthetic_coco" if name == "demo" else "synthetic_ap10k" if tiny else "coco"
     dataset = {"3dpw": "pw3d", "demo": "synthetic_crowd"}.get(name, name)
     if dataset in ROWS:
         mdt.set_datasets(config, {dataset: ROWS[dataset]})
@@ -56,15 +61,16 @@ def get_config(arg: str = "interhand2d") -> ConfigDict:
     if dataset == "pw3d":
         _pw3d(config)
     else:
-        _interhand2d(config)
+        _interhand2d(config, 128 if multi_head else 96)
     if dataset == "interhand2d":
         config.best_metric = "interhand2d/heads/AUC"  # by which the release keeps its best
-    return _demo(config) if name == "demo" else _tiny(config) if size else config
+    config = _demo(config) if name == "demo" else _tiny(config) if tiny else config
+    return _multi_head(config) if multi_head else config
 
 
-def _interhand2d(config: ConfigDict) -> None:
-    """Also the schedule for custom datasets."""
-    config.batch_size = config.eval_batch_size = 96 * DEVICES
+def _interhand2d(config: ConfigDict, batch: int) -> None:
+    """Also the schedule for custom datasets; `batch` is a device's."""
+    config.batch_size = config.eval_batch_size = batch * DEVICES
     config.learning_rate, config.decay_epochs = 5e-4, (35, 55)
     config.stages = [
         mdt.stage("head", 30, ("heads",), LOSSES, prototypes=True),
@@ -99,4 +105,12 @@ def _tiny(config: ConfigDict) -> ConfigDict:
         mdt.stage("head", 5, ("heads",), mdt.MULTI_HEAD_LOSSES),
         mdt.stage("all", 55, ("backbone", "heads"), mdt.MULTI_HEAD_LOSSES),
     ]
+    return config
+
+
+def _multi_head(config: ConfigDict) -> ConfigDict:
+    """As the released ViTPose_base_interhand2d_all_256x192.py and ViTPose_base_pw3d_2d_256x192.py: as many epochs."""
+    config.method = "multi_head"
+    epochs = sum(stage.epochs for stage in config.stages)
+    config.stages = [mdt.stage("all", epochs, ("backbone", "heads"), mdt.MULTI_HEAD_LOSSES)]
     return config

@@ -120,7 +120,16 @@ def make_start(config: ConfigDict, model: PoseBH) -> Callable[[TrainState], Trai
                 f"give weights of that size, or a configuration of theirs{shipped}"
             )
         conversion = at_input_size(conversion, tuple(config.input_size))
-        return start_from(conversion, initial, model, fold=config.fold)
+        found = start_from(conversion, initial, model, fold=config.fold)
+        learned = {group for stage in config.stages if stage.epochs for group in stage.train}
+        if "embedding" in set(found.initialised) - learned:
+            logging.warning(
+                "config.init_from=%r: %s has no embedding head, and no stage learns the new one, so that prototypes "
+                "will mean nothing: start from PoseBH weights, or transfer without prototypes, by "
+                "--config=transfer:<dataset>,multi_head",
+                *(config.init_from, conversion.title),
+            )
+        return found
 
     return restore.filler(config.init_from, start)
 

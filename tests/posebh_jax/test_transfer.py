@@ -63,6 +63,32 @@ def test_released_schedules(arg, dataset, batch, epochs, thawed, prototypes_unti
     assert optimizer.schedule(0, np) == pytest.approx(rates[0] / 1000)
 
 
+@pytest.mark.parametrize(
+    "dataset, batch, epochs, rates",
+    [
+        ("interhand2d", 512, 60, {0: 5e-4, 34: 5e-4, 35: 5e-5, 55: 5e-6}),
+        ("pw3d", 256, 30, PW3D_RATES),
+        ("my_hands", 512, 60, {0: 5e-4}),
+    ],
+)
+def test_released_schedules_of_the_baseline(dataset, batch, epochs, rates):
+    """ViTPose_base_interhand2d_all_256x192.py, ViTPose_base_pw3d_2d_256x192.py: all learns, by heatmaps alone."""
+    config, of_posebh = transfer.get_config(f"{dataset},multi_head"), transfer.get_config(dataset)
+    (stage,) = make_stages(config.stages)
+    assert (stage.epochs, set(stage.train), set(stage.losses), stage.updates_state) == (
+        *(epochs, THAWED, {"heatmap"}, False),
+    )
+    assert config.method == "multi_head" and config.batch_size == batch
+    same = config.to_dict().keys() - {"method", "stages", "batch_size", "eval_batch_size"}
+    assert all(config[name] == of_posebh[name] for name in same)
+    if dataset == "my_hands":
+        return
+    method = build.make_method(config, steps_per_epoch=1000)
+    assert not method.model.embedding_dim
+    for epoch, rate in rates.items():
+        assert method.optimizer.schedule(epoch * 1000 + 500, np) == pytest.approx(rate)
+
+
 def test_evaluations_and_the_best_of_the_release():
     """Every 5 epochs; the best by AUC (vitb_posebh_interhand2d_256x192.py) and AP (vitb_posebh_pw3d_2d_256x192.py)."""
     figures = {}
@@ -75,7 +101,7 @@ def test_evaluations_and_the_best_of_the_release():
     assert transfer.get_config("demo").evaluate_every == transfer.get_config("mine").evaluate_every == 0
 
 
-@pytest.mark.parametrize("wrong", ["mine,base", "interhand2d,tiny", ",tiny", "mine,"])
+@pytest.mark.parametrize("wrong", ["mine,base", "interhand2d,tiny", ",tiny", "mine,", ",multi_head"])
 def test_sizes_that_are_not_there(wrong):
     with pytest.raises(ValueError, match=f"configs/transfer.py:{wrong}: expected"):
         transfer.get_config(wrong)
@@ -183,6 +209,32 @@ def test_a_rendered_skeleton_end_to_end(mixture, tmp_path):
     assert [(row["maps"], row["instances"] > 0) for row in rows] == [("heads", True), ("prototypes", True)]
     again = main.evaluate(config, tmp_path / "again")
     assert again["synthetic_crowd/heads"] == rows[0]["metrics"]
+
+
+def test_the_baseline_is_transferred_and_is_no_start_for_prototypes(mixture, tmp_path, caplog):
+    """ViTPose++ has no embedding head, and a transfer of PoseBH does not learn one."""
+    weights, manifest = load_weights(mixture[0])
+    for collection in ("params", "batch_stats"):
+        del weights[collection]["embedding"]
+    del weights["prototypes"]
+    save_weights(tmp_path / "heads", weights, manifest | {"embedding": None})
+    warned = {}
+    for argument in ("demo,multi_head", "demo"):
+        config = small(transfer.get_config(argument), "synthetic_crowd", tmp_path)
+        config.init_from = str(tmp_path / "heads")
+        configuration.check(config)
+        method = build.make_method(config, 1)
+        caplog.clear()
+        state = sources.make_start(config, method.model)(method.init(jax.random.key(0)))
+        warned[argument] = [record.message for record in caplog.records if record.levelname == "WARNING"]
+        found = flatten({"params": state.params})
+        np.testing.assert_array_equal(
+            found["params/heads/synthetic_crowd/upsampling/deconv1/kernel"],
+            mixture[1]["params/heads/synthetic_coco/upsampling/deconv1/kernel"],
+        )
+    assert not warned["demo,multi_head"]
+    (told,) = warned["demo"]
+    assert "has no embedding head, and no stage learns" in told and "transfer:<dataset>,multi_head" in told
 
 
 def test_real_hands_end_to_end(mixture, tmp_path):
