@@ -22,6 +22,8 @@ import re
 
 from ml_collections import ConfigDict
 
+from data_pipelines.datasets import SPLITS
+
 from . import common
 
 PUBLISHED = (
@@ -73,7 +75,7 @@ def _own(arg: str) -> ConfigDict:
         config = _small(config)
         config.learning_rate, config.epochs = 1e-3, 30
     config.dataset, config.eval_also, config.published_as = name, (), ""
-    config.train_split, config.eval_split = common.SPLITS.get(name, ("train", "val"))
+    config.train_split, config.eval_split = SPLITS.get(name, ("train", "val"))
     return config
 
 

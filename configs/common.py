@@ -6,8 +6,6 @@ from ml_collections import ConfigDict
 
 V5E = "_v5e"
 """At the end of an argument: the same run on a TPU slice whose chips have 16 GB (docs/pods.md: which slice)."""
-SPLITS = {"ap10k": ("train-split1", "val-split1"), "pw3d": ("train", "test")}
-"""Of datasets that have no `train` or no `val`: the splits to train on and to evaluate."""
 
 
 def settings() -> ConfigDict:

@@ -81,7 +81,7 @@ def _full(size: str) -> ConfigDict:
 def _set_data(config: ConfigDict) -> None:
     config.augmentation = augmentation()
     set_datasets(config, ROWS)
-    # The split of a dataset that has none in the tables `train_splits` and `eval_splits`.
+    # The split of a dataset that has none in the tables `train_splits` and `eval_splits`; 3DPW and AP-10K have others.
     config.default_train_split, config.default_eval_split = "train", "val"
     # Further rows of the table: dataset, split, head[, boxes]; a split without annotations, such as
     # ("coco", "test-dev", "coco", "detections.json"), yields a file for submission.
@@ -193,9 +193,6 @@ def set_datasets(config: ConfigDict, rows: dict[str, tuple]) -> None:
     columns = map(table, zip(*rows.values(), strict=True))
     config.train_splits = next(columns)
     config.eval_splits = next(columns)
-    for name, splits in common.SPLITS.items():  # of datasets that --config.datasets adds
-        if name not in rows:
-            config.train_splits[name], config.eval_splits[name] = splits
     config.codec = next(columns)  # of crops and heatmaps: "udp" or "msra"
     config.padding = next(columns)  # factor on the box before cropping
     config.augmentation.centre_jitter = next(columns)  # whether boxes are moved

@@ -154,6 +154,8 @@ DATASETS |= {
     )
 }
 
+SPLITS = {"ap10k": ("train-split1", "val-split1"), "pw3d": ("train", "test")}
+"""Of built-in datasets without a split `train` or `val`: those to train on and to evaluate."""
 DEFINITION_FILE = "dataset.json"
 
 

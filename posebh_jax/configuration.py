@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from data_pipelines.datasets import (
     CODECS,
     DATASETS,
+    SPLITS,
     PoseDataset,
     custom_definitions,
     defined,
@@ -206,13 +207,11 @@ def fill_tables(config: ConfigDict) -> None:
     for table, field in TABLES.items():
         holder = _table(config, table)
         _replace(holder, {name: holder.get(name, getattr(own, field)) for name, own in found.items()})
-    defaults = {
-        "train_splits": config.default_train_split,
-        "eval_splits": config.default_eval_split,
-        "boxes": GROUND_TRUTH,
-        "mixture_weights": 1.0,
-    }
-    for table, default in defaults.items():
+    usual = config.default_train_split, config.default_eval_split
+    for place, table in enumerate(("train_splits", "eval_splits")):
+        splits = {name: SPLITS.get(name, usual)[place] for name in config.datasets}
+        _replace(config[table], {name: config[table].get(name, split) for name, split in splits.items()})
+    for table, default in (("boxes", GROUND_TRUTH), ("mixture_weights", 1.0)):
         _replace(config[table], {name: config[table].get(name, default) for name in config.datasets})
 
 
