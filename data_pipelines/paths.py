@@ -70,6 +70,18 @@ def as_file(path: str | os.PathLike) -> pathlib.Path:
     return file
 
 
+def as_folder(path: str | os.PathLike) -> pathlib.Path:
+    """As `as_path`, of a folder that is there or is to be made.
+
+    Raises:
+      NoPathError: see there; or a file.
+    """
+    folder = as_path(path)
+    if folder.is_file():
+        raise NoPathError(f"{folder} is a file; name a folder")
+    return folder
+
+
 def absolute(path: str | os.PathLike) -> epath.Path:
     """As Orbax wants it; a bucket's path is absolute."""
     return epath.Path(path) if is_remote(path) else epath.Path(as_path(path)).absolute()

@@ -23,7 +23,7 @@ import numpy as np
 from pycocotools import mask
 
 from data_pipelines import geometry, records
-from data_pipelines.paths import as_path
+from data_pipelines.paths import as_folder, as_path
 from data_pipelines.top_down import instances
 from data_pipelines.top_down.crops import TopDownSource, Train, decode
 from data_pipelines.whole_image.pictures import WholeImageSource
@@ -184,6 +184,13 @@ def positive(text: str) -> int:
     return number
 
 
+def not_negative(text: str) -> int:
+    """An argument that is a number from 0."""
+    if (number := int(text)) < 0:
+        raise argparse.ArgumentTypeError(f"{number} is below 0")
+    return number
+
+
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         "python -m scripts.browse", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -191,9 +198,11 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("dataset", help="a prepared dataset")
     parser.add_argument("--data_dir", default="data", help="where prepared datasets lie (default: %(default)s)")
     parser.add_argument("--split", help="default: val where it is prepared, else the first")
-    parser.add_argument("--out", default="workdir/browse", help="folder of the sheets (default: %(default)s)")
+    parser.add_argument(
+        "--out", type=as_folder, default="workdir/browse", help="folder of the sheets (default: %(default)s)"
+    )
     parser.add_argument("--count", type=positive, default=24, help="pictures of a sheet (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the choice and of the augmentation")
+    parser.add_argument("--seed", type=not_negative, default=0, help="of the choice and of the augmentation")
     parser.add_argument("--input_size", type=positive, nargs=2, default=(192, 256), metavar=("WIDTH", "HEIGHT"))
     return parser.parse_args(argv)
 

@@ -37,7 +37,7 @@ from data_pipelines.builders.coco_format import CocoFormatBuilder
 from data_pipelines.builders.custom import METRICS, Custom, SkeletonOptions, require_defined
 from data_pipelines.builders.report import NoAnnotations, RawDataError
 from data_pipelines.builders.summary import advice, finished_splits, read_summary
-from data_pipelines.paths import as_path
+from data_pipelines.paths import as_folder
 from pose_common.console import outlive_console
 
 _SHOWN_CASES = 3
@@ -63,7 +63,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("dataset", choices=sorted(BUILDERS), metavar="dataset", help=", ".join(sorted(BUILDERS)))
     parser.add_argument("--raw_dir", type=os.path.expanduser, help="folder of all downloads, or the dataset's own")
     parser.add_argument(
-        "--data_dir", type=as_path, default="data", help="where prepared datasets lie (default: %(default)s)"
+        "--data_dir", type=as_folder, default="data", help="where prepared datasets lie (default: %(default)s)"
     )
     parser.add_argument("--split", action="append", help="a split to prepare; may be repeated (default: all found)")
     parser.add_argument(
@@ -96,6 +96,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error(f"--{unfit[0]} is for custom datasets: `custom`")
     elif _reads_files(args) and args.raw_dir is None and not (args.annotations and args.images):
         parser.error("give --raw_dir, or both --annotations and --images")
+    if not _reads_files(args) and (args.seed or 0) < 0:
+        parser.error(f"--seed={args.seed}: pictures are rendered by a number from 0")
     if not _reads_files(args) and (args.raw_dir or args.annotations or args.images):
         parser.error(f"{args.dataset} is rendered: it takes no --raw_dir, --annotations or --images")
     if args.seed is not None and _reads_files(args) and args.val_share is None:

@@ -34,6 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     args = parser.parse_args(argv)
     try:
+        if not args.max_mb >= 0:
+            raise ValueError(f"--max_mb={args.max_mb:g}: expected a number from 0")
         page = make_page(read_runs(args.workdir), 1e6 * args.max_mb)
         args.out.parent.mkdir(parents=True, exist_ok=True)
         write_whole(args.out, page)

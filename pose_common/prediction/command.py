@@ -21,7 +21,7 @@ import numpy as np
 import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from data_pipelines.paths import as_path, write_whole
+from data_pipelines.paths import as_folder, write_whole
 from data_pipelines.picture_formats import SUFFIXES
 from data_pipelines.synthetic_world.scene import render_scene
 from pose_common.console import outlive_console
@@ -66,7 +66,7 @@ def parser(
         "--checkpoint",
         help="a run, a checkpoint, a folder or file of weights, or hf://owner/name; else the embedded model",
     )
-    made.add_argument("--out", type=as_path, default="poses", help="where results go (default: %(default)s)")
+    made.add_argument("--out", type=as_folder, default="poses", help="where results go (default: %(default)s)")
     made.add_argument(
         "--save", default="images,json", help=f"what to write, of {','.join(KINDS)} (default: images,json)"
     )

@@ -83,6 +83,9 @@ def _split(path: pathlib.Path) -> tuple[pathlib.Path, int]:
         raise ValueError(f"{path}: there is no such folder; expected a run's working directory")
     steps = [int(p.parent.name[5:]) for p in path.glob("results/step_*/table.json") if p.parent.name[5:].isdigit()]
     if not steps:
+        run = next((folder for folder in path.parents if any(folder.glob("results/step_*/table.json"))), None)
+        if run is not None:
+            raise ValueError(f"{path}: expected a working directory, which is {run}, or {run}/results/step_<n>")
         raise ValueError(
             f"{path}: nothing was evaluated here: there is no results/step_<n>/table.json; evaluate with "
             f"--config.mode=evaluate --config.checkpoint={path} --workdir={path}"

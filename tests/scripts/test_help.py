@@ -13,7 +13,7 @@ import pytest
 
 import posebh_jax.predict
 from data_pipelines.builders.synthetic import prepare_synthetic
-from scripts import convert_weights, export, prepare_data, report, tpu_compile_check
+from scripts import browse, convert_weights, export, prepare_data, report, tpu_compile_check
 
 COMMANDS = (
     "boir_jax.predict",
@@ -60,6 +60,35 @@ def test_a_folder_in_place_of_a_file_is_told_before_anything_is_read(module, arg
         module.main([*arguments, f"--out={tmp_path}"])
     advice = f"error: argument --out: {tmp_path} is a folder; name a file, which may be in it\n"
     assert capsys.readouterr().err.endswith(advice)
+
+
+@pytest.mark.parametrize(
+    "module, arguments, flag",
+    [
+        (posebh_jax.predict, ["--demo"], "--out"),
+        (browse, ["coco"], "--out"),
+        (prepare_data, ["synthetic_coco"], "--data_dir"),
+    ],
+)
+def test_a_file_in_place_of_a_folder_is_told_of_its_flag(module, arguments, flag, tmp_path, capsys):
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(SystemExit):
+        module.main([*arguments, f"{flag}={file}"])
+    assert f"error: argument {flag}: {file} is a file; name a folder\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "module, arguments, message",
+    [
+        (browse, ["coco", "--seed=-1"], "argument --seed: -1 is below 0"),
+        (prepare_data, ["synthetic_coco", "--seed=-1"], "--seed=-1: pictures are rendered by a number from 0"),
+    ],
+)
+def test_a_seed_that_cannot_be_is_told_of_its_flag(module, arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        module.main(arguments)
+    assert capsys.readouterr().err.endswith(f"error: {message}\n")
 
 
 @pytest.mark.parametrize(

@@ -18,3 +18,9 @@ def test_a_mistake_is_one_line(tmp_path, capsys):
     assert report.main([str(tmp_path)]) == 1
     captured = capsys.readouterr()
     assert captured.err.startswith("error: ") and captured.err.count("\n") == 1 and not captured.out
+
+
+def test_a_limit_that_is_none_is_refused(tmp_path, capsys):
+    for limit in ("nan", "-1"):
+        assert report.main([str(tmp_path), f"--max_mb={limit}"]) == 1
+        assert capsys.readouterr().err == f"error: --max_mb={limit}: expected a number from 0\n"

@@ -41,6 +41,12 @@ def test_names_tell_runs_apart(workdir, tmp_path):
     assert len({run.name for run in read_runs([workdir, workdir])}) == 2
 
 
+@pytest.mark.parametrize("inside", ["results", "gallery"])
+def test_a_folder_within_a_run_is_told_the_run(workdir, inside):
+    with pytest.raises(ValueError, match=f"{workdir}/{inside}: expected a working directory, which is {workdir}, or"):
+        read_runs([workdir / inside])
+
+
 def test_an_evaluation_without_a_run(workdir, tmp_path):
     """Of an older or a bare evaluation there is the table alone."""
     bare = tmp_path / "bare"
