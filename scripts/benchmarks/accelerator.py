@@ -31,6 +31,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from boir_jax import configuration as boir_configuration
+from data_pipelines.paths import as_folder
 from pose_common.evaluation import result_table as tables
 from pose_common.training import cli, parallel
 from pose_common.training.mesh import BATCH_AXES
@@ -342,7 +343,7 @@ def write_tables(found: dict[str, list[Row]], path: pathlib.Path) -> None:
 def main(argv: list[str] | None = None) -> dict[str, list[Row]]:
     """Measures, prints and writes; returns the rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=pathlib.Path, required=True)
+    parser.add_argument("--out", type=as_folder, required=True)
     parser.add_argument("--parts", type=lambda text: text.split(","), default=list(PARTS), help=",".join(PARTS))
     parser.add_argument("--sizes", type=lambda text: tuple(text.split(",")), default=("base", "large", "huge"))
     parser.add_argument("--boir", type=lambda text: tuple(filter(None, text.split(","))), default=("coco_w32",))
@@ -353,6 +354,15 @@ def main(argv: list[str] | None = None) -> dict[str, list[Row]]:
     args = parser.parse_args(argv)
     if unknown := [name for name in args.parts if name not in PARTS]:
         parser.error(f"--parts: there is no {unknown[0]!r}; known: {', '.join(PARTS)}")
+    if unknown := [
+        size for size in args.sizes if size not in SIZES
+    ]:  # found out late, it would cost all that came before
+        parser.error(f"--sizes: there is no {unknown[0]!r}; known: {', '.join(SIZES)}")
+    try:
+        for name in args.boir:
+            boir_configuration.read(f"boir:{name}")
+    except ValueError as error:
+        parser.error(f"--boir: {error}")
     settings = Settings(args.sizes, args.boir, args.batch, args.inference_batches, args.steps, args.out)
     found = run(settings, args.parts, args.minutes)
     write_tables(found, args.out / "tables.md")

@@ -119,14 +119,14 @@ def main() -> None:
     rng = np.random.default_rng(0)
     document, poses = synthetic_coco(rng, options.images, options.people, options.detections)
     with contextlib.redirect_stdout(io.StringIO()):
-        truth = COCO()
-        truth.dataset = document
-        truth.createIndex()
+        official = COCO()
+        official.dataset = document
+        official.createIndex()
     results = coco_results(poses, dataset.keypoints)
 
     truth = ground_truth_from_coco(document, dataset.keypoints)
     ours, numbers = seconds(lambda: evaluate.metrics_of(dataset, truth, poses), options.repeats)
-    theirs, reference = seconds(lambda: pycocotools_metric(truth, [dict(r) for r in results]), 1)
+    theirs, reference = seconds(lambda: pycocotools_metric(official, [dict(r) for r in results]), 1)
     difference = np.abs(np.array(list(numbers.values())) - reference).max()
 
     def suppress(rows: np.ndarray | slice) -> np.ndarray:

@@ -44,3 +44,16 @@ def test_an_unknown_part_is_named(tmp_path, capsys):
     with pytest.raises(SystemExit):
         accelerator.main([f"--out={tmp_path}", "--parts=train,prediction"])
     assert "there is no 'prediction'; known: parity, kernels, train, predict" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "flag, message",
+    [
+        ("--sizes=tiny,bsae", "--sizes: there is no 'bsae'; known: tiny, small"),
+        ("--boir=coco_w23", "--boir: --config=boir:coco_w23: configs/boir.py:coco_w23: expected coco_w32"),
+    ],
+)
+def test_an_unknown_model_is_named_before_anything_is_measured(flag, message, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        accelerator.main([f"--out={tmp_path}", flag])
+    assert message in capsys.readouterr().err and not list(tmp_path.iterdir())

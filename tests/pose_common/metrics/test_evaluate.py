@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import scipy.io
 from data_pipelines.datasets import find_dataset
 from pose_common.metrics import evaluate
 from pose_common.metrics.columns import ground_truth_from_coco
+from scripts.benchmarks import metrics as benchmark
 from tests.golden_files import GOLDEN, golden, golden_path, shared_path
 from tests.pose_common.metrics.cases import (
     annotations_of,
@@ -287,3 +289,13 @@ def test_people_without_head_size_are_left_out_and_counted():
     nobody = evaluate.evaluate(mpii, truth_of(mpii, document), poses, **POSES)
     assert nobody["PCKh"] == -1 and nobody["unmeasured"] == len(rows)
     assert set(nobody) <= evaluate.NOT_FRACTIONS, "none of them is multiplied by 100"
+
+
+def test_the_benchmark_agrees_with_pycocotools(monkeypatch, capsys):
+    """Whose sums are in another order; a printed 0.0e+00 to 9.9e-10."""
+    sizes = ["--images=20", "--people=40", "--detections=100", "--repeats=1"]
+    monkeypatch.setattr("sys.argv", ["metrics", *sizes])
+    benchmark.main()
+    printed = capsys.readouterr().out
+    difference = float(re.search(r"largest difference (\S+)", printed)[1])
+    assert difference < METRIC_TOLERANCE and "20 images, 40 people, 100 detections" in printed
