@@ -11,16 +11,16 @@ from typing import Any
 import jax
 import numpy as np
 
+from pose_common.training.fingerprints import named_leaves
 from pose_common.training.flops import peak_flops
 from pose_common.training.nonfinite import NonFiniteStep
 from pose_common.training.step import ABSENT, FINITE
 
 
-def parameter_table(params: Any) -> str:
+def parameter_table(params: Mapping[str, Any]) -> str:
     """One line a parameter (name, shape, dtype, count, sharding) and a line of totals a group."""
     lines, totals = [], {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        name = "/".join(str(getattr(key, "key", key)) for key in path)
+    for name, leaf in named_leaves(params).items():
         spec = getattr(getattr(leaf, "sharding", None), "spec", "")
         lines.append(f"{name:<64} {str(leaf.shape):<22} {str(leaf.dtype):<9} {leaf.size:>12,} {spec}")
         group = name.split("/")[0]
@@ -30,16 +30,14 @@ def parameter_table(params: Any) -> str:
     return "\n".join(lines)
 
 
-def log_parameters(params: Any, workdir: pathlib.Path) -> None:
+def log_parameters(params: Mapping[str, Any], workdir: pathlib.Path) -> None:
     """Writes the table to `parameters.txt` and its totals to the log."""
     if jax.process_index() != 0:
         return
     table = parameter_table(params)
     (workdir / "parameters.txt").write_text(table + "\n", encoding="utf8")
-    count = len({leaf.split("/")[0] for leaf in table.splitlines()})
-    logging.info(
-        "parameters (whole table in %s):\n%s", workdir / "parameters.txt", "\n".join(table.splitlines()[-count:])
-    )
+    totals = table.splitlines()[-len(params) - 1 :]  # of every group, and of all
+    logging.info("parameters (whole table in %s):\n%s", workdir / "parameters.txt", "\n".join(totals))
 
 
 def log_batch(rows: dict[str, np.ndarray]) -> None:

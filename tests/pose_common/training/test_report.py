@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+
 import jax.numpy as jnp
 import pytest
 
-from pose_common.training.report import Metrics, summary_line
+from pose_common.training.report import Metrics, log_parameters, summary_line
 from pose_common.training.step import ABSENT, FINITE
 
 FINE = {"parameters": jnp.ones(2, bool), "gradients": jnp.ones(2, bool)}
@@ -38,3 +40,13 @@ def test_the_first_step_that_is_not_finite_is_found():
     bad = metrics.check()
     assert (bad.step, bad.position, bad.metrics) == (1, {"position": 1}, ())
     assert bad.finite["gradients"].tolist() == [True, False]
+
+
+def test_the_log_has_the_totals_of_the_parameters_and_the_file_has_all(tmp_path, caplog):
+    heads = {name: {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)} for name in ("coco", "mpii")}
+    with caplog.at_level(logging.INFO):
+        log_parameters({"backbone": {"kernel": jnp.ones((4, 5))}, "heads": heads}, tmp_path)
+    logged = [line.split() for line in caplog.messages[-1].splitlines()[1:]]
+    assert logged == [["backbone", "20"], ["heads", "18"], ["all", "38"]]
+    table = (tmp_path / "parameters.txt").read_text().splitlines()
+    assert len(table) == 5 + 3 and table[1].split()[:4] == ["heads/coco/bias", "(3,)", "float32", "3"]
