@@ -178,8 +178,8 @@ def evaluate(
     return figures
 
 
-def conclude_evaluation(config: ConfigDict, workdir: pathlib.Path, figures: Metrics, step: int) -> Metrics:
-    """The figures of an evaluation, after saying where its results are, of which `step` names the folder.
+def conclude_evaluation(config: ConfigDict, workdir: pathlib.Path, figures: Metrics, step: int) -> None:
+    """Says where the results of an evaluation are, of which `step` names the folder.
 
     Its configuration is recorded for its report; that of a training run stays.
 
@@ -192,7 +192,6 @@ def conclude_evaluation(config: ConfigDict, workdir: pathlib.Path, figures: Metr
         record_configuration(json.loads(config.to_json()), workdir)
     if jax.process_index() == 0:
         print(f"results: {workdir / 'results' / f'step_{step}'}")
-    return figures
 
 
 def evaluation_workdir(checkpoint: str) -> str:

@@ -251,7 +251,7 @@ class _Loop:
             while run.step < self.total_steps:
                 index = stage_index(self.method.stages, run.step // self.settings.steps_per_epoch)
                 if index != run.stage:
-                    self._log(run, bar)  # the next stage's figures are others
+                    self._log(run)  # the next stage's figures are others
                     if self.method.stages[index].program != self.method.stages[run.stage].program:
                         step_function = None
                     self._enter_stage(run, index)
@@ -259,9 +259,9 @@ class _Loop:
                 step_function = step_function or self._compile(run)
                 self._step(run, step_function)
                 bar.update()
-                self._between_steps(run, bar)
+                self._between_steps(run)
                 if self.stop.reached(run.step):
-                    self._log(run, bar)
+                    self._log(run)
                     self._save(run)
                     return run.step >= self.total_steps
         return True
@@ -318,7 +318,7 @@ class _Loop:
         logging.info("compiled in %.1f s: %s", seconds, counted)
         return found
 
-    def _between_steps(self, run: _Run, bar) -> None:
+    def _between_steps(self, run: _Run) -> None:
         settings = self.settings
         last = run.step == self.total_steps
 
@@ -326,7 +326,7 @@ class _Loop:
             return last or (every > 0 and run.step % every == 0)
 
         if due(settings.log_every):
-            self._log(run, bar)
+            self._log(run)
             self.checkpoints.require_written()
             if self.best:
                 self.best.require_written()
@@ -358,7 +358,7 @@ class _Loop:
             with self.clock.part(goodput.CHECKPOINT), self._finite_state(run):
                 self.best.offer(run.step, scores, weights, self._info(run))
 
-    def _log(self, run: _Run, bar) -> None:
+    def _log(self, run: _Run) -> None:
         self._check(run)
         values = self.metrics.collect()
         if values:

@@ -26,7 +26,6 @@ class ShardedStrategy:
 
     mesh: Mesh
     fsdp_min_size: int = 2**16
-    axis_name: None = None
 
     def shardings(self, shapes: Any, log: bool = False) -> Any:
         """Where each leaf of a state (or of one with `.shape` leaves) lives."""
@@ -63,7 +62,6 @@ class PmapStrategy:
     """`pmap`: every device holds a copy of the state and its own rows, and sums are explicit."""
 
     mesh: Mesh
-    axis_name: str = PMAP_AXIS
 
     def shardings(self, shapes: Any, log: bool = False) -> Any:
         """Global layout used for checkpoints: copies."""

@@ -113,7 +113,7 @@ def watch() -> None:
     threads = [threading.Thread(target=target, args=(client,), daemon=True) for target in (_wait_for_failure, _beat)]
     for thread in threads:
         thread.start()
-    atexit.register(_end, client, threads)  # before JAX's own, which closes the store
+    atexit.register(_end, threads)  # before JAX's own, which closes the store
 
 
 @contextlib.contextmanager
@@ -142,7 +142,7 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(text).split()) or type(error).__name__
 
 
-def _end(client: Any, threads: Sequence[threading.Thread]) -> None:
+def _end(threads: Sequence[threading.Thread]) -> None:
     """Waits for all processes to come to their end; the watch goes on until then."""
     gather("end", "")
     _ending.set()
