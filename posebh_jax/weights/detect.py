@@ -103,9 +103,9 @@ def recognise(shapes: Shapes) -> Contents | None:
 
 def _original(shapes: Shapes, prefix: str, family: str) -> Contents:
     block = rf"{re.escape(prefix)}blocks\.\d+\."
-    dim = _size(shapes, block + r"norm\d\.weight", 0)
+    dim = _size(shapes, block + r"norm\d\.weight")
     num_experts = _count(shapes, block + r"mlp\.experts\.(\d+)\..*")
-    folded = num_experts > 0 and _size(shapes, block + r"mlp\.fc2\.weight", 0) == dim
+    folded = num_experts > 0 and _size(shapes, block + r"mlp\.fc2\.weight") == dim
     heads = 1 if _any(shapes, r"keypoint_head\..*") else 0
     if heads and not folded:
         heads += _count(shapes, r"associate_keypoint_heads\.(\d+)\..*")
@@ -119,12 +119,12 @@ def _original(shapes: Shapes, prefix: str, family: str) -> Contents:
         dim=dim,
         depth=_count(shapes, rf"{re.escape(prefix)}blocks\.(\d+)\..*"),
         tokens=_tokens(shapes, f"{prefix}pos_embed", dim),
-        mlp_ratio=_ratio(_size(shapes, block + r"mlp\.fc1\.(weight|bias)", 0), dim),
+        mlp_ratio=_ratio(_size(shapes, block + r"mlp\.fc1\.(weight|bias)"), dim),
         num_experts=0 if folded else num_experts,
-        part_features=_size(shapes, block + r"mlp\.experts\.\d+\.weight", 0) if num_experts and not folded else 0,
+        part_features=_size(shapes, block + r"mlp\.experts\.\d+\.weight") if num_experts and not folded else 0,
         folded=folded,
         keypoints=tuple(_maps(shapes, i) for i in range(heads)),
-        filters=(_size(shapes, first, 0), _size(shapes, second, 0)) if heads or embedding else (0, 0),
+        filters=(_size(shapes, first), _size(shapes, second)) if heads or embedding else (0, 0),
         embedding=embedding,
         prototypes=prototypes[0] if prototypes else 0,
     )
@@ -134,19 +134,19 @@ def _hugging_face(shapes: Shapes) -> Contents:
     layer = r"backbone\.encoder\.layer\.\d+\."
     if not _any(shapes, r"head\.deconv\d\.weight"):
         raise ConversionError("recognised as Hugging Face VitPose", [SIMPLE_DECODER])
-    dim = _size(shapes, layer + r"layernorm_\w+\.weight", 0)
+    dim = _size(shapes, layer + r"layernorm_\w+\.weight")
     num_experts = _count(shapes, layer + r"mlp\.experts\.(\d+)\..*")
     return Contents(
         family=HUGGING_FACE,
         dim=dim,
         depth=_count(shapes, r"backbone\.encoder\.layer\.(\d+)\..*"),
         tokens=_tokens(shapes, "backbone.embeddings.position_embeddings", dim),
-        mlp_ratio=_ratio(_size(shapes, layer + r"mlp\.fc1\.(weight|bias)", 0), dim),
+        mlp_ratio=_ratio(_size(shapes, layer + r"mlp\.fc1\.(weight|bias)"), dim),
         num_experts=num_experts,
-        part_features=_size(shapes, layer + r"mlp\.experts\.\d+\.weight", 0) if num_experts else 0,
+        part_features=_size(shapes, layer + r"mlp\.experts\.\d+\.weight") if num_experts else 0,
         folded=False,
-        keypoints=(_size(shapes, r"head\.conv\.(bias|weight)", 0),),
-        filters=(_size(shapes, r"head\.batchnorm1\.\w+", 0), _size(shapes, r"head\.batchnorm2\.\w+", 0)),
+        keypoints=(_size(shapes, r"head\.conv\.(bias|weight)"),),
+        filters=(_size(shapes, r"head\.batchnorm1\.\w+"), _size(shapes, r"head\.batchnorm2\.\w+")),
         embedding=None,
         prototypes=0,
     )
@@ -161,7 +161,7 @@ def _mmpose(shapes: Shapes) -> Contents:
         )
     if not _any(shapes, r"head\.deconv_layers\.\d\..*"):
         raise ConversionError(recognised, [SIMPLE_DECODER])
-    dim = _size(shapes, layer + r"ln\d\.weight", 0)
+    dim = _size(shapes, layer + r"ln\d\.weight")
     rows = _tokens(shapes, "backbone.pos_embed", dim) + 1
     return Contents(
         family=MMPOSE,
@@ -169,14 +169,14 @@ def _mmpose(shapes: Shapes) -> Contents:
         depth=_count(shapes, r"backbone\.layers\.(\d+)\..*"),
         # With or without a row for the class token, which these models do not have.
         tokens=rows if grid(rows) and not grid_3_by_4(rows - 1) else rows - 1,
-        mlp_ratio=_ratio(_size(shapes, layer + r"ffn\.layers\.0\.0\.(weight|bias)", 0), dim),
+        mlp_ratio=_ratio(_size(shapes, layer + r"ffn\.layers\.0\.0\.(weight|bias)"), dim),
         num_experts=0,
         part_features=0,
         folded=False,
-        keypoints=(_size(shapes, r"head\.final_layer\.(bias|weight)", 0),),
+        keypoints=(_size(shapes, r"head\.final_layer\.(bias|weight)"),),
         filters=(
-            _size(shapes, r"head\.deconv_layers\.1\.\w+", 0),
-            _size(shapes, r"head\.deconv_layers\.4\.\w+", 0),
+            _size(shapes, r"head\.deconv_layers\.1\.\w+"),
+            _size(shapes, r"head\.deconv_layers\.4\.\w+"),
         ),
         embedding=None,
         prototypes=0,
@@ -189,8 +189,8 @@ def _embedding(shapes: Shapes) -> Embedding:
     else:
         neck = "conv" if _any(shapes, r"proto_head\.neck\.[01]\.\w+") else "res"
     return Embedding(
-        dim=_size(shapes, r"proto_head\.head\.3\.bias", 0),
-        channels=_size(shapes, r"proto_head\.head\.0\.bias", 0),
+        dim=_size(shapes, r"proto_head\.head\.3\.bias"),
+        channels=_size(shapes, r"proto_head\.head\.0\.bias"),
         neck=neck,
         kernel=1 if shapes.get("proto_head.head.0.weight", ())[2:] == (1, 1) else 3,
     )
@@ -203,16 +203,13 @@ def _ratio(hidden: int, dim: int) -> float:
 
 def _maps(shapes: Shapes, head: int) -> int:
     name = "keypoint_head" if head == 0 else f"associate_keypoint_heads.{head - 1}"
-    return _size(shapes, re.escape(name) + r"\.final_layer\.(bias|weight)", 0)
+    return _size(shapes, re.escape(name) + r"\.final_layer\.(bias|weight)")
 
 
 def _tokens(shapes: Shapes, name: str, dim: int) -> int:
     if name not in shapes:
         raise ConversionError("recognised, but", [f"missing {name}"])
-    entries = 1
-    for length in shapes[name]:
-        entries *= length
-    return entries // dim - 1
+    return math.prod(shapes[name]) // dim - 1
 
 
 def grid_3_by_4(tokens: int) -> tuple[int, int] | None:
@@ -237,13 +234,13 @@ def _count(shapes: Shapes, pattern: str) -> int:
     return max((int(match[1]) + 1 for match in matches if match), default=0)
 
 
-def _size(shapes: Shapes, pattern: str, axis: int) -> int:
-    """The commonest length of an axis among the matching entries, the first on ties.
+def _size(shapes: Shapes, pattern: str) -> int:
+    """The commonest length of the first axis among the matching entries, the first on ties.
 
     Raises:
       ConversionError: no entry matches.
     """
-    lengths = [shape[axis] for name, shape in shapes.items() if len(shape) > axis and re.fullmatch(pattern, name)]
+    lengths = [shape[0] for name, shape in shapes.items() if shape and re.fullmatch(pattern, name)]
     if not lengths:
         raise ConversionError("recognised, but", [f"no usable entry of the form {pattern.replace(chr(92), '')}"])
     return collections.Counter(lengths).most_common(1)[0][0]

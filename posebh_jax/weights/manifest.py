@@ -58,7 +58,7 @@ def describe(contents: Contents, options: Options, source: pathlib.Path | None) 
     num_heads = options.num_heads
     if num_heads is None and contents.family == HUGGING_FACE and source is not None:
         num_heads = _heads_beside(source)
-    size = backbone_size(contents, num_heads, contents.part_features)
+    size = backbone_size(contents, num_heads)
     notes = []
     names = options.datasets or _names(contents.keypoints, options.expected, stem)
     if not contents.keypoints:
@@ -153,13 +153,13 @@ def dataset_names(keypoints: Sequence[int], stem: str) -> tuple[str, ...] | None
     return tuple((named or fitting)[:1]) or None
 
 
-def backbone_size(contents: Contents, num_heads: int | None, part_features: int) -> ViTSize:
-    """The size, with the training settings of the published one where it is one.
+def backbone_size(contents: Contents, num_heads: int | None) -> ViTSize:
+    """The size; what weights do not show of it is that of the published one, where it is one.
 
     Raises:
       ConversionError: the number of attention heads, which weights do not show, is not known.
     """
-    published = SIZES.get(contents.size_name or "", None)
+    published = SIZES.get(contents.size_name or "")
     if num_heads is None and published is None:
         raise ConversionError(
             "more must be known",
@@ -168,13 +168,13 @@ def backbone_size(contents: Contents, num_heads: int | None, part_features: int)
                 f"{_by('num_heads')}"
             ],
         )
-    heads = published.num_heads if num_heads is None and published is not None else num_heads or 0
+    size = published or ViTSize(contents.dim, contents.depth, 0, 0)
+    heads = size.num_heads if num_heads is None else num_heads
     if heads < 1 or contents.dim % heads:
         raise ConversionError(
             "the backbone does not fit", [f"{heads} attention heads do not divide width {contents.dim}"]
         )
-    size = published or ViTSize(contents.dim, contents.depth, heads, part_features)
-    part_features = part_features or size.part_features
+    part_features = contents.part_features or size.part_features
     return dataclasses.replace(size, num_heads=heads, part_features=part_features, mlp_ratio=contents.mlp_ratio)
 
 
