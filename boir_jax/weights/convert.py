@@ -20,9 +20,7 @@ from boir_jax.weights.keys import CLASSIFIER, backbone_rules, boir_rules
 from data_pipelines.datasets import DATASETS
 from pose_common.weights import keys, reading
 from pose_common.weights.keys import (
-    COUNTER,
     EXTRAS,
-    VARIANCE,
     Conversion,
     ConversionError,
     Shapes,
@@ -196,8 +194,7 @@ def to_torch(weights: Mapping[str, Any], manifest: Mapping[str, Any]) -> dict[st
     tree = {path: np.asarray(value) for path, value in flatten(weights).items()}
     dilations = manifest["network"].get("dilations", DILATIONS)
     state = keys.to_torch(tree, boir_rules(dilations) if _is_whole(manifest) else backbone_rules())
-    counters = [name.replace(VARIANCE, COUNTER) for name in state if name.endswith(VARIANCE)]
-    return state | {name: np.zeros((), np.int64) for name in counters}
+    return state | {name: np.zeros((), np.int64) for name in keys.counters_of(state)}
 
 
 @functools.cache

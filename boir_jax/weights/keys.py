@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Sequence
 
 from boir_jax.aspp import DILATIONS
-from pose_common.weights.keys import CONV, LINEAR, Rule
+from pose_common.weights.keys import CONV, LINEAR, Rule, affine_rules, norm_rules
 
 # What the ImageNet classifier has beyond the backbone, under HRNet's own names or all in one `head`, as in the
 # file of W32 that the original trains from.
@@ -31,7 +31,7 @@ def boir_rules(dilations: Sequence[int] = DILATIONS) -> list[Rule]:
         rules += _block(f"{prefix}.0", f"{ours}/block")
         shortcut = f"{prefix}.0.downsample"
         rules += _conv_norm(f"{shortcut}.conv", f"{shortcut}.norm_layer", f"{ours}/block/shortcut")
-        rules += _affine(f"{prefix}.1", f"{ours}/output", CONV)
+        rules += affine_rules(f"{prefix}.1", f"params/{ours}/output", CONV)
     return rules + instance_head_rules()
 
 
@@ -78,8 +78,8 @@ def instance_head_rules() -> list[Rule]:
         rules.append(Rule(f"kpt_head.{theirs}.weight", kernel, CONV))
         rules.append(Rule(f"kpt_head.{theirs}.bias", f"{target}/{ours}_bias"))
     for ours, theirs in (("channel", "c_attn"), ("spatial", "s_attn")):
-        rules += _affine(f"kpt_head.{theirs}.atn.0", f"instance_head/{ours}_dense", LINEAR)
-        rules += _norm(f"kpt_head.{theirs}.atn.1", f"{target}/{ours}_norm")
+        rules += affine_rules(f"kpt_head.{theirs}.atn.0", f"{target}/{ours}_dense", LINEAR)
+        rules += norm_rules(f"kpt_head.{theirs}.atn.1", f"{target}/{ours}_norm")
     return rules
 
 
@@ -114,21 +114,7 @@ def _pair(source: str, target: str, stack: tuple[str, ...] = ()) -> list[Rule]:
 def _conv_norm(convolution: str, norm: str, target: str, stack: tuple[str, ...] = ()) -> list[Rule]:
     return [
         Rule(f"{convolution}.weight", f"params/{target}/conv/kernel", CONV, stack),
-        *_norm(norm, f"params/{target}/norm", stack),
+        *norm_rules(norm, f"params/{target}/norm", stack),
         Rule(f"{norm}.running_mean", f"batch_stats/{target}/norm/mean", stack=stack),
         Rule(f"{norm}.running_var", f"batch_stats/{target}/norm/var", stack=stack),
-    ]
-
-
-def _norm(source: str, target: str, stack: tuple[str, ...] = ()) -> list[Rule]:
-    return [
-        Rule(f"{source}.weight", f"{target}/scale", stack=stack),
-        Rule(f"{source}.bias", f"{target}/bias", stack=stack),
-    ]
-
-
-def _affine(source: str, target: str, axes: tuple[int, ...]) -> list[Rule]:
-    return [
-        Rule(f"{source}.weight", f"params/{target}/kernel", axes),
-        Rule(f"{source}.bias", f"params/{target}/bias"),
     ]

@@ -98,6 +98,28 @@ class Rule:
     part: tuple[int, int] | None = None
 
 
+def affine_rules(
+    source: str,
+    target: str,
+    axes: tuple[int, ...],
+    stack: tuple[str, ...] = (),
+    part: tuple[int, int] | None = None,
+) -> list[Rule]:
+    """Of a linear layer or convolution; see `Rule`."""
+    return [
+        Rule(f"{source}.weight", f"{target}/kernel", axes, stack, part),
+        Rule(f"{source}.bias", f"{target}/bias", None, stack, part),
+    ]
+
+
+def norm_rules(source: str, target: str, stack: tuple[str, ...] = ()) -> list[Rule]:
+    """Of what a norm learns; see `Rule`."""
+    return [
+        Rule(f"{source}.weight", f"{target}/scale", stack=stack),
+        Rule(f"{source}.bias", f"{target}/bias", stack=stack),
+    ]
+
+
 @dataclasses.dataclass(frozen=True)
 class Slot:
     """The place of one source entry inside a target."""
@@ -260,6 +282,11 @@ def to_torch(tree: Mapping[str, np.ndarray], rules: Iterable[Rule]) -> dict[str,
     return {name: np.ascontiguousarray(slot.view(tree[slot.rule.target])) for name, slot in slots.items()}
 
 
+def counters_of(names: Iterable[str]) -> list[str]:
+    """Names of the batch counters that torch's batch norms have beside their statistics."""
+    return [name.replace(VARIANCE, COUNTER) for name in names if name.endswith(VARIANCE)]
+
+
 def require_fit(weights: Mapping[str, Any], targets: Mapping[str, Any]) -> None:
     """Checks that the names and shapes of two flat trees are the same.
 
@@ -297,7 +324,7 @@ def _odd_counters(state: Mapping[str, np.ndarray]) -> list[str]:
     """Batch counters of torch's batch norms that are damaged, or missing where the others are there."""
     if not any(name.endswith(COUNTER) for name in state):
         return []
-    expected = [name.replace(VARIANCE, COUNTER) for name in state if name.endswith(VARIANCE)]
+    expected = counters_of(state)
     problems = [f"missing {name} []" for name in expected if name not in state]
     for name in expected:
         counter = state.get(name)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pose_common.weights import keys, reading
-from pose_common.weights.keys import COLLECTIONS, COUNTER, EXTRAS, VARIANCE, Conversion, flatten, shapes_of, unflatten
+from pose_common.weights.keys import COLLECTIONS, EXTRAS, Conversion, flatten, shapes_of, unflatten
 from posebh_jax.weights.detect import BACKBONE, HUGGING_FACE, MMPOSE, Contents, recognise
 from posebh_jax.weights.keys import (
     BANK,
@@ -106,8 +106,7 @@ def to_torch(weights: Mapping[str, Any], manifest: Mapping[str, Any]) -> dict[st
     """The original code's state dict of weights; the inverse of `convert`."""
     tree = {path: np.asarray(value) for path, value in flatten(weights).items() if path != CLUSTER_KEYPOINTS}
     state = keys.to_torch(tree, posebh_rules([name for name, _ in manifest["datasets"]]))
-    counters = [name.replace(VARIANCE, COUNTER) for name in state if name.endswith(VARIANCE)]
-    return state | {name: np.zeros((), np.int64) for name in counters}
+    return state | {name: np.zeros((), np.int64) for name in keys.counters_of(state)}
 
 
 def _prototype_targets(state: Mapping[str, np.ndarray], contents: Contents) -> dict[str, Any]:

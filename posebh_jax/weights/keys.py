@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pose_common.weights.keys import CONV, DECONV, LINEAR, Rule
+from pose_common.weights.keys import CONV, DECONV, LINEAR, Rule, affine_rules, norm_rules
 
 BLOCKS = "params/backbone/blocks"
 BANK, CLUSTERS, CLUSTER_KEYPOINTS = (
@@ -35,9 +35,9 @@ def backbone_rules(prefix: str = "") -> list[Rule]:
     """ViT with or without experts."""
 
     def block(source: str, target: str) -> list[Rule]:
-        return _affine(f"{prefix}blocks.{{layer}}.{source}", f"{BLOCKS}/{target}", LINEAR, LAYER)
+        return affine_rules(f"{prefix}blocks.{{layer}}.{source}", f"{BLOCKS}/{target}", LINEAR, LAYER)
 
-    experts = _affine(
+    experts = affine_rules(
         f"{prefix}blocks.{{layer}}.mlp.experts.{{expert}}",
         f"{BLOCKS}/mlp/experts",
         LINEAR,
@@ -45,21 +45,21 @@ def backbone_rules(prefix: str = "") -> list[Rule]:
     )
     return [
         Rule(f"{prefix}pos_embed", "params/backbone/pos_embed"),
-        *_affine(f"{prefix}patch_embed.proj", "params/backbone/patch_embed", CONV),
-        *_norm(f"{prefix}blocks.{{layer}}.norm1", f"{BLOCKS}/norm1", LAYER),
+        *affine_rules(f"{prefix}patch_embed.proj", "params/backbone/patch_embed", CONV),
+        *norm_rules(f"{prefix}blocks.{{layer}}.norm1", f"{BLOCKS}/norm1", LAYER),
         *block("attn.qkv", "attn/qkv"),
         *block("attn.proj", "attn/proj"),
-        *_norm(f"{prefix}blocks.{{layer}}.norm2", f"{BLOCKS}/norm2", LAYER),
+        *norm_rules(f"{prefix}blocks.{{layer}}.norm2", f"{BLOCKS}/norm2", LAYER),
         *block("mlp.fc1", "mlp/fc1"),
         *block("mlp.fc2", "mlp/fc2"),
         *experts,
-        *_norm(f"{prefix}last_norm", "params/backbone/last_norm"),
+        *norm_rules(f"{prefix}last_norm", "params/backbone/last_norm"),
     ]
 
 
 def head_rules(prefix: str, target: str) -> list[Rule]:
     """A heatmap head; `target` is its path without the collection."""
-    return _upsampling(prefix, target) + _affine(f"{prefix}final_layer", f"params/{target}/final", CONV)
+    return _upsampling(prefix, target) + affine_rules(f"{prefix}final_layer", f"params/{target}/final", CONV)
 
 
 def embedding_rules(prefix: str = "", target: str = "embedding") -> list[Rule]:
@@ -69,11 +69,11 @@ def embedding_rules(prefix: str = "", target: str = "embedding") -> list[Rule]:
         *_residual_block(f"{prefix}neck.", f"{target}/neck"),
         *_residual_block(f"{prefix}neck.0.", f"{target}/neck1"),
         *_residual_block(f"{prefix}neck.1.", f"{target}/neck2"),
-        *_affine(f"{prefix}neck.0", f"params/{target}/neck_conv", CONV),
+        *affine_rules(f"{prefix}neck.0", f"params/{target}/neck_conv", CONV),
         *_batch_norm(f"{prefix}neck.1", f"{target}/neck_norm"),
-        *_affine(f"{prefix}head.0", f"params/{target}/conv", CONV),
+        *affine_rules(f"{prefix}head.0", f"params/{target}/conv", CONV),
         *_batch_norm(f"{prefix}head.1", f"{target}/norm"),
-        *_affine(f"{prefix}head.3", f"params/{target}/final", CONV),
+        *affine_rules(f"{prefix}head.3", f"params/{target}/final", CONV),
     ]
 
 
@@ -82,18 +82,18 @@ def hugging_face_rules(dataset: str) -> list[Rule]:
     prefix = "backbone.encoder.layer.{layer}."
     rules = [
         Rule("backbone.embeddings.position_embeddings", "params/backbone/pos_embed"),
-        *_affine("backbone.embeddings.patch_embeddings.projection", "params/backbone/patch_embed", CONV),
-        *_norm(f"{prefix}layernorm_before", f"{BLOCKS}/norm1", LAYER),
-        *_affine(f"{prefix}attention.output.dense", f"{BLOCKS}/attn/proj", LINEAR, LAYER),
-        *_norm(f"{prefix}layernorm_after", f"{BLOCKS}/norm2", LAYER),
-        *_affine(f"{prefix}mlp.fc1", f"{BLOCKS}/mlp/fc1", LINEAR, LAYER),
-        *_affine(f"{prefix}mlp.fc2", f"{BLOCKS}/mlp/fc2", LINEAR, LAYER),
-        *_affine(f"{prefix}mlp.experts.{{expert}}", f"{BLOCKS}/mlp/experts", LINEAR, ("layer", "expert")),
-        *_norm("backbone.layernorm", "params/backbone/last_norm"),
-        *_affine("head.conv", f"params/heads/{dataset}/final", CONV),
+        *affine_rules("backbone.embeddings.patch_embeddings.projection", "params/backbone/patch_embed", CONV),
+        *norm_rules(f"{prefix}layernorm_before", f"{BLOCKS}/norm1", LAYER),
+        *affine_rules(f"{prefix}attention.output.dense", f"{BLOCKS}/attn/proj", LINEAR, LAYER),
+        *norm_rules(f"{prefix}layernorm_after", f"{BLOCKS}/norm2", LAYER),
+        *affine_rules(f"{prefix}mlp.fc1", f"{BLOCKS}/mlp/fc1", LINEAR, LAYER),
+        *affine_rules(f"{prefix}mlp.fc2", f"{BLOCKS}/mlp/fc2", LINEAR, LAYER),
+        *affine_rules(f"{prefix}mlp.experts.{{expert}}", f"{BLOCKS}/mlp/experts", LINEAR, ("layer", "expert")),
+        *norm_rules("backbone.layernorm", "params/backbone/last_norm"),
+        *affine_rules("head.conv", f"params/heads/{dataset}/final", CONV),
     ]
     for i, name in enumerate(("query", "key", "value")):
-        rules += _affine(f"{prefix}attention.attention.{name}", f"{BLOCKS}/attn/qkv", LINEAR, LAYER, part=(i, 3))
+        rules += affine_rules(f"{prefix}attention.attention.{name}", f"{BLOCKS}/attn/qkv", LINEAR, LAYER, part=(i, 3))
     for i in (1, 2):
         target = f"heads/{dataset}/upsampling"
         rules.append(Rule(f"head.deconv{i}.weight", f"params/{target}/deconv{i}/kernel", DECONV))
@@ -106,35 +106,21 @@ def mmpose_rules(dataset: str) -> list[Rule]:
     prefix = "backbone.layers.{layer}."
     return [
         Rule("backbone.pos_embed", "params/backbone/pos_embed"),
-        *_affine("backbone.patch_embed.projection", "params/backbone/patch_embed", CONV),
-        *_norm(f"{prefix}ln1", f"{BLOCKS}/norm1", LAYER),
-        *_affine(f"{prefix}attn.qkv", f"{BLOCKS}/attn/qkv", LINEAR, LAYER),
-        *_affine(f"{prefix}attn.proj", f"{BLOCKS}/attn/proj", LINEAR, LAYER),
-        *_norm(f"{prefix}ln2", f"{BLOCKS}/norm2", LAYER),
-        *_affine(f"{prefix}ffn.layers.0.0", f"{BLOCKS}/mlp/fc1", LINEAR, LAYER),
-        *_affine(f"{prefix}ffn.layers.1", f"{BLOCKS}/mlp/fc2", LINEAR, LAYER),
-        *_norm("backbone.ln1", "params/backbone/last_norm"),
+        *affine_rules("backbone.patch_embed.projection", "params/backbone/patch_embed", CONV),
+        *norm_rules(f"{prefix}ln1", f"{BLOCKS}/norm1", LAYER),
+        *affine_rules(f"{prefix}attn.qkv", f"{BLOCKS}/attn/qkv", LINEAR, LAYER),
+        *affine_rules(f"{prefix}attn.proj", f"{BLOCKS}/attn/proj", LINEAR, LAYER),
+        *norm_rules(f"{prefix}ln2", f"{BLOCKS}/norm2", LAYER),
+        *affine_rules(f"{prefix}ffn.layers.0.0", f"{BLOCKS}/mlp/fc1", LINEAR, LAYER),
+        *affine_rules(f"{prefix}ffn.layers.1", f"{BLOCKS}/mlp/fc2", LINEAR, LAYER),
+        *norm_rules("backbone.ln1", "params/backbone/last_norm"),
         *head_rules("head.", f"heads/{dataset}"),
-    ]
-
-
-def _affine(source: str, target: str, axes: tuple[int, ...], stack: tuple[str, ...] = (), part=None) -> list[Rule]:
-    return [
-        Rule(f"{source}.weight", f"{target}/kernel", axes, stack, part),
-        Rule(f"{source}.bias", f"{target}/bias", None, stack, part),
-    ]
-
-
-def _norm(source: str, target: str, stack: tuple[str, ...] = ()) -> list[Rule]:
-    return [
-        Rule(f"{source}.weight", f"{target}/scale", stack=stack),
-        Rule(f"{source}.bias", f"{target}/bias", stack=stack),
     ]
 
 
 def _batch_norm(source: str, target: str) -> list[Rule]:
     return [
-        *_norm(source, f"params/{target}"),
+        *norm_rules(source, f"params/{target}"),
         Rule(f"{source}.running_mean", f"batch_stats/{target}/mean"),
         Rule(f"{source}.running_var", f"batch_stats/{target}/var"),
     ]
@@ -142,9 +128,9 @@ def _batch_norm(source: str, target: str) -> list[Rule]:
 
 def _residual_block(prefix: str, target: str) -> list[Rule]:
     return [
-        *_affine(f"{prefix}conv1", f"params/{target}/conv1", CONV),
+        *affine_rules(f"{prefix}conv1", f"params/{target}/conv1", CONV),
         *_batch_norm(f"{prefix}bn1", f"{target}/norm1"),
-        *_affine(f"{prefix}conv2", f"params/{target}/conv2", CONV),
+        *affine_rules(f"{prefix}conv2", f"params/{target}/conv2", CONV),
         *_batch_norm(f"{prefix}bn2", f"{target}/norm2"),
         Rule(f"{prefix}downsample.0.weight", f"params/{target}/shortcut_conv/kernel", CONV),
         *_batch_norm(f"{prefix}downsample.1", f"{target}/shortcut_norm"),
