@@ -15,7 +15,7 @@ import numpy as np
 
 from data_pipelines.datasets import PoseDataset
 from pose_common.metrics import evaluate
-from pose_common.metrics.columns import BOX_AREA, GroundTruth, Poses
+from pose_common.metrics.columns import GroundTruth, Poses, box_area
 
 GOOD, JITTER, INVERSION, SWAP, MISS = range(5)
 KINDS = ("good", "jitter", "inversion", "swap", "miss")
@@ -60,7 +60,7 @@ class Errors(NamedTuple):
 
 def scale_of(dataset: PoseDataset, truth: GroundTruth) -> Scale:
     """The protocol's sizes and sigmas; see `KeypointSet.oks_sigmas` for a skeleton without any."""
-    area = truth.area if dataset.area == "annotated" else BOX_AREA * truth.box[:, 2] * truth.box[:, 3]
+    area = truth.area if dataset.area == "annotated" else box_area(truth.box)
     return Scale(area, 2 * dataset.keypoints.oks_sigmas)
 
 

@@ -121,9 +121,14 @@ def ground_truth(annotations: Annotations) -> GroundTruth:
     )
 
 
+def box_area(box: np.ndarray) -> np.ndarray:
+    """Sizes [N] of objects in square pixels by their boxes [N, 4]: `BOX_AREA` of each."""
+    return BOX_AREA * box[:, 2] * box[:, 3]
+
+
 def _areas(annotated: np.ndarray, box: np.ndarray) -> np.ndarray:
-    """Annotated sizes; `BOX_AREA` of the box where there is none (negative)."""
-    return np.where(annotated >= 0, annotated, BOX_AREA * box[:, 2] * box[:, 3])
+    """Annotated sizes; by the box where there is none (negative)."""
+    return np.where(annotated >= 0, annotated, box_area(box))
 
 
 def ground_truth_from_coco(document: Mapping[str, Any], keypoint_set: KeypointSet) -> GroundTruth:

@@ -163,10 +163,6 @@ def _mean_present(table: np.ndarray) -> float:
     return float(present.mean()) if present.size else -1.0
 
 
-def _coco(dataset: PoseDataset, truth: GroundTruth, poses: Poses) -> dict[str, float]:
-    return oks_metrics(dataset, truth, poses)
-
-
 def _wholebody(dataset: PoseDataset, truth: GroundTruth, poses: Poses) -> dict[str, float]:
     """The ten numbers of all keypoints, and AP and AR of each part."""
     result = oks_metrics(dataset, truth, poses)
@@ -233,7 +229,7 @@ class Protocol:
 
 
 PROTOCOLS: dict[str, Protocol] = {
-    "coco": Protocol(_coco),
+    "coco": Protocol(oks_metrics),
     "wholebody": Protocol(_wholebody),
     "crowdpose": Protocol(_crowdpose, ignore_by_count=True, levels=("AP(E)", "AP(M)", "AP(H)")),
     "mpii": Protocol(_mpii, suppress=False, headline=("PCKh", "PCKh@0.1")),

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pose_common.metrics.columns import BOX_AREA, GroundTruth, Poses
+from pose_common.metrics.columns import GroundTruth, Poses, box_area
 from pose_common.metrics.nms import extent_area, oks_terms
 
 OKS_THRESHOLDS = np.linspace(0.5, 0.95, 10)
@@ -74,7 +74,7 @@ def match(
       truth, poses: `poses.category` must be set.
       sigmas: [K], of all keypoints.
       part: the keypoints to score.
-      size: 'annotated', or 'box' for `BOX_AREA` of the annotated box.
+      size: 'annotated', or 'box' for that of the annotated box (`columns.box_area`).
       extent: the keypoints whose extent is an unmatched detection's size.
       ignore_by_count: take "no labelled keypoint" from the annotation's own count, where it has one.
       thresholds: [T], ascending.
@@ -83,7 +83,7 @@ def match(
       ValueError: a pose is of an image or category that the ground truth does not list, or not finite.
     """
     image, category = _locate(truth, poses)
-    area = truth.area if size == "annotated" else BOX_AREA * truth.box[:, 2] * truth.box[:, 3]
+    area = truth.area if size == "annotated" else box_area(truth.box)
     lower, upper = np.array(list(AREA_RANGES.values())).T[:, :, None]
     truth_ignored = truth.crowd | _unlabelled(truth, part, ignore_by_count) | (area < lower) | (area > upper)
 

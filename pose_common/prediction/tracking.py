@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from pose_common.metrics.columns import BOX_AREA
+from pose_common.metrics.columns import box_area
 from pose_common.prediction.result import Result, with_ids
 
 
@@ -77,7 +77,7 @@ def step(tracks: Tracks, result: Result, settings: MatchSettings = MatchSettings
 
 def similarities(tracks: Tracks, result: Result, sigmas: np.ndarray) -> np.ndarray:
     """[T, N]: mean of OKS, measured by the track's box, and of the boxes' overlap."""
-    area = np.maximum(BOX_AREA * tracks.boxes[:, 2] * tracks.boxes[:, 3], 1.0)
+    area = np.maximum(box_area(tracks.boxes), 1.0)
     square = np.square(tracks.keypoints[:, None, :, :2] - result.keypoints[None, :, :, :2]).sum(-1)
     oks = np.exp(-square / (2 * area[:, None, None] * np.square(2 * sigmas))).mean(-1)
     return 0.5 * (oks + overlaps(tracks.boxes, result.boxes))
