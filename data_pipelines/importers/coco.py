@@ -11,7 +11,7 @@ from data_pipelines.builders import raw_files
 from data_pipelines.builders.report import NoAnnotations
 from data_pipelines.importers import labelme
 from data_pipelines.importers.labels import NO_CATEGORY, Labels
-from data_pipelines.importers.text_files import require_json_file, starts_like, the_json_file
+from data_pipelines.importers.text_files import folder_of_pictures, require_json_file, starts_like, the_json_file
 
 
 def fits(path: pathlib.Path) -> bool:
@@ -34,11 +34,10 @@ def read(path: pathlib.Path, images: pathlib.Path | None = None, names: Sequence
     if not path.exists():
         raise NoAnnotations(f"no annotation file; looked for {path}")
     file = require_json_file(path)
-    folder = file.parent / "images"
     document = raw_files.read_json(file)
     if names is not None and isinstance(document, dict):
         document = _with_names(document, names)
-    return Labels(document, images or (folder if folder.is_dir() else file.parent))
+    return Labels(document, images or folder_of_pictures(file))
 
 
 def _with_names(document: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:

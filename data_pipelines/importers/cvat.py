@@ -26,7 +26,7 @@ from data_pipelines.importers.labels import (
     assemble,
     in_order,
 )
-from data_pipelines.importers.text_files import files_in
+from data_pipelines.importers.text_files import files_in, folder_of_pictures
 
 Element = ElementTree.Element
 
@@ -67,9 +67,7 @@ def read(path: pathlib.Path, images: pathlib.Path | None = None, names: Sequence
         own, limbs = declared[0]
         names = in_order(own, names)
     pictures = [_picture(file, image, number) for number, image in enumerate(root.iterfind("image"), 1)]
-    if images is None:
-        images = next((folder for folder in (file.parent / "images",) if folder.is_dir()), file.parent)
-    return assemble(pictures, images, names, limbs=limbs)
+    return assemble(pictures, images or folder_of_pictures(file), names, limbs=limbs)
 
 
 def _skeletons(file: pathlib.Path, root: Element) -> Iterator[tuple[list[str], list[tuple[str, str]]]]:

@@ -17,7 +17,7 @@ from data_pipelines.builders import raw_files
 from data_pipelines.builders.report import RawDataError
 from data_pipelines.fields import Fault
 from data_pipelines.importers.labels import VISIBLE, Broken, LabelledPicture, Labels, Person, assemble
-from data_pipelines.importers.text_files import require_json_file, starts_like, the_json_file
+from data_pipelines.importers.text_files import folder_of_pictures, require_json_file, starts_like, the_json_file
 from data_pipelines.skeletons import KEYPOINT_SETS
 
 UNIT = 200.0  # pixels of scale 1
@@ -46,7 +46,8 @@ def read(path: pathlib.Path, images: pathlib.Path | None = None, names: Sequence
     if not isinstance(entries, list):
         raise RawDataError(f"{file} does not hold a list of people but a {type(entries).__name__}")
     if names is None:
-        counts = {len(entry["joints"]) for entry in entries if isinstance(entry, dict) and _is_list(entry, "joints")}
+        joints = [entry.get("joints") for entry in entries if isinstance(entry, dict)]
+        counts = {len(of_person) for of_person in joints if isinstance(of_person, list)}
         if counts != {MPII.num_keypoints}:
             raise RawDataError(f"{file} has people of {sorted(counts)} joints, which need names: --keypoints=a,b,...")
         names = MPII.keypoints
@@ -65,12 +66,7 @@ def read(path: pathlib.Path, images: pathlib.Path | None = None, names: Sequence
         except Fault as fault:
             faults.append((fault, f"person {number}"))
     pictures = [LabelledPicture(name, file, people, faults) for name, (people, faults) in by_image.items()]
-    folder = file.parent / "images"
-    return assemble(pictures, images or (folder if folder.is_dir() else file.parent), names, limbs=limbs, broken=broken)
-
-
-def _is_list(entry: dict[str, Any], key: str) -> bool:
-    return isinstance(entry.get(key), list)
+    return assemble(pictures, images or folder_of_pictures(file), names, limbs=limbs, broken=broken)
 
 
 def _person(entry: dict[str, Any], where: str, names: Sequence[str]) -> Person:

@@ -80,6 +80,12 @@ def require_json_file(path: pathlib.Path) -> pathlib.Path:
     return file
 
 
+def folder_of_pictures(file: pathlib.Path) -> pathlib.Path:
+    """Where the pictures of a file of labels lie, if nobody says it: in `images` beside it, or else beside it."""
+    images = file.parent / "images"
+    return images if images.is_dir() else file.parent
+
+
 def read_yaml(path: pathlib.Path) -> dict[str, Any]:
     """A YAML file that holds a mapping.
 
