@@ -7,13 +7,14 @@ it in the records' own types or raise `Fault`.
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import cv2
 import numpy as np
 
 from data_pipelines.builders import masks
+from data_pipelines.builders.masks import Remark
 from data_pipelines.fields import MAX_COORDINATE, Fault, flag, integer, keypoints, number, numbers, printable, whole
 from data_pipelines.picture_formats import MAX_PIXELS
 
@@ -121,30 +122,28 @@ def check_image_entry(entry: Mapping[str, Any], width: int, height: int) -> dict
 
 def check_instance(
     instance: Mapping[str, Any], num_keypoints: int, width: int, height: int, categories: frozenset[int]
-) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+) -> tuple[dict[str, Any], list[Remark]]:
     """(instance in the records' types, remarks) of one instance of an image of `width` x `height` pixels.
 
     `instance` has id, box and keypoints (flat or [K, 3]; they may be missing on crowds), and optionally every
-    other instance field and `segmentation`. A remark is what is unusual, and a detail.
+    other instance field and `segmentation`.
 
     Raises:
       Fault: missing field, bad id, wrong number of keypoints, not a number, not a flag, not finite, number out of
         range, negative box, box outside the image, unknown category.
     """
-    remarks: list[tuple[str, str]] = []
     crowd = flag(instance, "crowd")
     box = numbers(instance, "box", 4)
     _check_range("box", box)
-    _check_box(box, width, height, remarks)
-    labels = _keypoints(instance, num_keypoints, crowd, remarks)
-    _check_places(labels, box, width, height, remarks)
+    _check_box(box, width, height)
+    labels = _keypoints(instance, num_keypoints, crowd)
     area = number(instance, "area", -1.0)
     if area < 0 and instance.get("area") is not None or area > MAX_COORDINATE**2:
         raise Fault("number out of range", f"area is {area:g}")
-    _check_area(area, box, remarks)
     count = integer(instance, "num_keypoints", default=-1, bits=32)
     unlabelled = crowd or count == 0 or not (labels[:, 2] > 0).any()
-    mask = masks.text_of(instance.get("segmentation"), width, height, remarks) if unlabelled else ""
+    mask, unusable = masks.text_of(instance.get("segmentation") if unlabelled else None, width, height)
+    remarks = [*_of_box(box, width, height), *_of_points(labels, box, width, height), *_of_area(area, box), *unusable]
     return {
         "id": integer(instance, "id"),
         "box": box.astype(np.float32),
@@ -164,7 +163,7 @@ def _centre(instance: Mapping[str, Any]) -> np.ndarray:
     return np.zeros(2) if instance.get("centre") is None else numbers(instance, "centre", 2)
 
 
-def _keypoints(instance: Mapping[str, Any], count: int, crowd: bool, remarks: list[tuple[str, str]]) -> np.ndarray:
+def _keypoints(instance: Mapping[str, Any], count: int, crowd: bool) -> np.ndarray:
     """float64 [count, 3]; zero where a crowd has none."""
     value = instance.get("keypoints")
     if crowd and (value is None or (isinstance(value, (list, np.ndarray)) and not len(value))):
@@ -173,38 +172,38 @@ def _keypoints(instance: Mapping[str, Any], count: int, crowd: bool, remarks: li
     beyond = (np.abs(labels[:, :2]) > MAX_COORDINATE).any(axis=1) & (labels[:, 2] == 0)
     labels[beyond, :2] = 0  # means nothing, and would overflow on its way through crops
     _check_range("keypoints", labels[labels[:, 2] > 0])
-    if (unknown := labels[:, 2][labels[:, 2] > MAX_VISIBILITY]).size:
-        detail = f"visibility {unknown[0]:g}; 0 (not labelled), 1 (hidden) and 2 (visible) are known"
-        remarks.append(("unknown visibility (taken as labelled)", detail))
     return labels
 
 
-def _check_places(labels: np.ndarray, box: np.ndarray, width: int, height: int, remarks: list[tuple[str, str]]) -> None:
-    """Remarks on labelled points where nobody puts one: where tools put absent ones, (-1, -1) or (0, 0), and shares
-    of the picture that should be pixels.
+def _of_points(labels: np.ndarray, box: np.ndarray, width: int, height: int) -> Iterator[Remark]:
+    """On visibilities that nobody knows, and on labelled points where nobody puts one: where tools put absent ones,
+    (-1, -1) or (0, 0), and shares of the picture that should be pixels.
     """
 
-    def remark(what: str, found: np.ndarray, note: str) -> None:
+    def remark(what: str, found: np.ndarray, note: str) -> Remark:
         x, y, visibility = labels[found][0]
-        detail = f"keypoint {found.argmax() + 1} at {x:g}, {y:g} with visibility {visibility:g}{note}"
-        remarks.append((what, detail))
+        return what, f"keypoint {found.argmax() + 1} at {x:g}, {y:g} with visibility {visibility:g}{note}"
 
+    if (unknown := labels[:, 2][labels[:, 2] > MAX_VISIBILITY]).size:
+        detail = f"visibility {unknown[0]:g}; 0 (not labelled), 1 (hidden) and 2 (visible) are known"
+        yield "unknown visibility (taken as labelled)", detail
     labelled, points = labels[:, 2] > 0, labels[:, :2]
     # Half a pixel beyond the outer pixels' centres is the border; a point that was rounded over it is not to mention.
     if (outside := labelled & ((points <= -1) | (points > (width, height))).any(axis=1)).any():
-        remark("labelled keypoints outside the image (kept)", outside, f", image {width}x{height}")
+        yield remark("labelled keypoints outside the image (kept)", outside, f", image {width}x{height}")
     if (corner := labelled & (points == 0).all(axis=1)).any():
-        remark("labelled keypoints at 0, 0 (kept)", corner, "; one that is not labelled has visibility 0")
+        yield remark("labelled keypoints at 0, 0 (kept)", corner, "; one that is not labelled has visibility 0")
     inside = ((points >= box[:2]) & (points <= box[:2] + box[2:])).all(axis=1)
     if labelled.any() and not (labelled & inside).any() and box[2:].all():
-        remark("no labelled keypoint in the box (kept)", labelled, f", {_box_text(box, width, height)}, all in pixels")
+        note = f", {_box_text(box, width, height)}, all in pixels"
+        yield remark("no labelled keypoint in the box (kept)", labelled, note)
 
 
-def _check_area(area: float, box: np.ndarray, remarks: list[tuple[str, str]]) -> None:
-    """A remark on an area that cannot be the object's in square pixels, by which OKS would judge all the same."""
+def _of_area(area: float, box: np.ndarray) -> Iterator[Remark]:
+    """On an area that cannot be the object's in square pixels, by which OKS would judge all the same."""
     of_box = float(box[2] * box[3])
     if area > 0 and of_box > 0 and not 0.01 * of_box <= area <= 1.1 * of_box:  # people cover a sixth of theirs or more
-        remarks.append(("area unlike the box (kept)", f"area {area:g} for a box of {of_box:g} square pixels"))
+        yield "area unlike the box (kept)", f"area {area:g} for a box of {of_box:g} square pixels"
 
 
 def _category(instance: Mapping[str, Any], categories: frozenset[int]) -> int:
@@ -217,27 +216,31 @@ def _category(instance: Mapping[str, Any], categories: frozenset[int]) -> int:
     return found
 
 
-def _check_range(key: str, values: np.ndarray, limit: float = MAX_COORDINATE) -> None:
-    if values.size and np.abs(values).max() > limit:
+def _check_range(key: str, values: np.ndarray) -> None:
+    if values.size and np.abs(values).max() > MAX_COORDINATE:
         raise Fault("number out of range", f"{key} holds {np.abs(values).max():g}")
 
 
-def _check_box(box: np.ndarray, width: int, height: int, remarks: list[tuple[str, str]]) -> None:
+def _check_box(box: np.ndarray, width: int, height: int) -> None:
+    x, y, w, h = box
+    if w < 0 or h < 0:
+        raise Fault("negative box", _box_text(box, width, height))
+    if x > width or y > height or x + w < 0 or y + h < 0:
+        raise Fault("box outside the image", _box_text(box, width, height))
+
+
+def _of_box(box: np.ndarray, width: int, height: int) -> Iterator[Remark]:
     x, y, w, h = box
     text = _box_text(box, width, height)
-    if w < 0 or h < 0:
-        raise Fault("negative box", text)
-    if x > width or y > height or x + w < 0 or y + h < 0:
-        raise Fault("box outside the image", text)
     if w == 0 or h == 0:
-        remarks.append(("box without extent (kept)", text))
+        yield "box without extent (kept)", text
     elif w <= 1 and h <= 1:
-        remarks.append(("box of at most a pixel (kept)", f"{text}; pixels are needed, not shares of the picture"))
+        yield "box of at most a pixel (kept)", f"{text}; pixels are needed, not shares of the picture"
     # Annotations round outwards now and then, so a pixel over the border is nothing to mention.
     if min(x, y) < -1 or x + w > width + 1 or y + h > height + 1:
         fits_as_corners = 0 <= x < w <= width and 0 <= y < h <= height
         hint = "; x, y, width, height are needed, and these may be two corners" if fits_as_corners else ""
-        remarks.append(("box reaches over the border (kept)", text + hint))
+        yield "box reaches over the border (kept)", text + hint
 
 
 def _box_text(box: np.ndarray, width: int, height: int) -> str:

@@ -7,26 +7,27 @@ from typing import Any
 
 from data_pipelines.fields import MAX_COORDINATE, Fault, numbers, whole
 
+Remark = tuple[str, str]
+"""What is unusual of somebody who is kept, and a detail."""
 UNUSABLE = "unusable segmentation (instance kept without)"
 UNUSABLE_PART = "unusable polygon of a segmentation (left out)"
 
 
-def text_of(segmentation: Any, width: int, height: int, remarks: list[tuple[str, str]]) -> str:
-    """The segmentation of a `width` x `height` picture as JSON text: polygons, or run lengths with a size.
+def text_of(segmentation: Any, width: int, height: int) -> tuple[str, list[Remark]]:
+    """(the segmentation of a `width` x `height` picture as JSON text, remarks): polygons, or run lengths with a size.
 
-    "" where there is none, or none that can be used. What cannot be used, of several polygons those, is added to
-    `remarks`.
+    The text is "" where there is none, or none that can be used. Remarks are on what cannot be used, of several
+    polygons on those.
     """
     if segmentation is None or segmentation in ("", [], {}):
-        return ""
+        return "", []
     try:
         if isinstance(segmentation, dict):
-            return json.dumps(_run_lengths(segmentation, width, height))
+            return json.dumps(_run_lengths(segmentation, width, height)), []
         if not isinstance(segmentation, list):
             raise Fault("", f"{segmentation!r:.80} is neither polygons nor run lengths")
     except Fault as fault:
-        remarks.append((UNUSABLE, fault.detail))
-        return ""
+        return "", [(UNUSABLE, fault.detail)]
     usable, unusable = [], []
     for polygon in segmentation:
         try:
@@ -34,10 +35,8 @@ def text_of(segmentation: Any, width: int, height: int, remarks: list[tuple[str,
         except Fault as fault:
             unusable.append(fault.detail)
     if not usable:
-        remarks.append((UNUSABLE, unusable[0]))
-        return ""
-    remarks.extend((UNUSABLE_PART, detail) for detail in unusable)
-    return json.dumps(usable)
+        return "", [(UNUSABLE, unusable[0])]
+    return json.dumps(usable), [(UNUSABLE_PART, detail) for detail in unusable]
 
 
 def _polygon(values: Any) -> list[float]:

@@ -227,11 +227,11 @@ def test_run_lengths_are_those_of_the_picture():
         region = np.asfortranarray(rng.random((height, width)) < rng.choice([0, 0.02, 0.5, 1]), np.uint8)
         coded = pycocotools.mask.encode(region)
         segmentation = {"size": [str(side) for side in coded["size"]], "counts": coded["counts"].decode()}
-        remarks = []
-        text = masks.text_of(segmentation, width, height, remarks)
+        text, remarks = masks.text_of(segmentation, width, height)
         assert not remarks and (pycocotools.mask.decode(json.loads(text)) == region).all()
-        assert masks.text_of(segmentation, width + 1, height, remarks) == "" and len(remarks) == 1
-        assert masks.text_of(segmentation | {"counts": segmentation["counts"][:-1]}, width, height, remarks) == ""
+        text, remarks = masks.text_of(segmentation, width + 1, height)
+        assert text == "" and len(remarks) == 1
+        assert masks.text_of(segmentation | {"counts": segmentation["counts"][:-1]}, width, height)[0] == ""
 
 
 @pytest.mark.parametrize(
@@ -259,6 +259,7 @@ def test_unusable_masks_say_what_is_wrong(segmentation, said, tmp_path):
 
 
 def test_an_unusable_polygon_costs_itself_alone():
-    remarks, square = [], [0, 0, 9, 0, 9, 9, 0, 9]
-    assert json.loads(masks.text_of([square, [1, 2, 3, 4]], 48, 32, remarks)) == [square]
+    square = [0, 0, 9, 0, 9, 9, 0, 9]
+    text, remarks = masks.text_of([square, [1, 2, 3, 4]], 48, 32)
+    assert json.loads(text) == [square]
     assert [reason for reason, _ in remarks] == [masks.UNUSABLE_PART]
