@@ -9,10 +9,11 @@ count where several people labelled; without it the tables do.
 from __future__ import annotations
 
 import csv
+import itertools
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from data_pipelines import fields
 from data_pipelines.builders.report import RawDataError
@@ -24,6 +25,16 @@ CONFIG, TABLES = "config.yaml", "labeled-data/*/CollectedData_*.csv"
 _HEADS = (["scorer", "bodyparts", "coords"], ["scorer", "individuals", "bodyparts", "coords"])
 _UNIQUE = "single"  # individual under which a multi-animal project lists what belongs to no animal
 _EMPTY = ("", "nan")
+_Remark = tuple[str, pathlib.Path, str]
+
+
+class _Table(NamedTuple):
+    """What a table holds; see `Labels`."""
+
+    parts: Sequence[str]
+    pictures: Sequence[LabelledPicture]
+    broken: Sequence[Broken]
+    remarks: Sequence[_Remark]
 
 
 def fits(path: pathlib.Path) -> bool:
@@ -47,17 +58,13 @@ def read(path: pathlib.Path, images: pathlib.Path | None = None, names: Sequence
     """
     folder = path if path.is_dir() else path.parent
     config = read_yaml(folder / CONFIG) if (folder / CONFIG).is_file() else {}
-    tables = _tables(folder, config)
+    paths = _tables(folder, config)
     own = _names(folder / CONFIG, config, "bodyparts", "multianimalbodyparts") if config else None
-    parts: dict[str, None] = {}
-    pictures: list[LabelledPicture] = []
-    broken: list[Broken] = []
-    remarks: list[tuple[str, pathlib.Path, str]] = []
-    for table in tables:
-        pictures += _read_table(table, own, parts, broken, remarks)
-    names = in_order(own, names) if own else names or list(parts)
-    limbs = _limbs(folder / CONFIG, config, names, remarks)
-    return assemble(pictures, images or folder, names, limbs=limbs, broken=broken, remarks=remarks)
+    tables = zip(*(_read_table(path, own) for path in paths), strict=True)
+    parts, pictures, broken, remarks = (list(itertools.chain(*of_tables)) for of_tables in tables)
+    names = in_order(own, names) if own else names or list(dict.fromkeys(parts))
+    limbs, unknown = _limbs(folder / CONFIG, config, names)
+    return assemble(pictures, images or folder, names, limbs=limbs, broken=broken, remarks=remarks + unknown)
 
 
 def _tables(folder: pathlib.Path, config: Mapping[str, Any]) -> list[pathlib.Path]:
@@ -86,24 +93,22 @@ def _names(path: pathlib.Path, config: Mapping[str, Any], *keys: str) -> list[st
     raise RawDataError(f"{path}: {' or '.join(keys)} should list the body parts, not {config.get(keys[0])!r:.80}")
 
 
-def _limbs(path: pathlib.Path, config: Mapping[str, Any], names: Sequence[str], remarks: list) -> list[tuple[str, str]]:
-    """Neighbours in every chain of `skeleton`; a new project's configuration has one of names that are not there."""
-    limbs = []
+def _limbs(
+    path: pathlib.Path, config: Mapping[str, Any], names: Sequence[str]
+) -> tuple[list[tuple[str, str]], list[_Remark]]:
+    """(neighbours in every chain of `skeleton`, remarks); a new project's configuration has one of names that are not
+    there."""
+    limbs: list[tuple[str, str]] = []
     for chain in config.get("skeleton") or ():
         if not isinstance(chain, list):
             raise RawDataError(f"{path}: skeleton should be a list of lists of body parts, not {chain!r:.80} in a list")
-        for a, b in zip(map(str, chain), map(str, chain[1:]), strict=False):
-            if a in names and b in names:
-                limbs.append((a, b))
-            else:
-                remarks.append(("limb of unknown body parts (left out)", path, f"{a} - {b}"))
-    return limbs
+        limbs += itertools.pairwise(map(str, chain))
+    unknown = [limb for limb in limbs if not set(limb) <= set(names)]
+    remarks = [("limb of unknown body parts (left out)", path, " - ".join(limb)) for limb in unknown]
+    return [limb for limb in limbs if limb not in unknown], remarks
 
 
-def _read_table(
-    path: pathlib.Path, names: Sequence[str] | None, parts: dict[str, None], broken: list[Broken], remarks: list
-) -> list[LabelledPicture]:
-    """The frames of a table; adds its body parts, what is broken and remarks to the lists of all tables."""
+def _read_table(path: pathlib.Path, names: Sequence[str] | None) -> _Table:
     rows = list(csv.reader(read_text(path).splitlines()))
     depth = next((len(head) for head in _HEADS if [row[0] for row in rows[: len(head)] if row] == head), 0)
     if not depth:
@@ -114,10 +119,10 @@ def _read_table(
         )
     first = next((column for column, text in enumerate(rows[depth - 1]) if text in ("x", "y")), 0)
     columns = _columns(path, rows[:depth], first, names)
-    parts.update(dict.fromkeys(part for individual, part, _ in columns if individual != _UNIQUE))
-    if any(individual == _UNIQUE for individual, _, _ in columns):
-        remarks.append(("unique body parts, of no animal (left out)", path, ""))
+    parts = [part for individual, part, _ in columns if individual != _UNIQUE]
+    unique = [("unique body parts, of no animal (left out)", path, "")] if len(parts) < len(columns) else []
     pictures: dict[str, LabelledPicture] = {}
+    broken = []
     for line, row in enumerate(rows[depth:], depth + 1):
         if not any(row):
             continue
@@ -129,7 +134,7 @@ def _read_table(
             continue
         people, faults = _people(columns, row[first:], f"line {line}")
         pictures[file_name] = LabelledPicture(file_name, path, people, faults)
-    return list(pictures.values())
+    return _Table(parts, list(pictures.values()), broken, unique)
 
 
 def _columns(
