@@ -64,7 +64,6 @@ def boxes_of(
     *,
     threshold: float = 0.0,
     category: int | None = None,
-    image_ids: dict[str, Any] | None = None,
 ) -> Callable[[int, Picture], Found]:
     """(number, picture) -> its boxes.
 
@@ -73,23 +72,20 @@ def boxes_of(
       count: of the pictures, where it is known.
       threshold: smallest score of a box.
       category: the id of those of a file that are taken; None: all.
-      image_ids: is filled with the ids that a file's `images` give the pictures that it has boxes of, by their names.
 
     Raises:
       ValueError: a file that is none, something else than boxes, those of more pictures than there are, or a category
         of which there are none.
     """
     of_picture = _every_box_of(boxes, count, category)
-    if image_ids is not None and isinstance(of_picture, NamedBoxes):
-        of_picture.image_ids = image_ids
     told = False
 
     def good_enough(number: int, picture: Picture) -> Found:
         nonlocal told
-        found, scores = of_picture(number, picture)
+        boxes, scores, image_id = of_picture(number, picture)
         kept = scores >= threshold
-        told = told or _tell_of_unlikely(found[kept], picture) or _tell_of_negative(scores, picture)
-        return found[kept], scores[kept]
+        told = told or _tell_of_unlikely(boxes[kept], picture) or _tell_of_negative(scores, picture)
+        return Found(boxes[kept], scores[kept], image_id)
 
     return good_enough
 
@@ -160,7 +156,7 @@ def _every_box_of(boxes: Any, count: int | None, category: int | None) -> Callab
     if category is not None:
         raise ValueError(f"category={category}: only boxes in COCO's format have one")
     if isinstance(boxes, str):
-        return lambda number, picture: (np.array([[0, 0, *picture.image.shape[1::-1]]], np.float64), np.ones(1))
+        return lambda number, picture: Found(np.array([[0, 0, *picture.image.shape[1::-1]]], np.float64), np.ones(1))
     if callable(boxes):
         return lambda number, picture: _found_by(boxes, picture)
     if isinstance(boxes, Mapping):
@@ -192,7 +188,7 @@ def _one_each(boxes: Any) -> list:
 
 def _found_by(finder: Callable[[Picture], Result], picture: Picture) -> Found:
     found = finder(picture)
-    return extent_boxes(found.keypoints).astype(np.float64), found.scores
+    return Found(extent_boxes(found.keypoints).astype(np.float64), found.scores)
 
 
 def _from_mapping(boxes: Mapping[Any, Any], count: int | None) -> Callable[[int, Picture], Found]:
@@ -201,10 +197,11 @@ def _from_mapping(boxes: Mapping[Any, Any], count: int | None) -> Callable[[int,
     for name in named:
         if not isinstance(name, str) and whole(name) is None:
             raise ValueError(f"boxes: the given mapping: {name!r} is no name or number of a picture")
+    found = {name: checked(of_picture, f"{name}") for name, of_picture in named.items()}
     entries = [
         {"image_id": name, "bbox": box, "score": score}
-        for name, of_picture in named.items()
-        for box, score in zip(*checked(of_picture, f"{name}"), strict=True)
+        for name, of_picture in found.items()
+        for box, score in zip(of_picture.boxes, of_picture.scores, strict=True)
     ]
     return NamedBoxes(entries, "the given mapping", count, known=named)
 

@@ -8,17 +8,29 @@ import os
 import pathlib
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from data_pipelines.fields import Fault, are_boxes, flag, id_key, unchecked, whole
 from pose_common.prediction.pictures import Picture, PictureError
 
-Found = tuple[np.ndarray, np.ndarray]
-"""Boxes [N, 4] (x, y, width, height) in pixels of the picture, and their scores [N]."""
 Called = tuple[str, pathlib.Path | None]
 """A picture's name and path."""
+
+
+class Found(NamedTuple):
+    """Whom to look at in a picture.
+
+    Attributes:
+      boxes: [N, 4], x, y, width, height in pixels of the picture.
+      scores: [N].
+      image_id: that the boxes' own file gives the picture; None without.
+    """
+
+    boxes: np.ndarray
+    scores: np.ndarray
+    image_id: Any = None
 
 
 class NamedBoxes:
@@ -36,9 +48,6 @@ class NamedBoxes:
       known: names or ids of pictures that may have none.
       sizes: (width, height) of pictures by their names, where these are told.
       ids: of pictures by their names, where these are told.
-
-    Attributes:
-      image_ids: {picture's name: its id in `ids`} of those that it was called with.
 
     Raises:
       ValueError: an entry that is no detection, or a category without boxes; when called, where it cannot be said which
@@ -58,8 +67,7 @@ class NamedBoxes:
         ids: Mapping[str, Any] | None = None,
     ):
         self._path = path
-        self._told_ids = {_in_slashes(name): number for name, number in (ids or {}).items()}
-        self.image_ids: dict[str, Any] = {}
+        self._told_ids: dict[str | int, Any] = {_in_slashes(name): number for name, number in (ids or {}).items()}
         self._sizes = {_in_slashes(name): size for name, size in (sizes or {}).items()}
         self._by_picture: dict[str | int, dict[str | int, list]] = {}  # last part of a name -> as written -> boxes
         _check_category(entries, category, path)
@@ -84,16 +92,16 @@ class NamedBoxes:
                 raise ValueError(f"boxes: {self._path}: {written} may be both {both[0]} and {both[1]}")
         if len(found) > 1:
             raise ValueError(f"boxes: {self._path}: {' and '.join(map(str, found))} may both be {picture.name}")
+        image_id = None
         for written in found:
             self._check_size(written, picture)
-            if written in self._told_ids:
-                self.image_ids[picture.name] = self._told_ids[written]
+            image_id = self._told_ids.get(written)
         self._matched |= bool(found)
         if self._by_picture and not self._matched and not self._told:
             self._told = True
             first = next(iter(self._by_picture))
             logging.warning("%s has no boxes of %s; it has those of %s", self._path, picture.name, first)
-        return checked(sum(found.values(), []), f"{self._path}, picture {picture.name}")
+        return checked(sum(found.values(), []), f"{self._path}, picture {picture.name}")._replace(image_id=image_id)
 
     def _check_size(self, written: str | int, picture: Picture) -> None:
         """Raises PictureError where boxes are of the picture as it is stored, not as EXIF turns it, or of a copy."""
@@ -177,7 +185,7 @@ def checked(boxes: Any, where: str) -> Found:
             f"boxes of {where}: expected [N, 4] of x, y, width, height with positive sides, or [N, 5] with scores; "
             f"given: {' '.join(repr(boxes).split()):.80}"
         )
-    return array[:, :4], array[:, 4] if array.shape[-1] == 5 else np.ones(len(array))
+    return Found(array[:, :4], array[:, 4] if array.shape[-1] == 5 else np.ones(len(array)))
 
 
 def _check_category(entries: Sequence[Any], category: int | None, path: pathlib.Path | str) -> None:

@@ -143,8 +143,9 @@ class PoseModel:
 
         def jobs() -> Iterator[Job]:
             for picture, found in with_boxes(source, find_boxes, left_out):
+                picture = picture._replace(image_id=found.image_id)
                 for name in names:
-                    rows = crops_of(picture, found[0], self.datasets[name], predictor.input_size)
+                    rows = crops_of(picture, found.boxes, self.datasets[name], predictor.input_size)
                     yield Job((picture, found, name), name, rows, picture.image.nbytes)
 
         collected: dict[str, Result] = {}
@@ -161,8 +162,8 @@ class PoseModel:
         keypoints = np.zeros((len(rows), protocol.num_keypoints, 3), np.float32)
         for number, row in enumerate(rows):
             keypoints[number] = row["keypoints"]
-        scores = rescore(keypoints, found[1], self.rescoring_threshold).astype(np.float32)
-        kept, boxes = scores >= threshold, found[0].astype(np.float32)
+        scores = rescore(keypoints, found.scores, self.rescoring_threshold).astype(np.float32)
+        kept, boxes = scores >= threshold, found.boxes.astype(np.float32)
         return Result(picture, name, protocol.keypoints, keypoints[kept], boxes[kept], scores[kept])
 
     @property

@@ -77,8 +77,7 @@ def _predict(args: Any) -> tuple[str, Iterator[list[Result]]]:
     if boxes is None:
         boxes = AUTO if args.demo and not args.checkpoint else WHOLE
     boxes = with_finder(boxes, model.device)
-    options = {"threshold": args.box_threshold, "category": args.category, "image_ids": args.image_ids}
-    boxes_by_number = boxes_of(boxes, count_of(args.source), **options)
+    boxes_by_number = boxes_of(boxes, count_of(args.source), threshold=args.box_threshold, category=args.category)
 
     def find_boxes(number: int, picture: Picture) -> Found:
         began = time.perf_counter()

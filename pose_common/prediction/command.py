@@ -109,10 +109,9 @@ def run(args: argparse.Namespace, predict: Callable[[argparse.Namespace], tuple[
     Args:
       predict: flags -> (what the weights are, results of every picture, one a skeleton). The errors of pictures that
         it leaves out go to the list `left_out` beside the flags; they are said at the end, and make the status 1. What
-        its stages cost, in seconds by name, goes to `costs`, and the ids that pictures have in a file of the user's, by
-        their names, to `image_ids`.
+        its stages cost, in seconds by name, goes to `costs`.
     """
-    args.left_out, args.costs, args.image_ids = [], {}, {}
+    args.left_out, args.costs = [], {}
     logs.hide_abandoned_tasks()
     outlive_console()
     with Interruption() as interruption, logging_redirect_tqdm():  # a message has a line of its own
@@ -188,8 +187,9 @@ def _write(
             drawings = _Drawings(args, kinds, open_files)
             for of_picture in tqdm.tqdm(results, total=total, unit="picture", dynamic_ncols=True):
                 for result in of_picture:
-                    by_file = pictures if result.picture.path is None else ids.get(result.picture.path, pictures)
-                    image_id = args.image_ids.get(result.name, by_file)  # as the boxes' own file calls it
+                    path, image_id = result.picture.path, result.picture.image_id
+                    if image_id is None:
+                        image_id = pictures if path is None else ids.get(path, pictures)
                     entries.setdefault(result.dataset, []).extend(result.to_coco(image_id))
                     rows += result.to_rows() if "csv" in kinds else []
                     poses += len(result)

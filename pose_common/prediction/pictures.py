@@ -30,12 +30,14 @@ class Picture(NamedTuple):
       image: uint8 [H, W, 3] RGB.
       time: of a video's frame, in seconds; None for a still.
       path: of its file as it was named, to tell apart boxes that fit the name; None where it has none.
+      image_id: that a file of boxes gives it, by which COCO's tools compare results with it; None without.
     """
 
     name: str
     image: np.ndarray
     time: float | None = None
     path: pathlib.Path | None = None
+    image_id: Any = None
 
     def __repr__(self) -> str:
         height, width = self.image.shape[:2]

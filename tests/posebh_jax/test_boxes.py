@@ -121,11 +121,10 @@ def test_pictures_have_the_ids_of_the_boxes_file(write):
     images = [{"id": 42, "file_name": "cam/a.jpg"}, {"id": "7", "file_name": "b.jpg"}, {"id": 8, "file_name": "c.jpg"}]
     boxes = [{"image_id": number, "bbox": [1, 1, 10, 10]} for number in (42, 7)]
     for file, expected in (({"images": images, "annotations": boxes}, {"a.jpg": 42, "b.jpg": "7"}), (boxes, {})):
-        ids = {}
-        of_picture = boxes_of(write(file), 50, image_ids=ids)
-        for number in (42, 7):
-            of_picture(number, Picture({42: "a.jpg", 7: "b.jpg"}[number] if expected else f"{number}.jpg", IMAGE))
-        assert ids == expected
+        of_picture = boxes_of(write(file), 50)
+        for number, name in ((42, "a.jpg"), (7, "b.jpg")):
+            picture = Picture(name if expected else f"{number}.jpg", IMAGE)
+            assert of_picture(number, picture).image_id == expected.get(name)
 
 
 def test_names_as_tools_write_them(write):
@@ -168,7 +167,7 @@ def test_boxes_by_path_find_the_files_that_are_named_so(tmp_path, monkeypatch):
 
     def numbers(source, paths=paths):
         found = with_boxes(source, boxes_of({path: [number, 1, 10, 10] for number, path in enumerate(paths)}))
-        return [(picture.name, boxes[0, 0]) for picture, (boxes, _) in found]
+        return [(picture.name, boxes[0, 0]) for picture, (boxes, *_) in found]
 
     for source in ("A/1.png", "A", "./A/*.png", tmp_path / "A"):
         assert numbers(source) == [("1.png", 0)]
@@ -203,7 +202,7 @@ def test_boxes_by_name(write):
         assert found(boxes, "a.jpg", "b.jpg", "c.jpg") == [[other], [box, other], []]
     keypoints, scores = np.ones((1, 17, 3), np.float32), np.array([0.25], np.float32)
     result = Result(Picture("a.jpg", IMAGE), "coco", KEYPOINT_SETS["coco"], keypoints, np.float32([box]), scores)
-    array, score = boxes_of(result.to_coco())(0, result.picture)
+    array, score, _ = boxes_of(result.to_coco())(0, result.picture)
     assert array.tolist() == [box] and score.tolist() == [0.25]
     assert boxes_of({"a.jpg": [[*box, 0.5]]})(0, result.picture)[1].tolist() == [0.5]
     assert found({0: box, 1: other}, "x", "y") == [[box], [other]]
