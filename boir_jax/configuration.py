@@ -11,11 +11,11 @@ from ml_collections import ConfigDict
 
 from boir_jax.method import TERMS
 from boir_jax.model import VARIANTS, variant_name
-from data_pipelines.datasets import PoseDataset, custom_definitions, find_dataset, known_datasets
+from data_pipelines.datasets import PoseDataset, custom_definitions
 from data_pipelines.whole_image.pictures import Rules
 from pose_common.metrics.evaluate import protocol_of
 from pose_common.training import checks, configuration
-from pose_common.training.checks import ConfigError, nearest, odd, one_of, positive, within
+from pose_common.training.checks import ConfigError, odd, one_of, positive, within
 from pose_common.training.configuration import Override
 
 METHODS = ("boir",)
@@ -60,7 +60,7 @@ def with_overrides(config: ConfigDict, overrides: Sequence[Override]) -> ConfigD
     configuration.set_leaves(config, overrides)
     check(config)
     names = (config.dataset, *(row[0] for row in config.eval_also))
-    config.definitions = ConfigDict(custom_definitions(_found(name, config) for name in names))
+    config.definitions = ConfigDict(custom_definitions(checks.known_dataset("dataset", name, config) for name in names))
     return config
 
 
@@ -97,7 +97,7 @@ def of_run(saved: Mapping[str, Any]) -> ConfigDict:
     shipped = dataset in SHIPPED and size in RELEASED_SIZES
     config = configuration.completed(saved, configuration.read(f"boir:{dataset}_{size}" if shipped else "boir:demo"))
     if config.min_area < 0:  # earlier: the dataset's own rule
-        own = _found(dataset, config)
+        own = checks.known_dataset("dataset", dataset, config)
         config.min_area, config.labelled_images = own.min_person_area, own.images_need_labels
     return config
 
@@ -132,7 +132,7 @@ def check(config: ConfigDict) -> None:
     for row in config.eval_also:
         if not isinstance(row, tuple) or len(row) != 2 or not all(isinstance(part, str) for part in row):
             raise ConfigError(f"config.eval_also: {row} is not (dataset, split)")
-        further = _found(row[0], config)
+        further = checks.known_dataset("dataset", row[0], config)
         if further.keypoint_set != own.keypoint_set:
             raise ConfigError(f"config.eval_also: {row[0]!r} has other keypoints than {config.dataset!r}")
         _require_matched("eval_also", further)
@@ -184,14 +184,7 @@ def dataset(config: ConfigDict) -> PoseDataset:
     Raises:
       ConfigError: there is none of this name.
     """
-    return _found(config.dataset, config)
-
-
-def _found(name: str, config: ConfigDict) -> PoseDataset:
-    try:
-        return find_dataset(name, config.data_dir, config.definitions)
-    except KeyError as error:
-        raise ConfigError(f"config.dataset: {error.args[0]}{nearest(name, known_datasets(config.data_dir))}") from error
+    return checks.known_dataset("dataset", config.dataset, config)
 
 
 def rules(config: ConfigDict) -> Rules:

@@ -18,14 +18,13 @@ from data_pipelines.datasets import (
     defined,
     definition_of,
     find_dataset,
-    known_datasets,
 )
 from data_pipelines.mixture import MIXTURES
 from data_pipelines.top_down.augmentation import Augmentation
 from data_pipelines.top_down.instances import GROUND_TRUTH
 from pose_common.heatmaps import BLURS
 from pose_common.training import checks, configuration
-from pose_common.training.checks import ConfigError, nearest, odd, one_of, positive, within
+from pose_common.training.checks import ConfigError, odd, one_of, positive, within
 from pose_common.training.configuration import Override
 from pose_common.training.stages import UPDATES_STATE, make_stages
 from posebh_jax.clusters import numbers_to_try
@@ -144,7 +143,7 @@ def asked_datasets(source: str, overrides: Sequence[Override]) -> tuple[tuple[st
         return ()
     config = configuration.read(source)
     configuration.set_leaves(config, asked)
-    return tuple((name, _found(name, config).num_keypoints) for name in config.datasets)
+    return tuple((name, checks.known_dataset("datasets", name, config).num_keypoints) for name in config.datasets)
 
 
 def of_run(saved: Mapping[str, Any]) -> ConfigDict:
@@ -202,7 +201,9 @@ def fill_tables(config: ConfigDict) -> None:
         if not isinstance(row, tuple) or len(row) not in (3, 4) or not all(isinstance(part, str) for part in row):
             raise ConfigError(f"config.eval_also: {row!r} is not (dataset, split, head[, boxes])")
     evaluated = [row[0] for row in config.eval_also]
-    found = {name: _found(name, config) for name in dict.fromkeys((*config.datasets, *evaluated))}
+    found = {
+        name: checks.known_dataset("datasets", name, config) for name in dict.fromkeys((*config.datasets, *evaluated))
+    }
     _replace(config.definitions, custom_definitions(found.values()))
     for table, field in TABLES.items():
         holder = _table(config, table)
@@ -226,15 +227,6 @@ def _replace(table: ConfigDict, entries: Mapping[str, Any]) -> None:
         for name in list(table):
             del table[name]
         table.update(entries)
-
-
-def _found(name: str, config: ConfigDict) -> PoseDataset:
-    try:
-        return find_dataset(name, config.data_dir, config.definitions)
-    except KeyError as error:
-        raise ConfigError(
-            f"config.datasets: {error.args[0]}{nearest(name, known_datasets(config.data_dir))}"
-        ) from error
 
 
 def check(config: ConfigDict) -> None:

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from data_pipelines.datasets import PoseDataset, find_dataset, known_datasets
 from data_pipelines.paths import NoPathError, as_path, is_remote
 from pose_common.weights.hub_folders import HUB
 
@@ -113,6 +114,14 @@ def require_like(config: ConfigDict, complete: ConfigDict, entries: Collection[s
     for name, field in complete.items():
         if isinstance(field, ConfigDict):
             require_like(config[name], field, entries, f"{table}{name}.")
+
+
+def known_dataset(field: str, name: str, config: ConfigDict) -> PoseDataset:
+    """A dataset that is built in, defined in `config.data_dir` or kept by the run. Raises ConfigError for another."""
+    try:
+        return find_dataset(name, config.data_dir, config.definitions)
+    except KeyError as error:
+        raise ConfigError(f"config.{field}: {error.args[0]}{nearest(name, known_datasets(config.data_dir))}") from error
 
 
 def require_weights(field: str, config: ConfigDict) -> None:
