@@ -101,13 +101,17 @@ def _results(runs: Sequence[Run], footnotes: Sequence[str]) -> list[dict[str, An
 
 
 def _change(name: str, first: Mapping[str, Any] | None, row: Mapping[str, Any] | None) -> dict[str, Any]:
-    """How a metric differs from the first run's: `shown`, and `sign` -1 (worse), 0 or 1 (better)."""
+    """How a metric differs from the first run's."""
     before, after = (in_percent(name, r["metrics"].get(name)) if r else None for r in (first, row))
+    return _difference(before, after, -1 if name == "EPE" else 1)
+
+
+def _difference(before: float | None, after: float | None, better: int = 1) -> dict[str, Any]:
+    """`shown`, and `sign` -1 (worse), 0 or 1 (better), of figures of which more is better, or with -1 less."""
     if before is None or after is None:
         return {"shown": "–", "sign": 0}
     difference = after - before
-    sign = 0 if abs(difference) < 0.05 else int(np.sign(difference)) * (-1 if name == "EPE" else 1)
-    return {"shown": f"{difference:+.1f}", "sign": sign}
+    return {"shown": f"{difference:+.1f}", "sign": 0 if abs(difference) < 0.05 else int(np.sign(difference)) * better}
 
 
 def _curves(runs: Sequence[Run]) -> dict[str, Any]:
@@ -267,9 +271,5 @@ def _keypoint_differences(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 def _keypoint_change(row: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     values = [None if r["pck@0.1"] is None else 100 * r["pck@0.1"] for r in row]
-    changes = []
-    for value in values[1:]:
-        difference = None if value is None or values[0] is None else value - values[0]
-        sign = 0 if difference is None or abs(difference) < 0.05 else int(np.sign(difference))
-        changes.append({"shown": "–" if difference is None else f"{difference:+.1f}", "sign": sign})
+    changes = [_difference(values[0], value) for value in values[1:]]
     return {"name": row[0]["name"], "values": [shown_figure("PCK", v) for v in values], "changes": changes}
