@@ -20,13 +20,12 @@ from collections.abc import Sequence
 
 import cv2
 import numpy as np
-from pycocotools import mask
 
 from data_pipelines import geometry, records
 from data_pipelines.paths import as_folder, as_path
 from data_pipelines.top_down import instances
 from data_pipelines.top_down.crops import TopDownSource, Train, decode
-from data_pipelines.whole_image.pictures import WholeImageSource
+from data_pipelines.whole_image.pictures import WholeImageSource, segmentation_mask
 from pose_common import heatmaps
 from pose_common.console import outlive_console
 from pose_common.evaluation import draw
@@ -163,10 +162,7 @@ def _choose(rng: np.random.Generator, total: int, count: int) -> np.ndarray:
 
 def _tint(image: np.ndarray, segmentation: list | dict) -> np.ndarray:
     """The picture with the region of a COCO segmentation in grey."""
-    height, width = image.shape[:2]
-    if isinstance(segmentation, list) or isinstance(segmentation["counts"], list):
-        segmentation = mask.frPyObjects(segmentation, height, width)
-    region = mask.decode(segmentation).reshape(height, width, -1).any(axis=-1)
+    region = segmentation_mask(segmentation, image.shape[1], image.shape[0])
     return np.where(region[..., None], np.uint8(image // 2 + 75), image)
 
 
