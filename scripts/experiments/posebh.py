@@ -30,6 +30,7 @@ from data_pipelines.top_down.loader import open_source
 from pose_common.training import logs
 from pose_common.training.stages import Stage
 from pose_common.training.state import TrainState
+from posebh_jax import configuration as posebh_configuration
 from posebh_jax.method import BANK, PoseBHMethod
 from posebh_jax.same_keypoints import retrieval, same_name
 from scripts.experiments import lines, posebh_report, prototype_map
@@ -42,7 +43,6 @@ from scripts.experiments.training import (
     judged,
     pck,
     percent,
-    protocols,
     starts,
     truth_of,
 )
@@ -157,7 +157,7 @@ def open_all(config: ConfigDict, folder: pathlib.Path, split: str, poor: int) ->
             input_size=size,
             dataset_index=index,
         )
-        for index, protocol in enumerate(protocols(config))
+        for index, protocol in enumerate(posebh_configuration.datasets(config))
     ]
 
 
@@ -172,14 +172,13 @@ class Pictures:
 def validation(config: ConfigDict, folder: pathlib.Path) -> dict[str, Pictures]:
     """{dataset: its crops and all their truths}."""
     found = {}
-    for protocol, source in zip(protocols(config), open_all(config, folder, "val", 0), strict=True):
-        crops = judged(config, source)
-        kind = PEOPLE if protocol.name in PEOPLE else ANIMALS
+    for source in open_all(config, folder, "val", 0):
+        crops, name = judged(config, source), source.dataset.name
         truth = {
-            head: truth_of(load_annotations(head, "val", folder / f"truth_{protocol.name}"), crops.instance_id)
-            for head in kind
+            head: truth_of(load_annotations(head, "val", folder / f"truth_{name}"), crops.instance_id)
+            for head in (PEOPLE if name in PEOPLE else ANIMALS)
         }
-        found[protocol.name] = Pictures(crops, truth)
+        found[name] = Pictures(crops, truth)
     return found
 
 
@@ -248,12 +247,12 @@ class Seed:
         return batches(self.trainer.config, self.sources, 1000 * self.seed + stream)
 
     def write(self, arm: str, steps: int, clock: Clock, state: TrainState, seen: Mapping[str, float]) -> None:
+        """Judges a state; its line, unless there is one."""
         if self.done(arm):
             return
         bare = state if arm not in ("base", *BASELINES) else state.replace(method_state={})
         found = figures(self.see, bare, self.pictures) | bank_figures(self.method, bare)
-        times = {"seconds": round(clock.seconds, 1), "cpu_seconds": round(clock.cpu_seconds, 1)}
-        row: dict[str, Any] = {"arm": arm, **self.key, "steps": steps, **times}
+        row: dict[str, Any] = {"arm": arm, **self.key, "steps": steps, **clock.rounded()}
         rounded = {name: round(value, 4) for name, value in found.items()}
         losses = {name: round(value, 6) for name, value in seen.items()}
         lines.append(self.path, row | {"figures": rounded, "training": losses})
@@ -269,8 +268,7 @@ class Seed:
         clock = Clock()
         base = trainer.init(method, self.seed)
         base, seen = trainer.train(method, base, MULTI_HEAD, self.data(0), size.base, clock)
-        if not self.done("base"):
-            self.write("base", size.base, clock, base, seen)
+        self.write("base", size.base, clock, base, seen)
         if not self.done(*baselines):
             state, clock, stream, taken = base, Clock(), self.data(1), 0
             for arm, steps in baselines.items():

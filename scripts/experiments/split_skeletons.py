@@ -29,6 +29,7 @@ from ml_collections import ConfigDict
 
 from configs import mdt
 from data_pipelines.builders.custom import Custom
+from data_pipelines.datasets import find_dataset
 from data_pipelines.records import is_prepared, load_annotations
 from data_pipelines.skeletons import KEYPOINT_SETS
 from data_pipelines.synthetic_world import render_scene, skeleton_keypoints
@@ -84,6 +85,7 @@ def halves(names: Sequence[str], split: str) -> tuple[list[str], list[str]]:
 
 
 def datasets_of(split: str) -> tuple[str, str]:
+    """The names of the datasets of the two halves."""
     return (f"split_{split}_a", f"split_{split}_b")
 
 
@@ -230,7 +232,7 @@ class Runs:
             open_source(protocol, "train", data_dir=data, input_size=shape, dataset_index=index)
             for index, protocol in enumerate(self.method.datasets)
         ]
-        udp = dataclasses.replace(posebh_configuration.find_dataset(FULL, data), codec="udp")
+        udp = dataclasses.replace(find_dataset(FULL, data), codec="udp")
         self.crops = judged(self.trainer.config, open_source(udp, "val", data_dir=data, input_size=shape))
         order = [udp.keypoints.keypoints.index(k) for d in self.method.datasets for k in d.keypoints.keypoints]
         self.truth = truth_of(load_annotations(FULL, "val", data), self.crops.instance_id)[:, order]
@@ -255,6 +257,7 @@ class Runs:
     def write(
         self, arm: str, seed: int, steps: int, clock: Clock, state: TrainState, seen: Mapping[str, float]
     ) -> None:
+        """Judges a state; its line, unless there is one."""
         if self.done(seed, arm):
             return
         with_bank = arm in (*ARMS, FIRST_STAGE)
@@ -263,9 +266,8 @@ class Runs:
         if with_bank:
             values |= labels(self.method, state, self.crops, self.truth)
         found = {name: round(value, 3) for name, value in values.items() if not math.isnan(value)}
-        times = {"seconds": round(clock.seconds, 1), "cpu_seconds": round(clock.cpu_seconds, 1)}
         losses = {name: round(value, 6) for name, value in seen.items()}
-        row = {"arm": arm, "seed": seed, **self.key, "steps": steps, **times}
+        row = {"arm": arm, "seed": seed, **self.key, "steps": steps, **clock.rounded()}
         lines.append(self.path, row | {"figures": found, "training": losses})
         logging.info("%s, seed %d, %s: %s", self.key, seed, arm, found)
 
@@ -275,8 +277,7 @@ class Runs:
         train, size, method = self.trainer.train, self.size, self.method
         start, clock, more = self.start(seed), Clock(), self.size.first + self.size.rest
         base, seen = train(method, start, MULTI_HEAD, self.stream(seed, 0), size.base, clock)
-        if not self.done(seed, "base"):
-            self.write("base", seed, size.base, clock, base, seen)
+        self.write("base", seed, size.base, clock, base, seen)
         if not self.done(seed, *BASELINES):
             state, clock, stream, taken = base, Clock(), self.stream(seed, 1), 0
             for arm, steps in BASELINES.items():
@@ -293,8 +294,7 @@ class Runs:
     def _posebh(self, base: TrainState, seed: int) -> None:
         stream, shared, size = self.stream(seed, 1), Clock(), self.size
         first, seen = self.trainer.train(self.trainer.method(**FIRST_LOSSES), base, FIRST, stream, size.first, shared)
-        if not self.done(seed, FIRST_STAGE):
-            self.write(FIRST_STAGE, seed, size.first, shared, first, seen)
+        self.write(FIRST_STAGE, seed, size.first, shared, first, seen)
         position = stream.get_state()
         for name, arm in ARMS.items():
             if self.done(seed, name):

@@ -39,6 +39,10 @@ class Clock:
     seconds: float = 0.0
     cpu_seconds: float = 0.0
 
+    def rounded(self) -> dict[str, float]:
+        """The fields, as a line of results has them."""
+        return {name: round(value, 1) for name, value in dataclasses.asdict(self).items()}
+
 
 @dataclasses.dataclass(frozen=True)
 class Trainer:
@@ -207,10 +211,6 @@ def truth_of(columns: Any, instance_id: np.ndarray) -> np.ndarray:
     place = {number: row for row, number in enumerate(columns.id)}
     empty = np.zeros(columns.keypoints.shape[1:], np.float32)
     return np.stack([columns.keypoints[place[i]] if i in place else empty for i in instance_id])
-
-
-def protocols(config: ConfigDict) -> tuple[PoseDataset, ...]:
-    return configuration.datasets(config)
 
 
 def starts(datasets: Sequence[PoseDataset]) -> Mapping[str, slice]:
