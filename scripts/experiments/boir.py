@@ -319,8 +319,7 @@ def run(out: pathlib.Path, seeds: int, start_steps: int, steps: int, arms: Seque
             figures[SHARE] = _percent(share(state, trainer.named(batches[0], arm)))
             lines.append(path, {"arm": arm, "seed": seed, **key, **spent, "figures": figures})
             print(f"seed {seed}, {arm}: AP {figures['AP']:.1f}, {spent['seconds']:.0f} s", flush=True)
-    asked = {"start": start_steps, "steps": steps}
-    return [line for line in lines.read(path) if asked.items() <= {**asked, **line}.items()]
+    return [line for line in lines.read(path) if key.items() <= {**key, **line}.items()]
 
 
 def tables(found: list[lines.Line]) -> str:

@@ -45,6 +45,7 @@ from posebh_jax.heads import enlarged
 from posebh_jax.pose_model import EMBEDDED, PoseModel
 from posebh_jax.predictor import Predictor
 from scripts.experiments import lines
+from scripts.experiments.training import Some
 
 PEOPLE = (1, 5, 20, 100)
 JUDGED = 100
@@ -200,12 +201,8 @@ class Transfer:
         )
 
     def __call__(self, pose: PoseModel, rows: np.ndarray, seed: int) -> PoseModel:
-        instances = self.world.pool.instances
-        columns = ("image_index", "annotation", "instance_id", "box", "centre", "scale", "box_score", "category")
-        chosen = dataclasses.replace(instances, **{name: getattr(instances, name)[rows] for name in columns})
-        pool = self.world.pool
         batches = train_iterator(
-            [TopDownSource(pool.records, pool.annotations, chosen, pool.dataset)],
+            [Some(self.world.pool, rows)],
             batch_size=self.config.batch_size,
             input_size=tuple(self.config.input_size),
             seed=seed,
@@ -220,7 +217,7 @@ class Transfer:
             state = jax.jit(change)(state)
             for _ in range(stage.epochs * self.per_epoch):
                 state, _ = self.step(stage)(state, next(stream))
-        old, protocol = pose.predictors[True], pool.dataset
+        old, protocol = pose.predictors[True], self.world.pool.dataset
         predictor = Predictor(self.method.model, (protocol,), old.input_size, True, old.dark_kernel, old.dark_blur)
         weights = {"prototypes": {}, **state.weights}
         return dataclasses.replace(

@@ -33,7 +33,6 @@ from data_pipelines.datasets import find_dataset
 from data_pipelines.records import is_prepared, load_annotations
 from data_pipelines.skeletons import KEYPOINT_SETS
 from data_pipelines.synthetic_world import render_scene, skeleton_keypoints
-from data_pipelines.top_down.crops import TopDownSource
 from data_pipelines.top_down.loader import open_source
 from pose_common.training import logs
 from pose_common.training.stages import Stage
@@ -57,7 +56,7 @@ from scripts.experiments.posebh import (
     Size,
 )
 from scripts.experiments.pseudo_labels import hits_of, percent_of, see_all
-from scripts.experiments.training import Clock, Judged, Seer, Trainer, batches, judged, pck, percent, truth_of
+from scripts.experiments.training import Clock, Judged, Seer, Some, Trainer, batches, judged, pck, percent, truth_of
 
 NAME = "split_skeletons"
 FULL = "split_full"
@@ -168,20 +167,6 @@ def configuration(data: pathlib.Path, split: str) -> ConfigDict:
     return config
 
 
-class Half:
-    """A random half of a source's people (`TopDownSource` as far as training asks)."""
-
-    def __init__(self, source: TopDownSource, rows: np.ndarray):
-        self._source, self._rows = source, rows
-        self.dataset, self.dataset_index = source.dataset, source.dataset_index
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, index: int):
-        return self._source[int(self._rows[index])]
-
-
 def figures(see: Seer, state: TrainState, crops: Judged, truth: np.ndarray) -> dict[str, float]:
     """PCK@0.1, percent, of all joints: by heads and by prototypes, through the head's own expert and the other's.
 
@@ -241,7 +226,7 @@ class Runs:
     def stream(self, seed: int, number: int, every_label: bool = False):
         rows = np.random.default_rng(seed).permutation(len(self.sources[0]))
         middle = len(rows) // 2
-        halved = [Half(source, part) for source, part in zip(self.sources, (rows[:middle], rows[middle:]), strict=True)]
+        halved = [Some(source, part) for source, part in zip(self.sources, (rows[:middle], rows[middle:]), strict=True)]
         return batches(self.trainer.config, self.sources if every_label else halved, 1000 * seed + number)
 
     def start(self, seed: int) -> TrainState:

@@ -108,6 +108,20 @@ class Trainer:
         return self.compiled[name]
 
 
+class Some:
+    """Some of a source's people (`TopDownSource` as far as training asks)."""
+
+    def __init__(self, source: TopDownSource, rows: np.ndarray):
+        self._source, self._rows = source, rows
+        self.dataset, self.dataset_index = source.dataset, source.dataset_index
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int):
+        return self._source[int(self._rows[index])]
+
+
 def batches(config: ConfigDict, sources: Sequence[TopDownSource], seed: int) -> Iterable:
     """Endless training batches of the sources, with the configuration's augmentation."""
     return train_iterator(
