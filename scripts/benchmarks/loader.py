@@ -34,10 +34,10 @@ from data_pipelines.sharing import Share
 from data_pipelines.top_down import crops as top_down
 from data_pipelines.top_down.augmentation import Augmentation, steps_of
 from data_pipelines.top_down.loader import TrainIterator, open_source, train_iterator
+from pose_common.images import IMAGENET_MEAN, IMAGENET_STD
 from posebh_jax import configuration
 
-MEAN = np.array([0.485, 0.456, 0.406], np.float32)
-STD = np.array([0.229, 0.224, 0.225], np.float32)
+MEAN, STD = (np.array(values, np.float32) for values in (IMAGENET_MEAN, IMAGENET_STD))
 _RELEASED = configuration.read("mdt")
 SIGMA, AUGMENTATION = _RELEASED.heatmap_sigma, configuration.augmentation(_RELEASED)
 REDUCED = dataclasses.replace(AUGMENTATION, reduced_decoding=True)
@@ -101,9 +101,9 @@ class PerSample:
             weight[channel] = visible[channel]
         return target, weight
 
-    def start(self, batch_size: int, seed: int, reading: Reading) -> TrainIterator:
-        samples = grain.MapDataset.source(self).shuffle(seed=seed).repeat()
-        elements = samples.random_map(self.transform, seed=seed)
+    def start(self, batch_size: int, reading: Reading) -> TrainIterator:
+        samples = grain.MapDataset.source(self).shuffle(seed=0).repeat()
+        elements = samples.random_map(self.transform, seed=0)
         return TrainIterator(elements, batch_size, Share(), reading, len(self))
 
 
@@ -224,7 +224,7 @@ def main(argv: list[str] | None = None) -> dict:
                 "ours": lambda: ours(reading, AUGMENTATION),
                 "ours_reduced": lambda: ours(reading, REDUCED),
                 "ours_together": lambda: ours(reading, AUGMENTATION, args.together),
-                "per_sample": lambda: plain.start(args.batch_size, 0, reading),
+                "per_sample": lambda: plain.start(args.batch_size, reading),
             }
 
         result = {

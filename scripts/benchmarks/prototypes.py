@@ -9,7 +9,6 @@ paper unless told otherwise: six datasets, 214 keypoints with 3 prototypes in 64
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Callable, Sequence
 
 import jax
@@ -26,6 +25,7 @@ from posebh_jax.losses.cross_type import cross_type_terms
 from posebh_jax.losses.heatmap import head_terms
 from posebh_jax.losses.prototype import prototype_terms
 from posebh_jax.prototypes import PrototypeConfig, gumbel_noise, init_prototypes, update_prototypes
+from scripts.benchmarks.boir_losses import median_seconds
 
 RELEASED = configuration.read("mdt")
 PAPER_COUNTS = (17, 14, 16, 17, 17, 133)
@@ -117,13 +117,7 @@ def measure(terms: Callable, inputs: dict, repeats: int) -> tuple[float, float]:
     args = rest.pop("embedding"), rest.pop("heads"), rest
     step = jax.jit(jax.value_and_grad(total, argnums=(0, 1), has_aux=True)).lower(*args).compile()
     memory = step.memory_analysis().temp_size_in_bytes / 2**20
-    jax.block_until_ready(step(*args))
-    seconds = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        jax.block_until_ready(step(*args))
-        seconds.append(time.perf_counter() - start)
-    return sorted(seconds)[len(seconds) // 2], memory
+    return median_seconds(lambda: jax.block_until_ready(step(*args)), repeats), memory
 
 
 def run(counts: Sequence[int], batch: int, heatmap_size: tuple[int, int], clusters: int, repeats: int) -> list[dict]:

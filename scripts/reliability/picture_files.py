@@ -213,10 +213,7 @@ def _claiming_bmp(width: int, height: int) -> bytes:
 
 
 def _claiming_tiff(width: int, height: int) -> bytes:
-    picture = Image.fromarray(smooth(np.random.default_rng(0)))
-    file = io.BytesIO()
-    picture.save(file, "TIFF", tiffinfo={})
-    data = bytearray(file.getvalue())
+    data = bytearray(encode(smooth(np.random.default_rng(0)), ".tif"))
     (start,) = struct.unpack_from("<I", data, 4)
     (count,) = struct.unpack_from("<H", data, start)
     for entry in range(start + 2, start + 2 + 12 * count, 12):

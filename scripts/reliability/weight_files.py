@@ -202,11 +202,11 @@ def _nested(opening: bytes, closing: bytes, depth: int) -> bytes:
 
 def write_hostile(path: pathlib.Path, trap: pathlib.Path, number: int, state: State) -> str:
     """Writes file `number` of those that are made to harm; says what it is."""
-    calls = hostile_calls(trap)
+    calls = [(f"calls {call.module}.{call.name}", call) for call in hostile_calls(trap)]
     makers = [
-        *((f"calls {call.module}.{call.name}, archive", _archived, {"state_dict": state, "x": call}) for call in calls),
-        *((f"calls {call.module}.{call.name}, legacy", _legacy, {"x": call, "state_dict": state}) for call in calls),
-        *((f"calls {call.module}.{call.name}, bare", _bare, call) for call in calls[:4]),
+        *((f"{name}, archive", torch_format.write_archive, {"state_dict": state, "x": call}) for name, call in calls),
+        *((f"{name}, legacy", torch_format.write_legacy, {"x": call, "state_dict": state}) for name, call in calls),
+        *((f"{name}, bare", _bare, call) for name, call in calls[:4]),
     ]
     if number < len(makers):
         title, write, content = makers[number]
@@ -216,14 +216,6 @@ def write_hostile(path: pathlib.Path, trap: pathlib.Path, number: int, state: St
     title, make = others[(number - len(makers)) % len(others)]
     make(path, state)
     return title
-
-
-def _archived(path: pathlib.Path, content: Any) -> None:
-    torch_format.write_archive(path, content)
-
-
-def _legacy(path: pathlib.Path, content: Any) -> None:
-    torch_format.write_legacy(path, content)
 
 
 def _bare(path: pathlib.Path, content: Any) -> None:

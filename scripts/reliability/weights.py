@@ -24,7 +24,7 @@ MEGABYTES = 256
 WHOLE, NAMED, NUMBERS = "read whole", "named", "other numbers"
 """`NUMBERS`: the format has no checksum, and what was damaged is still numbers."""
 NO_CHECKSUM = ("safetensors", "shards", "pth, legacy")
-_FORMS = ("safetensors", "pth", "pth, legacy", "shards")
+_FORMS = tuple(weight_files.FORMS)
 
 
 @dataclasses.dataclass
