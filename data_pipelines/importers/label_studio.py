@@ -58,13 +58,17 @@ def read(path: pathlib.Path, images: pathlib.Path | None = None, names: Sequence
     for number, task in enumerate(tasks, 1):
         entry = f"task {task.get('id', number) if isinstance(task, dict) else number}"
         try:
-            found.append(_picture(file, task, entry, folder, remarks))
+            annotations = _annotations(task)
+            if len(annotations) > 1:
+                remarks.append(("further annotations of a task (left out)", file, entry))
+            found.append(_picture(file, task["data"], annotations[0], entry, folder))
         except Fault as fault:
             broken.append(Broken(fault, file, entry, False))
     return assemble(found, folder, names, broken=broken, remarks=remarks)
 
 
-def _picture(file: pathlib.Path, task: Any, entry: str, folder: pathlib.Path, remarks: list) -> LabelledPicture:
+def _annotations(task: Any) -> list[dict[str, Any]]:
+    """What people annotated in a task, the one that counts first. Raises Fault: nothing."""
     if not isinstance(task, dict) or not isinstance(task.get("data"), dict):
         raise Fault("not a task", f"{task!r:.80}")
     annotations = [item for item in task.get("annotations") or () if isinstance(item, dict)]
@@ -72,14 +76,17 @@ def _picture(file: pathlib.Path, task: Any, entry: str, folder: pathlib.Path, re
     if not annotations:
         why = "skipped" if task.get("annotations") else "predictions are not read" if task.get("predictions") else ""
         raise OfAnotherKind("task that nobody annotated", why)
-    annotations.sort(key=lambda item: not fields.flag(item, "ground_truth"))
-    if len(annotations) > 1:
-        remarks.append(("further annotations of a task (left out)", file, entry))
-    results = annotations[0].get("result") or []
+    return sorted(annotations, key=lambda item: not fields.flag(item, "ground_truth"))
+
+
+def _picture(
+    file: pathlib.Path, data: Mapping[str, Any], annotation: Mapping[str, Any], entry: str, folder: pathlib.Path
+) -> LabelledPicture:
+    results = annotation.get("result") or []
     if not isinstance(results, list):
         raise Fault("not a list", f"result is {results!r:.80}")
     people, faults, size = _people(results, entry)
-    return LabelledPicture(_file_name(task["data"], folder), file, people, faults, size)
+    return LabelledPicture(_file_name(data, folder), file, people, faults, size)
 
 
 def _file_name(data: Mapping[str, Any], folder: pathlib.Path) -> str:

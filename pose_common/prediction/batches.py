@@ -99,7 +99,7 @@ def _before_error(items: Iterable[T], failed: list[Exception]) -> Iterator[T]:
     """The items; an error that ends them goes to `failed`."""
     try:
         yield from items
-    except Exception as error:
+    except Exception as error:  # raised again when what came before it is there
         failed.append(error)
 
 

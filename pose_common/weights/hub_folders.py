@@ -45,7 +45,7 @@ def local_path(source: str | pathlib.Path) -> str:
     name = text[len(HUB) :]
     try:
         return huggingface_hub.snapshot_download(name, allow_patterns=["*.json", "*.safetensors"])
-    except Exception as error:
+    except Exception as error:  # of the hub, the network or the disk
         raise ValueError(f"{text}: not in the cache, and could not be downloaded: {error}") from error
 
 

@@ -97,7 +97,7 @@ def _one(part: Any, material: Any, number: int) -> list[tuple[str, str, str, boo
         return [("hang", "too slow", str(error), True)]
     except MemoryError:
         return [("memory", "over the bound", f"over {part.MEGABYTES} MB", True)]
-    except Exception as error:
+    except Exception as error:  # whatever comes out here, a user would see as a traceback
         where = traceback.extract_tb(error.__traceback__)[-1]
         place = f"{pathlib.Path(where.filename).name}:{where.lineno}"
         return [("traceback", type(error).__name__, f"{place}: {error!s:.300}", True)]
