@@ -223,20 +223,15 @@ class Annotations:
         Keypoints of sets with parts are written as COCO-WholeBody does: `keypoints` for the body,
         `<part>_kpts` for the others.
         """
-        images = [
-            {"id": image_id, "file_name": name, "height": height, "width": width}
-            | ({"crowdIndex": crowd_index} if crowd_index >= 0 else {})
-            for image_id, name, height, width, crowd_index in zip(
-                self.image_id.tolist(),
-                self.file_name,
-                self.height.tolist(),
-                self.width.tolist(),
-                self.crowd_index.tolist(),
-                strict=True,
-            )
-        ]
+        images = {
+            "id": self.image_id.tolist(),
+            "file_name": self.file_name,
+            "height": self.height.tolist(),
+            "width": self.width.tolist(),
+            "crowdIndex": _where(self.crowd_index >= 0, self.crowd_index),
+        }
         parts = self.protocol.keypoints.parts or (("body", 0, self.keypoints.shape[1]),)
-        columns = {
+        annotations = {
             "id": self.id.tolist(),
             "image_id": self.image_id[self.image_index].tolist(),
             "category_id": self.category.tolist(),
@@ -248,22 +243,24 @@ class Annotations:
                 .tolist()
                 for part, first, end in parts
             },
+            "area": _where(self.area >= 0, self.area),
+            "num_keypoints": _where(self.num_keypoints >= 0, self.num_keypoints),
+            "head_size": _where(self.head_size > 0, self.head_size),
+            "segmentation": [json.loads(mask) if mask else None for mask in self.mask],
         }
-        annotations = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-        for annotation, area, count, head_size, mask in zip(
-            annotations,
-            self.area.tolist(),
-            self.num_keypoints.tolist(),
-            self.head_size.tolist(),
-            self.mask,
-            strict=True,
-        ):
-            annotation |= {"area": area} if area >= 0 else {}
-            annotation |= {"num_keypoints": count} if count >= 0 else {}
-            annotation |= {"head_size": head_size} if head_size > 0 else {}
-            annotation |= {"segmentation": json.loads(mask)} if mask else {}
         categories = [{"id": number, "name": name, "supercategory": name} for number, name in self.categories]
-        return {"images": images, "annotations": annotations, "categories": categories}
+        return {"images": _rows(images), "annotations": _rows(annotations), "categories": categories}
+
+
+def _where(known: np.ndarray, values: np.ndarray) -> list:
+    """The values, None where they are not known."""
+    return [value if there else None for value, there in zip(values.tolist(), known.tolist(), strict=True)]
+
+
+def _rows(columns: Mapping[str, Iterable]) -> list[dict[str, Any]]:
+    """A dictionary a row, without what is None."""
+    rows = (zip(columns, row, strict=True) for row in zip(*columns.values(), strict=True))
+    return [{name: value for name, value in row if value is not None} for row in rows]
 
 
 def load_annotations(dataset: str, split: str, data_dir: str | pathlib.Path) -> Annotations:
