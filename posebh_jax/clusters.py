@@ -112,7 +112,7 @@ def nearest_prototypes(distances: np.ndarray, per_cluster: int) -> np.ndarray:
     return np.argsort(distances, axis=0, kind="stable")[:per_cluster].T
 
 
-def numbers_to_try(keypoints: int, options: Sequence[int], fixed: int | None = None) -> list[int]:
+def numbers_to_try(keypoints: int, options: Sequence[int], fixed: int | None) -> list[int]:
     """The numbers of clusters among which the best is kept: `fixed`, or the options below the keypoints T of a mixture.
 
     Where none is below, as in a mixture of two skeletons, the same shares of T as these are of the paper's 214.

@@ -84,7 +84,7 @@ def drop_path_scales(sample_keys: jax.Array, rates: np.ndarray) -> jax.Array:
     return jnp.moveaxis(jnp.where(uniform < keep, 1.0 / keep, 0.0), 0, -1)
 
 
-def _layer_norm(name: str | None = None) -> nn.LayerNorm:
+def _layer_norm(name: str) -> nn.LayerNorm:
     return nn.LayerNorm(epsilon=LAYER_NORM_EPSILON, dtype=jnp.float32, name=name)
 
 

@@ -97,14 +97,13 @@ def draw_box(
     box: Sequence[float],
     *,
     colour: Colour = (255, 220, 0),
-    thickness: int = 1,
     label: str = "",
 ) -> np.ndarray:
     """A box (x, y, w, h) with an optional label at its upper left corner."""
     image = np.array(image, order="C")
     x, y, w, h = (float(v) for v in box)
     corners = _fixed_point((x, y)), _fixed_point((x + w, y + h))
-    cv2.rectangle(image, *corners, colour, thickness, cv2.LINE_AA, _SHIFT)
+    cv2.rectangle(image, *corners, colour, 1, cv2.LINE_AA, _SHIFT)
     if label:
         at = (round(max(x, 0)) + 2, round(max(y, 0)) + 11)
         cv2.putText(image, label, at, _FONT, 0.4, (0, 0, 0), 2, cv2.LINE_AA)

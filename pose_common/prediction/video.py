@@ -21,10 +21,10 @@ TICK = fractions.Fraction(1, 60_000)
 
 
 @contextlib.contextmanager
-def video_writer(path: pathlib.Path, rate: int = RATE) -> Iterator[Callable[[np.ndarray, float | None], None]]:
+def video_writer(path: pathlib.Path) -> Iterator[Callable[[np.ndarray, float | None], None]]:
     """A function (RGB picture, its time in seconds or None) that appends a frame to an MP4 file.
 
-    All frames have the first one's size, cut to even sides; without times they follow each other at `rate`. One that is
+    All frames have the first one's size, cut to even sides; without times they follow each other at `RATE`. One that is
     not later than the frame before it comes a `TICK` after that. After an error the file has the frames before it; but
     there is none, and none that takes room, where it is the file that cannot be written.
 
@@ -40,7 +40,7 @@ def video_writer(path: pathlib.Path, rate: int = RATE) -> Iterator[Callable[[np.
     try:
         with av.open(os.path.abspath(partial), "w") as container:  # FFmpeg takes what precedes a colon for a protocol
             codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
-            stream = container.add_stream(codec, rate=rate)
+            stream = container.add_stream(codec, rate=RATE)
             stream.time_base = stream.codec_context.time_base = TICK
             size: tuple[int, int] | None = None
             untimed = 0
@@ -61,7 +61,7 @@ def video_writer(path: pathlib.Path, rate: int = RATE) -> Iterator[Callable[[np.
                         f"a frame of {width}x{height} in a video of {size[0]}x{size[1]}; all have one size"
                     )
                 frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image[:height, :width]), format="rgb24")
-                ticks = round((untimed / rate if time is None else time) / TICK)
+                ticks = round((untimed / RATE if time is None else time) / TICK)
                 untimed += time is None
                 last = ticks if last is None else max(ticks, last + 1)
                 frame.pts, frame.time_base = last, TICK

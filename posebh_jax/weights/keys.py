@@ -62,7 +62,7 @@ def head_rules(prefix: str, target: str) -> list[Rule]:
     return _upsampling(prefix, target) + affine_rules(f"{prefix}final_layer", f"params/{target}/final", CONV)
 
 
-def embedding_rules(prefix: str = "", target: str = "embedding") -> list[Rule]:
+def embedding_rules(prefix: str, target: str = "embedding") -> list[Rule]:
     """The embedding head with any neck: a model has the targets of one of them, and the rules of the others rest."""
     return [
         *_upsampling(prefix, target),

@@ -70,7 +70,7 @@ def at_input_size(conversion: Conversion, input_size: tuple[int, int]) -> Conver
 
 
 def expand_experts(
-    weights: Mapping[str, Any], manifest: Mapping[str, Any], num_experts: int, part: int | None = None
+    weights: Mapping[str, Any], manifest: Mapping[str, Any], num_experts: int, part: int | None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """(weights, manifest) with experts made from a plain backbone: each starts as the last features of fc2.
 
