@@ -76,7 +76,7 @@ def warp_matrix(centre, scale, rotation: float, size: tuple[int, int], udp: bool
 
 
 def mirrored(matrix: np.ndarray, width: int) -> np.ndarray:
-    """`matrix` applied after the mirror x -> width-1-x, so that pixels are mirrored while they are warped."""
+    """`matrix` [2, 3] after the mirror x -> width-1-x, so that pixels are mirrored while they are warped."""
     flipped = matrix.copy()
     flipped[:, 0] *= -1
     flipped[:, 2] += matrix[:, 0] * (width - 1)
@@ -84,7 +84,7 @@ def mirrored(matrix: np.ndarray, width: int) -> np.ndarray:
 
 
 def from_reduced(matrix: np.ndarray, reduction: int) -> np.ndarray:
-    """`matrix` for a picture whose pixels are means of blocks of side `reduction`: their centres lie amid them."""
+    """`matrix` [2, 3] for a picture whose pixels are means of blocks of side `reduction`, centred amid them."""
     linear = matrix[:, :2]
     offset = matrix[:, 2:] + linear.sum(axis=1, keepdims=True) * ((reduction - 1) / 2)
     return np.concatenate([linear * reduction, offset], axis=1)

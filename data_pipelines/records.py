@@ -324,6 +324,7 @@ class AnnotationTableWriter:
         self._num_images += len(examples)
 
     def save(self, path: pathlib.Path, categories: Iterable[tuple[int, str]], metadata: Mapping[str, str]) -> None:
+        """Writes the table as `load_annotations` reads it."""
         columns = self._columns()
         for name in ("file_name", "mask"):
             columns[f"{name}_text"], columns[f"{name}_end"] = _pack_strings(columns.pop(name))

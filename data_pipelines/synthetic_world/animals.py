@@ -115,6 +115,7 @@ class Looks:
 
 
 def sample_looks(rng: np.random.Generator, species: Species) -> Looks:
+    """One animal's build and colours, as its species has them."""
     value, saturation = rng.uniform(0.45, 0.9), rng.uniform(0.35, 0.75)
     coat = hsv(rng.uniform(*species.hue), saturation * (0.35 if species.name == "cow" else 1), value)
     count = int(rng.integers(0, 2 * species.spots + 1))

@@ -95,6 +95,7 @@ def rotation(yaw: float, pitch: float, roll: float) -> np.ndarray:
 
 
 def unit(v: np.ndarray) -> np.ndarray:
+    """The vector (3,) of length 1 in v's direction."""
     return v / np.sqrt(v @ v)
 
 

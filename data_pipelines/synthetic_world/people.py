@@ -106,6 +106,7 @@ def sample_pose(rng: np.random.Generator) -> Pose:
 
 
 def sample_looks(rng: np.random.Generator) -> Looks:
+    """One person's build and colours."""
     shirt, trousers = rng.random(2)
     skin = hsv(rng.uniform(0.04, 0.09), rng.uniform(0.3, 0.6), rng.uniform(0.6, 0.98))
     sleeve = hsv(shirt, rng.uniform(0.5, 0.95), rng.uniform(0.55, 0.9))

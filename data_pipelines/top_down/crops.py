@@ -234,7 +234,7 @@ class Train:
 
 
 def pad_keypoints(array: np.ndarray, count: int) -> np.ndarray:
-    """Zeros after the last keypoint, up to `count`."""
+    """[K, ...] -> [count, ...], with zeros after the last keypoint."""
     padded = np.zeros((count, *array.shape[1:]), array.dtype)
     padded[: len(array)] = array
     return padded

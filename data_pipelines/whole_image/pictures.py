@@ -122,7 +122,7 @@ def check_masks(annotations: Annotations) -> None:
 
 
 def training_images(annotations: Annotations, rules: Rules, cap: int) -> np.ndarray:
-    """Rows of the images to train on. Logs how many people will not fit the batches' instance axis.
+    """Rows of the images to train on, int [n]. Logs how many people will not fit the batches' instance axis.
 
     Raises:
       ValueError: there is nobody to learn from.

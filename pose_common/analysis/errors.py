@@ -92,7 +92,7 @@ def keypoint_errors(truth: GroundTruth, poses: Poses, pairs: Pairs, scale: Scale
     """Kinds of error: a prediction belongs to the place that it is most similar to, if it is near any.
 
     Places are the keypoint's own, that of its mirror partner on the same person, and both of everybody else in the
-    picture.
+    picture. `flip_index` [K] is the skeleton's.
     """
     found = poses.keypoints[pairs.pose, :, :2].astype(np.float64)
     partner = np.where(flip_index == np.arange(len(flip_index)), -1, flip_index)

@@ -57,13 +57,13 @@ def _fetch(outputs, kept, valid) -> dict[str, np.ndarray]:
 
 
 def local_rows(array: jax.Array) -> np.ndarray:
-    """This process's rows of a global array that is split along its first axis."""
+    """This process's rows of a global array [B, ...] that is split along its first axis."""
     shards = {shard.index[0].start or 0: shard for shard in array.addressable_shards}
     return np.concatenate([np.asarray(shards[start].data) for start in sorted(shards)])
 
 
 def gather(column: np.ndarray) -> np.ndarray:
-    """Rows of all processes, in process order. Processes may hold different numbers of rows."""
+    """Rows [n, ...] of this process -> those of all, in process order. Processes may hold different numbers of rows."""
     if jax.process_count() == 1:
         return column
     counts = multihost_utils.process_allgather(np.asarray(len(column)))

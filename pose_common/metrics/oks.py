@@ -195,7 +195,7 @@ def average_precision(matches: Matches, images: np.ndarray | None = None) -> tup
 
 
 def category_index(truth: GroundTruth, category: np.ndarray) -> np.ndarray:
-    """Index of each category id in the ground truth's list; a ValueError names one that is not there."""
+    """Index of each category id [n] in the ground truth's list; a ValueError names one that is not there."""
     return _index(truth.category_id, category, "category")
 
 
