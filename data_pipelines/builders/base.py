@@ -257,7 +257,7 @@ class PoseBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
                 for example in chunk:
                     shards.write(example)
                 table.add(chunk)
-                summaries.count(counts, chunk)
+                counts.update(summaries.count(chunk))
         finally:
             shards.close()
         if not counts["images"]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import json
 import os
@@ -22,17 +21,19 @@ def read_summary(directory: pathlib.Path) -> dict[str, Any]:
     return json.loads((directory / records.SUMMARY_FILE).read_text())
 
 
-def count(counts: collections.Counter, examples: list[dict[str, Any]]) -> None:
-    """Adds examples to the counts of images and instances."""
+def count(examples: list[dict[str, Any]]) -> dict[str, int]:
+    """How many images and instances some examples are, and of what kinds."""
     found = [instance for example in examples for instance in example["instances"]]
-    counts["images"] += len(examples)
-    counts["images_without_instances"] += sum(not example["instances"] for example in examples)
-    counts["instances"] += len(found)
-    counts["crowds"] += sum(instance["crowd"] for instance in found)
-    counts["without_keypoints"] += sum(
-        not instance["crowd"] and (instance["num_keypoints"] == 0 or not (instance["keypoints"][:, 2] > 0).any())
-        for instance in found
-    )
+    return {
+        "images": len(examples),
+        "images_without_instances": sum(not example["instances"] for example in examples),
+        "instances": len(found),
+        "crowds": sum(instance["crowd"] for instance in found),
+        "without_keypoints": sum(
+            not instance["crowd"] and (instance["num_keypoints"] == 0 or not (instance["keypoints"][:, 2] > 0).any())
+            for instance in found
+        ),
+    }
 
 
 def usable(columns: records.Annotations, report: Report, unlabelled_belong: bool, allow_none: bool) -> dict[str, Any]:
