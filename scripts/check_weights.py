@@ -28,6 +28,7 @@ from pose_common.weights.keys import COUNTER, Conversion
 from posebh_jax.vit import ViTSize, size_name
 from posebh_jax.weights.manifest import Options
 
+# Relative: an installed command, whose package is `posebh_jax.scripts`.
 from .convert_weights import PREDICTED_FROM, custom_heads, foreign_weights, own_weights, without_heads
 
 MOST = 12
