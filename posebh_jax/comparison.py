@@ -16,11 +16,12 @@ D embedding, n datasets, G slots (see `prototypes.py`).
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from posebh_jax.keypoint_index import KeypointIndex
 
@@ -63,7 +64,12 @@ def best_similarities(embedding: jax.Array, prototypes: jax.Array) -> jax.Array:
     return functools.reduce(jnp.maximum, map(jnp.abs, cosines))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def compare_each(embedding: jax.Array, banks: Sequence[tuple[jax.Array, KeypointIndex]]) -> list[Comparison]:
+    """`compare` with each bank, in one pass over the pixels; keypoints have as many prototypes in all of them."""
+    prototypes, indices = zip(*banks, strict=True)
+    return _compare(embedding, prototypes, indices)
+
+
 def compare(embedding: jax.Array, prototypes: jax.Array, keypoint_index: KeypointIndex) -> Comparison:
     """Compares every pixel with all prototypes, which are constants for the gradient.
 
@@ -72,32 +78,42 @@ def compare(embedding: jax.Array, prototypes: jax.Array, keypoint_index: Keypoin
       prototypes: [T, M, D], of any length.
       keypoint_index: which keypoints are whose.
     """
-    return _compare(embedding, prototypes, keypoint_index)[0]
+    return compare_each(embedding, [(prototypes, keypoint_index)])[0]
 
 
-def _compare(embedding, prototypes, keypoint_index):
-    bank, whose = _bank(prototypes), keypoint_index.one_hot
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _compare(embedding, prototypes, indices):
+    return _compare_forward(embedding, prototypes, indices)[0]
+
+
+def _compare_forward(embedding, prototypes, indices):
+    bank, whose = _bank(jnp.concatenate(prototypes)), _joint(indices).one_hot
+    keypoints = np.cumsum([index.total for index in indices])[:-1]
+    datasets = np.cumsum([index.num_datasets for index in indices])[:-1]
 
     def band(embedding):
         best, mass = 0.0, 0.0
         for cosine in _cosines(unit_length(embedding), bank):
             best, mass = jnp.maximum(best, jnp.abs(cosine)), mass + jnp.exp(jnp.abs(cosine))
-        return Comparison(best, jnp.log(_chosen("bhwt,tn->bhwn", mass, whose)))
+        partition = jnp.log(_chosen("bhwt,tn->bhwn", mass, whose))
+        # Apart from here on, because a term lays its bank's maps out as it needs them.
+        return list(map(Comparison, jnp.split(best, keypoints, axis=-1), jnp.split(partition, datasets, axis=-1)))
 
     found = _in_bands(band, embedding.astype(jnp.float32))
-    return found, (embedding, prototypes, found.partition)
+    return found, (embedding, prototypes, [one.partition for one in found])
 
 
-def _compare_gradient(keypoint_index, kept, cotangent):
-    embedding, prototypes, partition = kept
-    bank, whose = _bank(prototypes), keypoint_index.one_hot
+def _compare_gradient(indices, kept, cotangents):
+    embedding, prototypes, partitions = kept
+    bank, whose = _bank(jnp.concatenate(prototypes)), _joint(indices).one_hot
 
     def band(embedding, to_best, to_mass):
         cosines = _cosines(unit_length(embedding), bank)
         best = functools.reduce(jnp.maximum, map(jnp.abs, cosines))
-        to_mass = jnp.einsum("bhwn,tn->bhwt", to_mass, whose)
+        to_mass = jnp.einsum("bhwn,tn->bhwt", jnp.concatenate(to_mass, axis=-1), whose)
         # Prototypes that tie share a gradient, as everywhere in JAX.
-        to_best = to_best / sum((jnp.abs(cosine) == best).astype(jnp.float32) for cosine in cosines)
+        ties = sum((jnp.abs(cosine) == best).astype(jnp.float32) for cosine in cosines)
+        to_best = jnp.concatenate(to_best, axis=-1) / ties
         to_unit = 0.0
         for cosine, own in zip(cosines, bank, strict=True):
             similarity = jnp.abs(cosine)
@@ -105,12 +121,17 @@ def _compare_gradient(keypoint_index, kept, cotangent):
             to_unit += jnp.einsum("bhwt,td->bhwd", jnp.sign(cosine) * back, own)
         return _through_unit_length(embedding, to_unit)
 
-    to_mass = cotangent.partition * jnp.exp(-partition)
-    gradient = _in_bands(band, embedding.astype(jnp.float32), cotangent.best, to_mass)
-    return gradient.astype(embedding.dtype), jnp.zeros_like(prototypes)
+    to_best = [one.best for one in cotangents]
+    to_mass = [one.partition * jnp.exp(-log) for one, log in zip(cotangents, partitions, strict=True)]
+    gradient = _in_bands(band, embedding.astype(jnp.float32), to_best, to_mass)
+    return gradient.astype(embedding.dtype), jax.tree.map(jnp.zeros_like, prototypes)
 
 
-compare.defvjp(_compare, _compare_gradient)
+_compare.defvjp(_compare_forward, _compare_gradient)
+
+
+def _joint(indices: Sequence[KeypointIndex]) -> KeypointIndex:
+    return KeypointIndex(tuple(count for index in indices for count in index.counts))
 
 
 @jax.custom_vjp
@@ -227,13 +248,13 @@ def _through_unit_length(x: jax.Array, to_unit: jax.Array) -> jax.Array:
     return (to_unit - unit * along) / length
 
 
-def _in_bands(function: Callable, *maps: jax.Array):
+def _in_bands(function: Callable, *maps: Any):
     """Applies `function` to bands of rows of maps [B, h, w, ...], one after the other, into whole maps."""
-    height = maps[0].shape[1]
+    height = jax.tree.leaves(maps)[0].shape[1]
     rows = height // max(count for count in range(1, BANDS + 1) if height % count == 0)
 
     def cut(start):
-        return [jax.lax.dynamic_slice_in_dim(x, start, rows, axis=1) for x in maps]
+        return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, rows, axis=1), maps)
 
     def one(index, whole):
         start = index * rows

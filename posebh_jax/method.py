@@ -22,7 +22,7 @@ from pose_common.training.state import METHOD_STATE, STATE_TRAINED, TrainState
 from pose_common.training.step import ABSENT, LossOutput
 from posebh_jax import prototypes
 from posebh_jax.clusters import ClusterBank, ClusterConfig, choose_clusters
-from posebh_jax.comparison import compare
+from posebh_jax.comparison import compare_each
 from posebh_jax.keypoint_index import KeypointIndex
 from posebh_jax.losses.cluster import cluster_terms
 from posebh_jax.losses.cross_type import cross_type_terms
@@ -195,15 +195,20 @@ class PoseBHMethod:
             metrics |= self._head_metrics(per_dataset, maps, *labels, axis_name)
         if asked - {"heatmap"}:
             embedding, stats["embedding"] = run("embedding", "embed", features)
-            compared = compare(embedding, bank[BANK], self.keypoint_index)
+            banks = [(bank[BANK], self.keypoint_index)]
+            if "cluster" in asked:
+                clusters = ClusterBank(**bank[CLUSTERS])
+                banks.append((clusters.prototypes, clusters.keypoint_index))
+            compared, *with_clusters = compare_each(embedding, banks)
         if asked & set(PROTOTYPE_TERMS):
             found, seen, labelled = prototype_terms(embedding, compared, *labels, inputs.dataset, bank[BANK], **shared)
             values |= {name: found[name] for name in PROTOTYPE_TERMS if name in asked}
             metrics |= _named("prototype", seen, ("cross_entropy", "distance", "correct"))
             observed = (labelled, inputs.noise) if stage.updates_state else None
         if "cluster" in asked:
-            clusters = ClusterBank(**bank[CLUSTERS])
-            found, seen = cluster_terms(embedding, *labels, clusters, config=self.losses, axis_name=axis_name)
+            found, seen = cluster_terms(
+                embedding, *labels, clusters, config=self.losses, axis_name=axis_name, compared=with_clusters[0]
+            )
             values |= found
             metrics |= _named("cluster", seen, ("cross_entropy", "distance"))
         if "cross_type" in asked:

@@ -18,7 +18,7 @@ from pose_common.evaluation import result_table as tables
 from pose_common.heatmaps import encode
 from pose_common.training import configuration
 from posebh_jax.clusters import ClusterBank
-from posebh_jax.comparison import compare
+from posebh_jax.comparison import compare_each
 from posebh_jax.keypoint_index import KeypointIndex
 from posebh_jax.losses.cluster import cluster_terms
 from posebh_jax.losses.cross_type import cross_type_terms
@@ -66,7 +66,7 @@ def terms_by_name(keypoint_index: KeypointIndex, config: PrototypeConfig, cluste
     def prototype(embedding, maps, x, compared, noise=None):
         own = x["targets"], x["weights"], x["dataset"]
         losses, aux, observed = prototype_terms(
-            embedding, compared, *own, x["prototypes"], keypoint_index=keypoint_index, config=config
+            embedding, compared["prototypes"], *own, x["prototypes"], keypoint_index=keypoint_index, config=config
         )
         if noise is not None:
             aux["prototypes"], _ = update_prototypes(x["prototypes"], observed, noise, momentum=config.momentum)
@@ -77,16 +77,23 @@ def terms_by_name(keypoint_index: KeypointIndex, config: PrototypeConfig, cluste
 
     def cluster(embedding, maps, x, compared):
         labels = x["targets"], x["weights"]
-        bank = ClusterBank(x["prototypes"][:clusters], jnp.arange(clusters))
-        return cluster_terms(embedding, *labels, bank, config=config)
+        return cluster_terms(embedding, *labels, bank_of(x), config=config, compared=compared["clusters"])
 
     def cross_type(embedding, maps, x, compared):
-        whose = {"keypoint_index": keypoint_index, "config": config}
+        compared, whose = compared["prototypes"], {"keypoint_index": keypoint_index, "config": config}
         return cross_type_terms(embedding, maps, compared, x["dataset"], x["prototypes"], **whose)
+
+    def bank_of(x):
+        return ClusterBank(x["prototypes"][:clusters], jnp.arange(clusters))
 
     def made_of(*parts):
         def terms(embedding, maps, x):
-            compared = compare(embedding, x["prototypes"], keypoint_index) if set(parts) - {heads, cluster} else None
+            banks = {}
+            if set(parts) - {heads, cluster}:
+                banks["prototypes"] = x["prototypes"], keypoint_index
+            if cluster in parts:
+                banks["clusters"] = bank_of(x).prototypes, bank_of(x).keypoint_index
+            compared = dict(zip(banks, compare_each(embedding, list(banks.values())), strict=True)) if banks else {}
             losses, aux = {}, []
             for part in parts:
                 found, extra = part(embedding, maps, x, compared)

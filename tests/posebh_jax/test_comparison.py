@@ -69,6 +69,16 @@ def same_with_gradient(ours, plain, embedding):
     close(gradient, plain_gradient.at[0, 0, 0].set(0), rel=1e-5)
 
 
+def test_several_banks_at_once_are_as_each_alone():
+    embedding, prototypes, _ = example(7)
+    other = jax.random.normal(jax.random.key(1), (4, PER_KEYPOINT, DIM)), KeypointIndex((4,))
+    same_with_gradient(
+        lambda x: comparison.compare_each(x, [(prototypes, INDEX), other]),
+        lambda x: [plainly(x, prototypes, INDEX), plainly(x, *other)],
+        embedding,
+    )
+
+
 @pytest.mark.parametrize("height", [16, 7, 1])  # bands of two rows, of one, and a single one
 def test_comparison_and_its_gradient(height):
     embedding, prototypes, _ = example(height)
