@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pose_common.training.flops import inner_programs
 from posebh_jax import comparison
 from posebh_jax.keypoint_index import KeypointIndex
 from posebh_jax.prototypes import Labels, Observed, assign, update_prototypes
 from tests.posebh_jax.method_cases import close
+from tests.programs import products
 from tests.settings import PROTOTYPES
 
 INDEX = KeypointIndex((3, 1, 5))
@@ -122,15 +122,6 @@ def test_a_tpus_cosines_are_of_full_precision():
     np.testing.assert_array_equal(sum(np.float64(part) for part in parts), unit)
 
 
-def products(program):
-    """(shapes of the operands, their precisions) of every product of a traced program, wherever it is."""
-    for equation in getattr(program, "jaxpr", program).eqns:
-        if equation.primitive.name == "dot_general":
-            yield tuple(operand.aval.shape for operand in equation.invars), equation.params["precision"]
-        for inner in inner_programs(equation.params):
-            yield from products(inner)
-
-
 def test_only_what_chooses_has_less_than_full_precision():
     """A TPU rounds an operand of less to bfloat16. CPUs take no notice, so that numbers cannot show it here."""
     embedding, prototypes, keypoint = example(height=16)
@@ -158,11 +149,11 @@ def test_only_what_chooses_has_less_than_full_precision():
             found = list(products(jax.make_jaxpr(program)(embedding)))
         ours = [product for product in found if product[1] != (jax.lax.Precision.HIGH,) * 2]
         assert len(found) - len(ours) == of_gradients
-        for shapes, precisions in ours:
-            for shape, precision in zip(shapes, precisions, strict=True):
+        for operands, precisions in ours:
+            for operand, precision in zip(operands, precisions, strict=True):
                 if precision != comparison.PRECISE:
                     rounded += 1
-                    assert shape in choices or precisions == (comparison.CHOICE,) * 2, (shapes, precisions)
+                    assert operand.shape in choices or precisions == (comparison.CHOICE,) * 2, (operands, precisions)
     assert rounded > 8
 
 

@@ -383,11 +383,13 @@ def test_what_workers_have_read_to_the_end_leaves_no_shared_memory():
     """Python would warn of it when the program ends."""
     code = """
         import gc
+        import time
         import numpy
         from data_pipelines.reading import Reading
         gc.disable()  # else chance would have it
         read = Reading(num_threads=1, num_workers=1).each([{"image": numpy.zeros((600, 600))}] * 2)
         print(sum(batch["image"].shape[0] for batch in read))
+        time.sleep(2)  # memory that nothing holds any more is given back by a thread of Grain's
     """
     command = [sys.executable, "-c", textwrap.dedent(code)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
