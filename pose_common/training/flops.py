@@ -42,9 +42,10 @@ def step_flops(step: Callable, *arguments: Any) -> float | None:
     """Floating-point operations of `step(*arguments)` on all devices together; None of a step by `pmap`.
 
     Products and convolutions count, two operations a multiplication, and nothing else. A scan counts as often as it
-    runs, which the compiler's own cost analysis does not see; of a branch the larger side counts, of a platform's own way
-    what it stands for, a loop of unknown length once. What is computed again in the backward pass (`config.remat`) counts again; zeros that a kernel is
-    filled up with (`config.fold_channels`) do not count. A traced `jit` is not traced a second time when it is called.
+    runs, which the compiler's own cost analysis does not see; of a branch the larger side counts, of a platform's own
+    way what it stands for, a loop of unknown length once. What is computed again in the backward pass (`config.remat`)
+    counts again; zeros that a kernel is filled up with (`config.fold_channels`) do not count. A traced `jit` is not
+    traced a second time when it is called.
     """
     trace = getattr(step, "trace", None)
     return None if trace is None else jaxpr_flops(trace(*arguments).jaxpr)
