@@ -77,7 +77,7 @@ def _equation(equation: Any, filled: float) -> float:
         zeros = math.prod(parameters["lhs_dilation"])
         return 2.0 * filled * equation.outvars[0].aval.size * kernel.size / outputs / zeros
     inner = [jaxpr_flops(program, filled) for program in inner_programs(parameters)]
-    if platforms := parameters.get("branches_platforms"):
+    if None in (platforms := parameters.get("branches_platforms") or ()):
         return inner[platforms.index(None)]
     if name == "cond":
         return max(inner)
