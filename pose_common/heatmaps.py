@@ -72,13 +72,14 @@ def encode(
     udp = jnp.asarray(udp)
     centre = jnp.where(udp[:, None, None] if udp.ndim else udp, mean, cell)
 
-    def along(axis: int) -> jax.Array:
+    def along(axis: int, drawn: jax.Array | bool) -> jax.Array:
         grid = jnp.arange(heatmap_size[axis], dtype=jnp.float32)[None, :, None]
         near = jnp.abs(grid - cell[:, None, :, axis]) <= reach
-        return jnp.where(near, jnp.exp(-jnp.square(grid - centre[:, None, :, axis]) / (2 * sigma**2)), 0.0)
+        distance = jnp.square(grid - centre[:, None, :, axis])
+        # The exponential comes last: a CPU then computes these few values once, not again for every cell of the map.
+        return jnp.exp(jnp.where(near & drawn, -distance / (2 * sigma**2), -jnp.inf))
 
-    rows = along(1) * (weight > 0.5)[:, None, :]
-    target = rows[:, :, None, :] * along(0)[:, None, :, :]
+    target = along(1, (weight > 0.5)[:, None, :])[:, :, None, :] * along(0, True)[:, None, :, :]
     return target.astype(jnp.float32), weight.astype(jnp.float32)
 
 
