@@ -23,6 +23,10 @@ LARGE = 2**19
 """Values of an output's gradient beyond which it fits into no processor's cache beside the input."""
 SEEN = 0.7
 """Share of a dilated kernel's products that meet no padding, up to which a CPU is faster at these alone."""
+WIDE = 3
+"""Channels of the result by those of the input, beyond which a CPU moves more than it multiplies there."""
+FEW = 4
+"""Channels of the input by those of the result, from which a kernel's gradient is faster cell by cell."""
 FILLED = "filled_{}_of_{}"
 """Name of the scope of a convolution in whose kernel so many values of so many are no zeros."""
 Pair = tuple[int, int]
@@ -84,7 +88,8 @@ def convolve(
     if strides != (1, 1) or dilation == (1, 1):
         return plain(x, kernel)
     axes = [_spans(*axis) for axis in zip(x.shape[1:3], kernel.shape, padding, dilation, strict=False)]
-    if math.prod(_share(spans) for spans in axes) > SEEN:
+    # Each cell of the kernel adds to a whole result, which costs the more the wider that is.
+    if math.prod(_share(spans) for spans in axes) > SEEN * min(1, WIDE * kernel.shape[2] / kernel.shape[3]):
         return plain(x, kernel)
     by_cells = functools.partial(_without_padding, axes=axes, precision=precision)
     return jax.lax.platform_dependent(x, kernel, cpu=by_cells, default=plain)
@@ -201,11 +206,11 @@ def _to_kernel(x, shape, gradient, strides, padding, dilation, precision):
 
     That of a kernel of one cell is a product of matrices, which takes a third of the time. That of large maps is one
     for each cell of the kernel: as a convolution, whose kernel the cache does not hold, it takes up to four times as
-    long.
+    long. So is that of a kernel with few outputs, up to six times.
     """
     if _is_product(shape, strides, padding):
         return jnp.einsum("bhwc,bhwd->cd", x, gradient, precision=precision)[None, None]
-    if strides == (1, 1) and gradient.size > LARGE:
+    if strides == (1, 1) and (gradient.size > LARGE or shape[2] >= FEW * shape[3]):
         return kernel_gradient_by_taps(x, shape[:2], gradient, padding, dilation, precision).astype(x.dtype)
     pads = []
     for axis in (0, 1):
