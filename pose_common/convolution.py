@@ -209,7 +209,9 @@ def _to_kernel(x, shape, gradient, strides, padding, dilation, precision):
     long. So is that of a kernel with few outputs, up to six times.
     """
     if _is_product(shape, strides, padding):
-        return jnp.einsum("bhwc,bhwd->cd", x, gradient, precision=precision)[None, None]
+        # Of one axis of rows, as in `pose_common.layers.product`.
+        rows, slopes = (each.reshape(-1, each.shape[-1]) for each in (x, gradient))
+        return jnp.einsum("nc,nd->cd", rows, slopes, precision=precision)[None, None]
     if strides == (1, 1) and (gradient.size > LARGE or shape[2] >= FEW * shape[3]):
         return kernel_gradient_by_taps(x, shape[:2], gradient, padding, dilation, precision).astype(x.dtype)
     pads = []

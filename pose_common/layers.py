@@ -28,6 +28,30 @@ def normal(deviation: float) -> nn.initializers.Initializer:
     return values
 
 
+def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """x [..., C] @ kernel [C, D], with all rows of x as one axis.
+
+    Where they have several, XLA's CPU compiler lays out anew what the kernel's gradient is made of, which takes as long
+    as that product.
+    """
+    return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], kernel.shape[-1])
+
+
+class Dense(nn.Module):
+    """A linear layer in `dtype`; its parameters are those of `nn.Dense`, its product is `product`."""
+
+    features: int
+    dtype: Any
+    kernel_init: nn.initializers.Initializer
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., C] -> [..., features]."""
+        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        return product(x.astype(self.dtype), kernel.astype(self.dtype)) + bias.astype(self.dtype)
+
+
 class BatchNorm(nn.Module):
     """Batch normalisation with the reference's statistics, and what follows it: a sum and a ReLU, in one pass.
 

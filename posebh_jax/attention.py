@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from pose_common.layers import Dense, product
 from posebh_jax import tpu_kernels
 
 KEPT = "kept for the backward pass"
@@ -33,13 +34,12 @@ class Attention(nn.Module):
         dim = x.shape[-1]
         x = x.astype(self.dtype)
         kernel, bias = _Weights(dim, 3 * dim, self.dtype, self.kernel_init, name="qkv")()
-        out = attend(x @ kernel, bias, self.num_heads, self.tpu_kernels)
-        kernel, bias = _Weights(dim, dim, self.dtype, self.kernel_init, name="proj")()
-        return out @ kernel + bias
+        out = attend(product(x, kernel), bias, self.num_heads, self.tpu_kernels)
+        return Dense(dim, self.dtype, self.kernel_init, name="proj")(out)
 
 
 class _Weights(nn.Module):
-    """Kernel [C, features] and bias [features] of a dense layer, in `dtype`, for whoever multiplies them himself."""
+    """Kernel [C, features] and bias [features] of a linear layer, in `dtype`, for whoever multiplies them himself."""
 
     dim: int
     features: int

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
-from pose_common.layers import normal
+from pose_common.layers import Dense, normal
 from posebh_jax import tpu_kernels
 from posebh_jax.attention import KEPT, Attention
 
@@ -86,10 +86,6 @@ def drop_path_scales(sample_keys: jax.Array, rates: np.ndarray) -> jax.Array:
 
 def _layer_norm(name: str) -> nn.LayerNorm:
     return nn.LayerNorm(epsilon=LAYER_NORM_EPSILON, dtype=jnp.float32, name=name)
-
-
-def _dense(features: int, dtype: Any, name: str | None = None) -> nn.Dense:
-    return nn.Dense(features, dtype=dtype, kernel_init=_normal, name=name)
 
 
 def _torch_conv_bias(fan_in: int):
@@ -218,10 +214,10 @@ class Mlp(nn.Module):
     def __call__(self, x: jax.Array, dataset: jax.Array) -> jax.Array:
         """x [B, N, C], dataset int32 [B] -> [B, N, C]."""
         dim = x.shape[-1]
-        hidden = gelu(_dense(int(self.ratio * dim), self.dtype, name="fc1")(x))
+        hidden = gelu(Dense(int(self.ratio * dim), self.dtype, _normal, name="fc1")(x))
         if not self.num_experts:
-            return _dense(dim, self.dtype, name="fc2")(hidden)
-        shared = _dense(dim - self.part_features, self.dtype, name="fc2")(hidden)
+            return Dense(dim, self.dtype, _normal, name="fc2")(hidden)
+        shared = Dense(dim - self.part_features, self.dtype, _normal, name="fc2")(hidden)
         experts = Experts(self.num_experts, self.part_features, self.dtype, self.tpu_kernels, name="experts")
         own = experts(hidden, dataset)
         return jnp.concatenate([shared, own], axis=-1)
