@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -167,11 +168,21 @@ def id_key(value: Any) -> Any:
     return found if found is not None else repr(value)
 
 
+def is_name(value: Any) -> bool:
+    """Whether a picture's id is its name: a text that is no number, or has leading zeros, as 000012.jpg has."""
+    return isinstance(value, str) and (whole(value) is None or re.fullmatch(r"0\d+", value.strip()) is not None)
+
+
 def printable(text: str) -> str:
     """Text that can be encoded as UTF-8 and printed: bytes of a name that are no UTF-8 are written as \\x.. ."""
     return text.encode("utf-8", "surrogateescape" if _is_bytes(text) else "backslashreplace").decode(
         "utf-8", "backslashreplace"
     )
+
+
+def in_slashes(name: str) -> str:
+    """A path as paths are compared: with slashes, and with accents joined to their letters."""
+    return unicodedata.normalize("NFC", name.replace("\\", "/"))
 
 
 def is_numeric(value: Any) -> bool:

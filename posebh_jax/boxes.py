@@ -199,7 +199,7 @@ def _from_mapping(boxes: Mapping[Any, Any], count: int | None) -> Callable[[int,
             raise ValueError(f"boxes: the given mapping: {name!r} is no name or number of a picture")
     found = {name: checked(of_picture, f"{name}") for name, of_picture in named.items()}
     entries = [
-        {"image_id": name, "bbox": box, "score": score}
+        {"image" if isinstance(name, str) else "image_id": name, "bbox": box, "score": score}
         for name, of_picture in found.items()
         for box, score in zip(of_picture.boxes, of_picture.scores, strict=True)
     ]

@@ -6,13 +6,12 @@ import collections
 import logging
 import os
 import pathlib
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from data_pipelines.fields import Fault, are_boxes, flag, id_key, unchecked, whole
+from data_pipelines.fields import Fault, are_boxes, flag, id_key, in_slashes, integer, is_name, unchecked, whole
 from pose_common.prediction.pictures import Picture, PictureError
 
 Called = tuple[str, pathlib.Path | None]
@@ -67,8 +66,8 @@ class NamedBoxes:
         ids: Mapping[str, Any] | None = None,
     ):
         self._path = path
-        self._told_ids: dict[str | int, Any] = {_in_slashes(name): number for name, number in (ids or {}).items()}
-        self._sizes = {_in_slashes(name): size for name, size in (sizes or {}).items()}
+        self._told_ids: dict[str | int, Any] = {in_slashes(name): number for name, number in (ids or {}).items()}
+        self._sizes = {in_slashes(name): size for name, size in (sizes or {}).items()}
         self._by_picture: dict[str | int, dict[str | int, list]] = {}  # last part of a name -> as written -> boxes
         _check_category(entries, category, path)
         self._enter(entries, category, names or {})
@@ -81,7 +80,7 @@ class NamedBoxes:
         self._matched = self._told = False
 
     def __call__(self, number: int, picture: Picture) -> Found:
-        named = pathlib.PurePosixPath(_in_slashes(picture.name))
+        named = pathlib.PurePosixPath(in_slashes(picture.name))
         keys = self._keys(number, named.name, picture)
         found: dict[str | int, list] = next(
             (some for key in keys if (some := _of_picture(named, picture.path, self._by_picture.get(key, {})))), {}
@@ -117,7 +116,7 @@ class NamedBoxes:
 
     def _of(self, named: Any) -> list:
         """The boxes of a name, to which more may be added."""
-        written = _in_slashes(named) if isinstance(named, str) else int(named)
+        written = in_slashes(named) if isinstance(named, str) else int(named)
         last = pathlib.PurePosixPath(written).name if isinstance(written, str) else written
         return self._by_picture.setdefault(last, {}).setdefault(written, [])
 
@@ -125,13 +124,14 @@ class NamedBoxes:
         bad: list[str] = []
         for number, entry in enumerate(entries):
             try:
-                by_id = names.get(id_key(entry.get("image_id")), entry.get("image_id"))
-                named = entry.get("image") or entry.get("file_name") or by_id
+                named = entry.get("image") or entry.get("file_name") or _by_id(entry, names)
                 if named is None:
                     raise ValueError("it names no picture: give `image`, `file_name` or `image_id`")
                 of_name = self._of(named)  # also where none of its boxes is taken
                 box = (None,) * 4 if entry["bbox"] is None else unchecked(entry, "bbox", 4)
-                row = np.array([*box, entry.get("score", 1.0)], np.float64)  # NaN where it is null
+                scored = {"score": 1.0} | entry
+                score = (None,) if scored["score"] is None else unchecked(scored, "score", 1)
+                row = np.array([*box, *score], np.float64)  # NaN where it is null
                 crowd = flag(entry, "iscrowd")
             except (AttributeError, KeyError, TypeError, ValueError, Fault) as error:
                 raise ValueError(f"boxes: {self._path}: entry {number} is no detection: {error!r}") from error
@@ -161,6 +161,14 @@ class NamedBoxes:
                 f"and name none {picture.name}; give `image` or `file_name`, or an object with `images`"
             )
         return [name, stem]
+
+
+def _by_id(entry: Mapping[str, Any], names: Mapping[Any, str]) -> Any:
+    """The name that an entry's `image_id` has or is, its number, or None without. Raises Fault: neither."""
+    number = entry.get("image_id")
+    if number is None or is_name(number) or id_key(number) in names:
+        return names.get(id_key(number), number)
+    return integer(entry, "image_id")
 
 
 def checked(boxes: Any, where: str) -> Found:
@@ -215,13 +223,13 @@ def _of_picture(
 ) -> dict[str | int, list]:
     """Boxes {as written: rows} that may be a picture's: written as it or its file is named, whichever says more; or of
     more or fewer folders that are the same, and where several are, the same as its file's."""
-    for exact in sorted((str(name), _in_slashes(str(path or name))), key=len, reverse=True):
+    for exact in sorted((str(name), in_slashes(str(path or name))), key=len, reverse=True):
         if exact in found:
             return {exact: found[exact]}
     fitting = _of_folders(name, found)
     if path is None or len(fitting) < 2:
         return fitting
-    return _of_folders(pathlib.PurePosixPath(_in_slashes(os.path.abspath(path))), fitting) or fitting
+    return _of_folders(pathlib.PurePosixPath(in_slashes(os.path.abspath(path))), fitting) or fitting
 
 
 def _of_folders(name: pathlib.PurePosixPath, found: dict[str | int, list]) -> dict[str | int, list]:
@@ -232,8 +240,3 @@ def _of_folders(name: pathlib.PurePosixPath, found: dict[str | int, list]) -> di
         return all(one == other for one, other in zip(*folders, strict=False))
 
     return {written: rows for written, rows in found.items() if fits(written)}
-
-
-def _in_slashes(name: str) -> str:
-    """A path as this file compares them: with slashes, and with accents joined to their letters."""
-    return unicodedata.normalize("NFC", name.replace("\\", "/"))

@@ -276,31 +276,39 @@ def categories_of(annotations: Annotations) -> dict[int, str]:
 
 
 class _Pictures:
-    """Finds the picture of a detection by its id or its name: whole, without folders, and without suffix."""
+    """Finds the picture of a detection by its id or its name: whole, with fewer or more folders, without suffix."""
 
     def __init__(self, annotations: Annotations):
         self._by_id = {int(image_id): row for row, image_id in enumerate(annotations.image_id)}
-        rows: dict[str, set[int]] = {}
+        whole: dict[str, set[int]] = {}
+        parts: dict[str, set[int]] = {}
         for row, path in enumerate(map(str, annotations.file_name)):
-            for name in (path, pathlib.PurePosixPath(path).name, pathlib.PurePosixPath(path).stem):
-                rows.setdefault(name, set()).add(row)
-        self._by_name = {name: found.pop() for name, found in rows.items() if len(found) == 1}
+            first, *others = _ever_fewer_folders(path)
+            whole.setdefault(first, set()).add(row)
+            for name in (*others, *_ever_fewer_folders(os.path.splitext(path)[0])):
+                parts.setdefault(name, set()).add(row)
+        by_name = [*parts.items(), *whole.items()]  # the whole name goes before others' parts
+        self._by_name = {name: rows.pop() for name, rows in by_name if len(rows) == 1}
 
     def find(self, entry: Mapping[str, Any]) -> tuple[int | str, int | None]:
         """(what an entry calls its picture, the picture's row; None if there is none). Raises Fault."""
         number = entry.get("image_id")
-        is_number = fields.whole(number) is not None
-        given = entry.get("file_name"), entry.get("image"), None if is_number else number
+        given = entry.get("file_name"), entry.get("image"), number if fields.is_name(number) else None
         names = [name for name in given if isinstance(name, str)]
         for name in names:
-            last = pathlib.PurePosixPath(name.replace("\\", "/")).name
-            row = self._by_name.get(name, self._by_name.get(last))
-            if row is not None:
-                return name, row
-        if names and not is_number:
+            for part in _ever_fewer_folders(name):
+                if part in self._by_name:
+                    return name, self._by_name[part]
+        if names and fields.whole(number) is None:
             return names[0], None
         image_id = fields.integer(entry, "image_id")
         return image_id, self._by_id.get(image_id)
+
+
+def _ever_fewer_folders(path: str) -> list[str]:
+    """a/b/c.jpg, b/c.jpg, c.jpg."""
+    parts = pathlib.PurePosixPath(fields.in_slashes(path)).parts
+    return ["/".join(parts[start:]) for start in range(len(parts))]
 
 
 def _detection(

@@ -321,6 +321,17 @@ def test_a_category_however_it_is_written(write):
         boxes_of(file, category=3)
 
 
+def test_an_id_however_it_is_written(write):
+    """As in every field of annotations; a text that has leading zeros is a name."""
+    bbox = [1, 2, 3, 4]
+    for numbers in ((7, 12), (7.0, 12.0), ("7", "12"), ("7.0", "12.0"), ("0007", "00012")):
+        file = write([{"image_id": number, "bbox": bbox} for number in numbers])
+        assert found(file, "0007.jpg", "00012.jpg") == [[bbox], [bbox]], numbers
+    file = write([{"image_id": number, "bbox": bbox} for number in ("0", "1", "1")])
+    assert found(file, "a.jpg", "b.jpg") == [[bbox], [bbox, bbox]], "places"
+    assert found({"7": [bbox], "0": []}, "7.jpg", "a.jpg") == [[bbox], []], "names of a mapping are no places"
+
+
 def test_a_box_that_is_not_taken_still_counts_its_picture(write, caplog):
     """Else places would not begin with 0, or a picture seem unknown to the file."""
     bbox = [1, 1, 10, 10]
@@ -354,6 +365,9 @@ def test_frames_that_are_lost_have_no_place(tmp_path):
         ([{"image_id": 1, "bbox": [1, 1, 5, 5]}, {"image_id": 1, "bbox": [1, 1, 5]}], "entry 1 is no detection"),
         ([{"image_id": 1, "bbox": "1234"}], "entry 0 is no detection: .*bbox has 1 numbers, 4 are needed"),
         ([{"bbox": [1, 1, 5, 5]}], "entry 0 is no detection"),
+        ([{"image_id": 1, "bbox": [1, 1, 5, 5], "score": "high"}], "entry 0 is no detection: .*score is 'high'"),
+        ([{"image_id": 1, "bbox": [1, 1, 5, 5], "score": True}], "entry 0 is no detection: .*score is True"),
+        ([{"image_id": 1.5, "bbox": [1, 1, 5, 5]}], "entry 0 is no detection: .*image_id is 1.5; a whole number"),
         (
             {
                 "annotations": [{"image_id": 1, "bbox": [1, 1, 5, 5]}],

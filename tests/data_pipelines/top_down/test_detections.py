@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import unicodedata
 
 import numpy as np
 import pytest
@@ -131,6 +132,36 @@ def test_pictures_may_be_named(tmp_path, change):
     columns.file_name[:] = ["a/frame.jpg", "a/frame_2.jpg", "b/frame.jpg"]
     assert detect(tmp_path, [BOX | change], columns).image_index.tolist() == [1]
     assert detect(tmp_path, [BOX | {"image_id": 1, "file_name": "b/frame.jpg"}], columns).image_index.tolist() == [2]
+
+
+@pytest.mark.parametrize("written", ["NFC", "NFD"])
+@pytest.mark.parametrize("detected", ["NFC", "NFD"])
+def test_accents_of_another_system(tmp_path, written, detected):
+    """A Mac writes them apart from their letters."""
+    columns = table()
+    columns.file_name[:] = [unicodedata.normalize(written, name) for name in ("é.jpg", "e.jpg", "è.jpg")]
+    names = [unicodedata.normalize(detected, name) for name in ("è.jpg", "e", "pictures/é.jpg")]
+    assert detect(tmp_path, [BOX | {"image_id": name} for name in names], columns).instance_id.tolist() == [2, 1, 0]
+
+
+@pytest.mark.parametrize("slash", ["/", "\\"])
+def test_as_many_folders_as_tell_pictures_apart(tmp_path, slash):
+    """Of a detector's absolute paths, or its paths from a folder above; whichever slashes either has."""
+    columns = table()
+    columns.file_name[:] = [name.replace("/", slash) for name in ("a/1.jpg", "b/1.jpg", "1.jpg")]
+    for name, row in (("/data/b/1.jpg", 1), ("C:\\data\\a\\1.jpg", 0), ("set/a/1", 0), ("b/1", 1), ("1.jpg", 2)):
+        assert detect(tmp_path, [BOX | {"image_id": name}], columns).image_index.tolist() == [row], name
+    for name in ("/data/c/1.jpg", "c/1.jpg", "./1.jpg"):  # of another folder, and so the one without
+        assert detect(tmp_path, [BOX | {"image_id": name}], columns).image_index.tolist() == [2], name
+
+
+def test_a_text_with_leading_zeros_is_a_name(tmp_path):
+    """Of COCO's pictures, 000000000139.jpg; whichever id the annotation file gives them."""
+    columns = table()
+    columns.file_name[:] = ["0003.jpg", "0002.jpg", "0001.jpg"]
+    for image_id, row in (("0001", 2), ("1", 0), (1, 0), ("0003", 0)):
+        assert detect(tmp_path, [BOX | {"image_id": image_id}], columns).image_index.tolist() == [row], image_id
+    assert detect(tmp_path, [BOX | {"image_id": "0001"}]).image_index.tolist() == [0], "where none is called so"
 
 
 @pytest.mark.parametrize(
