@@ -6,6 +6,7 @@ import functools
 import io
 import os
 import pathlib
+import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
@@ -23,7 +24,7 @@ def find(folder: pathlib.Path, file_name: str) -> pathlib.Path:
     """Where the picture of that name lies: as it is written, or with ever fewer of its folders, below `folder`.
 
     Names that are not there are looked for once more without regard to capitals, which Windows and Macs do not tell
-    apart; of several that are so alike, none is taken.
+    apart, and to how their accents are written; of several that are so alike, none is taken.
 
     Returns:
       `folder / file_name` where nothing is there.
@@ -35,14 +36,14 @@ def find(folder: pathlib.Path, file_name: str) -> pathlib.Path:
     names = ["/".join(parts[start:]) for start in range(1, len(parts))]
     shorter = (raw_files.find_picture(folder, name) for name in names)
     found = next((path for path in shorter if os.path.exists(path)), None)
-    alike = (_of_any_case(folder, parts[start:]) for start in range(len(parts)))
+    alike = (_of_another_system(folder, parts[start:]) for start in range(len(parts)))
     return found or next((path for path in alike if path), written)
 
 
-def _of_any_case(folder: pathlib.Path, parts: Sequence[str]) -> pathlib.Path | None:
+def _of_another_system(folder: pathlib.Path, parts: Sequence[str]) -> pathlib.Path | None:
     for part in parts:
         try:
-            alike = _entries(folder, os.stat(folder).st_mtime_ns).get(part.casefold(), [])
+            alike = _entries(folder, os.stat(folder).st_mtime_ns).get(_plain(part), [])
         except OSError:
             return None
         if len(alike) != 1:
@@ -53,12 +54,17 @@ def _of_any_case(folder: pathlib.Path, parts: Sequence[str]) -> pathlib.Path | N
 
 @functools.lru_cache(maxsize=64)
 def _entries(folder: pathlib.Path, changed: int) -> dict[str, list[str]]:
-    """Names in a folder by what they are without capitals; `changed` makes a folder that was written another one."""
+    """Names in a folder by their `_plain` ones; `changed` makes a folder that was written another one."""
     del changed
     entries: dict[str, list[str]] = {}
     for name in os.listdir(folder):
-        entries.setdefault(name.casefold(), []).append(name)
+        entries.setdefault(_plain(name), []).append(name)
     return entries
+
+
+def _plain(name: str) -> str:
+    """Without capitals, and with accents joined to their letters."""
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def size_of(path: pathlib.Path) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 
 import cv2
 import numpy as np
@@ -38,6 +39,16 @@ def test_capitals_of_another_system(tmp_path):
     path.with_name("a.png").write_bytes(b"")
     assert pictures.find(tmp_path, "clip/A.PNG") == tmp_path / "clip/A.PNG"
     assert pictures.find(tmp_path, "Clip/a.png") == path.with_name("a.png"), "as it is written"
+
+
+def test_accents_of_another_system(tmp_path):
+    """A copy of a Mac's folder may have some names in either form, with other capitals too."""
+    apart, joined = (unicodedata.normalize(form, "Ödland/Übung.JPG") for form in ("NFD", "NFC"))
+    path = tmp_path / apart.split("/")[0] / joined.split("/")[1]
+    path.parent.mkdir()
+    path.write_bytes(b"")
+    for name in (apart, joined, apart.lower(), joined.lower(), f"/Users/x/{joined}"):
+        assert pictures.find(tmp_path, name) == path, name
 
 
 @pytest.mark.parametrize("suffix", [".png", ".bmp", ".webp", ".tif", ".ppm"])
