@@ -67,8 +67,9 @@ def read_picture(path: str | pathlib.Path) -> np.ndarray:
 
 def decode(data: bytes, name: str) -> np.ndarray:
     """As `read_picture`, of a file's bytes; `name` is what errors call them."""
-    # OpenCV does not turn an AVIF upright, and darkens what is transparent in a TIFF; preparation reads both so.
-    if _format_of(data, name) in ("AVIF", "TIFF"):
+    # OpenCV does not turn an AVIF upright, darkens what is transparent in a TIFF, and a PGM of 10 or 12 bits;
+    # preparation reads them so.
+    if _format_of(data, name) in ("AVIF", "TIFF", "PPM"):
         return from_pillow(Image.open(io.BytesIO(data)), name)
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
@@ -97,7 +98,9 @@ def _format_of(data: bytes, name: str) -> str | None:
 def from_pillow(image: Any, name: str) -> np.ndarray:
     """As `read_picture`, of a Pillow image; `name` is what errors call it."""
     try:
-        return from_array(eight_bits(ImageOps.exif_transpose(image)))
+        turned = ImageOps.exif_transpose(image)
+        turned.format = image.format  # which says how deep its pixels are
+        return from_array(eight_bits(turned))
     except Fault as error:
         raise PictureError(f"{name}: {error.detail}") from error
     except Exception as error:  # whatever damage makes Pillow's readers do, which open a file before they read it

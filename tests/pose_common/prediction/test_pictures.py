@@ -78,6 +78,18 @@ def test_arrays_of_other_libraries_and_deep_pillow_images(tmp_path):
         next(pictures_of(Image.fromarray(ramp.astype(np.float32))))
 
 
+@pytest.mark.parametrize("largest", [15, 255, 1023, 4095, 65535])
+def test_a_pgm_of_any_depth(tmp_path, largest):
+    """Cameras write their 10 or 12 bits so: as bright as any picture, not nearly black."""
+    ramp = np.linspace(0, largest, 64 * 48).round().reshape(48, 64)
+    head = f"P5\n64 48\n{largest}\n".encode()
+    (tmp_path / "a.pgm").write_bytes(head + ramp.astype(">u2" if largest > 255 else "u1").tobytes())
+    expected = np.repeat(255 * ramp[..., None] / largest, 3, axis=2)
+    (opened,) = pictures_of(Image.open(tmp_path / "a.pgm"))
+    for found in (read_picture(tmp_path / "a.pgm"), opened.image):
+        np.testing.assert_allclose(found, expected, atol=1)  # rounded, of 16 bits the upper 8
+
+
 def test_what_joins_pictures_to_one_film_takes_one_film(folder):
     require_one_clip(str(folder / "*.png"), "--track")
     (folder / "a.mp4").touch()
