@@ -27,7 +27,9 @@ SUFFIXES = (".pth", ".pth.tar", ".safetensors")
 WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "ema_state_dict", "state_dict_ema", "model_ema", "ema")
 # What is before every name where the model was inside another object: of parallel training, Lightning, torch.compile;
 # and whatever field of such an object had a pose model, all of which have a backbone.
-WRAPPED_NAMES = r"(module|model|_orig_mod)\.|\w+\.(?=backbone\.)"
+WRAPPED_NAMES = r"(module|model|_orig_mod)\.|(\w+\.)+?(?=backbone\.)"
+# The same of a part of the model: of torch.compile, of checkpointed activations and of FSDP. No module is called so.
+WRAPPED_PARTS = r"(?<![^.])(_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)\."
 # What training codes keep beside weights: figures as NumPy's numbers, MMEngine's logs, arguments, paths. PyTorch reads
 # nothing but tensors and plain values of itself; of these, too, nothing is imported, called or kept (`UnreadObject`).
 BESIDE_WEIGHTS = (
@@ -232,7 +234,9 @@ def _unwrap(content: Any, torch: Any, path: pathlib.Path) -> Mapping[str, Any]:
 
 
 def _bare_names(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The entries without what is before every name."""
+    """The entries without what is before every name, or within names, where something was inside another object."""
+    bare = {re.sub(WRAPPED_PARTS, "", name): value for name, value in state.items()}
+    state = bare if len(bare) == len(state) else state
     while True:
         own = [name for name in state if not re.fullmatch(WRAPPER_NUMBERS, name)]
         prefix = next((found[0] for name in own if (found := re.match(WRAPPED_NAMES, name))), None)

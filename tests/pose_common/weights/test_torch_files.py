@@ -101,11 +101,26 @@ def test_what_is_before_every_name_is_taken_off(tmp_path, prefix):
     assert set(read_state(path)) == {*STATE, "n_averaged"}
 
 
-@pytest.mark.parametrize("prefix", ["net.", "module.pose_model."])
+@pytest.mark.parametrize("prefix", ["net.", "module.pose_model.", "model_ema.module.", "base_model.model."])
 def test_a_pose_model_in_a_field_of_any_name(tmp_path, prefix):
     state = {name: np.ones(2, np.float32) for name in ("head.a", "backbone.a")}
     write_state(tmp_path / "w.safetensors", {prefix + name: value for name, value in state.items()})
     assert set(read_state(tmp_path / "w.safetensors")) == set(state)
+
+
+@pytest.mark.parametrize("wrapper", ["_orig_mod.", "_checkpoint_wrapped_module.", "_fsdp_wrapped_module._orig_mod."])
+def test_a_wrapped_part_of_a_model(tmp_path, wrapper):
+    """Compiled, with checkpointed activations, or sharded by itself: PyTorch's wrappers are within names."""
+    names = "backbone.{}blocks.0.{}fc.weight", "head.{}a", "backbone.b_orig_mod.c"
+    write_state(tmp_path / "w.safetensors", {name.replace("{}", wrapper): np.ones(2, np.float32) for name in names})
+    assert set(read_state(tmp_path / "w.safetensors")) == {name.replace("{}", "") for name in names}
+
+
+def test_of_two_parts_none_is_taken_for_the_other(tmp_path):
+    """A model beside the compiled one of the same names."""
+    names = {"backbone.a", "backbone._orig_mod.a"}
+    write_state(tmp_path / "w.safetensors", {name: np.ones(2, np.float32) for name in names})
+    assert set(read_state(tmp_path / "w.safetensors")) == names
 
 
 def test_what_is_before_some_names_stays(tmp_path):
