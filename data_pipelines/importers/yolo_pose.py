@@ -2,7 +2,8 @@
 
 A line is class, box (centre and size) and x, y(, v) of every keypoint, as shares of the picture. `flip_idx` gives the
 mirror pairs, `kpt_names` (or `--keypoints`) the keypoints' names; without, they are numbered. With two numbers a
-keypoint, one at (0, 0) or below is not labelled. Of a split that is not there the others are read.
+keypoint, one at (0, 0) or below is not labelled. Of a split that is not there the others are read. Labels whose picture
+is not there are told.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from data_pipelines import fields
@@ -32,6 +34,8 @@ from data_pipelines.picture_formats import SUFFIXES
 
 SPLITS = ("train", "val", "test")
 _OUTSIDE = 0.01  # of the picture; what a rounded coordinate may lie beyond its border
+_FAR_OUTSIDE = 1.0  # what a keypoint may that was placed there; what is further is in pixels
+_LABEL = re.compile(rb"(\xef\xbb\xbf)?\s*\d")  # how such a file begins, and lists of classes beside them do not
 
 
 def fits(path: pathlib.Path) -> bool:
@@ -88,20 +92,26 @@ def read(path: pathlib.Path, images: pathlib.Path | None = None, names: Sequence
     found, broken, absent = [], [], {}
     for split in SPLITS:
         try:
-            pictures = _pictures(file, root, settings.get(split))
+            places = _places(file, root, settings.get(split))
         except NoAnnotations as error:
             absent[split] = str(error)
             continue
-        for picture in pictures:
+        pictures: list[tuple[pathlib.Path, pathlib.Path]] = []
+        for place in places:
+            of_place = _with_label_files(_pictures(place, root))
+            pictures += of_place
+            # A list leaves pictures out on purpose.
+            broken += _without_picture(place, of_place) if place.is_dir() else []
+        for picture, label_file in pictures:
             try:
-                found.append(_labelled(picture, root, split, names, numbers, classes))
+                found.append(_labelled(picture, label_file, root, split, names, numbers, classes))
             except Fault as fault:
                 broken.append(Broken(fault, picture, "", False))
             except RawDataError as error:
                 broken.append(Broken(Fault("unreadable label file", str(error)), picture, "", False))
     if not found and not broken:
-        places = ", ".join(str(settings.get(split)) for split in SPLITS)
-        why = "; ".join(absent.values()) or f"no picture in {places} of {root}"
+        named = ", ".join(str(settings.get(split)) for split in SPLITS)
+        why = "; ".join(absent.values()) or f"no picture in {named} of {root}"
         raise RawDataError(f"{file}: {why}")
     labels = assemble(found, root, names, broken=broken, mirror=mirror)
     return dataclasses.replace(labels, absent=absent)
@@ -151,26 +161,29 @@ def _root(file: pathlib.Path, settings: Mapping[str, Any]) -> pathlib.Path:
     return named if named.is_dir() else file.parent
 
 
-def _pictures(file: pathlib.Path, root: pathlib.Path, places: Any) -> list[pathlib.Path]:
-    """The pictures of a split: of a folder, of a text file that lists them, or of several of these.
+def _places(file: pathlib.Path, root: pathlib.Path, places: Any) -> list[pathlib.Path]:
+    """Where the pictures of a split are: folders, and text files that list them.
 
     Raises:
       NoAnnotations: one of them is not there.
     """
-    pictures: list[pathlib.Path] = []
+    found: list[pathlib.Path] = []
     for written in map(str, places if isinstance(places, list) else [places] if places else []):
         place = written.replace("\\", "/")
         # Roboflow writes ../train/images for the folder beside the file; as Ultralytics, it is looked for there last.
         names = dict.fromkeys((place, place.removeprefix("../")))
         paths = [folder / name for name in names for folder in (root, file.parent)]
         path = next((path for path in paths if path.exists()), paths[0])
-        if path.is_dir():
-            pictures += files_below(path, *SUFFIXES)
-        elif path.is_file():
-            pictures += [_listed(path, root, line.strip()) for line in read_text(path).splitlines() if line.strip()]
-        else:
+        if not path.exists():
             raise NoAnnotations(f"there is no {path}")
-    return pictures
+        found.append(path)
+    return found
+
+
+def _pictures(place: pathlib.Path, root: pathlib.Path) -> list[pathlib.Path]:
+    if place.is_dir():
+        return files_below(place, *SUFFIXES)
+    return [_listed(place, root, line.strip()) for line in read_text(place).splitlines() if line.strip()]
 
 
 def _listed(file: pathlib.Path, root: pathlib.Path, name: str) -> pathlib.Path:
@@ -179,20 +192,56 @@ def _listed(file: pathlib.Path, root: pathlib.Path, name: str) -> pathlib.Path:
     return beside if os.path.exists(beside) else picture_files.find(root, name)
 
 
-def _label_file(picture: pathlib.Path) -> pathlib.Path:
-    """In `labels` for the last `images` of the path; or beside the picture, if it is there alone."""
-    parts = list(picture.parts)
+def _in_labels(path: pathlib.Path) -> pathlib.Path:
+    """With `labels` for the last `images`."""
+    parts = list(path.parts)
     if "images" in parts:
         parts[len(parts) - 1 - parts[::-1].index("images")] = "labels"
-    usual, beside = (path.with_suffix(".txt") for path in (pathlib.Path(*parts), picture))
-    return beside if beside.is_file() and not usual.is_file() else usual
+    return pathlib.Path(*parts)
+
+
+def _with_label_files(pictures: Sequence[pathlib.Path]) -> list[tuple[pathlib.Path, pathlib.Path]]:
+    """Each with its label file; what another system calls otherwise (see `pictures.find`) is not taken from another."""
+    files = [(picture, _label_file(picture)) for picture in pictures]
+    own = {file for picture, file in files if file.stem == picture.stem}
+    return [
+        (picture, _usual_file(picture) if file in own and file.stem != picture.stem else file)
+        for picture, file in files
+    ]
+
+
+def _usual_file(picture: pathlib.Path) -> pathlib.Path:
+    return _in_labels(picture).with_suffix(".txt")
+
+
+def _label_file(picture: pathlib.Path) -> pathlib.Path:
+    """In `labels` for the last `images` of the path; or beside the picture, if it is there alone."""
+    usual, beside = _usual_file(picture), picture.with_suffix(".txt")
+    found = (picture_files.find(path.parent, path.name) for path in (usual, beside))
+    return next((path for path in found if path.is_file()), usual)
+
+
+def _without_picture(folder: pathlib.Path, pictures: Sequence[tuple[pathlib.Path, pathlib.Path]]) -> Iterator[Broken]:
+    """Label files for a folder of pictures that are none of its pictures'; beside pictures may be other texts."""
+    places = {_in_labels(folder), *(file.parent for _, file in pictures)}
+    places -= {folder, *(picture.parent for picture, _ in pictures)}
+    used = {file for _, file in pictures}
+    for file in sorted({file for place in places for file in files_below(place, ".txt")} - used):
+        if _LABEL.match(file.read_bytes()):
+            detail = f"no picture of these labels ({', '.join(SUFFIXES)})"
+            yield Broken(Fault("missing image", detail), file, "", False)
 
 
 def _labelled(
-    picture: pathlib.Path, root: pathlib.Path, split: str, names: Sequence[str], numbers: int, classes: dict[int, str]
+    picture: pathlib.Path,
+    label_file: pathlib.Path,
+    root: pathlib.Path,
+    split: str,
+    names: Sequence[str],
+    numbers: int,
+    classes: dict[int, str],
 ) -> LabelledPicture:
     """Raises Fault for a picture that cannot be read, RawDataError for a label file that cannot."""
-    label_file = _label_file(picture)
     size = picture_files.seen_size_of(picture)  # shares are of what the label tool showed
     people: list[Person] = []
     broken: list[tuple[Fault, str]] = []
@@ -232,7 +281,7 @@ def _person(
         visibility = values[2] if numbers == 3 else VISIBLE * float(min(u, v) >= 0 and max(u, v) > 0)
         if visibility <= 0:
             continue
-        if not all(-_OUTSIDE <= share <= 1 + _OUTSIDE for share in (u, v)):
+        if not all(-_FAR_OUTSIDE <= share <= 1 + _FAR_OUTSIDE for share in (u, v)):
             raise Fault("number out of range", f"{name} at {u:g}, {v:g} is no share of the picture")
         points[name] = (u * width, v * height, visibility)
     return Person(points, entry, (float(x - w / 2), float(y - h / 2), float(w), float(h)), classes[kind])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import unicodedata
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from scripts import prepare_data
 from tests.data_pipelines.importers.same_people import HEIGHT, WIDTH, write_pictures
 
 LINE = "0 0.5 0.5 0.5 0.5"
+joined, apart = (functools.partial(unicodedata.normalize, form) for form in ("NFC", "NFD"))
 
 
 def write(root, line=f"{LINE} 0.25 0.5 2 0.75 0.5 1", splits=("train",), **settings):
@@ -120,6 +123,59 @@ def test_a_picture_without_a_label_file_is_told(tmp_path, capsys):
         file = root / split / "labels" / "more.txt"
         assert f"{split}: remark: label file that is not there (left out): 1\n    {file}: its picture counts as" in said
         assert records.load_annotations("x", split, tmp_path / "data").num_images == 2
+
+
+@pytest.mark.parametrize(
+    "picture, label", [("IMG.png", "img"), (joined("Ö.png"), apart("Ö")), (apart("Ö.png"), joined("ö"))]
+)
+def test_a_label_file_as_another_system_calls_it(tmp_path, picture, label):
+    """In other capitals, or with accents apart from their letters; but not one of another picture's."""
+    root = write(tmp_path)
+    write_pictures(root / "train/images", [picture])
+    (root / f"train/labels/{label}.txt").write_text(f"{LINE} 0.25 0.5 2 0.75 0.5 1\n")
+    labels = yolo_pose.read(root)
+    assert len(labels.document["annotations"]) == 2 and not labels.broken
+    write_pictures(root / "train/images", [f"{label}.png"])
+    labels = yolo_pose.read(root)
+    owner = {image["id"]: image["file_name"] for image in labels.document["images"]}
+    owners = {owner[person["image_id"]] for person in labels.document["annotations"]}
+    assert owners == {"train/images/train.png", f"train/images/{label}.png"}
+    assert [item.fault.reason for item in labels.broken] == ["label file that is not there"]
+
+
+def test_labels_without_their_picture_are_told(tmp_path, capsys):
+    """Of a picture that is lost, of a format that is not read, or that the tool called otherwise."""
+    root = write(tmp_path, splits=("train", "val"))
+    for name in ("lost", "d%C3%A9cran", "inside/lost", "nobody"):
+        file = root / f"train/labels/{name}.txt"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("" if name == "nobody" else f"{LINE} 0.25 0.5 2 0.75 0.5 1\n")
+    (root / "train/labels/classes.txt").write_text("mouse\n")
+    (root / "train/images/notes.txt").write_text("2 mice\n")
+    command = ["custom", "--name=x", f"--annotations={root}", f"--data_dir={tmp_path / 'data'}"]
+    assert prepare_data.main(command) == 0
+    said = capsys.readouterr().out
+    assert "train: dropped images: missing image: 3\n" in said
+    for name in ("lost", "d%C3%A9cran", "inside/lost"):
+        assert f"    {root}/train/labels/{name}.txt: no picture of these labels (.jpg, " in said
+    (root / "list.txt").write_text("train/images/train.png\n")
+    settings = json.loads((root / "data.yaml").read_text()) | {"train": "list.txt"}
+    (root / "data.yaml").write_text(json.dumps(settings))
+    assert not yolo_pose.read(root).broken, "a list leaves others out on purpose"
+
+
+def test_labels_whose_pictures_are_all_lost_are_told(tmp_path):
+    root = write(tmp_path, splits=("train", "val"))
+    (root / "val/images/val.png").unlink()
+    (broken,) = yolo_pose.read(root).broken
+    assert (broken.file, broken.fault.reason) == (root / "val/labels/val.txt", "missing image")
+
+
+def test_keypoints_outside_the_picture(tmp_path):
+    """Placed there by somebody, as COCO's may be: they are kept, with a remark of preparation."""
+    labels = yolo_pose.read(write(tmp_path, f"{LINE} -0.25 0.5 2 0.75 1.5 1"))
+    assert labels.document["annotations"][0]["keypoints"] == [-WIDTH / 4, HEIGHT / 2, 2, 3 * WIDTH / 4, 1.5 * HEIGHT, 1]
+    assert not labels.broken
 
 
 def test_labels_beside_their_pictures(tmp_path):
