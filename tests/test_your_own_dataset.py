@@ -213,7 +213,6 @@ def test_sigmas_that_everything_passes_by_are_told(tmp_path, capsys, sigmas, tol
     [
         ({"keypoints": []}, (), "no category lists 'keypoints'"),
         ({"keypoints": ["tip", "tip", "tail"]}, (), "names that differ"),
-        ({"skeleton": [[1, 7]]}, (), "beyond the 3"),
         ({"skeleton": [[1]]}, (), "bad keypoints or skeleton: not a list of pairs: skeleton is [[1]]; [[1, 2]"),
         ({"skeleton": [1, 2, 2, 3]}, (), "skeleton is [1, 2, 2, 3]; [[1, 2]"),
         ({"skeleton": {"tip": 1}}, (), "skeleton is {'tip': 1}; [[1, 2]"),
@@ -276,6 +275,13 @@ def test_categories_of_the_same_keypoints_may_have_other_limbs(tmp_path, capsys)
     content["categories"][1] |= {"keypoints": NAMES[::-1]}
     assert prepare(tmp_path, content, "--overwrite") == 1
     assert "categories with different keypoints are datasets apart" in capsys.readouterr().err
+
+
+def test_limbs_of_keypoints_that_are_not_there_cost_themselves(tmp_path, capsys):
+    """Label tools count on over several skeletons, or keep the limbs of points that were deleted."""
+    assert prepare(tmp_path, kites(skeleton=[[1, 2], [32, 33], [3, 4], [-1, 2], [1, 3]])) == 0
+    assert definitions.find_dataset("kites", tmp_path / "data").keypoints.limbs == ((0, 1), (0, 2))
+    assert "remark: 3 of 5 limbs are of keypoints beyond the 3 (left out)" in capsys.readouterr().out
 
 
 def test_splits_have_the_same_keypoints(tmp_path, capsys):

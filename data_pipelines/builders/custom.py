@@ -297,7 +297,9 @@ def define(
       RawDataError: see `Custom`; also keypoints that differ from those of the definition.
     """
     _check_name(name)
-    keypoints, limbs = _category_skeleton(path, labels.document)
+    keypoints, listed = _category_skeleton(path, labels.document)
+    # Which are drawn alone; a tool may count on over its skeletons, or keep limbs of points that were deleted.
+    limbs = tuple(limb for limb in listed if all(0 <= end < len(keypoints) for end in limb))
     if options.keypoints is not None and tuple(options.keypoints) != keypoints:
         raise RawDataError(f"--keypoints={','.join(options.keypoints)}, but {path} has {', '.join(keypoints)}")
     existing = definitions.definition_path(name, data_dir)
@@ -315,6 +317,10 @@ def define(
             if labels.mirror is not None:
                 pairs = tuple((keypoints.index(a), keypoints.index(b)) for a, b in labels.mirror)
             remarks = []
+            if absent := len(listed) - len(limbs):
+                remarks.append(
+                    f"{absent} of {len(listed)} limbs are of keypoints beyond the {len(keypoints)} (left out)"
+                )
             if not pairs and options.mirror is None:
                 remarks.append("no mirror pairs in the names: keypoints keep their names in mirrored pictures")
             if options.sigmas is None and options.metric != "hand":

@@ -57,7 +57,10 @@ def _labelled(entry: Any, count: int) -> list[list[float]] | None:
 
 
 def _is_drawn(box: Any) -> bool:
-    """Whether somebody drew it: where nobody did, label tools write null, an empty list or four zeros."""
+    """Whether somebody drew it: where nobody did, label tools write null, an empty list, or width and height of 0, at 0
+    or at the only labelled point.
+    """
     if isinstance(box, (list, tuple, np.ndarray)):
-        return any(fields.whole(value) != 0 for value in box)
+        sides = box[2:] if len(box) == 4 else box
+        return any(fields.whole(value) != 0 for value in sides)
     return box is not None

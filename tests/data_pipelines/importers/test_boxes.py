@@ -42,14 +42,14 @@ def test_a_single_point_gets_a_square_of_the_usual_size():
     assert alone["bbox"] == [500, 500, 0, 0], "whose loss is then told as a box without extent"
 
 
-@pytest.mark.parametrize("box", [None, [], [0, 0, 0, 0], [0.0] * 4, ["0"] * 4])
+@pytest.mark.parametrize("box", [None, [], [0, 0, 0, 0], [0.0] * 4, ["0"] * 4, [5, 5, 0, 0], [100, 100, 0.0, "0"]])
 def test_what_label_tools_write_where_nobody_drew_a_box(box):
     (found,), count = fill(entry((100, 100), (200, 150), bbox=box))
     assert count == 1 and found["bbox"] == [80, 80, 140, 90]
 
 
 def test_others_stay_as_they_are():
-    broken = [entry((1, 2), bbox=box) for box in ([5, 5, 0, 0], [0, 0, 0, 8], ["x"], [[0, 0, 5, 5]], "", 0, [None] * 4)]
+    broken = [entry((1, 2), bbox=box) for box in ([5, 5, 0, 3], [0, 0, 0, 8], ["x"], [[0, 0, 5, 5]], "", 0, [None] * 4)]
     given = [*broken, entry((1, 2), bbox=[0, 0, 5, 5]), entry(), "x", {"keypoints": "y"}, entry((1, "z"))]
     found, count = fill(*given)
     assert found == given and count == 0
