@@ -29,7 +29,8 @@ def text_of(segmentation: Any, width: int, height: int) -> tuple[str, list[Remar
     except Fault as fault:
         return "", [(UNUSABLE, fault.detail)]
     usable, unusable = [], []
-    for polygon in segmentation:
+    is_one = not isinstance(segmentation[0], (list, dict, str))  # whose numbers some tools write without a list around
+    for polygon in [segmentation] if is_one else segmentation:
         try:
             usable.append(_polygon(polygon))
         except Fault as fault:
@@ -40,7 +41,9 @@ def text_of(segmentation: Any, width: int, height: int) -> tuple[str, list[Remar
 
 
 def _polygon(values: Any) -> list[float]:
-    """x, y of the corners, at least three."""
+    """x, y of the corners, at least three, which may be pairs."""
+    if isinstance(values, list) and all(isinstance(corner, list) and len(corner) == 2 for corner in values):
+        values = [number for corner in values for number in corner]
     if not isinstance(values, list) or len(values) < 6 or len(values) % 2:
         raise Fault("", f"polygon {values!r:.80} is not x, y of three corners or more")
     corners = numbers({"polygon": values}, "polygon", len(values))

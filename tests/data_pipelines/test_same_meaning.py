@@ -243,7 +243,10 @@ def test_run_lengths_are_those_of_the_picture():
         ({"counts": [1536]}, "size"),
         ({"size": [32, 48], "counts": "ü"}, "character"),
         ([[1, 2, 3, 4]], "three corners"),
-        ([1, 2, 3, 4, 5, 6], "three corners"),
+        ([1, 2, 3, 4], "three corners"),
+        ([[[1, 2], [3, 4]]], "three corners"),
+        ([[[1, 2], [3, 4], [5]]], "three corners"),
+        (["1", "2", "3", "4", "5", "6"], "three corners"),
         ([[1, 2, math.nan, 4, 5, 6]], "nan"),
         ("mask.png", "neither"),
     ],
@@ -256,6 +259,15 @@ def test_unusable_masks_say_what_is_wrong(segmentation, said, tmp_path):
     (example,) = summary["remarks"][masks.UNUSABLE]["examples"]
     assert example["id"] == 11 and example["file"].endswith("people_data.json")
     assert re.search(said, example["detail"]) and table.mask[1] == ""
+
+
+@pytest.mark.parametrize(
+    "written", [[[1, 2, 9, 2, 9, 8]], [1, 2, 9, 2, 9, 8], [[[1, 2], [9, 2], [9, 8]]], [["1", 2, 9, 2.0, "9", 8]]]
+)
+def test_a_polygon_may_be_alone_and_of_pairs(written):
+    """As label tools write it; so are keypoints and boxes read."""
+    text, remarks = masks.text_of(written, 48, 32)
+    assert json.loads(text) == [[1, 2, 9, 2, 9, 8]] and not remarks
 
 
 def test_an_unusable_polygon_costs_itself_alone():
