@@ -34,7 +34,7 @@ def with_finder(boxes: Any, device: Any) -> Any:
     try:
         return _finder(path, device, _state_of(path))
     except ValueError as error:
-        raise ValueError(f"boxes: {error}") from error
+        raise ValueError(f"boxes: {error}; a file of boxes, not of weights, is a .json in COCO's format") from error
 
 
 @functools.lru_cache(maxsize=4)  # it compiles on its first picture

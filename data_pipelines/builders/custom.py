@@ -372,6 +372,8 @@ def _index(skeleton: KeypointSet, name: str) -> int:
 
 def _category_skeleton(path: pathlib.Path, document: Any) -> tuple[tuple[str, ...], tuple[tuple[int, int], ...]]:
     """(names, limbs from 0) of the categories, whose names must agree; limbs, which are drawn alone, may be of one."""
+    if isinstance(document, dict) and document.get("categories") is None:
+        raise RawDataError(f"{path} has no list 'categories', which name the keypoints (or give --keypoints=a,b,c)")
     (categories,) = raw_files.document_lists(path, document, "categories")
     found = [entry for entry in categories if raw_files.has_skeleton(entry)]
     if not found:

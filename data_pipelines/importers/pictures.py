@@ -7,6 +7,7 @@ import io
 import os
 import pathlib
 import unicodedata
+import urllib.parse
 from collections.abc import Sequence
 
 import numpy as np
@@ -24,7 +25,8 @@ def find(folder: pathlib.Path, file_name: str) -> pathlib.Path:
     """Where the picture of that name lies: as it is written, or with ever fewer of its folders, below `folder`.
 
     Names that are not there are looked for once more without regard to capitals, which Windows and Macs do not tell
-    apart, and to how their accents are written; of several that are so alike, none is taken.
+    apart, and to how accents are written; addresses write them and blanks as %20. Of several that are so alike, none is
+    taken.
 
     Returns:
       `folder / file_name` where nothing is there.
@@ -63,8 +65,8 @@ def _entries(folder: pathlib.Path, changed: int) -> dict[str, list[str]]:
 
 
 def _plain(name: str) -> str:
-    """Without capitals, and with accents joined to their letters."""
-    return unicodedata.normalize("NFC", name).casefold()
+    """Without capitals, with accents joined to their letters, and as it was before it became part of an address."""
+    return unicodedata.normalize("NFC", urllib.parse.unquote(name)).casefold()
 
 
 def size_of(path: pathlib.Path) -> tuple[int, int]:

@@ -14,7 +14,7 @@ import pytest
 from data_pipelines.skeletons import KEYPOINT_SETS
 from pose_common.prediction.pictures import Picture, PictureError
 from pose_common.prediction.result import Result
-from posebh_jax.boxes import boxes_of, with_boxes
+from posebh_jax.boxes import boxes_of, with_boxes, with_finder
 from tests.pose_common.prediction.test_pictures import damaged_video
 
 IMAGE = np.zeros((20, 30, 3), np.uint8)
@@ -330,6 +330,12 @@ def test_an_id_however_it_is_written(write):
     file = write([{"image_id": number, "bbox": bbox} for number in ("0", "1", "1")])
     assert found(file, "a.jpg", "b.jpg") == [[bbox], [bbox, bbox]], "places"
     assert found({"7": [bbox], "0": []}, "7.jpg", "a.jpg") == [[bbox], []], "names of a mapping are no places"
+
+
+def test_a_file_of_boxes_in_another_format_is_told_which(tmp_path):
+    (tmp_path / "boxes.csv").write_text("image,x,y,width,height\n")
+    with pytest.raises(ValueError, match=r"^boxes: .*boxes.csv: .*; a file of boxes, .* is a .json in COCO's format$"):
+        with_finder(tmp_path / "boxes.csv", None)
 
 
 def test_a_box_that_is_not_taken_still_counts_its_picture(write, caplog):

@@ -51,6 +51,16 @@ def test_accents_of_another_system(tmp_path):
         assert pictures.find(tmp_path, name) == path, name
 
 
+def test_names_of_addresses(tmp_path):
+    """Which servers of label tools write into their exports; or the pictures were downloaded under them."""
+    for written, stored in (("a%20é%231.png", "a é#1.png"), ("b é#1.png", "b%20%C3%A9%231.png")):
+        (tmp_path / stored).write_bytes(b"")
+        assert pictures.find(tmp_path, written) == tmp_path / stored
+        assert pictures.find(tmp_path, f"https://server/data/{written}") == tmp_path / stored
+    (tmp_path / "100%25.png").write_bytes(b"")
+    assert pictures.find(tmp_path, "100%25.png") == tmp_path / "100%25.png", "as it is written"
+
+
 @pytest.mark.parametrize("suffix", [".png", ".bmp", ".webp", ".tif", ".ppm"])
 def test_other_formats_are_encoded_nearly_as_they_are(tmp_path, suffix):
     rows, columns = np.mgrid[:40, :60]

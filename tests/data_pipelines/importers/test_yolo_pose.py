@@ -126,10 +126,16 @@ def test_a_picture_without_a_label_file_is_told(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "picture, label", [("IMG.png", "img"), (joined("Ö.png"), apart("Ö")), (apart("Ö.png"), joined("ö"))]
+    "picture, label",
+    [
+        ("IMG.png", "img"),
+        (joined("Ö.png"), apart("Ö")),
+        (apart("Ö.png"), joined("ö")),
+        ("d écran.png", "d%20%C3%A9cran"),
+    ],
 )
 def test_a_label_file_as_another_system_calls_it(tmp_path, picture, label):
-    """In other capitals, or with accents apart from their letters; but not one of another picture's."""
+    """In other capitals, with accents apart from their letters, or in an address; but not one of another picture's."""
     root = write(tmp_path)
     write_pictures(root / "train/images", [picture])
     (root / f"train/labels/{label}.txt").write_text(f"{LINE} 0.25 0.5 2 0.75 0.5 1\n")
