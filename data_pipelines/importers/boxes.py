@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -33,15 +34,17 @@ def fill(
     low, high = (np.array([getattr(np, side)(found, axis=0) for found in points.values()]) for side in ("min", "max"))
     longer = (high - low).max(1)
     extended = longer > 0
-    single = (0.5 + MARGIN) * np.median(longer[extended]) if extended.any() else 0.0
-    grown = np.where(extended, MARGIN * longer, single)[:, None]
+    sides = [*(1 + 2 * MARGIN) * longer[extended], *([] if extended.all() else _drawn_sides(annotations))]
+    grown = np.where(extended, MARGIN * longer, np.median(sides) / 2 if sides else 0.0)[:, None]
     low, high = low - grown, high + grown
     filled = list(annotations)
     for number, start, end in zip(points, low, high, strict=True):
         if (size := size_of(annotations[number])) is not None:
             # Half a pixel around the outer pixels' centres is the picture's border.
             start, end = np.clip(start, -0.5, np.array(size) - 0.5), np.clip(end, -0.5, np.array(size) - 0.5)
-        filled[number] = {**annotations[number], "bbox": [*start.tolist(), *(end - start).tolist()]}
+        # An area of 0 is that of the box which nobody drew.
+        own = {key: value for key, value in annotations[number].items() if key != "area" or fields.whole(value) != 0}
+        filled[number] = own | {"bbox": [*start.tolist(), *(end - start).tolist()]}
     return filled, len(points)
 
 
@@ -54,6 +57,14 @@ def _labelled(entry: Any, count: int) -> list[list[float]] | None:
     except Fault:
         return None
     return labels[labels[:, 2] > 0, :2].tolist() or None
+
+
+def _drawn_sides(annotations: list) -> Iterator[float]:
+    """The longer side of every box that somebody drew."""
+    for entry in annotations:
+        with contextlib.suppress(Fault):
+            if isinstance(entry, dict) and _is_drawn(entry.get("bbox")):
+                yield fields.numbers(entry, "bbox", 4)[2:].max()
 
 
 def _is_drawn(box: Any) -> bool:

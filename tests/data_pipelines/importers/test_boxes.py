@@ -42,10 +42,28 @@ def test_a_single_point_gets_a_square_of_the_usual_size():
     assert alone["bbox"] == [500, 500, 0, 0], "whose loss is then told as a box without extent"
 
 
+def test_the_usual_size_is_that_of_drawn_boxes_as_well():
+    """Where a tool writes a box for everybody, of no extent for whom a single point is labelled."""
+    drawn = [entry((1, 2), bbox=box) for box in ([0, 0, 60, 20], [0, 0, "30", 100], [5, 5, 200, 1], ["x"], [1, 2, 3])]
+    single, *others = fill(entry((500, 500), bbox=[500, 500, 0, 0]), *drawn)[0]
+    assert single["bbox"] == [450, 450, 100, 100] and others == drawn
+    # The box of two points would be 140 long: the median of 60, 100, 140 and 200 is 120.
+    assert fill(entry((500, 500)), *drawn, entry((100, 100), (200, 150)))[0][0]["bbox"] == [440, 440, 120, 120]
+
+
 @pytest.mark.parametrize("box", [None, [], [0, 0, 0, 0], [0.0] * 4, ["0"] * 4, [5, 5, 0, 0], [100, 100, 0.0, "0"]])
 def test_what_label_tools_write_where_nobody_drew_a_box(box):
     (found,), count = fill(entry((100, 100), (200, 150), bbox=box))
     assert count == 1 and found["bbox"] == [80, 80, 140, 90]
+
+
+@pytest.mark.parametrize("area, kept", [(0, False), (0.0, False), ("0", False), (None, True), (12, True), ("x", True)])
+def test_an_area_of_0_is_that_of_no_box(area, kept):
+    """By which nobody could be judged or learned from; what else stands there is left to the checks."""
+    (found,), _ = fill(entry((100, 100), (200, 150), bbox=[0, 0, 0, 0], area=area))
+    assert ("area" in found) == kept
+    given = entry((1, 2), bbox=[0, 0, 5, 5], area=0)
+    assert fill(given) == ([given], 0), "of a drawn box"
 
 
 def test_others_stay_as_they_are():
