@@ -64,7 +64,8 @@ def read(path: pathlib.Path, images: pathlib.Path | None = None, names: Sequence
     parts, pictures, broken, remarks = (list(itertools.chain(*of_tables)) for of_tables in tables)
     names = in_order(own, names) if own else names or list(dict.fromkeys(parts))
     limbs, unknown = _limbs(folder / CONFIG, config, names)
-    return assemble(pictures, images or folder, names, limbs=limbs, broken=broken, remarks=remarks + unknown)
+    remarks += unknown + _unread(folder, paths)
+    return assemble(pictures, images or folder, names, limbs=limbs, broken=broken, remarks=remarks)
 
 
 def _tables(folder: pathlib.Path, config: Mapping[str, Any]) -> list[pathlib.Path]:
@@ -83,6 +84,17 @@ def _tables(folder: pathlib.Path, config: Mapping[str, Any]) -> list[pathlib.Pat
             raise RawDataError(f"{video} has {listed}; {folder / CONFIG} should name the scorer whose labels count")
         chosen += own or tables
     return chosen
+
+
+def _unread(folder: pathlib.Path, tables: Sequence[pathlib.Path]) -> list[_Remark]:
+    """Remarks on the videos that have labels, but no table."""
+    videos = {table.parent for table in tables}
+    files = files_in(folder, "labeled-data/*/*.h5", "labeled-data/*/*.csv")
+    of_video = itertools.groupby((file for file in files if file.parent not in videos), lambda file: file.parent)
+    return [
+        ("video without CollectedData_*.csv (left out)", video, f"it has {', '.join(file.name for file in others)}")
+        for video, others in of_video
+    ]
 
 
 def _names(path: pathlib.Path, config: Mapping[str, Any], *keys: str) -> list[str]:

@@ -70,6 +70,21 @@ def test_several_animals(tmp_path):
     assert "unique body parts" in labels.remarks[0][0]
 
 
+def test_videos_whose_labels_are_not_read_are_told(tmp_path):
+    """Of one the .csv was not copied, of another it has a name of its own; frames that nobody labelled are no loss."""
+    root = project(tmp_path, HEAD + "a.png,1,2,3,4\n")
+    for video, file in (("w", "CollectedData_Ann.h5"), ("x", "moth.csv"), ("x", "moth.h5"), ("y", "img1.png")):
+        path = root / "labeled-data" / video / file
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"")
+    (root / "labeled-data/v/CollectedData_Ann.h5").write_bytes(b"")
+    what = "video without CollectedData_*.csv (left out)"
+    assert deeplabcut.read(root).remarks == [
+        (what, root / "labeled-data/w", "it has CollectedData_Ann.h5"),
+        (what, root / "labeled-data/x", "it has moth.csv, moth.h5"),
+    ]
+
+
 def test_the_scorer_of_the_configuration_counts(tmp_path):
     project(tmp_path, HEAD + "a.png,1,1,1,1\n", scorer="Bob")
     root = project(tmp_path, HEAD + "a.png,2,2,2,2\n")
