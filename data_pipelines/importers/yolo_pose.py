@@ -32,7 +32,8 @@ from data_pipelines.importers.labels import (
 from data_pipelines.importers.text_files import files_below, files_in, read_text, read_yaml
 from data_pipelines.picture_formats import SUFFIXES
 
-SPLITS = ("train", "val", "test")
+SPLITS = {"train": ("train",), "val": ("val", "validation", "valid"), "test": ("test",)}
+"""Name -> its keys in `data.yaml`; the first that is there counts. Ultralytics takes `validation`, too."""
 _OUTSIDE = 0.01  # of the picture; what a rounded coordinate may lie beyond its border
 _FAR_OUTSIDE = 1.0  # what a keypoint may that was placed there; what is further is in pixels
 _LABEL = re.compile(rb"(\xef\xbb\xbf)?\s*\d")  # how such a file begins, and lists of classes beside them do not
@@ -61,7 +62,12 @@ def own_splits(path: pathlib.Path) -> tuple[str, ...]:
     """The splits that `data.yaml` names."""
     file = _settings_file(path)
     settings = {} if file is None else read_yaml(file)
-    return tuple(split for split in SPLITS if settings.get(split))
+    return tuple(split for split in SPLITS if _named(settings, split))
+
+
+def _named(settings: Mapping[str, Any], split: str) -> Any:
+    """Where the settings say that a split is; None where they do not."""
+    return next((settings[key] for key in SPLITS[split] if settings.get(key)), None)
 
 
 def read(path: pathlib.Path, images: pathlib.Path | None = None, names: Sequence[str] | None = None) -> Labels:
@@ -92,7 +98,7 @@ def read(path: pathlib.Path, images: pathlib.Path | None = None, names: Sequence
     found, broken, absent = [], [], {}
     for split in SPLITS:
         try:
-            places = _places(file, root, settings.get(split))
+            places = _places(file, root, _named(settings, split))
         except NoAnnotations as error:
             absent[split] = str(error)
             continue
@@ -110,7 +116,7 @@ def read(path: pathlib.Path, images: pathlib.Path | None = None, names: Sequence
             except RawDataError as error:
                 broken.append(Broken(Fault("unreadable label file", str(error)), picture, "", False))
     if not found and not broken:
-        named = ", ".join(str(settings.get(split)) for split in SPLITS)
+        named = ", ".join(str(_named(settings, split)) for split in SPLITS)
         why = "; ".join(absent.values()) or f"no picture in {named} of {root}"
         raise RawDataError(f"{file}: {why}")
     labels = assemble(found, root, names, broken=broken, mirror=mirror)

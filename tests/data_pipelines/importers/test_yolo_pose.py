@@ -80,6 +80,13 @@ def test_its_splits_are_prepared(tmp_path):
     assert prepare_data.main([*command, "--split=test"]) == 1
 
 
+@pytest.mark.parametrize("key", ["val", "valid", "validation"])
+def test_the_split_for_validation_has_several_names(tmp_path, key):
+    root = write(tmp_path, splits=("train", "val"), **({"val": None} | {key: "val/images"}))
+    assert yolo_pose.own_splits(root) == ("train", "val")
+    assert list(yolo_pose.read(root).splits.values()) == ["train", "val"]
+
+
 def test_an_absent_split_costs_itself_alone(tmp_path, capsys):
     root = write(tmp_path, splits=("train", "val"), test="test/images")
     command = ["custom", "--name=x", f"--annotations={root}", f"--data_dir={tmp_path / 'data'}"]
