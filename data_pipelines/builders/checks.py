@@ -21,6 +21,7 @@ from data_pipelines.picture_formats import MAX_PIXELS
 MAX_VISIBILITY = 2
 _STANDALONE_MARKERS = frozenset([0x01, *range(0xD0, 0xD8)])
 _START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_DECODED = frozenset([0xC0, 0xC1, 0xC2, 0xC9, 0xCA])  # sequential and progressive; not lossless or hierarchical
 _START_OF_SCAN = 0xDA
 
 
@@ -67,7 +68,7 @@ def jpeg_size(data: bytes) -> tuple[int, int]:
 
 
 def _jpeg_frame(data: bytes) -> tuple[int, int, int]:
-    """(width, height, offset of the first scan) from the JPEG's headers."""
+    """(width, height, offset of the first scan) from the JPEG's headers. Raises Fault."""
     position, width, height = 2, 0, 0
     while position + 4 <= len(data):
         if data[position] != 0xFF:
@@ -84,6 +85,9 @@ def _jpeg_frame(data: bytes) -> tuple[int, int, int]:
                 raise Fault("not a JPEG", "no picture size before the first scan")
             return width, height, position
         if marker in _START_OF_FRAME and position + 9 <= len(data):
+            if marker not in _DECODED or data[position + 4] != 8:
+                kind = f"of process SOF{marker - 0xC0} and {data[position + 4]} bits, which OpenCV does not read"
+                raise Fault("undecodable JPEG", f"{kind}; save it as a usual JPEG")
             height = int.from_bytes(data[position + 5 : position + 7], "big")
             width = int.from_bytes(data[position + 7 : position + 9], "big")
         position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")

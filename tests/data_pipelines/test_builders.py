@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 
+import cv2
 import numpy as np
 import pytest
 from tensorflow_datasets.core.utils import gcs_utils
@@ -352,6 +353,17 @@ def test_full_decode_finds_what_the_headers_hide():
     assert checks.read_jpeg(broken)[1:] == (tiny_sets.WIDTH, tiny_sets.HEIGHT)
     with pytest.raises(Fault, match="undecodable JPEG"):
         checks.read_jpeg(broken, decode=True)
+
+
+@pytest.mark.parametrize("process, bits", [(0xC3, 8), (0xC7, 8), (0xCB, 8), (0xC1, 12), (0xC2, 12)])
+def test_jpegs_that_no_training_could_decode_are_told_by_their_headers(process, bits):
+    """Lossless and hierarchical ones, and of 12 bits, as scanners and medical devices write."""
+    data = bytearray(tiny_sets.jpeg(seed=1))
+    frame = data.index(b"\xff\xc0")
+    data[frame + 1], data[frame + 4] = process, bits
+    assert cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) is None
+    with pytest.raises(Fault, match=f"undecodable JPEG: of process SOF{process - 0xC0} and {bits} bits, .*usual JPEG"):
+        checks.read_jpeg(bytes(data))
 
 
 def test_jpeg_with_thumbnail_and_trailing_data():
