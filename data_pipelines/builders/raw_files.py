@@ -118,7 +118,15 @@ def read_json(path: pathlib.Path) -> Any:
     except OSError as error:
         raise RawDataError(f"{path} cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:  # not JSON, not text, or a number of thousands of digits
+        refuse_archive(path)
         raise RawDataError(f"{path} is not valid JSON: {error}") from error
+
+
+def refuse_archive(path: pathlib.Path) -> None:
+    """Raises RawDataError for a ZIP or gzip archive, as servers of label tools send, whatever its name."""
+    with path.open("rb") as file:
+        if file.read(4).startswith((b"PK\x03\x04", b"\x1f\x8b")):
+            raise RawDataError(f"{path} is an archive: unpack it, and name the file or folder of labels in it")
 
 
 def document_lists(path: pathlib.Path, document: Any, *required: str) -> list[list]:

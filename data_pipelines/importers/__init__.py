@@ -12,6 +12,7 @@ import pathlib
 from collections.abc import Sequence
 from types import ModuleType
 
+from data_pipelines.builders import raw_files
 from data_pipelines.builders.report import NoAnnotations, RawDataError
 from data_pipelines.importers import coco, cvat, deeplabcut, label_studio, labelme, mpii_json, yolo_pose
 from data_pipelines.importers.labels import Labels, OfAnotherKind, ValShare, select
@@ -45,6 +46,8 @@ def recognise(path: str | os.PathLike) -> str:
         return found[0]
     if path.suffix.lower() == ".json":
         return "coco"  # whose reader says what is missing
+    if path.is_file():
+        raw_files.refuse_archive(path)
     what = f"several: {', '.join(found)}" if found else f"none of {', '.join(FORMATS)}"
     raise RawDataError(
         f"{path} looks like {what}; say which by --format of prepare_data (--skeleton_format of prediction), or name "

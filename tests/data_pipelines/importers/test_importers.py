@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
+import io
 import json
 import pathlib
 import re
+import zipfile
 
 import numpy as np
 import pytest
@@ -130,6 +133,17 @@ def test_what_is_not_recognised_is_said(tmp_path, capsys):
     (tmp_path / "list.json").write_text("{}")
     assert prepare(tmp_path / "data", "y", tmp_path / "list.json") == 1
     assert "has no list 'categories'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["export.zip", "export.json", "export.json.gz", "annotations"])
+def test_an_archive_is_to_be_unpacked(tmp_path, capsys, name):
+    """What label tools' servers send is one, also where it was saved under the name of what was asked for."""
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        archive.writestr("result.json", "{}")
+    (tmp_path / name).write_bytes(gzip.compress(b"{}") if name.endswith(".gz") else content.getvalue())
+    assert prepare(tmp_path / "data", "x", tmp_path / name) == 1
+    assert f"{tmp_path / name} is an archive: unpack it" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
