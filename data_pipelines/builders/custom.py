@@ -26,8 +26,8 @@ from data_pipelines.builders.checker import Picture
 from data_pipelines.builders.coco_format import CocoFormatBuilder
 from data_pipelines.builders.report import Entry, RawDataError
 from data_pipelines.datasets import DATASETS, PoseDataset
-from data_pipelines.fields import Fault, integer, printable
-from data_pipelines.importers import boxes, pictures
+from data_pipelines.fields import Fault
+from data_pipelines.importers import boxes, coco, pictures
 from data_pipelines.orientation import STORED, UPRIGHT, turned
 from data_pipelines.skeletons import DEFAULT_SIGMA, KeypointSet
 
@@ -297,7 +297,7 @@ def define(
       RawDataError: see `Custom`; also keypoints that differ from those of the definition.
     """
     _check_name(name)
-    keypoints, listed = _category_skeleton(path, labels.document)
+    keypoints, listed = coco.category_skeleton(path, labels.document)
     # Which are drawn alone; a tool may count on over its skeletons, or keep limbs of points that were deleted.
     limbs = tuple(limb for limb in listed if all(0 <= end < len(keypoints) for end in limb))
     if options.keypoints is not None and tuple(options.keypoints) != keypoints:
@@ -368,41 +368,3 @@ def _index(skeleton: KeypointSet, name: str) -> int:
     if name not in skeleton.keypoints:
         raise ValueError(f"{name!r} is none of the keypoints {list(skeleton.keypoints)}")
     return skeleton.keypoints.index(name)
-
-
-def _category_skeleton(path: pathlib.Path, document: Any) -> tuple[tuple[str, ...], tuple[tuple[int, int], ...]]:
-    """(names, limbs from 0) of the categories, whose names must agree; limbs, which are drawn alone, may be of one."""
-    if isinstance(document, dict) and document.get("categories") is None:
-        raise RawDataError(f"{path} has no list 'categories', which name the keypoints (or give --keypoints=a,b,c)")
-    (categories,) = raw_files.document_lists(path, document, "categories")
-    found = [entry for entry in categories if raw_files.has_skeleton(entry)]
-    if not found:
-        raise RawDataError(f"{path}: no category lists 'keypoints', their names in order (or give --keypoints=a,b,c)")
-    skeletons: dict[tuple[str, ...], dict[tuple[int, int], None]] = {}
-    for category in found:
-        try:
-            limbs = skeletons.setdefault(_names(category["keypoints"]), {})
-            limbs |= dict.fromkeys(_limbs(category.get("skeleton") or ()))
-        except Fault as fault:
-            raise RawDataError(f"{path}: category {category.get('id')!r}: bad keypoints or skeleton: {fault}") from None
-    if len(skeletons) > 1:
-        raise RawDataError(f"{path}: categories with different keypoints are datasets apart: give a file to each")
-    ((names, limbs),) = skeletons.items()
-    # COCO counts limbs from 1; a 0 shows a file that counts from 0.
-    first = 0 if any(0 in limb for limb in limbs) else 1
-    return names, tuple((a - first, b - first) for a, b in limbs)
-
-
-def _names(value: list) -> tuple[str, ...]:
-    """Names that are digits may have been written as numbers. Raises Fault."""
-    for name in value:
-        if not isinstance(name, (str, int, float)):
-            raise Fault("not a name", f"keypoints lists {name!r:.80}")
-    return tuple(printable(name) if isinstance(name, str) else f"{name:g}" for name in value)
-
-
-def _limbs(value: Any) -> tuple[tuple[int, int], ...]:
-    """Pairs of numbers of keypoints. Raises Fault."""
-    if not isinstance(value, (list, tuple)) or not all(isinstance(limb, list) and len(limb) == 2 for limb in value):
-        raise Fault("not a list of pairs", f"skeleton is {value!r:.80}; [[1, 2], [1, 3]] joins the first to two others")
-    return tuple((integer({"skeleton": a}, "skeleton"), integer({"skeleton": b}, "skeleton")) for a, b in value)

@@ -8,7 +8,8 @@ from typing import Any
 
 from data_pipelines import fields
 from data_pipelines.builders import raw_files
-from data_pipelines.builders.report import NoAnnotations
+from data_pipelines.builders.report import NoAnnotations, RawDataError
+from data_pipelines.fields import Fault
 from data_pipelines.importers import labelme
 from data_pipelines.importers.labels import NO_CATEGORY, Labels
 from data_pipelines.importers.text_files import folder_of_pictures, require_json_file, starts_like, the_json_file
@@ -52,3 +53,47 @@ def _with_names(document: dict[str, Any], names: Sequence[str]) -> dict[str, Any
         return document
     named = [{**kind, "keypoints": list(names)} if isinstance(kind, dict) else kind for kind in categories]
     return {**document, "categories": named}
+
+
+def category_skeleton(path: pathlib.Path, document: Any) -> tuple[tuple[str, ...], tuple[tuple[int, int], ...]]:
+    """(names, limbs from 0) of the categories, whose names must agree; limbs, which are drawn alone, may be of one.
+
+    Raises:
+      RawDataError: no category that lists keypoints, several that list others, or a bad list.
+    """
+    if isinstance(document, dict) and document.get("categories") is None:
+        raise RawDataError(f"{path} has no list 'categories', which name the keypoints (or give --keypoints=a,b,c)")
+    (categories,) = raw_files.document_lists(path, document, "categories")
+    found = [entry for entry in categories if raw_files.has_skeleton(entry)]
+    if not found:
+        raise RawDataError(f"{path}: no category lists 'keypoints', their names in order (or give --keypoints=a,b,c)")
+    skeletons: dict[tuple[str, ...], dict[tuple[int, int], None]] = {}
+    for category in found:
+        try:
+            limbs = skeletons.setdefault(_names(category["keypoints"]), {})
+            limbs |= dict.fromkeys(_limbs(category.get("skeleton") or ()))
+        except Fault as fault:
+            raise RawDataError(f"{path}: category {category.get('id')!r}: bad keypoints or skeleton: {fault}") from None
+    if len(skeletons) > 1:
+        raise RawDataError(f"{path}: categories with different keypoints are datasets apart: give a file to each")
+    ((names, limbs),) = skeletons.items()
+    # COCO counts limbs from 1; a 0 shows a file that counts from 0.
+    first = 0 if any(0 in limb for limb in limbs) else 1
+    return names, tuple((a - first, b - first) for a, b in limbs)
+
+
+def _names(value: list) -> tuple[str, ...]:
+    """Names that are digits may have been written as numbers. Raises Fault."""
+    for name in value:
+        if not isinstance(name, (str, int, float)):
+            raise Fault("not a name", f"keypoints lists {name!r:.80}")
+    return tuple(fields.printable(name) if isinstance(name, str) else f"{name:g}" for name in value)
+
+
+def _limbs(value: Any) -> tuple[tuple[int, int], ...]:
+    """Pairs of numbers of keypoints. Raises Fault."""
+    if not isinstance(value, (list, tuple)) or not all(isinstance(limb, list) and len(limb) == 2 for limb in value):
+        raise Fault("not a list of pairs", f"skeleton is {value!r:.80}; [[1, 2], [1, 3]] joins the first to two others")
+    return tuple(
+        (fields.integer({"skeleton": a}, "skeleton"), fields.integer({"skeleton": b}, "skeleton")) for a, b in value
+    )
