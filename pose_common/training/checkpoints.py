@@ -36,6 +36,11 @@ ARRAYS, CHECKSUM = "arrays", "checksum"
 COMMITTED = "commit_success.txt"
 """What Orbax writes last of a checkpoint in a bucket."""
 
+# Orbax has copies of an array written by slices, one a device, and compiles a program for each slice of each shape.
+# That is worth it for large arrays; of smaller ones the first copy is written.
+_LARGE = 2**20
+"""Bytes of a slice."""
+
 _UNREACHABLE = re.compile(r"\b(UNAVAILABLE|DEADLINE_EXCEEDED|UNAUTHENTICATED|PERMISSION_DENIED)\b")
 """In TensorStore's errors, of a network or of rights: the checkpoint may be whole."""
 
@@ -94,10 +99,15 @@ class Checkpoints:
                 cleanup_tmp_directories=True,
                 multiprocessing_options=processes,
             )
+        arrays = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=_LARGE)
+        registry = ocp.type_handlers.create_type_handler_registry((jax.Array, arrays))
+        handler = functools.partial(
+            ocp.PyTreeCheckpointHandler, type_handler_registry=registry, multiprocessing_options=processes
+        )
         with _without_line("Given directory is read only"):  # Orbax warns of what it was asked for
             self._manager = ocp.CheckpointManager(
                 absolute(directory) if read_only else writable(directory),
-                item_names=(WEIGHTS, TRAINING, INFO),
+                item_handlers={WEIGHTS: handler(), TRAINING: handler(), INFO: ocp.JsonCheckpointHandler()},
                 options=options,
             )
 
@@ -138,7 +148,7 @@ class Checkpoints:
             raise NonFiniteStateError(bad)
         arrays = {name: [summary.fingerprint, *summary.shape] for name, summary in summaries.items()}
         info = {**info, ARRAYS: arrays}
-        items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
+        items = {name: ocp.args.PyTreeSave(tree) for name, tree in trees.items()}
         items[INFO] = ocp.args.JsonSave({**info, CHECKSUM: _checksum(info)})
         self._guarded(lambda: self._manager.save(step, args=ocp.args.Composite(**items)))
 

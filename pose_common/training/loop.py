@@ -347,7 +347,8 @@ class _Loop:
             self.writer.write_evaluation(run.step, scores)
             if jax.process_index() == 0:
                 self.writer.flush()
-                draw_curves(self.writer.path, self.writer.path.with_name("curves.png"))
+                if run.step < self.total_steps:  # those of the end are drawn by the program
+                    draw_curves(self.writer.path, self.writer.path.with_name("curves.png"))
         self._offer(run, scores)
         self.metrics.restart_clock()
 

@@ -21,6 +21,7 @@ from pose_common.training.checkpoints import (
     find_checkpoints,
 )
 from pose_common.training.fingerprints import summarise
+from pose_common.training.mesh import make_mesh, replicated
 from tests.pose_common.training.toy import ToyMethod
 
 pytestmark = pytest.mark.slow  # writes and damages many checkpoints
@@ -74,6 +75,18 @@ def test_a_state_comes_back_on_another_layout(tmp_path, written, read):
     assert_same(state, state_at(3))
     shardings = LAYOUTS[read]().shardings(SHAPES)
     jax.tree.map(lambda x, s: x.sharding.is_equivalent_to(s, x.ndim) or pytest.fail(f"{x.sharding}"), state, shardings)
+
+
+def test_small_arrays_are_saved_without_a_program_for_every_slice(tmp_path, caplog):
+    """Which took longer to compile than the first checkpoint to write, the more so the more devices have a copy."""
+    weights = {"params": {"w": np.ones((24, 7), np.float32)}}  # a shape that nothing else has
+    weights = jax.device_put(weights, replicated(make_mesh()))
+    checkpoints = Checkpoints(tmp_path)
+    with jax.log_compiles():
+        checkpoints.save_weights(1, weights, {})
+        checkpoints.close()
+    assert "jit(slice)" not in caplog.text
+    assert_same(Checkpoints(tmp_path).read_weights(1), weights)
 
 
 def test_weights_and_info_alone(saved):
