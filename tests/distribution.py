@@ -9,6 +9,7 @@ A method's tests bring a module with `run(layout) -> arrays` that ends in `if __
 from __future__ import annotations
 
 import functools
+import gc
 import os
 import pathlib
 import re
@@ -74,6 +75,7 @@ def program(run: Callable[[str], Arrays]) -> None:
     if int(processes) > 1:
         distributed.start(coordinator, int(processes), int(process))
     jax.config.update("jax_default_matmul_precision", "highest")
+    gc.set_threshold(10_000)  # see `tests/conftest.py`
     with leaving_together():
         for layout in layouts:
             arrays = run(layout)

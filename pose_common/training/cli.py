@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib.metadata
 import json
 import logging
@@ -242,6 +243,8 @@ def main(program: Program) -> None:
         if len(argv) > 1:
             sys.exit(f"error: {argv[1]!r} is no flag; see --help")
         logs.start_logging()
+        # Traced programs are many objects that stay: Python would look through them for garbage again and again.
+        gc.set_threshold(10_000)
         try:
             distributed.start(given.coordinator.value, given.num_processes.value, given.process_id.value)
             logs.name_host()
