@@ -161,6 +161,7 @@ def init_variables(key: jax.Array, model: BoIR) -> dict[str, Any]:
     return model.init(key, jnp.zeros((1, 64, 64, 3)))
 
 
+@functools.cache
 def weight_shapes(model: BoIR) -> dict[str, Any]:
     """Shapes of `TrainState.weights`."""
     variables = jax.eval_shape(lambda key: init_variables(key, model), jax.random.PRNGKey(0))
