@@ -26,7 +26,7 @@ import jax  # noqa: E402  (the environment must be set first)
 
 _cache = pathlib.Path(__file__).resolve().parents[1] / ".cache" / "jax"
 jax.config.update("jax_compilation_cache_dir", os.environ.get("JAX_COMPILATION_CACHE_DIR", str(_cache)))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)  # small runs are resumed often
 jax.config.update("jax_default_matmul_precision", "highest")
 # Traced programs are many objects that stay: Python would look through them for garbage again and again.
 gc.set_threshold(10_000)
