@@ -22,7 +22,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 CASES = sorted(path.name for path in (SHARED / "cases").glob("c*.py"))
 
 
-@pytest.mark.slow(minutes=3)  # programs of their own, that prepare and train: 10 seconds each
+@pytest.mark.slow(minutes=0.15)  # programs of their own, that prepare and train: 10 seconds each
 @pytest.mark.parametrize("case", CASES or ["c*.py"])
 def test_a_reported_case(case):
     program = shared_path(f"cases/{case}")

@@ -37,7 +37,7 @@ def last_table(results):
     return max(results.glob("step_*/table.json"), key=lambda path: int(path.parent.name.removeprefix("step_")))
 
 
-@pytest.mark.slow(minutes=2)
+@pytest.mark.slow(minutes=1.5)
 def test_the_page_followed_literally(tmp_path):
     """In a folder that has what a checkout has."""
     for entry in ROOT.iterdir():

@@ -24,7 +24,7 @@ def one_process(tmp_path_factory):
     return in_processes(step_program.__name__, ["one", "fsdp", "pmap"], tmp_path_factory.mktemp("one"))
 
 
-@pytest.mark.slow(minutes=1.5)
+@pytest.mark.slow(minutes=1)
 def test_every_term_is_at_work(one_process):
     for term in TERMS:
         assert one_process["one"][f"metrics/{term}"] > 1e-2

@@ -67,7 +67,7 @@ def losses_of(workdir):
     return {row["step"]: row["loss"] for row in read_metrics(workdir / "metrics.jsonl") if row["split"] == "train"}
 
 
-@pytest.mark.slow(minutes=1.5)
+@pytest.mark.slow(minutes=1)
 def test_resume_is_exact(tiny_run, tmp_path):
     config, whole = tiny_run
     cut = tmp_path / "cut"

@@ -29,7 +29,7 @@ def two_processes(tmp_path_factory):
     return in_processes(step_program.__name__, ["fsdp", "pmap"], tmp_path_factory.mktemp("two"), processes=2)
 
 
-@pytest.mark.slow(minutes=2)
+@pytest.mark.slow(minutes=1.5)
 def test_every_term_is_at_work(one_process):
     for term in step_program.STAGE.losses:
         assert one_process["one"][f"metrics/{term}"] > 1e-3

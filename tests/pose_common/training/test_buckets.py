@@ -112,7 +112,7 @@ def reference(environment, folder, *arguments):
     return losses(read_metrics(file))
 
 
-@pytest.mark.slow(minutes=1.5)
+@pytest.mark.slow(minutes=1)
 def test_a_run_lives_in_a_bucket(tmp_path):
     """Begun by a pod, one of whose processes is killed, and ended by one process."""
     tiny_sets.write_coco(tmp_path / "raw", tiny_sets.document())
