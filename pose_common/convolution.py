@@ -23,7 +23,7 @@ LARGE = 2**19
 """Values of an output's gradient beyond which it fits into no processor's cache beside the input."""
 SEEN = 0.7
 """Share of a dilated kernel's products that meet no padding, up to which a CPU is faster at these alone."""
-WIDE = 3
+WIDE = 4
 """Channels of the result by those of the input, beyond which a CPU moves more than it multiplies there."""
 FEW = 4
 """Channels of the input by those of the result, from which a kernel's gradient is faster cell by cell."""

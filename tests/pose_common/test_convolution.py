@@ -80,6 +80,30 @@ def test_dilated_kernels_without_padding(size, kernel, padding, dilation):
     np.testing.assert_allclose(ours(x, weights), expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("features, products", [(8, True), (9 * convolution.WIDE, False)])
+def test_a_wide_result_of_a_dilated_kernel_stays_a_convolution(features, products):
+    x, weights = jnp.ones((1, 8, 8, 2)), jnp.ones((3, 3, 2, features))
+    program = jax.jit(lambda x, weights: convolve(x, weights, (1, 1), ((6, 6), (6, 6)), (6, 6))).lower(x, weights)
+    assert ("convolution(" not in program.compile().as_text()) == products
+
+
+@pytest.mark.parametrize("features, loop", [(4, False), (2, True)])
+def test_kernel_gradient_of_few_outputs(features, loop):
+    """By a product for each cell of the kernel."""
+    keys = jax.random.split(jax.random.key(0))
+    x = jax.random.normal(keys[0], (2, 6, 5, 2 * convolution.FEW))
+    weights = jax.random.normal(keys[1], (3, 3, x.shape[-1], features))
+    ours = jax.jit(jax.grad(lambda w: jnp.sin(convolve(x, w, (1, 1), ((1, 1), (1, 1)), (1, 1))).sum()))
+    assert (" while(" in ours.lower(weights).compile().as_text()) == loop
+
+    def plain(w):
+        return jax.lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=DIMENSIONS)
+
+    # The same sums, of 60 float32 terms, in another order.
+    expected = jax.grad(lambda w: jnp.sin(plain(w)).sum())(weights)
+    np.testing.assert_allclose(ours(weights), expected, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     "kernel, padding, dilation",
     [

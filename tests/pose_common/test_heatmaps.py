@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 
 import cv2
 import jax
@@ -79,6 +80,30 @@ def test_codec_may_differ_within_a_batch():
     crop = heatmaps.to_crop(jnp.ones((4, 5, 2)), jnp.asarray(udp), **sizes)
     np.testing.assert_allclose(crop[0, 0], [191 / 47, 255 / 63], rtol=1e-6)
     np.testing.assert_allclose(crop[1, 0], [4, 4])
+
+
+def test_what_is_no_number_draws_nothing_without_a_label():
+    keypoints = jnp.array([[[jnp.nan, 3.0], [jnp.inf, jnp.nan], [3.0, 4.0]]])
+    size = {"input_size": (8, 12), "heatmap_size": (8, 12)}
+    for udp in (True, False):
+        target, weight = heatmaps.encode(keypoints, jnp.array([[0.0, 0.0, 1.0]]), udp, **size, sigma=SIGMA)
+        np.testing.assert_array_equal(weight, [[0, 0, 1]])
+        assert not target[..., :2].any() and target[0, 4, 3, 2] == 1
+
+
+def test_cells_do_not_ask_again_where_a_keypoint_lies():
+    """A CPU's program rounds positions once for each keypoint, not for each cell of the loss and of its gradient."""
+    maps, keypoints = jnp.ones((2, 12, 8, 5)), jnp.ones((2, 5, 2))
+
+    def loss(maps, keypoints):
+        size = {"input_size": (8, 12), "heatmap_size": (8, 12)}
+        target, _ = heatmaps.encode(keypoints, jnp.ones((2, 5)), True, **size, sigma=SIGMA)
+        return jnp.square(maps - target).sum()
+
+    program = jax.jit(jax.value_and_grad(loss)).lower(maps, keypoints).compile().as_text()
+    computations = [part for part in re.split(r"\n(?=\S)", program) if not part.startswith("ENTRY")]
+    of_cells = [part for part in computations if "f32[2,12,8,5]" in part]
+    assert "floor(" in program and of_cells and not any("floor(" in part for part in of_cells)
 
 
 def test_peaks_equal_the_recorded_ones():

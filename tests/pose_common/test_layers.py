@@ -1,4 +1,4 @@
-"""Initial values. Batch norm: its gradient, several devices, and groups of rows as where devices do not synchronise."""
+"""Initial values, linear layers. Batch norm: its gradient, several devices, and groups of rows as where devices do not synchronise."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pose_common.layers import BatchNorm, normal
+from pose_common.layers import BatchNorm, Dense, normal
 
 GROUP = 2
 
@@ -136,3 +136,30 @@ def test_initial_values_are_those_of_flax():
 
     # The bits are equal; the normal's inverse may be rounded otherwise in another loop.
     np.testing.assert_allclose(drawn(normal(0.02)), drawn(nn.initializers.normal(0.02)), rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_a_linear_layer_is_that_of_flax(dtype):
+    """The same parameters, values and gradients, whatever axes its rows have."""
+    keys = jax.random.split(jax.random.key(0))
+    x, init = jax.random.normal(keys[0], (2, 3, 4, 5)), nn.initializers.normal(1.0)
+    ours, flaxs = Dense(6, dtype, init), nn.Dense(6, dtype=dtype, kernel_init=init)
+    params = ours.init(keys[1], x)
+    jax.tree.map(np.testing.assert_array_equal, params, flaxs.init(keys[1], x))
+
+    def slopes(layer):
+        return jax.grad(lambda params, x: jnp.sin(layer.apply(params, x).astype(jnp.float32)).sum(), (0, 1))(params, x)
+
+    # Sums of up to 24 terms, whose order may differ; in bfloat16 they are rounded once, to 8 bits.
+    rtol = 1e-5 if dtype == jnp.float32 else 2e-2
+    close = functools.partial(np.testing.assert_allclose, rtol=rtol, atol=rtol)
+    jax.tree.map(close, slopes(ours), slopes(flaxs))
+    assert ours.apply(params, x).dtype == dtype
+
+
+def test_the_gradient_of_a_linear_layer_copies_nothing_on_a_cpu():
+    """As where rows have several axes, which the compiler lays out anew."""
+    x, layer = jnp.ones((4, 6, 8)), Dense(16, jnp.float32, nn.initializers.normal(1.0))
+    params = layer.init(jax.random.key(0), x)
+    program = jax.jit(jax.grad(lambda params: jnp.sin(layer.apply(params, x)).sum())).lower(params).compile().as_text()
+    assert " dot(" in program and " transpose(" not in program and " copy(" not in program
