@@ -1,4 +1,7 @@
-"""Initial values, linear layers. Batch norm: its gradient, several devices, and groups of rows as where devices do not synchronise."""
+"""Initial values, linear layers.
+
+Batch norm: its gradient, several devices, and groups of rows as where devices do not synchronise.
+"""
 
 from __future__ import annotations
 
