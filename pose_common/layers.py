@@ -44,12 +44,17 @@ class Dense(nn.Module):
     dtype: Any
     kernel_init: nn.initializers.Initializer
 
-    @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., C] -> [..., features]."""
-        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
+        kernel, bias = self.weights(x.shape[-1])
+        return product(x.astype(self.dtype), kernel) + bias
+
+    @nn.compact
+    def weights(self, channels: int) -> tuple[jax.Array, jax.Array]:
+        """Kernel [channels, features] and bias [features] in `dtype`, for whoever multiplies them himself."""
+        kernel = self.param("kernel", self.kernel_init, (channels, self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        return product(x.astype(self.dtype), kernel.astype(self.dtype)) + bias.astype(self.dtype)
+        return kernel.astype(self.dtype), bias.astype(self.dtype)
 
 
 class BatchNorm(nn.Module):

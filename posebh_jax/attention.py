@@ -33,24 +33,9 @@ class Attention(nn.Module):
         """[B, N, C] -> [B, N, C]."""
         dim = x.shape[-1]
         x = x.astype(self.dtype)
-        kernel, bias = _Weights(dim, 3 * dim, self.dtype, self.kernel_init, name="qkv")()
+        kernel, bias = Dense(3 * dim, self.dtype, self.kernel_init, name="qkv").weights(dim)
         out = attend(product(x, kernel), bias, self.num_heads, self.tpu_kernels)
         return Dense(dim, self.dtype, self.kernel_init, name="proj")(out)
-
-
-class _Weights(nn.Module):
-    """Kernel [C, features] and bias [features] of a linear layer, in `dtype`, for whoever multiplies them himself."""
-
-    dim: int
-    features: int
-    dtype: Any
-    kernel_init: nn.initializers.Initializer
-
-    @nn.compact
-    def __call__(self) -> tuple[jax.Array, jax.Array]:
-        kernel = self.param("kernel", self.kernel_init, (self.dim, self.features))
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        return kernel.astype(self.dtype), bias.astype(self.dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
