@@ -123,10 +123,14 @@ def read_json(path: pathlib.Path) -> Any:
 
 
 def refuse_archive(path: pathlib.Path) -> None:
-    """Raises RawDataError for a ZIP or gzip archive, as servers of label tools send, whatever its name."""
-    with path.open("rb") as file:
-        if file.read(4).startswith((b"PK\x03\x04", b"\x1f\x8b")):
-            raise RawDataError(f"{path} is an archive: unpack it, and name the file or folder of labels in it")
+    """Raises RawDataError: unreadable, or a ZIP or gzip archive, as servers of label tools send, whatever its name."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(4)
+    except OSError as error:
+        raise RawDataError(f"{path} cannot be read: {error.strerror}") from error
+    if head.startswith((b"PK\x03\x04", b"\x1f\x8b")):
+        raise RawDataError(f"{path} is an archive: unpack it, and name the file or folder of labels in it")
 
 
 def document_lists(path: pathlib.Path, document: Any, *required: str) -> list[list]:

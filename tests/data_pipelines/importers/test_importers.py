@@ -135,6 +135,17 @@ def test_what_is_not_recognised_is_said(tmp_path, capsys):
     assert "has no list 'categories'" in capsys.readouterr().err
 
 
+def test_labels_that_may_not_be_read_are_a_line(tmp_path, capsys, monkeypatch):
+    def refused(path, *args, **kwargs):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    (tmp_path / "labels.txt").write_text("0 0.5 0.5 1 1\n")
+    with monkeypatch.context() as patch:
+        patch.setattr(pathlib.Path, "open", refused)
+        assert prepare(tmp_path / "data", "x", tmp_path / "labels.txt") == 1
+    assert f"{tmp_path / 'labels.txt'} cannot be read: Permission denied" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", ["export.zip", "export.json", "export.json.gz", "annotations"])
 def test_an_archive_is_to_be_unpacked(tmp_path, capsys, name):
     """What label tools' servers send is one, also where it was saved under the name of what was asked for."""
