@@ -262,9 +262,26 @@ def _flat(heatmaps: jax.Array) -> jax.Array:
 
 
 def _peaks(heatmaps: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Flat index of the first maximum, int32 [B, K], and its value in float32."""
-    score, index = first_maximum(_flat(heatmaps), axis=1)
-    return index, score.astype(jnp.float32)
+    """Flat index of the first maximum, int32 [B, K], and its value in float32.
+
+    First its row, then its column there: a row's cells are few. Places of all cells take three times as long on a CPU,
+    and a TPU lays the maps out anew for them.
+    """
+    score, y = first_maximum(heatmaps.max(axis=2), axis=1)
+    row = jax.lax.platform_dependent(heatmaps, y, tpu=_row_by_mask, default=_row)
+    x = first_place(row, score[:, None], axis=1)
+    return y * heatmaps.shape[2] + x, score.astype(jnp.float32)
+
+
+def _row(heatmaps: jax.Array, y: jax.Array) -> jax.Array:
+    """[B, w, K]: of each map [B, h, w, K] the row y [B, K]."""
+    return jnp.take_along_axis(heatmaps, y[:, None, None], axis=1)[:, 0]
+
+
+def _row_by_mask(heatmaps: jax.Array, y: jax.Array) -> jax.Array:
+    """The same without a lookup, for which a TPU would lay the maps out anew."""
+    asked = jnp.arange(heatmaps.shape[1])[:, None, None] == y[:, None, None]
+    return jnp.where(asked, heatmaps, -jnp.inf).max(axis=1)
 
 
 def _newton_step(log_patch: jax.Array) -> jax.Array:

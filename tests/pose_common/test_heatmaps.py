@@ -113,6 +113,18 @@ def test_peaks_equal_the_recorded_ones():
     np.testing.assert_array_equal(score, data["max_vals"][..., 0])
 
 
+@pytest.mark.parametrize("row", ["_row", "_row_by_mask"])
+def test_a_peak_is_the_first_of_the_highest_cells(row, monkeypatch):
+    """On every platform: among many ties, all of them, negative numbers and infinite ones."""
+    maps = np.random.default_rng(0).integers(-3, 3, (5, 7, 6, 11)).astype(np.float32)
+    maps[0], maps[1, ..., :5], maps[2, 3, 4] = -2, 0, np.inf
+    monkeypatch.setattr(heatmaps, "_row", getattr(heatmaps, row))
+    place, score = heatmaps._peaks(maps)
+    flat = maps.reshape(5, 42, 11)
+    np.testing.assert_array_equal(place, flat.argmax(1))
+    np.testing.assert_array_equal(score, flat.max(1))
+
+
 @pytest.mark.parametrize("kernel", [11, 5])
 def test_dark_equals_the_recorded_one(kernel):
     data = golden(DECODE)
