@@ -6,6 +6,7 @@ section 3).
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -166,8 +167,37 @@ class Pointwise(nn.Module):
         """[..., I] -> float32 [..., features]."""
         kernel = self.param("kernel", _small_normal, (1, 1, x.shape[-1], self.features))[0, 0]
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        maps = jnp.matmul(x.astype(self.dtype), kernel.astype(self.dtype), preferred_element_type=jnp.float32)
-        return maps + bias
+        return _pointwise(x.astype(self.dtype), kernel.astype(self.dtype)) + bias
+
+
+@jax.custom_vjp
+def _pointwise(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Phases [4, B, h, w, I] by a kernel [I, O] -> float32 [4, B, h, w, O]."""
+    return jnp.matmul(x, kernel, preferred_element_type=jnp.float32)
+
+
+def _pointwise_gradient(kept, slope):
+    x, kernel = kept
+    apply = functools.partial(jnp.matmul, preferred_element_type=jnp.float32)
+    (of_x,) = jax.linear_transpose(lambda x: apply(x, kernel), x)(slope)
+
+    def plain(x, slope):
+        return jax.linear_transpose(lambda kernel: apply(x, kernel), kernel)(slope)[0]
+
+    def by_rows(x, slope):
+        """With one axis of rows: of several a CPU lays the slope out anew, as in `pose_common.layers.product`."""
+
+        def local(x, slope):
+            rows, slopes = (each.reshape(-1, each.shape[-1]) for each in (x, slope))
+            return ((rows.T @ slopes).astype(x.dtype),)
+
+        return tpu_kernels.over_batch(local, (1, 1), (None,))(x, slope)[0]
+
+    on_cpu = by_rows if tpu_kernels.divides_batch(x[0]) else plain
+    return of_x, jax.lax.platform_dependent(x, slope, cpu=on_cpu, default=plain)
+
+
+_pointwise.defvjp(lambda x, kernel: (_pointwise(x, kernel), (x, kernel)), _pointwise_gradient)
 
 
 class HeatmapHead(nn.Module):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from posebh_jax import heads
 from posebh_jax.heads import (
     EmbeddingHead,
     HeatmapHead,
@@ -156,3 +157,16 @@ def test_gradient_of_a_kernel_by_taps_is_that_of_the_convolutions(spread):
         found = jax.jit(kernel_gradient_by_taps)(x, slope)
     # Sums of 120 products of about 1 in another order.
     np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_gradients_of_the_last_convolution(dtype):
+    keys = jax.random.split(jax.random.key(0), 3)
+    x, slope = (jax.random.normal(key, (4, 2, 3, 2, size)) for key, size in zip(keys, (6, 5), strict=False))
+    x, kernel = x.astype(dtype), jax.random.normal(keys[2], (6, 5), dtype)
+    found = jax.jit(lambda x, kernel, slope: jax.vjp(heads._pointwise, x, kernel)[1](slope))(x, kernel, slope)
+    expected = jnp.einsum("pbhwo,io->pbhwi", slope, kernel), jnp.einsum("pbhwi,pbhwo->io", x, slope)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.dtype == dtype
+        # One rounding to the dtype, of sums below 30; float32 sums are of at most 48 products in another order.
+        np.testing.assert_allclose(ours.astype(jnp.float32), theirs, rtol=float(jnp.finfo(dtype).eps), atol=1e-5)
