@@ -51,23 +51,19 @@ class Comparison(NamedTuple):
 
 def unit_length(x: jax.Array) -> jax.Array:
     """Unit length along the last axis; a zero vector stays zero."""
-    return x / _length(x)
-
-
-def _length(x: jax.Array) -> jax.Array:
-    return jnp.sqrt(jnp.maximum(jnp.sum(jnp.square(x), axis=-1, keepdims=True), 1e-24))
+    return x / jnp.sqrt(jnp.maximum(jnp.sum(jnp.square(x), axis=-1, keepdims=True), 1e-24))
 
 
 def best_similarities(embedding: jax.Array, prototypes: jax.Array) -> jax.Array:
     """`Comparison.best` of prediction, where one skeleton's keypoints are asked for: [B, h, w, D], [T, M, D]."""
-    cosines = _cosines(unit_length(embedding.astype(jnp.float32)), _bank(prototypes))
+    cosines = _cosines(_unit(embedding), _bank(prototypes))
     return functools.reduce(jnp.maximum, map(jnp.abs, cosines))
 
 
 def compare_each(embedding: jax.Array, banks: Sequence[tuple[jax.Array, KeypointIndex]]) -> list[Comparison]:
     """`compare` with each bank, in one pass over the pixels; keypoints have as many prototypes in all of them."""
     prototypes, indices = zip(*banks, strict=True)
-    return _compare(embedding, prototypes, indices)
+    return _compare(_unit(embedding), prototypes, indices)
 
 
 def compare(embedding: jax.Array, prototypes: jax.Array, keypoint_index: KeypointIndex) -> Comparison:
@@ -82,33 +78,33 @@ def compare(embedding: jax.Array, prototypes: jax.Array, keypoint_index: Keypoin
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _compare(embedding, prototypes, indices):
-    return _compare_forward(embedding, prototypes, indices)[0]
+def _compare(unit, prototypes, indices):
+    return _compare_forward(unit, prototypes, indices)[0]
 
 
-def _compare_forward(embedding, prototypes, indices):
+def _compare_forward(unit, prototypes, indices):
     bank, whose = _bank(jnp.concatenate(prototypes)), _joint(indices).one_hot
     keypoints = np.cumsum([index.total for index in indices])[:-1]
     datasets = np.cumsum([index.num_datasets for index in indices])[:-1]
 
-    def band(embedding):
+    def band(unit):
         best, mass = 0.0, 0.0
-        for cosine in _cosines(unit_length(embedding), bank):
+        for cosine in _cosines(unit, bank):
             best, mass = jnp.maximum(best, jnp.abs(cosine)), mass + jnp.exp(jnp.abs(cosine))
         partition = jnp.log(_chosen("bhwt,tn->bhwn", mass, whose))
         # Apart from here on, because a term lays its bank's maps out as it needs them.
         return list(map(Comparison, jnp.split(best, keypoints, axis=-1), jnp.split(partition, datasets, axis=-1)))
 
-    found = _in_bands(band, embedding.astype(jnp.float32))
-    return found, (embedding, prototypes, [one.partition for one in found])
+    found = _in_bands(band, unit)
+    return found, (unit, prototypes, [one.partition for one in found])
 
 
 def _compare_gradient(indices, kept, cotangents):
-    embedding, prototypes, partitions = kept
+    unit, prototypes, partitions = kept
     bank, whose = _bank(jnp.concatenate(prototypes)), _joint(indices).one_hot
 
-    def band(embedding, to_best, to_mass):
-        cosines = _cosines(unit_length(embedding), bank)
+    def band(unit, to_best, to_mass):
+        cosines = _cosines(unit, bank)
         best = functools.reduce(jnp.maximum, map(jnp.abs, cosines))
         to_mass = jnp.einsum("bhwn,tn->bhwt", jnp.concatenate(to_mass, axis=-1), whose)
         # Prototypes that tie share a gradient, as everywhere in JAX.
@@ -119,12 +115,11 @@ def _compare_gradient(indices, kept, cotangents):
             similarity = jnp.abs(cosine)
             back = jnp.where(similarity == best, to_best, 0.0) + to_mass * jnp.exp(similarity)
             to_unit += jnp.einsum("bhwt,td->bhwd", jnp.sign(cosine) * back, own)
-        return _through_unit_length(embedding, to_unit)
+        return to_unit
 
     to_best = [one.best for one in cotangents]
     to_mass = [one.partition * jnp.exp(-log) for one, log in zip(cotangents, partitions, strict=True)]
-    gradient = _in_bands(band, embedding.astype(jnp.float32), to_best, to_mass)
-    return gradient.astype(embedding.dtype), jax.tree.map(jnp.zeros_like, prototypes)
+    return _in_bands(band, unit, to_best, to_mass), jax.tree.map(jnp.zeros_like, prototypes)
 
 
 _compare.defvjp(_compare_forward, _compare_gradient)
@@ -134,7 +129,6 @@ def _joint(indices: Sequence[KeypointIndex]) -> KeypointIndex:
     return KeypointIndex(tuple(count for index in indices for count in index.counts))
 
 
-@jax.custom_vjp
 def label_similarities(embedding: jax.Array, prototypes: jax.Array, keypoint: jax.Array, members: jax.Array):
     """|cos| of labelled pixels to the prototypes of their own keypoint; prototypes are constants for the gradient.
 
@@ -147,40 +141,43 @@ def label_similarities(embedding: jax.Array, prototypes: jax.Array, keypoint: ja
     Returns:
       [B, h, w, M, G], 0 where there is no label.
     """
-    return _label_similarities(embedding, prototypes, keypoint, members)[0]
+    return _label_similarities(_unit(embedding), prototypes, keypoint, members)
 
 
-def _label_similarities(embedding, prototypes, keypoint, members):
+@jax.custom_vjp
+def _label_similarities(unit, prototypes, keypoint, members):
+    return _label_forward(unit, prototypes, keypoint, members)[0]
+
+
+def _label_forward(unit, prototypes, keypoint, members):
     bank = _bank(prototypes)
 
-    def band(embedding, keypoint):
+    def band(unit, keypoint):
         labelled = pixel_matrix(keypoint, members)
-        found = [
-            _chosen("bhwt,btg->bhwg", labelled * cosine, members) for cosine in _cosines(unit_length(embedding), bank)
-        ]
+        found = [_chosen("bhwt,btg->bhwg", labelled * cosine, members) for cosine in _cosines(unit, bank)]
         return jnp.stack(found, axis=-2)
 
-    cosine = _in_bands(band, embedding.astype(jnp.float32), keypoint)
-    return jnp.abs(cosine), (embedding, prototypes, keypoint, members, jnp.sign(cosine))
+    cosine = _in_bands(band, unit, keypoint)
+    return jnp.abs(cosine), (prototypes, keypoint, members, jnp.sign(cosine))
 
 
 def _label_gradient(kept, cotangent):
-    embedding, prototypes, keypoint, members, sign = kept
+    prototypes, keypoint, members, sign = kept
     bank = _bank(prototypes)
 
-    def band(embedding, keypoint, back):
+    def band(keypoint, back):
         labelled = pixel_matrix(keypoint, members)
         to_unit = 0.0
         for index, own in enumerate(bank):
             at_keypoint = labelled * jnp.einsum("bhwg,btg->bhwt", back[..., index, :], members)
             to_unit += jnp.einsum("bhwt,td->bhwd", at_keypoint, own)
-        return _through_unit_length(embedding, to_unit)
+        return to_unit
 
-    gradient = _in_bands(band, embedding.astype(jnp.float32), keypoint, sign * cotangent)
-    return gradient.astype(embedding.dtype), jnp.zeros_like(prototypes), None, jnp.zeros_like(members)
+    gradient = _in_bands(band, keypoint, sign * cotangent)
+    return gradient, jnp.zeros_like(prototypes), None, jnp.zeros_like(members)
 
 
-label_similarities.defvjp(_label_similarities, _label_gradient)
+_label_similarities.defvjp(_label_forward, _label_gradient)
 
 
 def pixel_matrix(keypoint: jax.Array, members: jax.Array) -> jax.Array:
@@ -192,6 +189,11 @@ def pixel_matrix(keypoint: jax.Array, members: jax.Array) -> jax.Array:
     precision = (CHOICE if members.shape[1] <= 256 else PRECISE, CHOICE)
     label = jnp.einsum("bhwg,btg->bhwt", (keypoint + 1).astype(jnp.float32), members, precision=precision)
     return (label == jnp.arange(1, members.shape[1] + 1)).astype(jnp.float32)
+
+
+def _unit(embedding: jax.Array) -> jax.Array:
+    """Outside of the bands, and differentiated by JAX: all terms of a step share one array of unit vectors."""
+    return unit_length(embedding.astype(jnp.float32))
 
 
 def _bank(prototypes: jax.Array) -> list[jax.Array]:
@@ -238,14 +240,6 @@ def _three_parts(x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     large = rounded(x)
     middle = rounded(x - large)
     return large, middle, x - large - middle
-
-
-def _through_unit_length(x: jax.Array, to_unit: jax.Array) -> jax.Array:
-    """Gradient of x from that of `unit_length(x)`."""
-    length = _length(x)
-    unit = x / length
-    along = jnp.where(length > 1e-12, (unit * to_unit).sum(axis=-1, keepdims=True), 0.0)
-    return (to_unit - unit * along) / length
 
 
 def _in_bands(function: Callable, *maps: Any):
