@@ -158,7 +158,8 @@ def keypoints(entry: Mapping[str, Any], key: str, count: int) -> np.ndarray:
     array[:, :2] = np.where(unlabelled[:, None] & ~np.isfinite(array[:, :2]), 0.0, array[:, :2])
     _check_finite(key, array)
     if (visibility < 0).any():
-        raise Fault("number out of range", f"negative visibility {visibility[visibility < 0][0]:g}")
+        found = f"negative visibility {visibility[visibility < 0][0]:g}"
+        raise Fault("number out of range", f"{found}; 0 says that a point is not labelled")
     return array
 
 

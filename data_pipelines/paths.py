@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import glob
+import logging
 import os
 import pathlib
 import re
@@ -55,18 +56,25 @@ def as_path(path: str | os.PathLike) -> pathlib.Path:
         import gcsfs  # noqa: F401  (fsspec asks for it by name)
     except ImportError as error:
         raise NoPathError(f"{text}: buckets need gcsfs: pip install 'posebh-boir-jax[gcs]'") from error
+    logging.getLogger("gcsfs").addFilter(_is_news)  # once, however often it is asked to
     return cast(pathlib.Path, epath.Path(text))
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Not what gcsfs raises as well, whose traceback it logs, nor that it could not ask for a bucket's type."""
+    return record.module != "retry" and "bucket type" not in str(record.msg)
 
 
 def as_file(path: str | os.PathLike) -> pathlib.Path:
     """As `as_path`, of a file to be written.
 
     Raises:
-      NoPathError: see there; or a folder.
+      NoPathError: see there; or a folder, or what cannot be reached.
     """
     file = as_path(path)
-    if file.is_dir():
-        raise NoPathError(f"{file} is a folder; name a file, which may be in it")
+    with _reached(file):
+        if file.is_dir():
+            raise NoPathError(f"{file} is a folder; name a file, which may be in it")
     return file
 
 
@@ -74,12 +82,21 @@ def as_folder(path: str | os.PathLike) -> pathlib.Path:
     """As `as_path`, of a folder that is there or is to be made.
 
     Raises:
-      NoPathError: see there; or a file.
+      NoPathError: see there; or a file, or what cannot be reached.
     """
     folder = as_path(path)
-    if folder.is_file():
-        raise NoPathError(f"{folder} is a file; name a folder")
+    with _reached(folder):
+        if folder.is_file():
+            raise NoPathError(f"{folder} is a file; name a folder")
     return folder
+
+
+@contextlib.contextmanager
+def _reached(path: pathlib.Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:  # no network, no permission
+        raise NoPathError(f"{path} cannot be reached: {error.strerror or error}") from error
 
 
 def absolute(path: str | os.PathLike) -> epath.Path:

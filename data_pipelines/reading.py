@@ -6,20 +6,28 @@ import dataclasses
 import gc
 import multiprocessing
 import os
+import pathlib
+import pickle
 import signal
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from concurrent import futures
-from multiprocessing import resource_tracker
-from typing import Protocol
+from multiprocessing import resource_tracker, spawn
+from typing import Any, Protocol
 
+import cloudpickle
 import cv2
 import grain
 import numpy as np
 from absl import flags
 
 Batch = dict[str, np.ndarray]
+_IMPORTABLE = (
+    "Worker processes import the program that starts them: it must be a file, and read under `if __name__ == "
+    "'__main__':` alone. Without workers (num_workers=0) it may be anything"
+)
 
 
 class Batches(Protocol):
@@ -48,8 +56,15 @@ class Reading:
     cache: str = ""
 
     def start(self, batches: grain.MapDataset) -> grain.DatasetIterator | Workers:
-        """An iterator over `batches` from the first, which reads ahead from now on and is to be closed."""
+        """An iterator over `batches` from the first, which reads ahead from now on and is to be closed.
+
+        Raises:
+          RuntimeError: workers that cannot import the main program; one that ended early, from the first `next`.
+        """
         ahead = self.num_threads if self.num_workers else max(self.prefetch, self.num_threads)
+        if self.num_workers:
+            _check_main()
+            batches = grain.MapDataset.source(_InFile(batches))
         dataset = batches.to_iter_dataset(grain.ReadOptions(self.num_threads, ahead))
         if self.num_workers:
             if not flags.FLAGS.is_parsed():  # as in a notebook; Grain asks for flags of its own
@@ -69,6 +84,43 @@ class Reading:
             yield from reader
         finally:
             reader.close()
+
+
+def _check_main() -> None:
+    """Refuses to start workers that would fail while they import the main program."""
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise SystemExit(1)  # a worker itself, which starts workers as it imports; its parent says so
+    path = spawn.get_preparation_data("").get("init_main_from_path")
+    if path and not pathlib.Path(path).is_file():  # standard input
+        raise RuntimeError(_IMPORTABLE)
+
+
+class _InFile:
+    """Batches that workers get by the name of a file.
+
+    Python writes to a new process whatever it shall have, and goes on waiting if it ends before it has read that, for
+    want of memory or because the main program cannot be imported. A name is written without waiting.
+    """
+
+    def __init__(self, batches: Batches):
+        self._batches = batches
+        self._file = tempfile.NamedTemporaryFile()  # noqa: SIM115  (it goes with the batches)
+        cloudpickle.dump(batches, self._file)
+        self._file.flush()
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __getitem__(self, index: int) -> Batch:
+        return self._batches[index]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _load, (self._file.name,)
+
+
+def _load(name: str) -> Batches:
+    with open(name, "rb") as file:
+        return pickle.load(file)
 
 
 class Workers(Iterator[Batch]):
@@ -96,7 +148,12 @@ class Workers(Iterator[Batch]):
         if self._first is None:
             return next(self._reader)
         first, self._first = self._first, None
-        return first.result()
+        try:
+            return first.result()
+        except RuntimeError as error:
+            if "Worker process was terminated" not in str(error):
+                raise
+            raise RuntimeError(f"{error} {_IMPORTABLE}.") from None
 
     def close(self) -> None:
         """Ends the workers."""

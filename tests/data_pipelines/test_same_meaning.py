@@ -141,7 +141,7 @@ def test_unknown_visibility_is_named(tmp_path):
     (kept,) = summary["remarks"]["unknown visibility (taken as labelled)"]["examples"]
     (dropped,) = summary["dropped"]["instances"]["number out of range"]["examples"]
     assert kept["id"] == 10 and "visibility 3" in kept["detail"]
-    assert dropped["id"] == 20 and "visibility -1" in dropped["detail"]
+    assert dropped["id"] == 20 and "visibility -1; 0 says that a point is not" in dropped["detail"]
 
 
 def test_joints_of_mpii_and_interhand_that_are_not_there(tmp_path):

@@ -18,8 +18,10 @@ def test_the_smallest_network_is_measured(tmp_path):
     options = "--sizes=tiny --boir= --batch=2 --inference_batches=1 --steps=1 --parts=kernels,predict,profile"
     found = accelerator.main([f"--out={tmp_path}", *options.split()])
     (backbone, convolution), (prediction,), (trace,) = found["kernels"], found["predict"], found["profile"]
-    # Off a TPU both sides of a backbone are the same program; a convolution's add up in another order.
-    assert backbone["model"] == "ViT tiny" and float(backbone["largest relative difference of a gradient"]) == 0
+    assert backbone == {  # off a TPU both sides are the same program
+        "not measured": "kernels of ViT tiny: they run on a TPU alone, here both sides are the plain form"
+    }
+    # A convolution's sides add up in another order.
     assert float(convolution["largest relative difference of a gradient"]) < 1e-5
     assert prediction["model"] == "PoseBH tiny" and prediction["a second"] > 0
     assert list((tmp_path / "profile").rglob("*.xplane.pb")) and trace["profile"].startswith(str(tmp_path))

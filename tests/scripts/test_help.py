@@ -76,6 +76,9 @@ def test_a_file_in_place_of_a_folder_is_told_of_its_flag(module, arguments, flag
     with pytest.raises(SystemExit):
         module.main([*arguments, f"{flag}={file}"])
     assert f"error: argument {flag}: {file} is a file; name a folder\n" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        module.main([*arguments, f"{flag}={'x' * 300}"])
+    assert f"{'x' * 300} cannot be reached: File name too long\n" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -396,6 +396,26 @@ def test_what_workers_have_read_to_the_end_leaves_no_shared_memory():
     assert (done.returncode, done.stdout) == (0, "1200\n") and "leaked" not in done.stderr, done.stderr
 
 
+@pytest.mark.slow  # starts worker processes
+@pytest.mark.parametrize("file", ["program.py", None])
+def test_a_program_that_workers_cannot_import_ends_with_one_error(file, tmp_path):
+    """Without `if __name__ == "__main__"`, or from standard input, they end before they read what they were sent."""
+    code = """
+        import numpy
+        from data_pipelines.reading import Reading
+        batches = [{"image": numpy.zeros((600, 600))}] * 2  # more than a pipe holds
+        for batch in Reading(num_threads=1, num_workers=2).each(batches):
+            print(batch["image"].shape)
+    """
+    program = tmp_path / (file or "elsewhere.py")
+    program.write_text(textwrap.dedent(code))
+    command = [sys.executable, str(program) if file else "-"]
+    with program.open() as source:
+        done = subprocess.run(command, stdin=source, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1 and not done.stdout
+    assert done.stderr.count("Traceback") == 1 and "under `if __name__ == '__main__':`" in done.stderr, done.stderr
+
+
 def test_prepared_datasets_are_evaluated_whole(prepared):
     batches = loader.eval_loader(
         "synthetic_coco",

@@ -5,7 +5,9 @@ POD_PROCESSES=4 begins it with four processes instead of two.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import logging
 import os
 import re
 import signal
@@ -198,3 +200,19 @@ def test_a_mistaken_address_is_named():
             as_path(other)
     with pytest.raises(ValueError, match="file:///run is no path: leave out file://"):
         as_path("file:///run")
+
+
+def test_what_gcsfs_raises_is_not_logged_as_well(caplog):
+    """Without a network its traceback came before the command's line."""
+    retry = pytest.importorskip("gcsfs.retry")
+
+    @retry.retry_request(retries=1)
+    async def request():
+        raise ConnectionError("no network")
+
+    as_path("gs://bucket/run")
+    with pytest.raises(ConnectionError, match="no network"):
+        asyncio.run(request())
+    logging.getLogger("gcsfs").warning("Could not determine bucket type for bucket name bucket: no credentials")
+    logging.getLogger("gcsfs").warning("another")
+    assert caplog.messages == ["another"]
