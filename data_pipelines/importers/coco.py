@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import collections
+import os
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +12,7 @@ from data_pipelines import fields
 from data_pipelines.builders import raw_files
 from data_pipelines.builders.report import NoAnnotations, RawDataError
 from data_pipelines.fields import Fault
-from data_pipelines.importers import labelme
+from data_pipelines.importers import labelme, pictures
 from data_pipelines.importers.labels import NO_CATEGORY, Labels
 from data_pipelines.importers.text_files import folder_of_pictures, require_json_file, starts_like, the_json_file
 
@@ -22,7 +24,7 @@ def fits(path: pathlib.Path) -> bool:
 
 
 def read(path: pathlib.Path, images: pathlib.Path | None = None, names: Sequence[str] | None = None) -> Labels:
-    """The document of a file, unchecked.
+    """The document of a file, unchecked; pictures that coco-annotator calls alike are told apart by their `path`.
 
     Args:
       path: the JSON file, or the folder that has it alone.
@@ -38,7 +40,24 @@ def read(path: pathlib.Path, images: pathlib.Path | None = None, names: Sequence
     document = raw_files.read_json(file)
     if names is not None and isinstance(document, dict):
         document = _with_names(document, names)
-    return Labels(document, images or folder_of_pictures(file))
+    folder = images or folder_of_pictures(file)
+    if isinstance(document, dict) and isinstance(document.get("images"), list):
+        document = {**document, "images": _with_paths(document["images"], folder)}
+    return Labels(document, folder)
+
+
+def _with_paths(images: list, folder: pathlib.Path) -> list:
+    """The images by their `path`, of which coco-annotator's `file_name` is the end, where that does not find them."""
+    count = collections.Counter(str(image.get("file_name")) for image in images if isinstance(image, dict))
+
+    def named(image: Any) -> Any:
+        name, path = (image.get(key) if isinstance(image, dict) else None for key in ("file_name", "path"))
+        if not isinstance(name, str) or not isinstance(path, str) or not path.endswith(f"/{name}"):
+            return image
+        alone = count[name] == 1 and os.path.exists(pictures.find(folder, name))
+        return image if alone else {**image, "file_name": path}
+
+    return list(map(named, images))
 
 
 def _with_names(document: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:

@@ -83,6 +83,20 @@ def test_a_name_that_no_system_has_costs_one_picture(tmp_path, name, capsys):
     assert "dropped images: unreadable image: 1" in capsys.readouterr().out
 
 
+def test_pictures_of_one_name_are_told_apart_by_their_path(tmp_path):
+    """coco-annotator's `file_name` has no folder, and the pictures of all folders below that of its data set."""
+    places = ["b/1.jpg", "a/1.jpg", "1.jpg", "b/2.jpg"]
+    content = kite_document(places)
+    for folder in "ab":
+        (tmp_path / folder).mkdir()
+    tiny_sets.write_pictures(tmp_path, content["images"])
+    for image, place in zip(content["images"], places, strict=True):
+        image |= {"file_name": place.split("/")[-1], "path": f"/datasets/kites/{place}"}
+    assert prepare(tmp_path, content) == 0
+    table = records.load_annotations("kites", "train", tmp_path / "data")
+    assert table.file_name.tolist() == places and table.num_instances == 8
+
+
 def pictures_of_kites(folder, count):
     """COCO labels of two people of category 4 in each of `count` pictures, which are there."""
     content = kite_document([f"{number}.jpg" for number in range(1, count + 1)])
