@@ -24,6 +24,8 @@ from data_pipelines.importers.labels import VISIBLE, Broken, LabelledPicture, La
 from data_pipelines.importers.text_files import require_json_file, starts_like, the_json_file
 
 POINTS, BOXES = "keypointlabels", "rectanglelabels"
+TEXTS = ("choices", "textarea", "rating")
+"""What is said of a whole picture, or of one region, by its id."""
 _UPLOADED = re.compile(r"[0-9a-f]{8}-(?=.)")  # before the name of an uploaded file
 
 
@@ -111,6 +113,7 @@ def _people(results: Sequence[Any], task: str) -> tuple[list, list[tuple[Fault, 
     """(people, what is wrong, (width, height))."""
     boxes = {item.get("id") for item in results if isinstance(item, dict) and _kind(item) == BOXES}
     labelled = {item.get("id") for item in results if isinstance(item, dict) and item.get("type") == "labels"}
+    regions = {item.get("id") for item in results if isinstance(item, dict) and _kind(item) in (POINTS, BOXES)}
     related = {}
     for item in results:
         if isinstance(item, dict) and item.get("type") == "relation":
@@ -133,7 +136,10 @@ def _people(results: Sequence[Any], task: str) -> tuple[list, list[tuple[Fault, 
                 sizes.append((item["original_width"], item["original_height"]))
             elif kind in ("keypoint", "rectangle") and item.get("id") in labelled:
                 continue  # the same region once more, without its label
-            elif kind not in ("relation", "choices", "textarea", "rating"):
+            elif kind in TEXTS:
+                if item.get("id") in regions:
+                    raise OfAnotherKind(f"{kind} of a region", f"{item.get('value')!r:.80}")
+            elif kind != "relation":
                 raise OfAnotherKind(f"neither {POINTS} nor {BOXES}", f"type {item.get('type')!r:.80}")
         except Fault as fault:
             faults.append((fault, entry))

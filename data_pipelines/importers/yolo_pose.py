@@ -177,11 +177,15 @@ def _places(file: pathlib.Path, root: pathlib.Path, places: Any) -> list[pathlib
     for written in map(str, places if isinstance(places, list) else [places] if places else []):
         place = written.replace("\\", "/")
         # Roboflow writes ../train/images for the folder beside the file; as Ultralytics, it is looked for there last.
-        names = dict.fromkeys((place, place.removeprefix("../")))
+        # So is a folder of another computer, by at least two names: one, such as images, could be another split's.
+        parts = pathlib.PureWindowsPath(place).parts if pathlib.PureWindowsPath(place).root else ()
+        elsewhere = ["/".join(parts[start:]) for start in range(1, len(parts) - 1)]
+        names = dict.fromkeys((place, place.removeprefix("../"), *elsewhere))
         paths = [folder / name for name in names for folder in (root, file.parent)]
         path = next((path for path in paths if path.exists()), paths[0])
         if not path.exists():
-            raise NoAnnotations(f"there is no {path}")
+            advice = f"; of another computer? Write it as seen from {file.parent}" if parts else ""
+            raise NoAnnotations(f"there is no {place if parts else path}{advice}")
         found.append(path)
     return found
 

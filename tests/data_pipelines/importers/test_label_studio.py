@@ -60,6 +60,17 @@ def test_labels_beside_keypoints_and_rectangles(tmp_path):
     assert [str(item.fault) for item in alone.broken] == told
 
 
+def test_what_is_said_of_a_region_is_told(tmp_path):
+    """Such as that a keypoint is hidden, which would be lost unsaid; of the whole picture it says nothing of poses."""
+    region = point("nose", 50, 20)
+    of_picture = {"id": "c", "type": "choices", "value": {"choices": ["blurred"]}}
+    of_region = region | {"type": "choices", "value": {"choices": ["hidden"]}}
+    labels = read(tmp_path, [region, of_picture, of_region])
+    (left_out,) = labels.broken
+    assert isinstance(left_out.fault, OfAnotherKind) and left_out.entry == "task 7, region p-nose-50"
+    assert str(left_out.fault) == "choices of a region: {'choices': ['hidden']}"
+
+
 @pytest.mark.parametrize("forwards", [True, False])
 def test_a_relation_ties_a_point_to_its_box(tmp_path, forwards):
     """Where boxes overlap, containing says nothing."""

@@ -118,6 +118,17 @@ def test_folders_as_roboflow_names_them(tmp_path):
     assert yolo_pose.read(root).document["images"][0]["file_name"] == "../train/images/true.png"
 
 
+@pytest.mark.parametrize("start", ["/home/x/dataset/", "C:\\Users\\x\\dataset\\"])
+def test_folders_of_another_computer_are_looked_for_beside_the_settings(tmp_path, start):
+    folders = {"train": f"{start}train/images", "val": f"{start}lost/images", "path": start}
+    root = write(tmp_path, splits=("train",), **folders)
+    write_pictures(tmp_path / "images", ["other.png"])  # of the same last name alone
+    labels = yolo_pose.read(root)
+    assert [image["file_name"] for image in labels.document["images"]] == ["train/images/train.png"]
+    place = folders["val"].replace("\\", "/")
+    assert labels.absent == {"val": f"there is no {place}; of another computer? Write it as seen from {tmp_path}"}
+
+
 def test_a_picture_without_a_label_file_is_told(tmp_path, capsys):
     """It counts as one of nobody, as for Ultralytics; where a file was lost, or has another name, people are."""
     root = write(tmp_path, splits=("train", "val"))
