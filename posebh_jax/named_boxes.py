@@ -76,6 +76,7 @@ class NamedBoxes:
         self._ids = [key for key in self._by_picture if isinstance(key, int)]
         # Else they may count from 1, or be of other pictures.
         self._by_place = 0 in self._ids and (count is None or max(self._ids) < count)
+        self._alike = {_stem(last).casefold(): last for last in self._by_picture if isinstance(last, str)}
         self._taken: dict[str | int, Called] = {}  # as written -> the picture
         self._matched = self._told = False
 
@@ -96,10 +97,11 @@ class NamedBoxes:
             self._check_size(written, picture)
             image_id = self._told_ids.get(written)
         self._matched |= bool(found)
-        if self._by_picture and not self._matched and not self._told:
+        closest = None if named.name in self._by_picture else self._alike.get(_stem(named.name).casefold())
+        if self._by_picture and not found and not self._told and (closest or not self._matched):
             self._told = True
-            first = next(iter(self._by_picture))
-            logging.warning("%s has no boxes of %s; it has those of %s", self._path, picture.name, first)
+            other = closest or next(iter(self._by_picture))
+            logging.warning("%s has no boxes of %s; it has those of %s", self._path, picture.name, other)
         return checked(sum(found.values(), []), f"{self._path}, picture {picture.name}")._replace(image_id=image_id)
 
     def _check_size(self, written: str | int, picture: Picture) -> None:
@@ -150,7 +152,7 @@ class NamedBoxes:
     def _keys(self, number: int, name: str, picture: Picture) -> list[str | int]:
         """Under which keys a picture's boxes may be, the likeliest first; `name` is the end of what it is called."""
         # A frame has no suffix: what follows a point in its name is the film's, 1.5.mp4's, and 1 is no id.
-        stem = pathlib.PurePosixPath(name).stem if picture.time is None else name
+        stem = _stem(name) if picture.time is None else name
         if stem.isdecimal():  # an image's id; only other pictures go by their place
             return [name, stem, int(stem)]
         if self._by_place:
@@ -161,6 +163,10 @@ class NamedBoxes:
                 f"and name none {picture.name}; give `image` or `file_name`, or an object with `images`"
             )
         return [name, stem]
+
+
+def _stem(name: str) -> str:
+    return pathlib.PurePosixPath(name).stem
 
 
 def _by_id(entry: Mapping[str, Any], names: Mapping[Any, str]) -> Any:

@@ -193,6 +193,18 @@ def test_a_file_of_other_pictures_is_told_once(write, caplog):
     assert [record.message for record in caplog.records] == [f"{file} has no boxes of a.jpg; it has those of x.jpg"]
 
 
+def test_a_name_that_is_written_otherwise_is_told_once(write, caplog):
+    """In other capitals, or as of another format; also where other pictures have boxes."""
+    names = ("x.jpg", "img_1.jpg", "a/b.png")
+    file = write([{"image": name, "bbox": [1, 1, 10, 10]} for name in names])
+    assert found(file, *names, "c/b.png", "other.jpg")[3:] == [[], []] and not caplog.records
+    for pictures, told in ((("x.jpg", "IMG_1.JPG", "B.png"), names[1]), (("B.jpg", "IMG_1.JPG"), "b.png")):
+        caplog.clear()
+        assert found(file, *pictures)[-1] == []
+        other = next(name for name in pictures if name != "x.jpg")
+        assert caplog.messages == [f"{file} has no boxes of {other}; it has those of {told}"]
+
+
 def test_boxes_by_name(write):
     """A mapping, and entries as a file has them or `to_coco` gives them."""
     box, other = [1, 2, 3, 4], [5, 6, 7, 8]
