@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import sys
 from typing import Any
@@ -22,6 +23,9 @@ def outlive_console() -> None:
         stream.flush()
         buffering = stream.line_buffering, stream.write_through
         setattr(sys, name, io.TextIOWrapper(lasting, stream.encoding, "backslashreplace", None, *buffering))
+        for handler in logging.getLogger().handlers:  # absl makes one when Orbax is imported
+            if isinstance(handler, logging.StreamHandler) and handler.stream is stream:
+                handler.setStream(getattr(sys, name))  # by this tqdm knows whose place to take
 
 
 class _Lasting(io.FileIO):

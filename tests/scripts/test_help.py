@@ -8,6 +8,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import textwrap
 
 import pytest
 
@@ -114,6 +115,21 @@ def test_a_command_whose_output_nobody_reads_ends_as_always(arguments, tmp_path)
     run = subprocess.run(command, cwd=root, stdout=writer, stderr=subprocess.PIPE, check=False)
     os.close(writer)
     assert (run.returncode, run.stderr) == (0, b"")
+
+
+def test_a_warning_beside_a_bar_is_told_once():
+    """By tqdm, which takes the place of the handler that importing Orbax leaves."""
+    code = """
+        import logging
+        from tqdm.contrib.logging import logging_redirect_tqdm
+        from pose_common.console import outlive_console
+        logging.basicConfig()
+        outlive_console()
+        with logging_redirect_tqdm():
+            logging.warning("there is no box")
+    """
+    run = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True)
+    assert (run.stdout + run.stderr).count("there is no box") == 1
 
 
 @pytest.mark.parametrize("command", COMMANDS)
