@@ -110,8 +110,7 @@ def pictures_of_others(data_dir: str | pathlib.Path, dataset: str, split: str) -
 
 def first_faults(report: Report) -> str:
     """Why there is no image."""
-    found = [
-        f"{reason} ({tally['count']}, first {tally['examples'][0]['file']})"
-        for reason, tally in report.as_dict()["images"].items()
-    ]
-    return "dropped: " + "; ".join(found) if found else "the annotation file lists none"
+    dropped = report.as_dict()["images"]
+    found = [f"{reason} ({tally['count']}, first {tally['examples'][0]['file']})" for reason, tally in dropped.items()]
+    advice = ["--images names the folder of pictures"] if "missing image" in dropped else []
+    return "dropped: " + "; ".join(found + advice) if found else "the annotation file lists none"

@@ -97,6 +97,15 @@ def test_pictures_of_one_name_are_told_apart_by_their_path(tmp_path):
     assert table.file_name.tolist() == places and table.num_instances == 8
 
 
+def test_pictures_that_lie_elsewhere_are_asked_for(tmp_path, capsys):
+    """As CVAT exports them: annotations/person_keypoints_default.json, images/default/1.jpg."""
+    content = pictures_of_kites(tmp_path, 2)
+    (tmp_path / "annotations").mkdir()
+    assert prepare(tmp_path / "annotations", content) == 1
+    assert "missing image (2, first " in (said := capsys.readouterr().err) and "; --images names the folder" in said
+    assert prepare(tmp_path / "annotations", content, f"--images={tmp_path}") == 0
+
+
 def pictures_of_kites(folder, count):
     """COCO labels of two people of category 4 in each of `count` pictures, which are there."""
     content = kite_document([f"{number}.jpg" for number in range(1, count + 1)])
