@@ -38,6 +38,8 @@ def read(path: pathlib.Path, images: pathlib.Path | None = None, names: Sequence
         raise NoAnnotations(f"no annotation file; looked for {path}")
     file = require_json_file(path)
     document = raw_files.read_json(file)
+    if isinstance(document, list):
+        raise RawDataError(f"{file} holds a list, not COCO's object; of Label Studio, export JSON, not JSON-MIN")
     if names is not None and isinstance(document, dict):
         document = _with_names(document, names)
     folder = images or folder_of_pictures(file)

@@ -62,6 +62,8 @@ def test_lists_that_are_none_are_named_with_their_kind(tmp_path, capsys):
     content["images"] = {image["id"]: image["file_name"] for image in content["images"]}
     assert prepare(tmp_path, content) == 1
     assert "has no list 'images'; it has 'images' (dict), 'annotations' (list)" in capsys.readouterr().err
+    assert prepare(tmp_path, [{"id": 1, "image": "a.jpg"}]) == 1
+    assert "holds a list, not COCO's object; of Label Studio, export JSON, not JSON-MIN" in capsys.readouterr().err
 
 
 def test_a_size_of_zero_says_nothing(tmp_path):
