@@ -12,6 +12,7 @@ import signal
 import sys
 import tempfile
 import threading
+import weakref
 from collections.abc import Iterator
 from concurrent import futures
 from multiprocessing import resource_tracker, spawn
@@ -96,7 +97,7 @@ def _check_main() -> None:
 
 
 class _InFile:
-    """Batches that workers get by the name of a file.
+    """Batches that each worker gets by the name of a file, which it removes.
 
     Python writes to a new process whatever it shall have, and goes on waiting if it ends before it has read that, for
     want of memory or because the main program cannot be imported. A name is written without waiting.
@@ -104,9 +105,6 @@ class _InFile:
 
     def __init__(self, batches: Batches):
         self._batches = batches
-        self._file = tempfile.NamedTemporaryFile()  # noqa: SIM115  (it goes with the batches)
-        cloudpickle.dump(batches, self._file)
-        self._file.flush()
 
     def __len__(self) -> int:
         return len(self._batches)
@@ -115,12 +113,17 @@ class _InFile:
         return self._batches[index]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _load, (self._file.name,)
+        with tempfile.NamedTemporaryFile(delete=False) as file:
+            cloudpickle.dump(self._batches, file)
+        path = pathlib.Path(file.name)
+        weakref.finalize(self, path.unlink, missing_ok=True)  # of a worker that did not come to it
+        return _load, (path,)
 
 
-def _load(name: str) -> Batches:
-    with open(name, "rb") as file:
-        return pickle.load(file)
+def _load(path: pathlib.Path) -> Batches:
+    batches = pickle.loads(path.read_bytes())
+    path.unlink()
+    return batches
 
 
 class Workers(Iterator[Batch]):

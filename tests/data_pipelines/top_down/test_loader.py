@@ -361,7 +361,7 @@ def test_closing_ends_workers_that_have_not_begun():
 
 
 @pytest.mark.slow  # starts worker processes
-def test_workers_end_with_a_process_that_is_killed():
+def test_workers_end_with_a_process_that_is_killed(tmp_path):
     code = """
         import os, signal
         import grain, numpy
@@ -373,9 +373,15 @@ def test_workers_end_with_a_process_that_is_killed():
     """
     # It returns when nobody has the output open any more, and workers have what their parent has.
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE, text=True, timeout=180, check=False
+        [sys.executable, "-c", textwrap.dedent(code)],
+        env=os.environ | {"TMPDIR": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=180,
+        check=False,
     )
     assert done.returncode == -signal.SIGKILL and done.stdout == "(600, 600)\n"
+    assert not list(tmp_path.iterdir()), "nor does what they were sent stay"
 
 
 @pytest.mark.slow  # starts worker processes
@@ -410,9 +416,14 @@ def test_a_program_that_workers_cannot_import_ends_with_one_error(file, tmp_path
     program = tmp_path / (file or "elsewhere.py")
     program.write_text(textwrap.dedent(code))
     command = [sys.executable, str(program) if file else "-"]
+    sent = tmp_path / "sent"
+    sent.mkdir()
     with program.open() as source:
-        done = subprocess.run(command, stdin=source, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 1 and not done.stdout
+        environment = os.environ | {"TMPDIR": str(sent)}
+        done = subprocess.run(
+            command, env=environment, stdin=source, capture_output=True, text=True, timeout=60, check=False
+        )
+    assert done.returncode == 1 and not done.stdout and not list(sent.iterdir())
     assert done.stderr.count("Traceback") == 1 and "under `if __name__ == '__main__':`" in done.stderr, done.stderr
 
 
