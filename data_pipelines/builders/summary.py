@@ -112,5 +112,5 @@ def first_faults(report: Report) -> str:
     """Why there is no image."""
     dropped = report.as_dict()["images"]
     found = [f"{reason} ({tally['count']}, first {tally['examples'][0]['file']})" for reason, tally in dropped.items()]
-    advice = ["--images names the folder of pictures"] if "missing image" in dropped else []
+    advice = ["--images (--skeleton_images of prediction) names their folder"] if "missing image" in dropped else []
     return "dropped: " + "; ".join(found + advice) if found else "the annotation file lists none"

@@ -104,7 +104,10 @@ def test_pictures_that_lie_elsewhere_are_asked_for(tmp_path, capsys):
     content = pictures_of_kites(tmp_path, 2)
     (tmp_path / "annotations").mkdir()
     assert prepare(tmp_path / "annotations", content) == 1
-    assert "missing image (2, first " in (said := capsys.readouterr().err) and "; --images names the folder" in said
+    assert (
+        "missing image (2, first " in (said := capsys.readouterr().err)
+        and "; --images (--skeleton_images of prediction) names their folder" in said
+    )
     assert prepare(tmp_path / "annotations", content, f"--images={tmp_path}") == 0
 
 
