@@ -154,7 +154,9 @@ class Workers(Iterator[Batch]):
         try:
             return first.result()
         except RuntimeError as error:
-            if "Worker process was terminated" not in str(error):
+            if "terminated unexpectedly with exit code 1." not in str(
+                error
+            ):  # as of a failed import; others are killed
                 raise
             raise RuntimeError(f"{error} {_IMPORTABLE}.") from None
 
