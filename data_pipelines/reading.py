@@ -62,19 +62,18 @@ class Reading:
         Raises:
           RuntimeError: workers that cannot import the main program; one that ended early, from the first `next`.
         """
-        ahead = self.num_threads if self.num_workers else max(self.prefetch, self.num_threads)
         if self.num_workers:
             _check_main()
-            batches = grain.MapDataset.source(_InFile(batches))
-        dataset = batches.to_iter_dataset(grain.ReadOptions(self.num_threads, ahead))
-        if self.num_workers:
             if not flags.FLAGS.is_parsed():  # as in a notebook; Grain asks for flags of its own
                 flags.FLAGS.mark_as_parsed()
             ready = max(1, self.prefetch // self.num_workers)
             options = grain.MultiprocessingOptions(self.num_workers, per_worker_buffer_size=ready)
+            sent = grain.MapDataset.source(_InFile(batches))
+            dataset = sent.to_iter_dataset(grain.ReadOptions(self.num_threads, self.num_threads))
             return Workers(iter(dataset.mp_prefetch(options, worker_init_fn=prepare_worker)))
         cv2.setNumThreads(0)  # one thread a batch; OpenCV's own would only compete
-        reader = iter(dataset)
+        ahead = max(self.prefetch, self.num_threads)
+        reader = iter(batches.to_iter_dataset(grain.ReadOptions(self.num_threads, ahead)))
         reader.start_prefetch()
         return reader
 
