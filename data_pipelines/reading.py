@@ -153,10 +153,8 @@ class Workers(Iterator[Batch]):
         try:
             return first.result()
         except RuntimeError as error:
-            if "terminated unexpectedly with exit code 1." not in str(
-                error
-            ):  # as of a failed import; others are killed
-                raise
+            if "terminated unexpectedly with exit code 1." not in str(error):
+                raise  # of a worker that was killed, or of a batch
             raise RuntimeError(f"{error} {_IMPORTABLE}.") from None
 
     def close(self) -> None:
