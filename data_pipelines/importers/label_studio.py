@@ -26,6 +26,7 @@ from data_pipelines.importers.text_files import require_json_file, starts_like, 
 POINTS, BOXES = "keypointlabels", "rectanglelabels"
 TEXTS = ("choices", "textarea", "rating")
 """What is said of a whole picture, or of one region, by its id."""
+_IDS = ("id", "parentID", "from_id", "to_id")
 _UPLOADED = re.compile(r"[0-9a-f]{8}-(?=.)")  # before the name of an uploaded file
 
 
@@ -111,6 +112,7 @@ def _file_name(data: Mapping[str, Any], folder: pathlib.Path) -> str:
 
 def _people(results: Sequence[Any], task: str) -> tuple[list, list[tuple[Fault, str]], tuple[Any, Any] | None]:
     """(people, what is wrong, (width, height))."""
+    results = [_with_keys(item) if isinstance(item, dict) else item for item in results]
     boxes = {item.get("id") for item in results if isinstance(item, dict) and _kind(item) == BOXES}
     labelled = {item.get("id") for item in results if isinstance(item, dict) and item.get("type") == "labels"}
     regions = {item.get("id") for item in results if isinstance(item, dict) and _kind(item) in (POINTS, BOXES)}
@@ -148,6 +150,11 @@ def _people(results: Sequence[Any], task: str) -> tuple[list, list[tuple[Fault, 
     rectangles = [r if r.group in tied else Rectangle(r.category, r.box, r.entry) for r in rectangles]
     people, unclear = people_of(marks, rectangles)
     return people, [*faults, *unclear], sizes[0] if sizes else None
+
+
+def _with_keys(item: Mapping[str, Any]) -> dict[str, Any]:
+    """With ids that are dictionary keys, whatever a damaged file holds there."""
+    return {**item, **{key: repr(item[key]) for key in _IDS if isinstance(item.get(key), (list, dict))}}
 
 
 def _kind(item: Mapping[str, Any]) -> Any:

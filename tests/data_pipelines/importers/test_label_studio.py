@@ -30,6 +30,15 @@ def read(folder, *results, image="a.png"):
     return label_studio.read(folder)
 
 
+@pytest.mark.parametrize("key", ["id", "parentID", "from_id"])
+def test_an_id_that_is_none_costs_nobody(tmp_path, key):
+    results = [point("nose", 1, 2), box("one", 0, 0, 50, 50), {"type": "relation", "from_id": "p", "to_id": "one"}]
+    for damaged in ([], {"a": 1}):
+        changed = [item | {key: damaged} if key in item or key == "parentID" else item for item in results]
+        (person,) = read(tmp_path, changed).document["annotations"]
+        assert (person["keypoints"], person["bbox"]) == ([2, 1, 2], [0, 0, 100, 25])
+
+
 def test_percent_become_pixels(tmp_path):
     labels = read(tmp_path, [point("nose", 50, 20), point("tail", "1.5", 4)])
     (person,) = labels.document["annotations"]
