@@ -110,11 +110,10 @@ def _limbs(
 ) -> tuple[list[tuple[str, str]], list[_Remark]]:
     """(neighbours in every chain of `skeleton`, remarks); a new project's configuration has one of names that are not
     there."""
-    limbs: list[tuple[str, str]] = []
-    for chain in config.get("skeleton") or ():
-        if not isinstance(chain, list):
-            raise RawDataError(f"{path}: skeleton should be a list of lists of body parts, not {chain!r:.80} in a list")
-        limbs += itertools.pairwise(map(str, chain))
+    chains = config.get("skeleton") or []
+    if not isinstance(chains, list) or not all(isinstance(chain, list) for chain in chains):
+        raise RawDataError(f"{path}: skeleton should be a list of lists of body parts, not {chains!r:.80}")
+    limbs = [limb for chain in chains for limb in itertools.pairwise(map(str, chain))]
     unknown = [limb for limb in limbs if not set(limb) <= set(names)]
     remarks = [("limb of unknown body parts (left out)", path, " - ".join(limb)) for limb in unknown]
     return [limb for limb in limbs if limb not in unknown], remarks

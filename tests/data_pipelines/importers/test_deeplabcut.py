@@ -122,6 +122,7 @@ def test_a_broken_row_is_named_and_the_others_are_read(tmp_path, row, reason, en
         (HEAD, {"bodyparts": ["nose"]}, "'tail' is none of the body parts of config.yaml: nose"),
         (HEAD, {"bodyparts": "MULTI!"}, r"config.yaml: bodyparts or multianimalbodyparts should list"),
         (HEAD, {"bodyparts": ["nose", "tail"], "skeleton": ["nose"]}, "config.yaml: skeleton should be"),
+        (HEAD, {"bodyparts": ["nose", "tail"], "skeleton": 5}, "config.yaml: skeleton should be .*, not 5"),
     ],
 )
 def test_what_cannot_be_understood_names_the_file(tmp_path, table, config, said):
