@@ -49,6 +49,18 @@ class Comparison(NamedTuple):
     partition: jax.Array
 
 
+class Slots(NamedTuple):
+    """Labelled pixels, as far as they are compared.
+
+    Attributes:
+      keypoint: int32 [B, h, w, G], the id in its bank of each slot's keypoint, -1 where there is no label.
+      members: float32 [B, T, G], 1 where a keypoint may label a slot.
+    """
+
+    keypoint: jax.Array
+    members: jax.Array
+
+
 def unit_length(x: jax.Array) -> jax.Array:
     """Unit length along the last axis; a zero vector stays zero."""
     return x / jnp.sqrt(jnp.maximum(jnp.sum(jnp.square(x), axis=-1, keepdims=True), 1e-24))
@@ -60,10 +72,28 @@ def best_similarities(embedding: jax.Array, prototypes: jax.Array) -> jax.Array:
     return functools.reduce(jnp.maximum, map(jnp.abs, cosines))
 
 
-def compare_each(embedding: jax.Array, banks: Sequence[tuple[jax.Array, KeypointIndex]]) -> list[Comparison]:
-    """`compare` with each bank, in one pass over the pixels; keypoints have as many prototypes in all of them."""
+def compare_each(
+    embedding: jax.Array, banks: Sequence[tuple[jax.Array, KeypointIndex]], labels: Sequence[Slots | None]
+) -> tuple[list[Comparison], list[jax.Array]]:
+    """`compare` and `label_similarities` with each bank, in one pass over the pixels.
+
+    Args:
+      embedding: [B, h, w, D], of any length.
+      banks: the prototypes of each [T, M, D], and which keypoints are whose; M is the same for all.
+      labels: of each bank, the pixels whose similarities to their own keypoint's prototypes are asked for; None for
+        none of them.
+
+    Returns:
+      What each bank says of all pixels, and of those [B, h, w, M, G].
+    """
     prototypes, indices = zip(*banks, strict=True)
-    return _compare(_unit(embedding), prototypes, indices)
+    batch, height, width, _ = embedding.shape
+
+    def none(index):
+        return Slots(jnp.zeros((batch, height, width, 0), jnp.int32), jnp.zeros((batch, index.total, 0)))
+
+    given = [none(index) if slots is None else slots for slots, index in zip(labels, indices, strict=True)]
+    return _compare(_unit(embedding), prototypes, given, indices)
 
 
 def compare(embedding: jax.Array, prototypes: jax.Array, keypoint_index: KeypointIndex) -> Comparison:
@@ -74,55 +104,81 @@ def compare(embedding: jax.Array, prototypes: jax.Array, keypoint_index: Keypoin
       prototypes: [T, M, D], of any length.
       keypoint_index: which keypoints are whose.
     """
-    return compare_each(embedding, [(prototypes, keypoint_index)])[0]
+    return compare_each(embedding, [(prototypes, keypoint_index)], [None])[0][0]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _compare(unit, prototypes, indices):
-    return _compare_forward(unit, prototypes, indices)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _compare(unit, prototypes, labels, indices):
+    return _compare_forward(unit, prototypes, labels, indices)[0]
 
 
-def _compare_forward(unit, prototypes, indices):
-    bank, whose = _bank(jnp.concatenate(prototypes)), _joint(indices).one_hot
+def _compare_forward(unit, prototypes, labels, indices):
+    bank, whose, slots = _bank(jnp.concatenate(prototypes)), _joint(indices).one_hot, _joint_slots(labels)
     keypoints = np.cumsum([index.total for index in indices])[:-1]
     datasets = np.cumsum([index.num_datasets for index in indices])[:-1]
+    places = np.cumsum([one.keypoint.shape[-1] for one in labels])[:-1]
 
-    def band(unit):
-        best, mass = 0.0, 0.0
-        for cosine in _cosines(unit, bank):
-            best, mass = jnp.maximum(best, jnp.abs(cosine)), mass + jnp.exp(jnp.abs(cosine))
+    def band(unit, keypoint):
+        labelled = _stands_for(keypoint, slots.members, _own_ids(indices))
+        best, mass, own = 0.0, 0.0, []
+        for similarity in map(jnp.abs, _cosines(unit, bank)):
+            best, mass = jnp.maximum(best, similarity), mass + jnp.exp(similarity)
+            own.append(_chosen("bhwt,btg->bhwg", labelled * similarity, slots.members))
         partition = jnp.log(_chosen("bhwt,tn->bhwn", mass, whose))
         # Apart from here on, because a term lays its bank's maps out as it needs them.
-        return list(map(Comparison, jnp.split(best, keypoints, axis=-1), jnp.split(partition, datasets, axis=-1)))
+        compared = map(Comparison, jnp.split(best, keypoints, axis=-1), jnp.split(partition, datasets, axis=-1))
+        return list(compared), jnp.split(jnp.stack(own, axis=-2), places, axis=-1)
 
-    found = _in_bands(band, unit)
-    return found, (unit, prototypes, [one.partition for one in found])
+    found = _in_bands(band, unit, slots.keypoint)
+    return found, (unit, prototypes, labels, [one.partition for one in found[0]])
 
 
 def _compare_gradient(indices, kept, cotangents):
-    unit, prototypes, partitions = kept
-    bank, whose = _bank(jnp.concatenate(prototypes)), _joint(indices).one_hot
+    unit, prototypes, labels, partitions = kept
+    bank, whose, slots = _bank(jnp.concatenate(prototypes)), _joint(indices).one_hot, _joint_slots(labels)
 
-    def band(unit, to_best, to_mass):
+    def band(unit, keypoint, to_best, to_mass, to_own):
         cosines = _cosines(unit, bank)
+        labelled = _stands_for(keypoint, slots.members, _own_ids(indices))
         best = functools.reduce(jnp.maximum, map(jnp.abs, cosines))
         to_mass = jnp.einsum("bhwn,tn->bhwt", jnp.concatenate(to_mass, axis=-1), whose)
         # Prototypes that tie share a gradient, as everywhere in JAX.
         ties = sum((jnp.abs(cosine) == best).astype(jnp.float32) for cosine in cosines)
         to_best = jnp.concatenate(to_best, axis=-1) / ties
+        to_own = jnp.concatenate(to_own, axis=-1)
         to_unit = 0.0
-        for cosine, own in zip(cosines, bank, strict=True):
+        for index, (cosine, own) in enumerate(zip(cosines, bank, strict=True)):
             similarity = jnp.abs(cosine)
             back = jnp.where(similarity == best, to_best, 0.0) + to_mass * jnp.exp(similarity)
+            back += labelled * jnp.einsum("bhwg,btg->bhwt", to_own[..., index, :], slots.members)
             to_unit += jnp.einsum("bhwt,td->bhwd", jnp.sign(cosine) * back, own)
         return to_unit
 
-    to_best = [one.best for one in cotangents]
-    to_mass = [one.partition * jnp.exp(-log) for one, log in zip(cotangents, partitions, strict=True)]
-    return _in_bands(band, unit, to_best, to_mass), jax.tree.map(jnp.zeros_like, prototypes)
+    to_compared, to_own = cotangents
+    to_best = [one.best for one in to_compared]
+    to_mass = [one.partition * jnp.exp(-log) for one, log in zip(to_compared, partitions, strict=True)]
+    to_unit = _in_bands(band, unit, slots.keypoint, to_best, to_mass, to_own)
+    to_labels = [Slots(None, jnp.zeros_like(one.members)) for one in labels]
+    return to_unit, jax.tree.map(jnp.zeros_like, prototypes), to_labels
 
 
 _compare.defvjp(_compare_forward, _compare_gradient)
+
+
+def _own_ids(indices: Sequence[KeypointIndex]) -> np.ndarray:
+    """int32 [T]: each keypoint's id in its own bank."""
+    return np.concatenate([np.arange(index.total) for index in indices])
+
+
+def _joint_slots(labels: Sequence[Slots]) -> Slots:
+    """The slots of all banks, each with keypoints of its own bank alone."""
+    keypoint = jnp.concatenate([slots.keypoint for slots in labels], axis=-1)
+    before = np.cumsum([0, *(slots.members.shape[-1] for slots in labels)])
+    members = [
+        jnp.pad(slots.members, ((0, 0), (0, 0), (start, keypoint.shape[-1] - end)))
+        for slots, start, end in zip(labels, before[:-1], before[1:], strict=True)
+    ]
+    return Slots(keypoint, jnp.concatenate(members, axis=1))
 
 
 def _joint(indices: Sequence[KeypointIndex]) -> KeypointIndex:
@@ -181,14 +237,19 @@ _label_similarities.defvjp(_label_forward, _label_gradient)
 
 
 def pixel_matrix(keypoint: jax.Array, members: jax.Array) -> jax.Array:
-    """`Labels.keypoint` [B, h, w, G], [B, T, G] -> float32 [B, h, w, T]: 1 where a pixel stands for a keypoint.
+    """`Labels.keypoint` [B, h, w, G], [B, T, G] -> float32 [B, h, w, T]: 1 where a pixel stands for a keypoint."""
+    return _stands_for(keypoint, members, np.arange(members.shape[1]))
+
+
+def _stands_for(keypoint: jax.Array, members: jax.Array, ids: np.ndarray) -> jax.Array:
+    """`pixel_matrix`, with ids [T] of the keypoints.
 
     A keypoint competes in one slot, so a product brings each slot's label to the keypoints of that slot: one
     comparison a keypoint instead of G.
     """
-    precision = (CHOICE if members.shape[1] <= 256 else PRECISE, CHOICE)
+    precision = (CHOICE if ids.max() < 256 else PRECISE, CHOICE)
     label = jnp.einsum("bhwg,btg->bhwt", (keypoint + 1).astype(jnp.float32), members, precision=precision)
-    return (label == jnp.arange(1, members.shape[1] + 1)).astype(jnp.float32)
+    return (label == ids + 1).astype(jnp.float32)
 
 
 def _unit(embedding: jax.Array) -> jax.Array:

@@ -22,9 +22,9 @@ from pose_common.training.state import METHOD_STATE, STATE_TRAINED, TrainState
 from pose_common.training.step import ABSENT, LossOutput
 from posebh_jax import prototypes
 from posebh_jax.clusters import ClusterBank, ClusterConfig, choose_clusters
-from posebh_jax.comparison import compare_each
+from posebh_jax.comparison import Slots, compare_each
 from posebh_jax.keypoint_index import KeypointIndex
-from posebh_jax.losses.cluster import cluster_terms
+from posebh_jax.losses.cluster import cluster_slots, cluster_terms
 from posebh_jax.losses.cross_type import cross_type_terms
 from posebh_jax.losses.heatmap import head_terms, keypoint_accuracy
 from posebh_jax.losses.prototype import prototype_terms
@@ -196,19 +196,23 @@ class PoseBHMethod:
         if asked - {"heatmap"}:
             embedding, stats["embedding"] = run("embedding", "embed", features)
             banks = [(bank[BANK], self.keypoint_index)]
+            own = prototypes.own_slots(inputs.targets, inputs.dataset, self.losses.label_threshold, self.keypoint_index)
+            slots: list[Slots | None] = [own if asked & set(PROTOTYPE_TERMS) else None]
             if "cluster" in asked:
                 clusters = ClusterBank(**bank[CLUSTERS])
                 banks.append((clusters.prototypes, clusters.keypoint_index))
-            compared, *with_clusters = compare_each(embedding, banks)
+                slots.append(cluster_slots(inputs.targets, clusters, self.losses))
+            (compared, *with_clusters), (similarity, *of_clusters) = compare_each(embedding, banks, slots)
         if asked & set(PROTOTYPE_TERMS):
-            found, seen, labelled = prototype_terms(embedding, compared, *labels, inputs.dataset, bank[BANK], **shared)
+            found, seen, labelled = prototype_terms(
+                embedding, compared, *labels, inputs.dataset, bank[BANK], similarity=similarity, **shared
+            )
             values |= {name: found[name] for name in PROTOTYPE_TERMS if name in asked}
             metrics |= _named("prototype", seen, ("cross_entropy", "distance", "correct"))
             observed = (labelled, inputs.noise) if stage.updates_state else None
         if "cluster" in asked:
-            found, seen = cluster_terms(
-                embedding, *labels, clusters, config=self.losses, axis_name=axis_name, compared=with_clusters[0]
-            )
+            known: dict[str, Any] = {"compared": with_clusters[0], "similarity": of_clusters[0]}
+            found, seen = cluster_terms(embedding, *labels, clusters, config=self.losses, axis_name=axis_name, **known)
             values |= found
             metrics |= _named("cluster", seen, ("cross_entropy", "distance"))
         if "cross_type" in asked:

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 
 from pose_common.collectives import global_sum
 from pose_common.heatmaps import first_maximum
-from posebh_jax.comparison import CHOICE, PRECISE, pixel_matrix, unit_length
+from posebh_jax.comparison import CHOICE, PRECISE, Slots, pixel_matrix, unit_length
 from posebh_jax.keypoint_index import KeypointIndex
 
 # Prototype heatmaps are kept away from 0 and 1, as in the release; no gradient flows where this clips.
@@ -135,6 +135,12 @@ def label_pixels(targets: jax.Array, dataset: jax.Array, threshold: float) -> La
 def slot_members(labels: Labels, keypoint_index: KeypointIndex) -> jax.Array:
     """float32 [B, T, G]: 1 where a keypoint competes in a slot."""
     return keypoint_index.own(labels.dataset).swapaxes(1, 2).astype(jnp.float32)
+
+
+def own_slots(targets: jax.Array, dataset: jax.Array, threshold: float, keypoint_index: KeypointIndex) -> Slots:
+    """Those of `label_pixels`, for `compare_each`."""
+    labels = label_pixels(targets, dataset, threshold)
+    return Slots(labels.keypoint, slot_members(labels, keypoint_index))
 
 
 def is_correct(labels: Labels, best: jax.Array, keypoint_index: KeypointIndex) -> jax.Array:

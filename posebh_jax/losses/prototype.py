@@ -73,6 +73,7 @@ def contrast(
     keypoint_index: KeypointIndex,
     config: PrototypeConfig,
     axis_name: str | None = None,
+    similarity: jax.Array | None = None,
 ) -> Contrast:
     """Prototype loss of the labelled pixels (PoseBH, equations of PPC and PPD), summed over datasets.
 
@@ -81,11 +82,13 @@ def contrast(
       partition: [B, h, w, n], `Comparison.partition` of embedding and bank.
       bank: prototypes [T, M, D].
       labels: the labelled pixels.
+      similarity: [B, h, w, M, G] of the labelled pixels, as `compare_each` has them; None: they are made here.
     """
     slots = jax.nn.one_hot(labels.dataset, keypoint_index.num_datasets)
     partition = jnp.einsum("bhwn,bgn->bhwg", partition, slots, precision=(PRECISE, CHOICE))
-    members = protos.slot_members(labels, keypoint_index)
-    similarity = label_similarities(embedding, bank, labels.keypoint, members)
+    if similarity is None:
+        members = protos.slot_members(labels, keypoint_index)
+        similarity = label_similarities(embedding, bank, labels.keypoint, members)
     assignment = protos.assign(
         jax.lax.stop_gradient(similarity), labels, keypoint_index=keypoint_index, config=config, axis_name=axis_name
     )
@@ -114,6 +117,7 @@ def prototype_terms(
     keypoint_index: KeypointIndex,
     config: PrototypeConfig,
     axis_name: str | None = None,
+    similarity: jax.Array | None = None,
 ) -> tuple[dict[str, jax.Array], dict[str, jax.Array], Observed]:
     """Losses of the annotated images against their own dataset's prototypes.
 
@@ -123,6 +127,7 @@ def prototype_terms(
       targets, keypoint_weights: [B, h, w, T], [B, T].
       dataset: int32 [B].
       prototypes: [T, M, D] unit vectors.
+      similarity: see `contrast`; of `prototypes.own_slots`.
 
     Returns:
       Weighted per-device losses {"prototype", "prototype_heatmap"}; global values: the unweighted `cross_entropy` and
@@ -131,7 +136,7 @@ def prototype_terms(
     """
     labels = protos.label_pixels(targets, dataset, config.label_threshold)
     shared: dict[str, Any] = {"keypoint_index": keypoint_index, "config": config, "axis_name": axis_name}
-    terms = contrast(embedding, compared.partition, prototypes, labels, **shared)
+    terms = contrast(embedding, compared.partition, prototypes, labels, similarity=similarity, **shared)
     images = count_images(dataset, keypoint_index, axis_name)
     maps = protos.prototype_heatmaps(compared.best)
     maps_loss = heatmap_mse(maps, targets, keypoint_weights, images, keypoint_index)

@@ -20,11 +20,11 @@ from pose_common.training import configuration
 from posebh_jax.clusters import ClusterBank
 from posebh_jax.comparison import compare_each
 from posebh_jax.keypoint_index import KeypointIndex
-from posebh_jax.losses.cluster import cluster_terms
+from posebh_jax.losses.cluster import cluster_slots, cluster_terms
 from posebh_jax.losses.cross_type import cross_type_terms
 from posebh_jax.losses.heatmap import head_terms
 from posebh_jax.losses.prototype import prototype_terms
-from posebh_jax.prototypes import PrototypeConfig, gumbel_noise, init_prototypes, update_prototypes
+from posebh_jax.prototypes import PrototypeConfig, gumbel_noise, init_prototypes, own_slots, update_prototypes
 from scripts.benchmarks.boir_losses import median_seconds
 
 RELEASED = configuration.read("mdt")
@@ -65,8 +65,9 @@ def terms_by_name(keypoint_index: KeypointIndex, config: PrototypeConfig, cluste
 
     def prototype(embedding, maps, x, compared, noise=None):
         own = x["targets"], x["weights"], x["dataset"]
+        found, similarity = compared["prototypes"]
         losses, aux, observed = prototype_terms(
-            embedding, compared["prototypes"], *own, x["prototypes"], keypoint_index=keypoint_index, config=config
+            embedding, found, *own, x["prototypes"], keypoint_index=keypoint_index, config=config, similarity=similarity
         )
         if noise is not None:
             aux["prototypes"], _ = update_prototypes(x["prototypes"], observed, noise, momentum=config.momentum)
@@ -77,23 +78,28 @@ def terms_by_name(keypoint_index: KeypointIndex, config: PrototypeConfig, cluste
 
     def cluster(embedding, maps, x, compared):
         labels = x["targets"], x["weights"]
-        return cluster_terms(embedding, *labels, bank_of(x), config=config, compared=compared["clusters"])
+        found, similarity = compared["clusters"]
+        return cluster_terms(embedding, *labels, bank_of(x), config=config, compared=found, similarity=similarity)
 
     def cross_type(embedding, maps, x, compared):
-        compared, whose = compared["prototypes"], {"keypoint_index": keypoint_index, "config": config}
-        return cross_type_terms(embedding, maps, compared, x["dataset"], x["prototypes"], **whose)
+        found, whose = compared["prototypes"][0], {"keypoint_index": keypoint_index, "config": config}
+        return cross_type_terms(embedding, maps, found, x["dataset"], x["prototypes"], **whose)
 
     def bank_of(x):
         return ClusterBank(x["prototypes"][:clusters], jnp.arange(clusters))
 
     def made_of(*parts):
         def terms(embedding, maps, x):
-            banks = {}
+            banks, slots = {}, []
             if set(parts) - {heads, cluster}:
                 banks["prototypes"] = x["prototypes"], keypoint_index
+                own = own_slots(x["targets"], x["dataset"], config.label_threshold, keypoint_index)
+                slots.append(own if {moving, prototype} & set(parts) else None)
             if cluster in parts:
                 banks["clusters"] = bank_of(x).prototypes, bank_of(x).keypoint_index
-            compared = dict(zip(banks, compare_each(embedding, list(banks.values())), strict=True)) if banks else {}
+                slots.append(cluster_slots(x["targets"], bank_of(x), config))
+            found = zip(*compare_each(embedding, list(banks.values()), slots), strict=True) if banks else []
+            compared = dict(zip(banks, found, strict=True))
             losses, aux = {}, []
             for part in parts:
                 found, extra = part(embedding, maps, x, compared)

@@ -42,7 +42,7 @@ def plainly(embedding, prototypes, keypoint_index):
 
 def labels_plainly(embedding, prototypes, keypoint, members):
     """One comparison with every keypoint a slot."""
-    labelled = (keypoint[..., None] == jnp.arange(INDEX.total)) & (members.swapaxes(1, 2) > 0)[:, None, None]
+    labelled = (keypoint[..., None] == jnp.arange(len(prototypes))) & (members.swapaxes(1, 2) > 0)[:, None, None]
     return jnp.einsum("bhwmt,bhwgt->bhwmg", similarities(embedding, prototypes), labelled.astype(jnp.float32))
 
 
@@ -69,14 +69,28 @@ def same_with_gradient(ours, plain, embedding):
     close(gradient, plain_gradient.at[0, 0, 0].set(0), rel=1e-5)
 
 
-def test_several_banks_at_once_are_as_each_alone():
-    embedding, prototypes, _ = example(7)
-    other = jax.random.normal(jax.random.key(1), (4, PER_KEYPOINT, DIM)), KeypointIndex((4,))
-    same_with_gradient(
-        lambda x: comparison.compare_each(x, [(prototypes, INDEX), other]),
-        lambda x: [plainly(x, prototypes, INDEX), plainly(x, *other)],
-        embedding,
-    )
+@pytest.mark.parametrize("labelled", [(True, True), (False, True), (True, False)])
+def test_several_banks_and_labels_at_once_are_as_each_alone(labelled):
+    embedding, prototypes, keypoint = example(7)
+    keys = jax.random.split(jax.random.key(1))
+    banks = [(prototypes, INDEX), (jax.random.normal(keys[0], (4, PER_KEYPOINT, DIM)), KeypointIndex((4,)))]
+    own = comparison.Slots(keypoint, jnp.broadcast_to(INDEX.one_hot, (4, INDEX.total, INDEX.num_datasets)))
+    of_other = comparison.Slots(jax.random.randint(keys[1], (4, 7, 5, 1), -1, 4), jnp.ones((4, 4, 1)))
+    slots = [labels if asked else None for labels, asked in zip((own, of_other), labelled, strict=True)]
+
+    def ours(x):
+        found, similarities = comparison.compare_each(x, banks, slots)
+        assert [s.shape[-1] for s in similarities] == [s.keypoint.shape[-1] if s else 0 for s in slots]
+        return found, similarities
+
+    def plain(x):
+        found = [plainly(x, *bank) for bank in banks]
+        return found, [
+            labels_plainly(x, bank[0], *(labels or (keypoint[..., :0], jnp.ones((4, bank[1].total, 0)))))
+            for bank, labels in zip(banks, slots, strict=True)
+        ]
+
+    same_with_gradient(ours, plain, embedding)
 
 
 @pytest.mark.parametrize("height", [16, 7, 1])  # bands of two rows, of one, and a single one
@@ -130,8 +144,9 @@ def test_only_what_chooses_has_less_than_full_precision():
     one_slot = jax.tree.map(lambda x: x[..., :1], labels)
 
     def programs(x):
-        compared = comparison.compare(x, prototypes, INDEX)
-        labelled = comparison.label_similarities(x, prototypes, keypoint, members)
+        slots = comparison.Slots(keypoint, members)
+        compared = comparison.compare_each(x, [(prototypes, INDEX)], [slots])
+        labelled = comparison.label_similarities(x, prototypes, *slots)
         assigned = assign(labelled, labels, keypoint_index=INDEX, config=PROTOTYPES)
         observed = Observed(x, one_slot, assigned[..., 0], one_slot.confidence[..., 0])
         return compared, labelled, update_prototypes(prototypes, observed, assigned[..., 0], momentum=0.9)
@@ -142,9 +157,9 @@ def test_only_what_chooses_has_less_than_full_precision():
     choices = {members.shape, INDEX.one_hot.shape, (4, 16, 5, INDEX.total)}
     rounded = 0
     per_keypoint = prototypes.shape[1]
-    # Products of gradients are of the platform's default: a pixel's from each prototype, of both functions; before that
-    # a label's from its slot, and a keypoint's from its dataset.
-    for program, of_gradients in ((jax.grad(total), 3 * per_keypoint + 1), (programs, 0)):
+    # Products of gradients are of the platform's default: a pixel's from each prototype, and before that a label's from
+    # its slot, of both functions; and a keypoint's from its dataset.
+    for program, of_gradients in ((jax.grad(total), 4 * per_keypoint + 1), (programs, 0)):
         with jax.default_matmul_precision("tensorfloat32"):
             found = list(products(jax.make_jaxpr(program)(embedding)))
         ours = [product for product in found if product[1] != (jax.lax.Precision.HIGH,) * 2]
