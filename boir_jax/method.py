@@ -156,6 +156,7 @@ class BoIRMethod:
         return loss_terms(dense, maps, targets, self.losses, axis_name)
 
 
+@functools.partial(jax.jit, static_argnames="model")  # a run asks for values and shapes: traced once for both
 def init_variables(key: jax.Array, model: BoIR) -> dict[str, Any]:
     """Newly initialised parameters and statistics; none of them depends on the images' size."""
     return model.init(key, jnp.zeros((1, 64, 64, 3)))

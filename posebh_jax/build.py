@@ -23,7 +23,7 @@ from pose_common.training.stages import make_stages
 from posebh_jax import configuration
 from posebh_jax.clusters import ClusterConfig
 from posebh_jax.evaluate import Evaluator, Task
-from posebh_jax.method import PoseBHMethod
+from posebh_jax.method import PoseBHMethod, weight_shapes
 from posebh_jax.model import PoseBH, layer_ids, weight_decay_mask
 from posebh_jax.predictor import Predictor
 from posebh_jax.prototypes import PrototypeConfig
@@ -52,8 +52,7 @@ def make_model(config: ConfigDict) -> PoseBH:
 def make_method(config: ConfigDict, steps_per_epoch: int) -> PoseBHMethod:
     """The method with its stages and optimizer."""
     model = make_model(config)
-    image = jax.ShapeDtypeStruct((1, config.input_size[1], config.input_size[0], 3), jnp.float32)
-    shapes = jax.eval_shape(model.init, jax.random.PRNGKey(0), image, jax.ShapeDtypeStruct((1,), jnp.int32))["params"]
+    shapes = weight_shapes(model, tuple(config.input_size), config.prototypes_per_keypoint, 0)["params"]
     top = SIZES[config.size].depth + 1
     optimizer = GroupedAdamW(
         schedule=step_schedule(

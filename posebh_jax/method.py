@@ -262,6 +262,8 @@ class PoseBHMethod:
         }
 
 
+# A run asks for values and, twice, for shapes: traced once for all.
+@functools.partial(jax.jit, static_argnames=("model", "input_size", "per_keypoint"))
 def init_weights(
     params_key: jax.Array, bank_key: jax.Array, model: PoseBH, input_size: tuple[int, int], per_keypoint: int
 ) -> dict[str, Any]:

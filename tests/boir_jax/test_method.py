@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from boir_jax import build, main, sources
-from boir_jax.model import VARIANTS
+from boir_jax.method import BoIRMethod
+from boir_jax.model import VARIANTS, BoIR
 from boir_jax.weights.convert import targets, to_torch
 from boir_jax.weights.transfer import start_from
 from configs import boir
@@ -43,6 +44,17 @@ def test_it_learns():
     assert np.all(np.isfinite(losses))
     assert np.mean(losses[-3:]) < 0.8 * losses[0], losses
     assert state.step == 12 and state.method_state == {}
+
+
+def test_values_and_shapes_come_of_one_trace(monkeypatch):
+    """Tracing an HRNet takes seconds, and a run asks for its groups, its shapes and its initial values."""
+    traces, whole = [], BoIR.__call__
+    monkeypatch.setattr(BoIR, "__call__", lambda model, images: traces.append(images.shape) or whole(model, images))
+    like = tiny_method()
+    method = BoIRMethod(like.model.clone(num_keypoints=3), 1, like.optimizer, like.losses, 2, 5)  # of no other test
+    shapes = method.shapes(method.stages[0], {})
+    assert sorted(shapes.params) == list(method.groups)
+    assert jax.eval_shape(method.init, jax.random.PRNGKey(1)) == shapes and len(traces) == 1
 
 
 @pytest.fixture(scope="module")

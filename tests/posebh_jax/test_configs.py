@@ -15,6 +15,7 @@ from pose_common.training.mesh import make_mesh
 from pose_common.training.stages import make_stages, stage_index
 from posebh_jax import build
 from posebh_jax.configuration import SHIPPED, of_weights
+from posebh_jax.model import PoseBH
 from posebh_jax.vit import SIZES
 
 
@@ -79,6 +80,17 @@ def test_the_baseline_has_no_prototype_parts():
     method = build.make_method(multi_head.get_config("base"), steps_per_epoch=1)
     state = jax.eval_shape(method.init, jax.random.PRNGKey(0))
     assert set(state.params) == {"backbone", "heads"} and state.method_state == {}
+
+
+def test_values_and_shapes_come_of_one_trace(monkeypatch):
+    """A run asks for the layers' shapes, for a state's and for its initial values."""
+    traces, whole = [], PoseBH.__call__
+    monkeypatch.setattr(PoseBH, "__call__", lambda model, *batch: traces.append(model) or whole(model, *batch))
+    config = mdt.get_config("demo")
+    config.head_filters = (5, 5)  # of no other test
+    method = build.make_method(config, 1)
+    shapes = method.shapes(method.stages[0], {})
+    assert jax.eval_shape(method.init, jax.random.PRNGKey(1)) == shapes and len(traces) == 1
 
 
 def test_mistakes_are_named():
