@@ -1,9 +1,9 @@
 """One training step under several layouts of devices and processes, for any method.
 
 A method's tests bring a module with `run(layout) -> arrays` that ends in `if __name__ == "__main__": program(run)`;
-`in_processes` starts it as
+`in_two_processes` starts it as
 
-    python -m <module> <folder> <coordinator> <processes> <process> <layout>...
+    python -m <module> <folder> <coordinator> <process> <layout>...
 """
 
 from __future__ import annotations
@@ -70,10 +70,9 @@ def one_step(
 
 
 def program(run: Callable[[str], Arrays]) -> None:
-    """The program of one process; the first one writes <folder>/<layout>.npz."""
-    folder, coordinator, processes, process, *layouts = sys.argv[1:]
-    if int(processes) > 1:
-        distributed.start(coordinator, int(processes), int(process))
+    """The program of one of two processes; the first one writes <folder>/<layout>.npz."""
+    folder, coordinator, process, *layouts = sys.argv[1:]
+    distributed.start(coordinator, 2, int(process))
     jax.config.update("jax_default_matmul_precision", "highest")
     gc.set_threshold(10_000)  # see `tests/conftest.py`
     with leaving_together():
@@ -90,21 +89,21 @@ def child_environment(devices: int) -> dict[str, str]:
     return {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags.strip(), "JAX_COMPILATION_CACHE_DIR": ""}
 
 
-def in_processes(module: str, layouts: Sequence[str], folder: pathlib.Path, processes: int = 1) -> dict[str, Arrays]:
-    """What `module` finds under each layout with eight devices, shared among one or more processes."""
+def in_two_processes(module: str, layouts: Sequence[str], folder: pathlib.Path) -> dict[str, Arrays]:
+    """What `module` finds under each layout with eight devices, shared between two processes."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         coordinator = f"127.0.0.1:{probe.getsockname()[1]}"
     programs = [
         subprocess.Popen(
-            [sys.executable, "-m", module, folder, coordinator, str(processes), str(process), *layouts],
+            [sys.executable, "-m", module, folder, coordinator, str(process), *layouts],
             cwd=ROOT,
-            env=child_environment(8 // processes),
+            env=child_environment(devices=4),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
-        for process in range(processes)
+        for process in range(2)
     ]
     outputs = [program.communicate(timeout=900)[0] for program in programs]
     assert not any(program.returncode for program in programs), "\n".join(outputs)

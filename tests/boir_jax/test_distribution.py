@@ -9,7 +9,7 @@ import pytest
 
 from boir_jax.method import TERMS
 from tests.boir_jax import step_program
-from tests.distribution import check, in_processes
+from tests.distribution import check, in_two_processes
 
 pytestmark = pytest.mark.slow  # starts processes that compile whole training steps
 
@@ -20,8 +20,8 @@ same = functools.partial(check, no_effect=NO_EFFECT, gradients=1e-3, others=1e-5
 
 
 @pytest.fixture(scope="module")
-def one_process(tmp_path_factory):
-    return in_processes(step_program.__name__, ["one", "fsdp", "pmap"], tmp_path_factory.mktemp("one"))
+def one_process():
+    return {layout: step_program.run(layout) for layout in ["one", "fsdp", "pmap"]}
 
 
 @pytest.mark.slow(minutes=1)
@@ -39,4 +39,4 @@ def test_eight_devices(layout, one_process):
 
 
 def test_two_processes(one_process, tmp_path):
-    same(in_processes(step_program.__name__, ["sharded"], tmp_path, processes=2)["sharded"], one_process["one"])
+    same(in_two_processes(step_program.__name__, ["sharded"], tmp_path)["sharded"], one_process["one"])

@@ -27,7 +27,7 @@ from pose_common.training.state import STATE_TRAINED
 from pose_common.training.step import train_step
 from pose_common.training.writers import read_metrics
 from pose_common.weights.keys import flatten
-from tests.distribution import in_processes
+from tests.distribution import in_two_processes
 from tests.pose_common.training import toy_program
 from tests.pose_common.training.toy import ToyData, ToyMethod
 
@@ -447,7 +447,7 @@ def test_a_line_of_the_log_is_short(tmp_path, caplog):
 
 def test_two_processes_save_the_newest_and_the_best_and_go_on_after_damage(reference, tmp_path):
     """Both are written at the same time; what one process cannot read, none takes."""
-    found = in_processes(toy_program.__name__, ["toy"], tmp_path, processes=2)["toy"]
+    found = in_two_processes(toy_program.__name__, ["toy"], tmp_path)["toy"]
     for name, value in flatten(reference[1].params).items():
         # float32 sums in another order, through twelve Adam steps.
         np.testing.assert_allclose(found[f"first/{name}"], value, rtol=1e-4, atol=1e-5)
