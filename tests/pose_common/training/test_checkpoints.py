@@ -22,6 +22,8 @@ from pose_common.training.checkpoints import (
 )
 from pose_common.training.fingerprints import summarise
 from pose_common.training.mesh import make_mesh, replicated
+from tests.distribution import in_two_processes
+from tests.pose_common.training import fingerprint_program
 from tests.pose_common.training.toy import ToyMethod
 
 pytestmark = pytest.mark.slow  # writes and damages many checkpoints
@@ -179,6 +181,13 @@ def test_every_changed_value_shows_in_the_fingerprint():
     for array in (names["whole"], jax.numpy.float32(-3), *jax.tree.leaves(layouts[0].params)):
         on_device, on_host = fingerprints._compiled_summary(array), fingerprints._summarise(np.asarray(array), np)
         assert [int(value) for value in on_device] == [int(value) for value in on_host]
+
+
+def test_fingerprints_of_arrays_that_processes_share(tmp_path):
+    """So many at once that CPUs would wait for each other for ever, were they not made one after the other."""
+    found = in_two_processes(fingerprint_program.__name__, ["fsdp"], tmp_path)["fsdp"]
+    expected = {name: each.fingerprint for name, each in fingerprint_program.on_host().items()}
+    assert len(expected) == fingerprint_program.COUNT and found == expected
 
 
 def test_changed_bytes_that_the_format_does_not_notice_are_noticed(tmp_path):

@@ -114,6 +114,18 @@ def test_who_has_no_home_has_no_cache_of_compiled_programs(monkeypatch, caplog):
     assert "is not used" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("several", "backend", "kept"), [(True, "cpu", False), (True, "tpu", True), (False, "cpu", True)]
+)
+def test_several_processes_of_cpus_keep_no_compiled_programs(several, backend, kept, tmp_path, monkeypatch):
+    monkeypatch.setattr(distributed.processes, "several", lambda: several)
+    monkeypatch.setattr("jax.default_backend", lambda: backend)
+    changed = {}
+    monkeypatch.setattr("jax.config.update", changed.__setitem__)
+    distributed.use_compilation_cache(str(tmp_path / "cache"))
+    assert (changed.get("jax_compilation_cache_dir") == str(tmp_path / "cache")) == bool(changed) == kept
+
+
 def test_a_configuration_is_replaced_as_a_whole(tmp_path, monkeypatch):
     """The kill comes when the new file is written, and not yet in the old one's place."""
 
