@@ -95,8 +95,8 @@ def _require_alone(asked: bool) -> None:
 def use_compilation_cache(directory: str | None) -> None:
     """Keeps compiled programs on disk, so that a second start skips the compiler. None or '' turns it off.
 
-    It is off for several processes of CPUs, too: process 0 alone finds its programs again, and they may exchange otherwise
-    than those that the others compile anew (`Gloo ... distributed collective mismatch`).
+    It is off for several processes of CPUs, too: process 0 alone finds its programs again, and they may exchange
+    otherwise than those that the others compile anew (`Gloo ... distributed collective mismatch`).
     """
     if directory and not (processes.several() and jax.default_backend() == "cpu"):
         try:
