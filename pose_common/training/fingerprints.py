@@ -39,20 +39,25 @@ def named_leaves(tree: Any) -> dict[str, Any]:
 
 def summarise(tree: Any) -> dict[str, Summary]:
     """The summary of every array by its name; the same in every process, all of which must call this."""
-    return {name: _summary(array) for name, array in named_leaves(tree).items()}
+    arrays = named_leaves(tree)
+    found = jax.device_get({name: _summary(array) for name, array in arrays.items()})
+    return {
+        name: Summary(tuple(arrays[name].shape), int(fingerprint), bool(finite))
+        for name, (fingerprint, finite) in found.items()
+    }
 
 
-def _summary(array: jax.Array) -> Summary:
-    """Made where the array is, but on the host compiled programs would only cost time.
+def _summary(array: jax.Array) -> tuple[Any, Any]:
+    """Of `_summarise`, made where the array is, but on the host compiled programs would only cost time.
 
-    Waits for the result: of programs that are on their way at once, and sum over devices of several processes, CPUs may
+    CPUs wait for each: of programs that are on their way at once, and sum over devices of several processes, they may
     begin another first in each process, and then wait for each other for ever.
     """
-    on_host = not isinstance(array, jax.Array) or (
-        array.is_fully_addressable and next(iter(array.devices())).platform == "cpu"
-    )
-    found = _summarise(np.asarray(array), np) if on_host else jax.device_get(_compiled_summary(array))
-    return Summary(tuple(array.shape), int(found[0]), bool(found[1]))
+    on_cpu = not isinstance(array, jax.Array) or next(iter(array.devices())).platform == "cpu"
+    if on_cpu and (not isinstance(array, jax.Array) or array.is_fully_addressable):
+        return _summarise(np.asarray(array), np)
+    found = _compiled_summary(array)
+    return jax.block_until_ready(found) if on_cpu else found
 
 
 def _summarise(array: Any, xp: Any = jnp) -> tuple[Any, Any]:
