@@ -24,6 +24,7 @@ from data_pipelines.builders.synthetic import SYNTHETIC, prepare_synthetic
 from data_pipelines.paths import as_path
 from data_pipelines.reading import Reading
 from data_pipelines.top_down.loader import TrainIterator
+from pose_common import host_memory
 from pose_common.console import outlive_console
 from pose_common.report.ending import conclude
 from pose_common.training import checks, configuration, distributed, logs, loop, parallel, processes, restore
@@ -245,6 +246,7 @@ def main(program: Program) -> None:
         logs.start_logging()
         # Traced programs are many objects that stay: Python would look through them for garbage again and again.
         gc.set_threshold(10_000)
+        host_memory.keep()
         try:
             distributed.start(given.coordinator.value, given.num_processes.value, given.process_id.value)
             logs.name_host()

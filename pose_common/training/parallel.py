@@ -149,7 +149,10 @@ def put_rows(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """
     _check_rows(batch, len(mesh.local_devices))
     sharding = meshes.batch_sharding(mesh)
-    return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
+    arrays = {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
+    if mesh.devices.flat[0].platform == "cpu":
+        jax.block_until_ready(arrays)  # else the step would not run in this thread: `host_memory.keep`
+    return arrays
 
 
 def _check_rows(batch: dict[str, np.ndarray], devices: int) -> None:

@@ -18,6 +18,7 @@ import yaml
 from ml_collections import ConfigDict
 
 from boir_jax.model import BoIR
+from pose_common import host_memory
 from pose_common.evaluation import result_table as tables
 from scripts.benchmarks.originals import open_boir, torch_device
 from scripts.benchmarks.peer import Steps, compared
@@ -101,6 +102,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", default="", help="also write the table to this path (.json, .csv, .md)")
     args = parser.parse_args()
+    host_memory.keep()
     side = args.side or SIDES[args.width]
     networks = ours(args.width, side, args.batch), theirs(args.width, side, args.batch, args.reference)
     rows = compared(*networks, args.rounds)

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pose_common import host_memory
 from pose_common.evaluation import result_table as tables
 from posebh_jax.model import PoseBH
 from posebh_jax.vit import SIZES, ViTSize
@@ -138,6 +139,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", default="", help="also write the table to this path (.json, .csv, .md)")
     args = parser.parse_args(argv)
+    host_memory.keep()
     rows = run(SIZES[args.size], args.batch, args.rounds, dtype=args.dtype, compiled=args.compiled)
     tables.show(rows, title=f"ViT {args.size}, batch {args.batch}, {args.dtype}, {jax.devices()[0].device_kind}")
     if args.out:

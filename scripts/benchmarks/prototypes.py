@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
+from pose_common import host_memory
 from pose_common.evaluation import result_table as tables
 from pose_common.heatmaps import encode
 from pose_common.training import configuration
@@ -153,6 +154,7 @@ def main() -> None:
     parser.add_argument("--clusters", type=int, default=96)
     parser.add_argument("--repeats", type=int, default=10)
     args = parser.parse_args()
+    host_memory.keep()
     rows = run(args.counts, args.batch, tuple(args.heatmap_size), args.clusters, args.repeats)
     width, height = args.heatmap_size
     largest = args.batch * width * height * sum(args.counts) * 3 * 4 / 2**20

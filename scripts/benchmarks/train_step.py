@@ -20,6 +20,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from pose_common import host_memory
 from pose_common.evaluation import result_table as tables
 from pose_common.training import flops, parallel
 from pose_common.training.distributed import use_compilation_cache
@@ -96,6 +97,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10, help="timed steps of each row, after two that are not")
     parser.add_argument("--out", default="", help="also write the table to this path (.json, .csv, .md)")
     config, options = parse_arguments(parser, "configs/mdt.py:demo")
+    host_memory.keep()
     use_compilation_cache(config.compilation_cache)
     strategy = parallel.ShardedStrategy(make_mesh(config.fsdp), config.fsdp_min_size)
     rows = run(config, options.steps, strategy)

@@ -36,6 +36,7 @@ from configs import boir
 from data_pipelines.builders.synthetic import prepare_synthetic
 from data_pipelines.whole_image.loader import eval_loader
 from data_pipelines.whole_image.pictures import STRIDE
+from pose_common import host_memory
 from pose_common.images import normalise_pixels
 from pose_common.metrics import columns, evaluate
 from pose_common.training import parallel
@@ -368,6 +369,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=80)
     parser.add_argument("--arms", nargs="*", choices=list(ARMS), default=list(ARMS))
     args = parser.parse_args(argv)
+    host_memory.keep()
     found = run(args.out, args.seeds, args.start_steps, args.steps, args.arms)
     (args.out / f"{NAME}.md").write_text(tables(found), encoding="utf8")
     draw(found, args.out / f"{NAME}.svg")

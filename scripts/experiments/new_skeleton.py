@@ -35,7 +35,7 @@ from data_pipelines.records import is_prepared
 from data_pipelines.synthetic_world import render_scene
 from data_pipelines.top_down.crops import TopDownSource
 from data_pipelines.top_down.loader import open_source, train_iterator
-from pose_common import heatmaps
+from pose_common import heatmaps, host_memory
 from pose_common.prediction.pictures import Picture
 from pose_common.training.step import train_step
 from posebh_jax import build, configuration, skeleton, sources
@@ -312,6 +312,7 @@ def main() -> None:
     parser.add_argument("--transfers", type=int, default=1, help="draws that transfer training runs on")
     parser.add_argument("--per_epoch", type=int, default=1, help="steps an epoch of transfer training, of 60 epochs")
     args = parser.parse_args()
+    host_memory.keep()
     pose = posebh_jax.load()
     for name in args.worlds:
         runs(pose, prepare(name, args.samples, args.work, pose.predictors[True].input_size), args)

@@ -27,6 +27,7 @@ from configs import mdt
 from data_pipelines.builders.synthetic import prepare_synthetic
 from data_pipelines.records import load_annotations
 from data_pipelines.top_down.loader import open_source
+from pose_common import host_memory
 from pose_common.training import logs
 from pose_common.training.stages import Stage
 from pose_common.training.state import TrainState
@@ -339,6 +340,7 @@ def main() -> None:
         help="how they follow the embeddings; 'slow', the demo's settings, is an experiment of its own",
     )
     args = parser.parse_args()
+    host_memory.keep()
     logs.start_logging()
     began = time.perf_counter()
     trainer = Trainer(configuration(args.prototypes), MULTI_HEAD)

@@ -34,6 +34,7 @@ from data_pipelines.records import is_prepared, load_annotations
 from data_pipelines.skeletons import KEYPOINT_SETS
 from data_pipelines.synthetic_world import render_scene, skeleton_keypoints
 from data_pipelines.top_down.loader import open_source
+from pose_common import host_memory
 from pose_common.training import logs
 from pose_common.training.stages import Stage
 from pose_common.training.state import TrainState
@@ -301,6 +302,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--splits", nargs="+", default=["hips", "alternate"])
     args = parser.parse_args()
+    host_memory.keep()
     logs.start_logging()
     began = time.perf_counter()
     for split in args.splits:
