@@ -16,7 +16,7 @@ def keep() -> None:
     """Memory that is freed stays with the process, and the next step finds it there.
 
     A program's temporaries are one piece of up to some gigabytes. glibc asks the kernel for a piece above 32 MiB and
-    gives it back when it is freed, so that the kernel fills every page with zeros in every step, up to a third of its
+    gives it back when it is freed, so that the kernel fills every page with zeros in every step, up to a quarter of its
     time (`docs/benchmarks.md`). From here on pieces of any size come from the heap, which does not shrink: the process
     holds what it needed at its peak. The heap is the main thread's, so programs of one CPU run in the thread that calls
     them where their arguments are there; programs of several devices have threads of their own, and stay as they were.
