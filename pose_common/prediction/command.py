@@ -24,7 +24,6 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from data_pipelines.paths import as_folder, write_whole
 from data_pipelines.picture_formats import SUFFIXES
 from data_pipelines.synthetic_world.scene import render_scene
-from pose_common import host_memory
 from pose_common.console import outlive_console
 from pose_common.evaluation import draw
 from pose_common.prediction import tracking
@@ -138,7 +137,6 @@ def _run(
                 require_number(f"--{name}", getattr(args, name))
         if bool(args.source) == args.demo:
             raise ValueError("give either pictures, folders, patterns or videos, or --demo")
-        host_memory.keep()
         distributed.use_compilation_cache(COMPILATION_CACHE)
         if args.demo:
             args.source = rendered_pictures()

@@ -20,7 +20,6 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from boir_jax.weights.convert import METHOD as BOIR
-from pose_common import host_memory
 from pose_common.evaluation import result_table as tables
 from pose_common.training.distributed import use_compilation_cache
 from pose_common.training.mesh import make_mesh
@@ -73,7 +72,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="timed rounds of each row, after one that compiles")
     parser.add_argument("--out", default="", help="also write the table to this path (.json, .csv, .md)")
     config, options = parse_arguments(parser, "configs/boir.py:coco_w32")
-    host_memory.keep()
     use_compilation_cache(config.compilation_cache)
     rows = run(config, options.batches, options.rounds)
     devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
