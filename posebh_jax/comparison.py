@@ -279,17 +279,21 @@ def _side_by_side(unit: jax.Array, bank: list[jax.Array]) -> list[jax.Array]:
     With x and y as sums of three bfloat16 each, from large to small, x1 y1 + x2 y1 + x1 y2 + x2 y2 + x1 y3 + x3 y1 is
     one product of [x1 x2 x1 x2 x1 x3] and [y1 y1 y2 y2 y3 y1].
     """
+    pixels, columns = _of_pixels(unit), map(_of_prototypes, bank)
+    product = functools.partial(jnp.einsum, precision=CHOICE, preferred_element_type=jnp.float32)
+    return [product("bhwd,td->bhwt", pixels, column) for column in columns]
+
+
+def _of_pixels(unit: jax.Array) -> jax.Array:
     large, middle, small = _three_parts(jnp.concatenate([unit, unit], axis=-1))
     first = jnp.arange(2 * unit.shape[-1]) < unit.shape[-1]
     pair = jnp.where(first, large, middle)
-    pixels = jnp.concatenate([pair, pair, jnp.where(first, large, small)], axis=-1).astype(jnp.bfloat16)
+    return jnp.concatenate([pair, pair, jnp.where(first, large, small)], axis=-1).astype(jnp.bfloat16)
 
-    def cosine(own):
-        large, middle, small = _three_parts(own)
-        columns = jnp.concatenate([large, large, middle, middle, small, large], axis=-1).astype(jnp.bfloat16)
-        return jnp.einsum("bhwd,td->bhwt", pixels, columns, precision=CHOICE, preferred_element_type=jnp.float32)
 
-    return list(map(cosine, bank))
+def _of_prototypes(own: jax.Array) -> jax.Array:
+    large, middle, small = _three_parts(own)
+    return jnp.concatenate([large, large, middle, middle, small, large], axis=-1).astype(jnp.bfloat16)
 
 
 def _three_parts(x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
