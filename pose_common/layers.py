@@ -10,6 +10,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from pose_common.products import product
+
 full_precision = functools.partial(jax.default_matmul_precision, "float32")
 """Context in which products of float32 are such on every device: left alone, TPUs round their operands to bfloat16 and
 recent GPUs to TF32, which moves the highest cell of flat maps."""
@@ -28,17 +30,8 @@ def normal(deviation: float) -> nn.initializers.Initializer:
     return values
 
 
-def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """x [..., C] @ kernel [C, D], with all rows of x as one axis.
-
-    Where they have several, XLA's CPU compiler lays out anew what the kernel's gradient is made of, which takes as long
-    as that product.
-    """
-    return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], kernel.shape[-1])
-
-
 class Dense(nn.Module):
-    """A linear layer in `dtype`; its parameters are those of `nn.Dense`, its product is `product`."""
+    """A linear layer in `dtype`; its parameters are those of `nn.Dense`, its product is `products.product`."""
 
     features: int
     dtype: Any

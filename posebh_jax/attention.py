@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from pose_common.layers import Dense, product
+from pose_common.layers import Dense
+from pose_common.products import by_platform, product
 from posebh_jax import tpu_kernels
 
 KEPT = "kept for the backward pass"
@@ -56,9 +57,9 @@ def attend(qkv: jax.Array, bias: jax.Array, num_heads: int, use_kernel: bool = T
       [B, N, C], head after head.
     """
     plain = functools.partial(_attend, num_heads=num_heads)
-    kernel = functools.partial(tpu_kernels.attention, num_heads=num_heads)
     available = use_kernel and tpu_kernels.attention_available(qkv)
-    return tpu_kernels.on_tpu(available, kernel, plain, qkv, bias)
+    kernel = functools.partial(tpu_kernels.attention, num_heads=num_heads) if available else None
+    return by_platform(plain, qkv, bias, tpu=kernel)
 
 
 def _forward(qkv, bias, num_heads, use_kernel):
@@ -68,30 +69,30 @@ def _forward(qkv, bias, num_heads, use_kernel):
 
 def _backward(num_heads, use_kernel, kept, slope):
     plain = functools.partial(_attend_gradient, num_heads=num_heads)
-    kernel = functools.partial(tpu_kernels.attention_gradient, num_heads=num_heads)
     available = use_kernel and tpu_kernels.attention_available(kept[0])
-    return tpu_kernels.on_tpu(available, kernel, plain, *kept, slope)
+    kernel = functools.partial(tpu_kernels.attention_gradient, num_heads=num_heads) if available else None
+    return by_platform(plain, *kept, slope, tpu=kernel)
 
 
 attend.defvjp(_forward, _backward)
 
 
-def _attend(qkv, bias, *, num_heads):
+def _attend(qkv, bias, *, num_heads, einsum):
     q, k, v = _apart(qkv + bias, 3, num_heads)
-    return _together(jnp.einsum("bhnm,bhmd->bhnd", _weights(q, k).astype(q.dtype), v)[None])
+    return _together(einsum("bhnm,bhmd->bhnd", _weights(q, k).astype(q.dtype), v)[None])
 
 
-def _attend_gradient(qkv, bias, slope, *, num_heads):
+def _attend_gradient(qkv, bias, slope, *, num_heads, einsum):
     q, k, v = _apart(qkv + bias, 3, num_heads)
     (slope,) = _apart(slope, 1, num_heads)
     weights = _weights(q, k)
-    of_v = jnp.einsum("bhnm,bhnd->bhmd", weights.astype(q.dtype), slope)
+    of_v = einsum("bhnm,bhnd->bhmd", weights.astype(q.dtype), slope)
     of_weights = jnp.einsum("bhnd,bhmd->bhnm", slope, v, preferred_element_type=jnp.float32)
     # The softmax takes the mean slope off, weighted by itself.
     mean = (weights * of_weights).sum(-1, keepdims=True)
     of_scores = (weights * (of_weights - mean) * q.shape[-1] ** -0.5).astype(q.dtype)
-    of_q = jnp.einsum("bhnm,bhmd->bhnd", of_scores, k)
-    of_k = jnp.einsum("bhnm,bhnd->bhmd", of_scores, q)
+    of_q = einsum("bhnm,bhmd->bhnd", of_scores, k)
+    of_k = einsum("bhnm,bhnd->bhmd", of_scores, q)
     of_qkv = _together(jnp.stack([of_q, of_k, of_v]))
     return of_qkv, of_qkv.sum((0, 1))
 

@@ -30,13 +30,6 @@ _MOST_FEATURES = 2048
 _AB, _ABT, _ATB = ((1,), (0,)), ((1,), (1,)), ((0,), (0,))  # the axes that a b, a b^T and a^T b sum over
 
 
-def on_tpu(available: bool, kernel: Callable, plain: Callable, *arguments: jax.Array) -> Any:
-    """`kernel(*arguments)` where it is available and the program is compiled for a TPU, else `plain(*arguments)`."""
-    if not available:
-        return plain(*arguments)
-    return jax.lax.platform_dependent(*arguments, tpu=kernel, default=plain)
-
-
 def attention_available(qkv: jax.Array) -> bool:
     """Whether `attention` takes qkv [B, N, 3C]."""
     _, tokens, features = qkv.shape

@@ -20,6 +20,7 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
 from pose_common.layers import Dense, normal
+from pose_common.products import by_platform
 from posebh_jax import tpu_kernels
 from posebh_jax.attention import KEPT, Attention
 
@@ -115,7 +116,7 @@ def apply_experts(
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _expert_product(x, dataset, kernel, use_kernel):
     available = use_kernel and tpu_kernels.experts_available(x, kernel)
-    return tpu_kernels.on_tpu(available, tpu_kernels.experts, _gathered_experts, x, dataset, kernel)
+    return by_platform(_gathered_experts, x, dataset, kernel, tpu=tpu_kernels.experts if available else None)
 
 
 def _expert_product_forward(x, dataset, kernel, use_kernel):
@@ -125,26 +126,26 @@ def _expert_product_forward(x, dataset, kernel, use_kernel):
 def _expert_product_backward(use_kernel, kept, slope):
     x, _, kernel = kept
     available = use_kernel and tpu_kernels.experts_available(x, kernel)
-    gradient, plain = tpu_kernels.experts_gradient, _gathered_experts_gradient
-    of_x, of_kernel = tpu_kernels.on_tpu(available, gradient, plain, *kept, slope)
+    gradient = tpu_kernels.experts_gradient if available else None
+    of_x, of_kernel = by_platform(_gathered_experts_gradient, *kept, slope, tpu=gradient)
     return of_x, None, of_kernel
 
 
 _expert_product.defvjp(_expert_product_forward, _expert_product_backward)
 
 
-def _gathered_experts(x, dataset, kernel):
+def _gathered_experts(x, dataset, kernel, *, einsum):
     """Each sample gets a copy of its expert's weights, and one batched product does the rest.
 
     Nothing moves between the devices that share a batch, as sorting samples by expert would, and the absent experts
     cost nothing.
     """
-    return jnp.einsum("bnh,bhp->bnp", x, _of_sample(kernel.astype(x.dtype), dataset))
+    return einsum("bnh,bhp->bnp", x, _of_sample(kernel.astype(x.dtype), dataset))
 
 
-def _gathered_experts_gradient(x, dataset, kernel, slope):
-    of_x = jnp.einsum("bnp,bhp->bnh", slope, _of_sample(kernel.astype(x.dtype), dataset))
-    of_own = jnp.einsum("bnh,bnp->bhp", x, slope)
+def _gathered_experts_gradient(x, dataset, kernel, slope, *, einsum):
+    of_x = einsum("bnp,bhp->bnh", slope, _of_sample(kernel.astype(x.dtype), dataset))
+    of_own = einsum("bnh,bnp->bhp", x, slope)
     of_kernel = jnp.zeros_like(kernel).at[dataset].add(of_own.astype(kernel.dtype), wrap_negative_indices=False)
     return of_x, of_kernel
 
