@@ -114,7 +114,11 @@ class PoseModel:
 
 
 def load(
-    source: str | pathlib.Path | None = None, *, input_size: int | None = None, device: str | jax.Device | None = None
+    source: str | pathlib.Path | None = None,
+    *,
+    input_size: int | None = None,
+    device: str | jax.Device | None = None,
+    dtype: str = "float32",
 ) -> PoseModel:
     """Loads a model with its weights.
 
@@ -125,10 +129,13 @@ def load(
       input_size: short side of the resized picture, rounded up to a multiple of 64; that of the run or of the release
         by default, as all settings of prediction are.
       device: where to compute, such as "cpu", "gpu", "cuda:1"; JAX's first by default.
+      dtype: of the network's products: "float32", as evaluation has it, or "bfloat16", which is faster and moves
+        keypoints by a fraction of a pixel. What decides where a keypoint is stays in float32.
 
     Raises:
-      ValueError: there are no weights, or none of this method; a size of no pixels.
+      ValueError: there are no weights, or none of this method; a size of no pixels; another dtype.
     """
+    arithmetic = command.find_dtype(dtype)
     if input_size is not None and input_size < 1:
         raise ValueError(f"input_size={input_size}: expected the short side in pixels, 1 or more")
     path = local_path(EMBEDDED if source is None else source)
@@ -139,7 +146,7 @@ def load(
         skeleton = configuration.dataset(config).keypoints
     except ConfigError as error:
         raise ValueError(f"{source}: {error}") from error
-    model = model_of(conversion.manifest, num_keypoints=skeleton.num_keypoints)
+    model = model_of(conversion.manifest, num_keypoints=skeleton.num_keypoints, dtype=arithmetic)
     smoothing, oks_nms = (table.get(config.dataset, table.default) for table in (config.smoothing, config.oks_nms))
     predictor = Predictor(model, skeleton, ProposalConfig(smoothing=smoothing, **config.proposals))
     needed = {key: conversion.weights[key] for key in ("params", "batch_stats")}

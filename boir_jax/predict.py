@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _predict(args: Any) -> tuple[str, Iterator[list[Result]]]:
-    model = load(args.checkpoint, input_size=args.input_size, device=args.device)
+    model = load(args.checkpoint, input_size=args.input_size, device=args.device, dtype=args.dtype)
     pictures = fitting(pictures_of(args.source, args.left_out.append), args.left_out.append)
     results = model.results(pictures, args.batch_size, args.threshold)
     return model.title, ([result] for result in results)

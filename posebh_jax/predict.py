@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _predict(args: Any) -> tuple[str, Iterator[list[Result]]]:
-    model = load(args.checkpoint, datasets=args.datasets, device=args.device)
+    model = load(args.checkpoint, datasets=args.datasets, device=args.device, dtype=args.dtype)
     if args.skeleton:
         model = _with_skeleton(model, args)
     names = model.names(args.dataset)

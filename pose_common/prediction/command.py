@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -47,6 +48,7 @@ from pose_common.weights.embedded import NOTICE
 KINDS = ("images", "json", "csv", "video")
 LONGEST_NAME = 240
 """Bytes of a drawing's name: file systems take 255, and a number and the suffix follow."""
+DTYPES = ("float32", "bfloat16")
 COMPILATION_CACHE = "~/.cache/posebh_jax/jax"
 
 
@@ -82,6 +84,9 @@ def parser(
         help="crops (BoIR: pictures of one size) that go through the network together (default: %(default)s)",
     )
     made.add_argument("--device", help="where to compute, such as cpu, gpu, cuda:1 (default: the first that JAX has)")
+    made.add_argument(
+        "--dtype", default="float32", help=f"{' or '.join(DTYPES)}: of the network's products (default: %(default)s)"
+    )
     made.add_argument("--draw_threshold", type=float, help="smallest confidence of a keypoint that is drawn")
     made.add_argument("--debug", action="store_true", help="show errors with their traceback")
     return made
@@ -101,6 +106,17 @@ def find_device(device: str | jax.Device | None) -> jax.Device | None:
     except (RuntimeError, ValueError, IndexError) as error:
         there = ", ".join(f"{found.platform}:{found.id}" for found in jax.devices())
         raise ValueError(f"device {device!r}: there are {there}") from error
+
+
+def find_dtype(name: str) -> Any:
+    """The dtype of a network's products that a name means.
+
+    Raises:
+      ValueError: it is none of `DTYPES`.
+    """
+    if name not in DTYPES:
+        raise ValueError(f"dtype={name!r}: expected {' or '.join(DTYPES)}")
+    return jnp.dtype(name)
 
 
 def run(args: argparse.Namespace, predict: Callable[[argparse.Namespace], tuple[str, Iterator[list[Result]]]]) -> int:

@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 
 import boir_jax
+import boir_jax.predict
 import posebh_jax
 from boir_jax import build, configuration, export, sources
 from boir_jax.pose_model import PoseModel
 from configs import boir
 from data_pipelines.datasets import PoseDataset, save_definition
 from data_pipelines.skeletons import KeypointSet
+from data_pipelines.synthetic_world.scene import render_scene
 from pose_common.prediction.pictures import Picture
 from pose_common.training.checkpoints import Checkpoints
 from pose_common.weights.folder import load_weights, save_weights
@@ -70,6 +72,25 @@ def test_a_threshold_is_a_number(value):
             call(PICTURE.image, **{name: value})
     with pytest.raises(ValueError, match="flip='no': expected True or False"):
         posebh_jax.load()(PICTURE.image, flip="no")
+
+
+def test_products_of_bfloat16_find_the_same_people():
+    """The embedded models' PoseBH has keypoints where float32 has them; BoIR's lie on a grid of five pixels here."""
+    picture = render_scene("crowd", (2026,), 0).image
+    whole = boir_jax.load()(picture)
+    poses = {dtype: posebh_jax.load(dtype=dtype)(picture, boxes=whole.boxes) for dtype in ("float32", "bfloat16")}
+    half = boir_jax.load(dtype="bfloat16")(picture)
+    for exact, found, median in ((whole, half, 1e-3), (poses["float32"], poses["bfloat16"], 0.1)):
+        assert len(exact.keypoints) == len(found.keypoints) > 2
+        moved = np.linalg.norm(exact.keypoints[..., :2] - found.keypoints[..., :2], axis=-1)
+        assert np.median(moved) < median and not np.array_equal(exact.keypoints, found.keypoints)
+
+
+def test_an_unknown_dtype_is_named(tmp_path):
+    for load in (posebh_jax.load, boir_jax.load):
+        with pytest.raises(ValueError, match="^dtype='float16': expected float32 or bfloat16"):
+            load(dtype="float16")
+    assert boir_jax.predict.main(["--demo", "--dtype=half", f"--out={tmp_path / 'poses'}"]) == 1
 
 
 def test_a_model_between_two_sizes_is_exported_for_the_larger():
