@@ -11,6 +11,9 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.layout import Layout, with_layout_constraint
 
+DTYPES = ("float32", "bfloat16")
+"""What a network's products may be of."""
+
 
 def by_platform(function: Callable, *arguments: jax.Array, tpu: Callable | None = None) -> Any:
     """`function(*arguments, einsum=...)` with the `jnp.einsum` of two arrays that the platform is fast at.

@@ -314,8 +314,8 @@ def load(
       datasets, num_heads: what a file does not say itself: the datasets of its heads, in order (also as a text,
         separated by commas), and the number of attention heads. It is an error if the weights name other datasets.
       device: where to compute, such as "cpu", "gpu", "cuda:1"; JAX's first by default.
-      dtype: of the network's products: "float32", as evaluation has it, or "bfloat16", which is faster and moves
-        keypoints by a fraction of a pixel. What decides where a keypoint is stays in float32.
+      dtype: of the network's products: "float32", as evaluation has it, or "bfloat16", faster where the device has
+        instructions for it. Keypoints move by a fraction of a pixel: last sums and decoding stay in float32.
 
     Raises:
       ValueError: there are no weights, or none of this method; another dtype.

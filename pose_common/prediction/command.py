@@ -41,6 +41,7 @@ from pose_common.prediction.sources import (
     require_one_clip,
 )
 from pose_common.prediction.video import video_writer
+from pose_common.products import DTYPES
 from pose_common.training import distributed, logs
 from pose_common.training.processes import one_line
 from pose_common.weights.embedded import NOTICE
@@ -48,7 +49,6 @@ from pose_common.weights.embedded import NOTICE
 KINDS = ("images", "json", "csv", "video")
 LONGEST_NAME = 240
 """Bytes of a drawing's name: file systems take 255, and a number and the suffix follow."""
-DTYPES = ("float32", "bfloat16")
 COMPILATION_CACHE = "~/.cache/posebh_jax/jax"
 
 

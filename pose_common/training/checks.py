@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 
 from data_pipelines.datasets import PoseDataset, find_dataset, known_datasets
 from data_pipelines.paths import NoPathError, as_path, is_remote
+from pose_common.products import DTYPES
 from pose_common.weights.hub_folders import HUB
 
 POSITIVE = ("batch_size", "eval_batch_size", "fsdp", "learning_rate", "keep_checkpoints")
@@ -171,7 +172,7 @@ def check(config: ConfigDict) -> None:
     one_of("mode", config.mode, ("train", "evaluate"))
     one_of("parallel", config.parallel, ("sharded", "pmap"))
     for name in ("dtype", "eval_dtype"):
-        one_of(name, config[name], ("float32", "bfloat16"))
+        one_of(name, config[name], DTYPES)
     for name in POSITIVE:
         positive(name, config[name])
     for name in NOT_NEGATIVE:
