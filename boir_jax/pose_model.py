@@ -129,8 +129,8 @@ def load(
       input_size: short side of the resized picture, rounded up to a multiple of 64; that of the run or of the release
         by default, as all settings of prediction are.
       device: where to compute, such as "cpu", "gpu", "cuda:1"; JAX's first by default.
-      dtype: of the network's products: "float32", as evaluation has it, or "bfloat16", for accelerators: a CPU convolves it no
-        faster. Keypoints are cells of a map, here and there the next one instead.
+      dtype: of the network's products: "float32", as evaluation has it, or "bfloat16", for accelerators: a
+        CPU convolves it no faster. Keypoints are cells of a map, here and there the next one instead.
 
     Raises:
       ValueError: there are no weights, or none of this method; a size of no pixels; another dtype.
